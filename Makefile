@@ -1,0 +1,48 @@
+# Needs only a POSIX shell, make and Python 3.11+. Every target prepares .venv by itself.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+TESTS  ?=
+
+.PHONY: help demo test check format bench lock clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.ready: pyproject.toml requirements/runtime.txt
+	@scripts/prepare "$(PYTHON)" "$(VENV)" runtime
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements/dev.txt
+	@scripts/prepare "$(PYTHON)" "$(VENV)" dev
+	@touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
+	@scripts/prepare "$(PYTHON)" "$(VENV)" bench
+	@touch $@
+
+demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders, waits and checks the books
+	@cd examples/shop && ../../$(BIN)/python demo.py $(ARGS)
+
+test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
+	@STRICT=$(STRICT) $(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.ready-dev  ## formatter, linter, type checkers, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready-dev  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready-bench  ## the benchmarks, as ratios
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(VENV)/.ready-dev  ## pin the requirements again, with hashes
+	@scripts/lock "$(BIN)"
+
+clean:  ## remove the environment and everything the demo wrote
+	rm -rf $(VENV) examples/shop/.oyez

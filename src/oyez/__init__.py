@@ -1,0 +1,21 @@
+"""Oyez: event-driven microservices for Python, from a laptop to a Kafka cluster, on the same code.
+
+The public names, no more. `oyez.testing` has the test harness, `oyez.errors` every error.
+"""
+
+from oyez.errors import InvalidEvent, OyezError
+from oyez.event import Event, event
+from oyez.handler import Context, Retry
+from oyez.service import Service
+from oyez.transaction import Transaction
+
+__all__ = [
+    "Context",
+    "Event",
+    "InvalidEvent",
+    "OyezError",
+    "Retry",
+    "Service",
+    "Transaction",
+    "event",
+]

@@ -1,0 +1,354 @@
+"""The default broker: all streams of a system in one SQLite file, used by many processes at once.
+
+An append is durable when `publish` returns; appends of one process that arrive while another is
+being flushed share the next commit, and processes queue for the file by its lock. Readers go by
+position; a committer wakes them with a datagram (see `oyez.sqlite_file`), and a slow poll is the
+safety net where that can't reach. Old records are deleted by age and by size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from zlib import crc32
+
+import apsw
+import msgspec
+
+from oyez.ambient import Ambient
+from oyez.errors import (
+    BrokerCorrupt,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    StoreCorrupt,
+    StoreError,
+    StoreUnavailable,
+)
+from oyez.partitioning import partition_of, partition_without_key
+from oyez.ports import BEGINNING, Batch, Capabilities, Position, Record
+from oyez.sqlite_file import SqliteFile
+
+SCHEMA = """
+pragma auto_vacuum = incremental;
+create table partition (
+  id integer primary key, stream text not null, partition integer not null,
+  last integer not null default 0,
+  unique (stream, partition)
+);
+create table record (
+  partition integer not null, position integer not null,
+  time real not null, key text, headers blob not null, data blob, crc integer not null,
+  primary key (partition, position)
+) without rowid;
+create table housekeeping (id integer primary key check (id = 1), due real not null);
+insert into housekeeping values (1, 0);
+"""
+VERSION = 1
+
+_encode = msgspec.json.Encoder().encode
+_headers = msgspec.json.Decoder(dict[str, str]).decode
+
+
+T = TypeVar("T")
+
+
+class EmbeddedOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the embedded broker behaves."""
+
+    partitions: int = 8
+    """How many a stream gets that is made by its first record."""
+    retention: float = 7 * 86_400.0
+    """Records older than this many seconds are deleted."""
+    retention_bytes: int = 4 * 1024**3
+    """When the file holds more than this many bytes, the oldest records are deleted."""
+    batch: int = 256
+    """Records in one batch, at most."""
+    batch_bytes: int = 4 * 1024 * 1024
+    """Bytes of data in one batch, at most (one record may exceed it alone)."""
+    poll: float = 0.5
+    """Seconds between two looks at the file when no datagram comes."""
+    deadline: float = 30.0
+    """Seconds after which a call gives up with BrokerUnavailable."""
+    housekeeping: float = 60.0
+    """Seconds between two rounds of deleting, by whichever process is first."""
+
+
+class EmbeddedBroker:
+    """Streams in one file; the face is `oyez.ports.Broker`."""
+
+    capabilities = Capabilities(durability="power-loss", history=True, processes=True)
+
+    def __init__(
+        self, path: Path, ambient: Ambient, options: EmbeddedOptions | None = None
+    ) -> None:
+        self.options = options or EmbeddedOptions()
+        self._ambient = ambient
+        self._file = SqliteFile(path, schema=SCHEMA, version=VERSION)
+        self._path = path
+        self._ids: dict[str, list[int]] = {}
+        self._heads: dict[tuple[str, int], Position] = {}
+        self._waiting: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+        self._again = False
+        self._poller: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    async def open(self) -> None:
+        """See `Broker.open`."""
+        if self._poller is not None:
+            return
+        try:
+            await self._file.open()
+        except StoreError as error:
+            raise _as_broker_error(error) from error
+        self._file.on_ring(self._look)
+        await self._refresh()
+        self._poller = asyncio.create_task(self._poll(), name=f"poll {self._path.name}")
+
+    async def close(self) -> None:
+        """See `Broker.close`."""
+        for task in (self._poller, self._refreshing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        self._poller = None
+        await self._file.close()
+
+    async def publish(self, records: Sequence[Record]) -> None:
+        """See `Broker.publish`."""
+        now = self._ambient.now()
+        rows = [
+            (r.stream, r.key, r.headers.get("id", ""), _encode(r.headers), r.data) for r in records
+        ]
+        await self._call(self._file.write(partial(self._append, rows, now), ring=True))
+
+    async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
+        """See `Broker.read`."""
+        place = (stream, partition)
+        while True:
+            if self._heads.get(place, BEGINNING) > after:
+                batch = await self._call(self._file.read(partial(self._fetch, place, after)))
+                if batch is not None:
+                    after = batch.records[-1].position
+                    yield batch
+                    continue
+                # Everything up to the head was deleted by retention.
+                self._heads.pop(place, None)
+            waiting = self._waiting.get(place)
+            if waiting is None or waiting.done():
+                waiting = self._waiting[place] = asyncio.get_running_loop().create_future()
+            await asyncio.shield(waiting)
+
+    async def streams(self) -> Mapping[str, int]:
+        """See `Broker.streams`."""
+        await self._refresh()
+        return {stream: len(places) for stream, places in self._ids.items()}
+
+    async def create(self, stream: str, partitions: int) -> None:
+        """See `Broker.create`."""
+
+        def make(connection: apsw.Connection) -> int:
+            sql = "select count(*) from partition where stream = ?"
+            found: int = connection.execute(sql, (stream,)).get
+            return found or len(self._make(connection, stream, partitions))
+
+        found = await self._call(self._file.write(make, ring=True))
+        if found != partitions:
+            raise BrokerRefused(
+                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
+                "when a stream is made; set system.partitions to it or use a new stream"
+            )
+
+    async def ends(self, stream: str) -> Sequence[Position]:
+        """See `Broker.ends`."""
+        sql = "select last from partition where stream = ? order by partition"
+        return await self._call(
+            self._file.read(lambda c: [last for (last,) in c.execute(sql, (stream,))])
+        )
+
+    def on_streams(self, callback: Callable[[], None]) -> None:
+        """See `Broker.on_streams`."""
+        self._listeners.append(callback)
+
+    # -- waking readers, on the event loop --------------------------------------------------------
+
+    def _look(self) -> None:
+        # Rings come faster than looks: one look at a time, and one more if it rang meanwhile.
+        if self._refreshing is not None and not self._refreshing.done():
+            self._again = True
+            return
+        self._refreshing = asyncio.create_task(self._refresh_all())
+
+    async def _refresh_all(self) -> None:
+        self._again = True
+        while self._again:
+            self._again = False
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        sql = "select id, stream, partition, last from partition order by stream, partition"
+        rows = await self._call(self._file.read(lambda c: list(c.execute(sql))))
+        ids: dict[str, list[int]] = {}
+        for identity, stream, _, _ in rows:
+            ids.setdefault(stream, []).append(identity)
+        added = ids.keys() != self._ids.keys()
+        self._ids = ids
+        for _, stream, partition, last in rows:
+            place = (stream, partition)
+            if last > self._heads.get(place, BEGINNING):
+                self._heads[place] = last
+                waiting = self._waiting.pop(place, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(None)
+        if added:
+            for callback in self._listeners:
+                callback()
+
+    async def _poll(self) -> None:
+        while True:
+            await self._ambient.sleep(self.options.poll)
+            try:
+                await self._refresh()
+                await self._keep_house()
+            except BrokerError:
+                continue  # whoever reads or publishes meets the same error and reports it
+
+    async def _keep_house(self) -> None:
+        now = self._ambient.now()
+        sql = "select due from housekeeping"
+        if await self._call(self._file.read(lambda c: c.execute(sql).get)) > now:
+            return
+        while await self._call(self._file.write(partial(self._delete_old, now))):
+            await self._ambient.sleep(0.05)  # let appends go between two rounds
+
+    async def _call(self, answer: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self.options.deadline):
+                return await answer
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                f"{self._path} did not answer within {self.options.deadline:.0f} s"
+            ) from error
+        except StoreError as error:
+            raise _as_broker_error(error) from error
+
+    # -- what runs on the file's threads ----------------------------------------------------------
+
+    def _append(
+        self,
+        rows: list[tuple[str, str | None, str, bytes, bytes | None]],
+        now: float,
+        connection: apsw.Connection,
+    ) -> None:
+        last: dict[int, int] = {}
+        records = []
+        for stream, key, event_id, headers, data in rows:
+            places = self._places(connection, stream)
+            if key is None:
+                index = partition_without_key(event_id, len(places))
+            else:
+                index = partition_of(key, len(places))
+            place = places[index]
+            position = last.get(place)
+            if position is None:
+                sql = "select last from partition where id = ?"
+                position = connection.execute(sql, (place,)).get
+            position += 1
+            last[place] = position
+            crc = crc32(data or b"", crc32(headers))
+            records.append((place, position, now, key, headers, data, crc))
+        connection.executemany("insert into record values (?, ?, ?, ?, ?, ?, ?)", records)
+        connection.executemany(
+            "update partition set last = ? where id = ?",
+            [(position, place) for place, position in last.items()],
+        )
+
+    def _places(self, connection: apsw.Connection, stream: str) -> list[int]:
+        # Only what a reader has seen committed is remembered: a stream made here may still be
+        # rolled back, and its numbers given to another.
+        known = self._ids.get(stream)
+        if known is not None:
+            return known
+        sql = "select id from partition where stream = ? order by partition"
+        found = [place for (place,) in connection.execute(sql, (stream,))]
+        return found or self._make(connection, stream, self.options.partitions)
+
+    def _make(self, connection: apsw.Connection, stream: str, partitions: int) -> list[int]:
+        sql = "insert into partition (stream, partition) values (?, ?) returning id"
+        return [connection.execute(sql, (stream, index)).get for index in range(partitions)]
+
+    def _fetch(
+        self, place: tuple[str, int], after: Position, connection: apsw.Connection
+    ) -> Batch | None:
+        stream, partition = place
+        sql = """select position, time, key, headers, data, crc from record
+          where partition = ? and position > ? order by position limit ?"""
+        records: list[Record] = []
+        room = self.options.batch_bytes
+        rows = connection.execute(sql, (self._ids[stream][partition], after, self.options.batch))
+        for position, time, key, headers, data, crc in rows:
+            if crc32(data or b"", crc32(headers)) != crc:
+                raise BrokerCorrupt(
+                    f"{self._path}: record {position} of {stream}[{partition}] fails its checksum: "
+                    "the disk or the file is damaged; restore the file from a backup"
+                )
+            records.append(
+                Record(
+                    stream=stream,
+                    key=key,
+                    headers=_headers(headers),
+                    data=data,
+                    partition=partition,
+                    position=position,
+                    time=time,
+                )
+            )
+            room -= len(data or b"")
+            if room <= 0:
+                break
+        if not records:
+            return None
+        return Batch(records, missed=records[0].position - after - 1)
+
+    def _delete_old(self, now: float, connection: apsw.Connection) -> bool:
+        """Delete a bounded number of records; whether there may be more to delete."""
+        count = 1_000
+        places = [place for (place,) in connection.execute("select id from partition")]
+        horizon = now - self.options.retention
+        more = False
+        for place in places:
+            more = self._delete(connection, place, horizon, count) or more
+        pages, free, size = (
+            connection.pragma(name) for name in ("page_count", "freelist_count", "page_size")
+        )
+        if (pages - free) * size > self.options.retention_bytes:
+            sql = "select time from record where partition = ? order by position limit 1"
+            ages = [(connection.execute(sql, (place,)).get, place) for place in places]
+            oldest = min(((time, place) for time, place in ages if time is not None), default=None)
+            if oldest is not None:
+                self._delete(connection, oldest[1], now + 1.0, count)
+                more = True
+        connection.execute("pragma incremental_vacuum(1000)")
+        connection.execute("update housekeeping set due = ?", (now + self.options.housekeeping,))
+        return more
+
+    def _delete(self, connection: apsw.Connection, place: int, horizon: float, count: int) -> bool:
+        """Delete up to ``count`` of the oldest records before ``horizon``; whether it was full."""
+        sql = "select position, time from record where partition = ? order by position limit ?"
+        old = [pos for pos, time in connection.execute(sql, (place, count)) if time < horizon]
+        if old:
+            sql = "delete from record where partition = ? and position <= ?"
+            connection.execute(sql, (place, old[-1]))
+        return len(old) == count
+
+
+def _as_broker_error(error: StoreError) -> BrokerError:
+    if isinstance(error, StoreCorrupt):
+        return BrokerCorrupt(str(error))
+    if isinstance(error, StoreUnavailable):
+        return BrokerUnavailable(str(error))
+    return BrokerRefused(str(error))

@@ -1,0 +1,225 @@
+"""Wraps encoded data as a CloudEvent, specification 1.0.2, in binary and in structured form.
+
+*Binary*: each attribute is a header of its own beside the data, under its plain name; a broker's
+adapter adds and strips the prefix of its protocol (``ce_`` on Kafka, ``ce-`` on HTTP and NATS).
+*Structured*: one JSON object holds attributes and data, with content type
+``application/cloudevents+json``. Both are read; binary is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from oyez.errors import InvalidEvent
+
+SPECVERSION = "1.0"
+JSON = "application/json"
+STRUCTURED = "application/cloudevents+json"
+MAX_ATTRIBUTE = 8_192
+"""A longer attribute value (characters) is refused, from the publisher and from the wire."""
+
+_NAME = re.compile(r"[a-z0-9]{1,20}")
+_TIME = re.compile(
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[Tt]"
+    r"(?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+)
+_KNOWN = frozenset(
+    (
+        "specversion id source type subject time datacontenttype dataschema partitionkey "
+        "correlationid causationid traceparent tracestate dataref replayed"
+    ).split()
+)
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """One event on its way: CloudEvents attributes around encoded data.
+
+    ``subject`` is the key. ``correlationid`` is shared by all that one request began,
+    ``causationid`` is the id of the event that led to this one.
+    """
+
+    id: str
+    source: str
+    type: str
+    data: bytes
+    subject: str | None = None
+    time: str | None = None
+    datacontenttype: str = JSON
+    dataschema: str | None = None
+    partitionkey: str | None = None
+    correlationid: str | None = None
+    causationid: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    dataref: str | None = None
+    replayed: str | None = None
+    extensions: dict[str, str] = {}
+
+    @property
+    def key(self) -> str | None:
+        """What orders this event: the partition key, else the subject."""
+        return self.partitionkey if self.partitionkey is not None else self.subject
+
+    def headers(self) -> dict[str, str]:
+        """The attributes of the binary form, by plain name; absent ones are left out."""
+        named = {
+            "specversion": SPECVERSION,
+            "id": self.id,
+            "source": self.source,
+            "type": self.type,
+            "subject": self.subject,
+            "time": self.time,
+            "datacontenttype": self.datacontenttype,
+            "dataschema": self.dataschema,
+            "partitionkey": self.partitionkey,
+            "correlationid": self.correlationid,
+            "causationid": self.causationid,
+            "traceparent": self.traceparent,
+            "tracestate": self.tracestate,
+            "dataref": self.dataref,
+            "replayed": self.replayed,
+        }
+        found = {name: value for name, value in named.items() if value is not None}
+        found.update(self.extensions)
+        return found
+
+    def structured(self) -> bytes:
+        """The structured form: JSON data stands in it as JSON, other data in base64."""
+        body: dict[str, object] = dict(self.headers())
+        if _is_json(self.datacontenttype):
+            body["data"] = msgspec.Raw(self.data)
+        else:
+            body["data_base64"] = base64.b64encode(self.data).decode()
+        return msgspec.json.encode(body)
+
+
+def open_record(headers: Mapping[str, str], data: bytes | None) -> Envelope:
+    """The envelope in a record from the wire, whichever form it has.
+
+    Raises InvalidEvent naming the attribute that is missing or wrong.
+    """
+    if data is None:
+        raise InvalidEvent("data", "is absent (a tombstone); an event needs data")
+    kind = headers.get("datacontenttype") or headers.get("content-type")
+    if kind is not None and kind.startswith(STRUCTURED):
+        return _open_structured(headers, data)
+    return _open_binary(headers, data)
+
+
+def format_time(seconds: float) -> str:
+    """Seconds since 1970 as RFC 3339 in UTC with microseconds."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> datetime:
+    """An RFC 3339 time. Raises InvalidEvent when it is none."""
+    if not _TIME.fullmatch(text):
+        raise InvalidEvent("time", f"expected RFC 3339, found {text[:40]!r}")
+    try:
+        return datetime.fromisoformat(text.upper())
+    except ValueError as error:
+        raise InvalidEvent("time", f"expected RFC 3339, found {text[:40]!r}") from error
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise InvalidEvent unless every name and value is one that CloudEvents allows."""
+    for name, value in headers.items():
+        if name not in _KNOWN and not _NAME.fullmatch(name):
+            raise InvalidEvent(
+                name[:40], "is not an attribute name: 1 to 20 of a-z and 0-9 are allowed"
+            )
+        if len(value) > MAX_ATTRIBUTE:
+            raise InvalidEvent(
+                name, f"is {len(value)} characters; at most {MAX_ATTRIBUTE} are allowed"
+            )
+        if any(char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff"
+               for char in value):  # fmt: skip
+            raise InvalidEvent(name, "holds a control character")
+
+
+def _open_binary(headers: Mapping[str, str], data: bytes) -> Envelope:
+    text = "".join(headers.values())
+    if not (len(text) < MAX_ATTRIBUTE and text.isascii() and text.isprintable()
+            and headers.keys() <= _KNOWN):  # fmt: skip
+        check_headers(headers)
+    get = headers.get
+    specversion = get("specversion")
+    if specversion != SPECVERSION:
+        raise InvalidEvent("specversion", f"expected {SPECVERSION!r}, found {specversion!r}")
+    time = get("time")
+    if time is not None and not _TIME.fullmatch(time):
+        raise InvalidEvent("time", f"expected RFC 3339, found {time[:40]!r}")
+    return Envelope(
+        id=_required(headers, "id"),
+        source=_required(headers, "source"),
+        type=_required(headers, "type"),
+        data=data,
+        subject=get("subject"),
+        time=time,
+        datacontenttype=get("datacontenttype", JSON),
+        dataschema=get("dataschema"),
+        partitionkey=get("partitionkey"),
+        correlationid=get("correlationid"),
+        causationid=get("causationid"),
+        traceparent=get("traceparent"),
+        tracestate=get("tracestate"),
+        dataref=get("dataref"),
+        replayed=get("replayed"),
+        extensions={name: value for name, value in headers.items() if name not in _KNOWN},
+    )
+
+
+def _open_structured(headers: Mapping[str, str], data: bytes) -> Envelope:
+    try:
+        body = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent("$", f"is not a structured CloudEvent: {error}") from error
+    raw, encoded = body.pop("data", None), body.pop("data_base64", None)
+    if raw is not None and encoded is not None:
+        raise InvalidEvent("data_base64", "stands beside data; one of them is allowed")
+    attributes: dict[str, str] = {}
+    for name, value in body.items():
+        try:
+            item = msgspec.json.decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidEvent(name[:40], f"is not valid: {error}") from error
+        if isinstance(item, bool):
+            item = "true" if item else "false"
+        if item is None:
+            continue
+        if not isinstance(item, str | int):
+            raise InvalidEvent(name[:40], "expected a string, a boolean or an integer")
+        attributes[name] = str(item)
+    for name in ("id", "source", "type", "specversion", "subject", "partitionkey"):
+        outer = headers.get(name)
+        if outer is not None and attributes.get(name) != outer:
+            raise InvalidEvent(name, "differs between the headers and the structured body")
+    if encoded is not None:
+        try:
+            payload = base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True)
+        except (binascii.Error, msgspec.MsgspecError, ValueError) as error:
+            raise InvalidEvent("data_base64", f"is not base64: {error}") from error
+    elif raw is None:
+        raise InvalidEvent("data", "is missing")
+    else:
+        payload = bytes(raw)
+    return _open_binary(attributes, payload)
+
+
+def _required(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name)
+    if not value:
+        raise InvalidEvent(name, "is missing" if value is None else "is empty")
+    return value
+
+
+def _is_json(kind: str) -> bool:
+    media = kind.split(";", 1)[0].strip().lower()
+    return media.endswith(("/json", "+json"))

@@ -1,0 +1,192 @@
+"""Declares a typed event: its data as a frozen record, its type, version and key.
+
+An event class is any of::
+
+    class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
+        order_id: str
+        total_cents: int
+
+    @event(type="shop.order.placed", key="order_id")
+    @dataclass(frozen=True)              # or an attrs class, or a pydantic model
+    class OrderPlaced: ...
+
+A consumer declares its own class with only the fields it needs, under the same ``type``: fields it
+does not declare are ignored when an event is decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+import msgspec
+
+from oyez.errors import DeclarationError, InvalidEvent
+
+MAX_DATA = 1_048_576
+"""Encoded data above this many bytes is refused at the publisher."""
+MAX_KEY = 512
+"""A longer key (characters) is refused at the publisher."""
+
+_TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
+_ATTRIBUTE = "__oyez_event_type__"
+
+T = TypeVar("T")
+
+
+class EventType(msgspec.Struct, frozen=True):
+    """What Oyez knows of an event class: how to name, route, encode and decode it."""
+
+    cls: type[Any]
+    name: str
+    version: int
+    key_field: str | None
+    stream: str | None
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+    @property
+    def dataschema(self) -> str:
+        """The contract and its version as a URN, the value of CloudEvents ``dataschema``."""
+        return f"urn:oyez:{self.name}:{self.version}"
+
+    def key(self, event: object) -> str | None:
+        """The event's key as text, or None for a type without one.
+
+        Raises InvalidEvent when the key is empty or longer than ``MAX_KEY`` characters.
+        """
+        if self.key_field is None:
+            return None
+        value = getattr(event, self.key_field)
+        key = value if type(value) is str else str(value)
+        if not key or len(key) > MAX_KEY:
+            raise InvalidEvent(
+                f"$.{self.key_field}", f"is the key: 1 to {MAX_KEY} characters, found {len(key)}"
+            )
+        return key
+
+
+class EventMeta(msgspec.StructMeta):
+    """Takes ``type``, ``key``, ``version`` and ``stream`` from the class statement."""
+
+    def __new__(  # noqa: D102
+        mcls,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        type: str | None = None,  # noqa: A002
+        key: str | None = None,
+        version: int = 1,
+        stream: str | None = None,
+        **options: Any,
+    ) -> Any:
+        cls = super().__new__(mcls, name, bases, namespace, **options)
+        if type is not None:
+            _declare(cls, type, key, version, stream)
+        return cls
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
+    """The parent of events declared the short way; see the module's text.
+
+    ``type`` names the fact in the system's language, past tense (``shop.order.placed``). ``key``
+    names the field that orders events: those with one key are handled in publish order.
+    ``version`` is the contract's major version. ``stream`` narrows where a consumer looks for the
+    type; without it every stream of the system is read.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init_subclass__(
+            cls,
+            *,
+            type: str | None = None,  # noqa: A002
+            key: str | None = None,
+            version: int = 1,
+            stream: str | None = None,
+        ) -> None: ...
+
+
+def event(
+    *,
+    type: str,  # noqa: A002
+    key: str | None = None,
+    version: int = 1,
+    stream: str | None = None,
+) -> Callable[[type[T]], type[T]]:
+    """Declare a dataclass, attrs class or pydantic model as an event; arguments as in `Event`.
+
+    Raises DeclarationError when the class can't be one.
+    """
+
+    def declare(cls: Any) -> Any:
+        _declare(cls, type, key, version, stream)
+        return cls
+
+    return declare
+
+
+def describe(cls: type) -> EventType:
+    """The `EventType` of an event class. Raises DeclarationError for any other class."""
+    found: EventType | None = getattr(cls, _ATTRIBUTE, None)
+    if found is None:
+        raise DeclarationError(
+            f"{cls.__module__}.{cls.__qualname__} is not an event: subclass oyez.Event with "
+            'type="…", or decorate it with @oyez.event(type="…")'
+        )
+    return found
+
+
+def is_event(cls: object) -> bool:
+    """Whether the class was declared as an event."""
+    return isinstance(getattr(cls, _ATTRIBUTE, None), EventType)
+
+
+def _declare(cls: type, name: str, key: str | None, version: int, stream: str | None) -> None:
+    place = f"{cls.__module__}.{cls.__qualname__}"
+    if not _TYPE.fullmatch(name):
+        raise DeclarationError(
+            f"{place}: type={name!r}: expected 1 to 200 letters, digits, '.', '_', '-' or '/'"
+        )
+    if version < 1:
+        raise DeclarationError(f"{place}: version={version}: expected 1 or more")
+    fields, encode, decode = _codec(cls, place)
+    if key is not None and key not in fields:
+        raise DeclarationError(f"{place}: key={key!r} is not a field; fields: {', '.join(fields)}")
+    setattr(cls, _ATTRIBUTE, EventType(cls, name, version, key, stream, encode, decode))
+
+
+def _codec(
+    cls: type, place: str
+) -> tuple[tuple[str, ...], Callable[[Any], bytes], Callable[[bytes], Any]]:
+    encoder = msgspec.json.Encoder()
+    if issubclass(cls, msgspec.Struct):
+        return cls.__struct_fields__, encoder.encode, msgspec.json.Decoder(cls).decode
+    if dataclasses.is_dataclass(cls):
+        names = tuple(field.name for field in dataclasses.fields(cls))
+        return names, encoder.encode, msgspec.json.Decoder(cls).decode
+    if hasattr(cls, "__attrs_attrs__"):
+        names = tuple(field.name for field in cls.__attrs_attrs__)
+        return names, encoder.encode, msgspec.json.Decoder(cls).decode
+    if hasattr(cls, "model_validate_json"):
+        model: Any = cls
+
+        def encode_model(value: Any) -> bytes:
+            text: str = value.model_dump_json()
+            return text.encode()
+
+        def decode_model(data: bytes) -> Any:
+            try:
+                return model.model_validate_json(data)
+            except ValueError as error:
+                raise msgspec.ValidationError(str(error)) from error
+
+        return tuple(model.model_fields), encode_model, decode_model
+    raise DeclarationError(
+        f"{place}: expected a subclass of oyez.Event, a dataclass, an attrs class or a pydantic "
+        "model"
+    )

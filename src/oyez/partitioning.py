@@ -1,0 +1,46 @@
+"""Which partition a key belongs to: the same on every broker and in every language.
+
+``partition = murmur2(key) & 0x7fffffff mod P`` as ``org.apache.kafka.common.utils.Utils`` computes
+it for Kafka's default partitioner.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from struct import unpack_from
+from zlib import crc32
+
+_MASK = 0xFFFFFFFF
+_M = 0x5BD1E995
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2, 32 bits, seed 0x9747b28c, as an unsigned number."""
+    length = len(data)
+    h = 0x9747B28C ^ length
+    words = length >> 2
+    for k in unpack_from(f"<{words}I", data):
+        k = (k * _M) & _MASK
+        k ^= k >> 24
+        h = ((h * _M) & _MASK) ^ ((k * _M) & _MASK)
+    tail = words << 2
+    rest = length & 3
+    if rest == 3:
+        h ^= data[tail + 2] << 16
+    if rest >= 2:
+        h ^= data[tail + 1] << 8
+    if rest >= 1:
+        h = ((h ^ data[tail]) * _M) & _MASK
+    h = ((h ^ (h >> 13)) * _M) & _MASK
+    return h ^ (h >> 15)
+
+
+@lru_cache(maxsize=65_536)
+def partition_of(key: str, partitions: int) -> int:
+    """The partition, 0 to ``partitions`` - 1, of a key's UTF-8 bytes."""
+    return (murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+def partition_without_key(event_id: str, partitions: int) -> int:
+    """Where an event without a key goes: spread by its id, so a resend lands where it did."""
+    return crc32(event_id.encode()) % partitions

@@ -1,0 +1,1 @@
+"""Runs one service: reads its partitions, calls its handlers, publishes what they announce."""

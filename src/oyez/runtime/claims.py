@@ -1,0 +1,267 @@
+"""Which replica owns which partition: claims with an epoch, in the service's own store.
+
+Each process incarnation keeps a lease in ``oyez_replica``; its claims in ``oyez_cursor`` hold as
+long as that lease. A sweep claims what has no living owner, up to a fair share, and gives up what
+is beyond it. Taking a partition raises its epoch, and every commit checks owner and epoch: a paused
+process that wakes after another took over can't commit (fencing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from oyez.errors import BrokerError, StoreError
+from oyez.ports import Claim, Row
+from oyez.runtime.lane import Lane
+from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.relay import OUTBOX, Relay
+from oyez.runtime.workbench import Bell, Workbench
+from oyez.signals import Claimed, Released
+from oyez.transaction import Origin
+
+SWEEP = 0.5
+"""Seconds between two sweeps when nothing rings."""
+CRASHES = 2
+"""A position at which so many owners died is passed with care; see `oyez.runtime.lane`."""
+
+Place = tuple[str, int]
+_NO_ORIGIN = Origin()
+
+_ALIVE = "select owner from oyez_replica where until > :now order by owner"
+_CURSORS = "select stream, partition, owner, epoch from oyez_cursor"
+_KNOWN = """insert into oyez_cursor (stream, partition) values (:stream, :partition)
+ on conflict (stream, partition) do nothing"""
+_CLAIM = """update oyez_cursor set epoch = epoch + 1,
+  crashes = case when owner is null or owner = :owner then 0
+    when crashed_at = position then crashes + 1 else 1 end,
+  crashed_at = case when owner is null or owner = :owner then -1 else position end,
+  owner = :owner
+ where stream = :stream and partition = :partition and (owner is null or owner = :owner
+  or owner not in (select owner from oyez_replica where until > :now))
+ returning position, epoch, crashes"""
+_RELEASE = """update oyez_cursor set owner = null
+ where stream = :stream and partition = :partition and owner = :owner and epoch = :epoch"""
+_BURY = "delete from oyez_replica where until < :then"
+_BLOCKED = """select chain, count(*) as parked from oyez_inbox
+ where stream = :stream and partition = :partition and state > 0 group by chain"""
+
+
+class Claims:
+    """The partitions, and perhaps the relay, that this process owns."""
+
+    def __init__(
+        self, bench: Workbench, lanes: dict[Place, Lane], parked: ParkedEvents, work: Bell,
+        grace: float,
+    ) -> None:  # fmt: skip
+        """``lanes`` is filled and emptied here and read by others; ``grace`` is in seconds."""
+        self.lanes = lanes
+        self.relay: Relay | None = None
+        self.swept = bench.ambient.monotonic()
+        self._bench = bench
+        self._parked = parked
+        self._work = work
+        self._grace = grace
+        self._bell = Bell(bench.ambient)
+        self._streams: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._task = asyncio.create_task(self._run(), name="claims")
+
+    def ring(self) -> None:
+        """Streams or replicas may have changed: sweep soon."""
+        self._bell.ring()
+
+    async def stop(self) -> None:
+        """Take no more; finish and save every lane, then the relay."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for lane in list(self.lanes.values()):
+            await lane.stop()
+        if self.relay is not None:
+            await self.relay.stop()
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for lane in self.lanes.values():
+            lane.kill()
+        if self.relay is not None:
+            self.relay.kill()
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self.sweep()
+                failures = 0
+            except (StoreError, BrokerError) as error:
+                self._bench.trouble("claims", error)
+                failures += 1
+                await self._bench.backoff(failures)
+                continue
+            await self._bell.wait(SWEEP)
+
+    async def sweep(self) -> None:
+        """One round: drop what was lost, save what moved, give up the surplus, take the rest."""
+        bench = self._bench
+        wanted = await self._wanted()
+        now = bench.ambient.now()
+        alive = [row["owner"] for row in await bench.store.fetch(_ALIVE, {"now": now})]
+        cursors = {
+            (row["stream"], row["partition"]): row for row in await bench.store.fetch(_CURSORS, {})
+        }
+        await self._drop_lost(cursors)
+        for lane in list(self.lanes.values()):
+            if lane.idle:
+                await lane.save()
+        held = self._held()
+        share = _share(len(wanted), alive, bench.owner)
+        if len(held) > share and _someone_lacks(wanted, cursors, alive, len(wanted)):
+            for place in sorted(held)[share:]:
+                await self._release(place)
+        free = [
+            place
+            for place in wanted
+            if place not in held and (cursors.get(place) or {}).get("owner") not in alive
+        ]
+        if bench.owner in alive:
+            await self._take(free[: max(0, share - len(held))], now)
+        self.swept = bench.ambient.monotonic()
+
+    async def _wanted(self) -> list[Place]:
+        bench = self._bench
+        try:
+            self._streams = dict(await bench.broker.streams())
+        except BrokerError as error:
+            bench.trouble("claims", error)  # what was known still holds; the outbox needs no broker
+        places = [
+            (stream, partition)
+            for stream, partitions in sorted(self._streams.items())
+            if bench.reads(stream)
+            for partition in range(partitions)
+        ]
+        return [(OUTBOX, 0), *places]
+
+    def _held(self) -> set[Place]:
+        held = set(self.lanes)
+        if self.relay is not None:
+            held.add((OUTBOX, 0))
+        return held
+
+    async def _drop_lost(self, cursors: dict[Place, Row]) -> None:
+        for place in self._held():
+            row = cursors.get(place)
+            part = self.relay if place[0] == OUTBOX else self.lanes[place]
+            if part is None:
+                continue
+            claim = part.claim
+            if (
+                part.fenced
+                or row is None
+                or (row["owner"], row["epoch"])
+                != (
+                    claim.owner,
+                    claim.epoch,
+                )
+            ):
+                part.fenced = True
+                part.kill()
+                self._forget(place)
+
+    def _forget(self, place: Place) -> None:
+        if place[0] == OUTBOX:
+            self.relay = None
+        else:
+            del self.lanes[place]
+
+    async def _take(self, places: list[Place], now: float) -> None:
+        bench = self._bench
+        if not places:
+            return
+        unit = bench.unit(None)
+        tx = unit.transaction(_NO_ORIGIN)
+        taken: list[tuple[Place, Row]] = []
+        try:
+            tx.execute(_BURY, then=now - 60.0)
+            for stream, partition in places:
+                tx.execute(_KNOWN, stream=stream, partition=partition)
+                row = await tx.fetch_one(
+                    _CLAIM, stream=stream, partition=partition, owner=bench.owner, now=now
+                )
+                if row is not None:
+                    taken.append(((stream, partition), row))
+            await unit.commit()
+        finally:
+            await unit.rollback()
+        for place, row in taken:
+            await self._begin(place, row)
+
+    async def _begin(self, place: Place, row: Row) -> None:
+        bench = self._bench
+        stream, partition = place
+        claim = Claim(stream=stream, partition=partition, owner=bench.owner, epoch=row["epoch"])
+        if stream == OUTBOX:
+            self.relay = Relay(bench, claim)
+            self.relay.start()
+        else:
+            rows = await bench.store.fetch(_BLOCKED, {"stream": stream, "partition": partition})
+            lane = self.lanes[place] = Lane(
+                bench,
+                claim,
+                row["position"],
+                blocked={r["chain"]: r["parked"] for r in rows if r["chain"] is not None},
+                parked=sum(r["parked"] for r in rows),
+                careful=row["crashes"] >= CRASHES,
+                suspects=row["crashes"] > 0,
+                work=self._work,
+            )
+            lane.start()
+            if rows:
+                self._work.ring()
+        bench.signals.emit(
+            Claimed(service=bench.service, stream=stream, partition=partition, epoch=claim.epoch)
+        )
+
+    async def _release(self, place: Place) -> None:
+        bench = self._bench
+        part: Lane | Relay | None
+        part = self.relay if place[0] == OUTBOX else self.lanes.get(place)
+        if part is None:
+            return
+        await part.stop()
+        await self._parked.drain(*place, self._grace)
+        claim = part.claim
+        self._forget(place)
+        unit = bench.unit(None)
+        unit.transaction(_NO_ORIGIN).execute(
+            _RELEASE,
+            stream=claim.stream,
+            partition=claim.partition,
+            owner=claim.owner,
+            epoch=claim.epoch,
+        )
+        await unit.commit()
+        bench.signals.emit(
+            Released(
+                service=bench.service,
+                stream=claim.stream,
+                partition=claim.partition,
+                epoch=claim.epoch,
+            )
+        )
+
+
+def _share(units: int, alive: list[str], owner: str) -> int:
+    """How many of so many units are this owner's: as equal as whole numbers allow."""
+    if owner not in alive:
+        return units
+    return units // len(alive) + (alive.index(owner) < units % len(alive))
+
+
+def _someone_lacks(
+    wanted: list[Place], cursors: dict[Place, Row], alive: list[str], units: int
+) -> bool:
+    owners = [(cursors.get(place) or {}).get("owner") for place in wanted]
+    return any(owners.count(owner) < units // len(alive) for owner in alive)

@@ -1,0 +1,164 @@
+"""Whether a service process is alive and ready, and how far behind it is.
+
+A partition that has something to handle and makes no progress is told within 30 s: in readiness, in
+a signal (and so in log and metrics). A broker that is out of reach fails readiness alone; liveness
+fails only when the process itself is stuck, so that a broken broker starts no storm of restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from oyez.errors import BrokerError, StoreError
+from oyez.runtime.claims import Claims, Place
+from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.workbench import Workbench
+from oyez.signals import Resumed, Stalled
+
+LOOK = 5.0
+"""Seconds between two looks."""
+STALL = 20.0
+"""Seconds without progress, with something to handle, after which a partition counts as stalled."""
+STUCK = 120.0
+"""Seconds after which a stalled partition, with broker and store in reach, fails liveness."""
+
+_OLDEST_PARKED = """select min(due) as due from oyez_inbox i
+ join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
+ where state = 2 and c.owner = :owner"""
+
+
+class Health:
+    """Looks at the process's lanes, parked events and relay."""
+
+    def __init__(self, bench: Workbench, claims: Claims, parked: ParkedEvents) -> None:
+        self._bench = bench
+        self._claims = claims
+        self._parked = parked
+        self._stalled: dict[Place, float] = {}
+        self._lag: dict[Place, int] = {}
+        self._behind_since: dict[Place, float] = {}
+        self._broker_error = ""
+        self._store_error = ""
+        self._overdue = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._run(), name="health")
+
+    def stop(self) -> None:
+        """Look no more. Safe when never started and when called twice."""
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def stalled(self) -> list[Place]:
+        """Partitions that have something to handle and make no progress."""
+        return sorted(self._stalled)
+
+    def lag(self) -> dict[Place, int | None]:
+        """Positions behind the end, per owned partition; None where the broker did not say."""
+        return {place: self._lag.get(place) for place in sorted(self._claims.lanes)}
+
+    def readiness(self) -> list[str]:
+        """Why the process is not ready; empty when it is."""
+        reasons = []
+        if self._broker_error:
+            reasons.append(f"broker: {self._broker_error}")
+        if self._store_error:
+            reasons.append(f"store: {self._store_error}")
+        now = self._bench.ambient.monotonic()
+        for (stream, partition), since in sorted(self._stalled.items()):
+            reasons.append(
+                f"{stream}[{partition}] has made no progress for {now - since:.0f} s: see the log "
+                "for the error, or raise the handler's speed or replicas"
+            )
+        if self._overdue > STALL:
+            reasons.append(f"parked events have been overdue for {self._overdue:.0f} s")
+        relay = self._claims.relay
+        if relay is not None and relay.failing_since is not None:
+            reasons.append(f"outbox not published for {now - relay.failing_since:.0f} s")
+        return reasons
+
+    def liveness(self) -> list[str]:
+        """Why the process should be restarted; empty when it should not."""
+        if self._broker_error or self._store_error or self._parked.running:
+            return []
+        now = self._bench.ambient.monotonic()
+        return [
+            f"{stream}[{partition}] is stuck"
+            for (stream, partition), since in sorted(self._stalled.items())
+            if now - since > STUCK
+        ]
+
+    def report(self) -> dict[str, Any]:
+        """Readiness, stalls and lag as one JSON-ready value."""
+        return {
+            "ready": not self.readiness(),
+            "reasons": self.readiness(),
+            "lag": {f"{s}[{p}]": lag for (s, p), lag in self.lag().items()},
+        }
+
+    async def look(self) -> None:
+        """One round."""
+        await self._look_at_broker()
+        try:
+            rows = await self._bench.store.fetch(_OLDEST_PARKED, {"owner": self._bench.owner})
+            due = rows[0]["due"]
+            now = self._bench.ambient.now()
+            self._overdue = max(0.0, now - due) if due is not None else 0.0
+            self._store_error = ""
+        except StoreError as error:
+            self._store_error = str(error)
+
+    async def _run(self) -> None:
+        while True:
+            await self.look()
+            await self._bench.ambient.sleep(LOOK)
+
+    async def _look_at_broker(self) -> None:
+        lanes = self._claims.lanes
+        try:
+            ends = {
+                stream: await self._bench.broker.ends(stream)
+                for stream in sorted({stream for stream, _ in lanes})
+            }
+            self._broker_error = ""
+        except BrokerError as error:
+            self._broker_error = str(error)
+            self._lag = {}
+            return
+        now = self._bench.ambient.monotonic()
+        for place in [place for place in self._lag if place not in lanes]:
+            self._clear(place)
+        for (stream, partition), lane in list(lanes.items()):
+            place = (stream, partition)
+            if partition >= len(ends[stream]):
+                continue
+            lag = self._lag[place] = max(0, ends[stream][partition] - lane.position)
+            if lag == 0:
+                self._moves(place)
+                continue
+            since = max(self._behind_since.setdefault(place, now), lane.moved)
+            if now - since <= STALL:
+                self._moves(place, behind=True)
+            elif place not in self._stalled:
+                self._stalled[place] = since
+                self._emit(Stalled, place, seconds=now - since)
+
+    def _moves(self, place: Place, *, behind: bool = False) -> None:
+        if not behind:
+            self._behind_since.pop(place, None)
+        if self._stalled.pop(place, None) is not None:
+            self._emit(Resumed, place)
+
+    def _clear(self, place: Place) -> None:
+        for table in (self._stalled, self._lag, self._behind_since):
+            table.pop(place, None)
+
+    def _emit(self, signal: Any, place: Place, **fields: Any) -> None:
+        stream, partition = place
+        self._bench.signals.emit(
+            signal(service=self._bench.service, stream=stream, partition=partition, **fields)
+        )

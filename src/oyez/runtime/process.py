@@ -1,0 +1,230 @@
+"""One process of one service: started, kept in order, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from oyez.ambient import Ambient
+from oyez.errors import BrokerError, ConfigurationError, StoreError
+from oyez.ports import Broker, Changes, Store
+from oyez.runtime.claims import Claims, Place
+from oyez.runtime.dead import INBOX_RETENTION
+from oyez.runtime.health import Health
+from oyez.runtime.lane import Lane
+from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.workbench import Bell, Workbench
+from oyez.service import Provider, Service
+from oyez.signals import Signals, Started, Stopped
+
+DEAD_RETENTION = 90 * 86_400.0
+"""Seconds for which dead letters that were redriven or discarded are kept."""
+HOUSEKEEPING = 60.0
+"""Seconds between two rounds of deleting what is no longer needed."""
+
+_OLD_INBOX = """delete from oyez_inbox where seq in
+ (select seq from oyez_inbox where state = 0 and seen < :then order by seq limit 1000)"""
+_OLD_DEAD = """delete from oyez_dead where id in
+ (select id from oyez_dead where state <> 'dead' and time < :then order by id limit 1000)"""
+
+
+class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How one process runs; times in seconds."""
+
+    system: str
+    partitions: int = 8
+    lease: float = 3.0
+    """A process that dies without a word is replaced after this long."""
+    grace: float = 10.0
+    """What is in flight when the process is told to stop gets this long to finish."""
+    root: Path = Path()
+    """What migration folders are relative to."""
+
+
+class ServiceProcess:
+    """Brings a service to life on a broker and a store."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: ProcessSettings,
+        *,
+        broker: Broker,
+        store: Store,
+        ambient: Ambient,
+        signals: Signals,
+        provide: Mapping[type, object] | None = None,
+    ) -> None:
+        """``provide`` replaces what the service's own providers would make, by type."""
+        self.service = service
+        self.settings = settings
+        self.signals = signals
+        host = socket.gethostname()
+        self.owner = f"{host}:{os.getpid()}:{ambient.bits(32):08x}"
+        self.bench = Workbench(
+            service.name,
+            settings.system,
+            tuple(service.handlers),
+            broker=broker,
+            store=store,
+            ambient=ambient,
+            signals=signals,
+            owner=self.owner,
+        )
+        self.work = Bell(ambient)
+        self.lanes: dict[Place, Lane] = {}
+        self.parked = ParkedEvents(self.bench, self.lanes, self.work)
+        self.claims = Claims(self.bench, self.lanes, self.parked, self.work, settings.grace)
+        self.health = Health(self.bench, self.claims, self.parked)
+        self.draining = False
+        self._provide = dict(provide or {})
+        self._resources = AsyncExitStack()
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._started = False
+
+    async def start(self, *, http: str = "", admin: str = "") -> None:
+        """Open broker and store, migrate, and begin to handle.
+
+        ``http`` and ``admin`` are the addresses that listen, for whoever asks. Raises OyezError,
+        and leaves nothing running then.
+        """
+        bench = self.bench
+        try:
+            await bench.store.open()
+            await bench.store.migrate(read_migrations(self.service, self.settings.root))
+            await bench.broker.open()
+            await self._make_resources()
+            await bench.store.keep(self.owner, self.settings.lease, admin)
+            bench.store.on_commit(self._committed)
+            bench.broker.on_streams(self.claims.ring)
+            if self.service.publishes:
+                await self._create_stream()
+        except BaseException:
+            await self._let_go()
+            raise
+        self.service.bind(bench)
+        self._started = True
+        self.claims.start()
+        self.parked.start()
+        self.health.start()
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        self.signals.emit(
+            Started(service=self.service.name, owner=self.owner, http=http, admin=admin)
+        )
+
+    async def drain(self) -> None:
+        """Stop taking, finish what is in flight within the grace period, hand over, let go.
+
+        Safe when never started and when called twice.
+        """
+        if not self._started or self.draining:
+            return
+        self.draining = True
+        self.health.stop()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        try:
+            async with self.bench.ambient.timeout(self.settings.grace):
+                await self.claims.stop()
+        except TimeoutError:
+            self.claims.kill()
+        await self.parked.stop(self.settings.grace)
+        self.service.bind(None)
+        await self._let_go()
+        self.signals.emit(Stopped(service=self.service.name, owner=self.owner))
+
+    async def kill(self) -> None:
+        """End as a crash would: nothing is finished, nothing handed over. For tests."""
+        self.draining = True
+        self.health.stop()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        self.claims.kill()
+        await self.parked.stop(0.0)
+
+    def _committed(self) -> None:
+        self.work.ring()
+        if self.claims.relay is not None:
+            self.claims.relay.ring()
+
+    async def _create_stream(self) -> None:
+        try:
+            await self.bench.broker.create(self.bench.announcer.stream, self.settings.partitions)
+        except BrokerError as error:
+            if not error.transient:
+                raise
+            self.bench.trouble("streams", error)  # the first publish makes it
+
+    async def _make_resources(self) -> None:
+        made: dict[type, object] = {Service: self.service, **self._provide}
+        for provider in self.service.providers:
+            if provider.provides not in made:
+                value = await self._resources.enter_async_context(_make(provider))
+                made[provider.provides] = value
+        self.bench.bind(made)
+
+    async def _let_go(self) -> None:
+        await self._resources.aclose()
+        try:
+            await self.bench.store.leave(self.owner)
+        except StoreError as error:
+            self.bench.trouble("leaving", error)  # the lease runs out by itself
+        await self.bench.broker.close()
+        await self.bench.store.close()
+        self.bench.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep_house(self) -> None:
+        bench = self.bench
+        while True:
+            await bench.ambient.sleep(HOUSEKEEPING)
+            now = bench.ambient.now()
+            try:
+                for sql, age in ((_OLD_INBOX, INBOX_RETENTION), (_OLD_DEAD, DEAD_RETENTION)):
+                    await bench.leave(Changes(writes=[(sql, [{"then": now - age}])]))
+            except StoreError as error:
+                bench.trouble("housekeeping", error)
+
+
+def read_migrations(service: Service, root: Path) -> list[tuple[str, str]]:
+    """The service's migrations in order: (file name, SQL).
+
+    Raises ConfigurationError for a folder that is missing or a file whose name has no number.
+    """
+    if service.migrations is None:
+        return []
+    folder = root / service.migrations
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"service {service.name}: migrations: expected a folder, found nothing at {folder}"
+        )
+    files = sorted(folder.glob("*.sql"))
+    numbers: dict[str, str] = {}
+    for file in files:
+        number = file.name.partition("_")[0]
+        if not number.isdigit():
+            raise ConfigurationError(f"{file}: expected a name such as 001_orders.sql")
+        if number in numbers:
+            raise ConfigurationError(f"{file}: has the same number as {numbers[number]}")
+        numbers[number] = file.name
+    return [(file.name, file.read_text(encoding="utf-8")) for file in files]
+
+
+@asynccontextmanager
+async def _make(provider: Provider) -> AsyncIterator[object]:
+    function = provider.function
+    if inspect.isasyncgenfunction(function):
+        async with asynccontextmanager(function)() as value:
+            yield value
+    elif inspect.isgeneratorfunction(function):
+        with contextmanager(function)() as value:
+            yield value
+    else:
+        value = function()
+        yield await value if inspect.isawaitable(value) else value

@@ -1,0 +1,68 @@
+"""What becomes of an event whose handler failed: a pure function from error to outcome."""
+
+from __future__ import annotations
+
+import traceback as tracebacks
+from typing import Any
+
+import msgspec
+
+from oyez.errors import OyezError
+from oyez.handler import Retry
+
+MAX_TRACEBACK = 16_384
+"""Characters of a traceback that are kept: its end, where the cause stands."""
+
+
+class RetryAt(msgspec.Struct, frozen=True):
+    """Run it again at ``due`` (seconds since 1970)."""
+
+    due: float
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """Give up; ``reason`` is one line."""
+
+    reason: str
+
+
+Outcome = RetryAt | Dead
+
+
+def outcome(error: BaseException, attempt: int, retry: Retry, now: float, chance: float) -> Outcome:
+    """Whether attempt number ``attempt``, which raised ``error``, is followed by another, and when.
+
+    ``chance`` is a number in [0, 1) that spreads the wait by ``retry.jitter``.
+    """
+    if isinstance(error, OyezError) and not error.transient:
+        return Dead(f"permanent: {describe_error(error)}")
+    if not isinstance(error, retry.on):
+        return Dead(f"not retried: {describe_error(error)}")
+    if attempt >= retry.attempts:
+        return Dead(f"failed {attempt} of {retry.attempts} attempts: {describe_error(error)}")
+    return RetryAt(now + wait(attempt, retry, chance))
+
+
+def wait(attempt: int, retry: Retry, chance: float) -> float:
+    """Seconds between attempt ``attempt`` and the next one."""
+    try:
+        planned = retry.first * retry.factor ** (attempt - 1)
+    except OverflowError:
+        planned = retry.longest
+    return min(planned, retry.longest) * (1 + retry.jitter * (2 * chance - 1))
+
+
+def describe_error(error: BaseException) -> str:
+    """The error in one bounded line."""
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def describe_traceback(error: BaseException) -> str:
+    """The error's traceback, its last ``MAX_TRACEBACK`` characters."""
+    return "".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:]
+
+
+def remember(attempt: int, error: BaseException, now: float) -> dict[str, Any]:
+    """One entry of an event's attempt history."""
+    return {"attempt": attempt, "at": now, "error": describe_error(error)}

@@ -1,0 +1,101 @@
+"""What every part of a running service works with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from oyez.ambient import Ambient
+from oyez.errors import OyezError
+from oyez.handler import Call, Handler
+from oyez.ports import Broker, Changes, Claim, Store
+from oyez.signals import Signals, Trouble
+from oyez.transaction import Announcer, UnitOfWork
+
+THREADS = 32
+"""Plain ``def`` handlers that run at once, at most."""
+
+
+class Workbench:
+    """The service's compiled handlers and the ports they are served by."""
+
+    def __init__(
+        self,
+        service: str,
+        system: str,
+        handlers: tuple[Handler, ...],
+        *,
+        broker: Broker,
+        store: Store,
+        ambient: Ambient,
+        signals: Signals,
+        owner: str,
+    ) -> None:
+        self.service = service
+        self.system = system
+        self.handlers = {handler.name: handler for handler in handlers}
+        self.table: dict[str, list[Handler]] = {}
+        for handler in handlers:
+            for kind in handler.events:
+                self.table.setdefault(kind.name, []).append(handler)
+        self.calls: dict[str, Call] = {}
+        self.broker = broker
+        self.store = store
+        self.ambient = ambient
+        self.signals = signals
+        self.owner = owner
+        self.announcer = Announcer(system, service, ambient)
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{service}-handler")
+
+    def bind(self, provided: Mapping[type, object]) -> None:
+        """Put what the service provides into the calls. Raises DeclarationError."""
+        self.calls = {name: handler.bind(provided) for name, handler in self.handlers.items()}
+
+    def unit(self, claim: Claim | None) -> UnitOfWork:
+        """A unit of work that only commits while ``claim`` holds."""
+        unit = UnitOfWork(self.store, self.announcer)
+        unit.changes.claim = claim
+        return unit
+
+    async def leave(self, changes: Changes) -> None:
+        """Commit changes that no handler made."""
+        changes.time = self.ambient.now()
+        await self.store.begin().commit(changes)
+
+    def trouble(self, part: str, error: OyezError) -> None:
+        """Say that ``part`` met an error and will try again."""
+        self.signals.emit(Trouble(service=self.service, part=part, error=str(error)))
+
+    def reads(self, stream: str) -> bool:
+        """Whether any handler may find its events on the stream."""
+        own_system = stream.startswith(f"{self.system}.")
+        return any(
+            stream == handler.stream if handler.stream else own_system
+            for handler in self.handlers.values()
+        )
+
+    async def backoff(self, failures: int) -> None:
+        """Wait before the next try: 0.1 s, doubling up to 5 s, spread by half at random."""
+        longest = min(5.0, 0.1 * 2 ** min(failures, 10))
+        await self.ambient.sleep(longest * (0.5 + 0.5 * self.ambient.chance()))
+
+
+class Bell:
+    """Wakes one waiter; rung while nobody waits, it is remembered."""
+
+    def __init__(self, ambient: Ambient) -> None:
+        self._ambient = ambient
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake the waiter, now or when it comes."""
+        self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Return when rung, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with self._ambient.timeout(seconds):
+                await self._event.wait()
+        self._event.clear()

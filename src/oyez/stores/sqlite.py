@@ -1,0 +1,375 @@
+"""The default store: one SQLite file per service, also shared by the service's replicas.
+
+All transactions of a process go through one writer and are flushed together (see
+`oyez.sqlite_file`); replicas on the same machine queue for the file by its lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from oyez.ambient import Ambient
+from oyez.errors import Fenced, StoreRefused
+from oyez.ports import (
+    Announcement,
+    Capabilities,
+    Changes,
+    Claim,
+    DeadLetter,
+    Parameters,
+    Parked,
+    Position,
+    Row,
+    Writes,
+)
+from oyez.sqlite_file import SqliteFile, Turn, bind
+
+SCHEMA = """
+create table oyez_inbox (
+  seq integer primary key,
+  event_id text not null, source text not null, handler text not null,
+  seen real not null,
+  state integer not null default 0,      -- 0 handled, 1 behind another of its chain, 2 may come due
+  stream text, partition integer, position integer, chain text,
+  due real, attempt integer, history blob, key text, headers blob, data blob
+);
+create unique index oyez_inbox_event on oyez_inbox (event_id, source, handler);
+create index oyez_inbox_due on oyez_inbox (handler, due) where state = 2;
+create index oyez_inbox_chain on oyez_inbox (stream, partition, chain, seq) where state > 0;
+
+create table oyez_outbox (
+  seq integer primary key autoincrement,
+  due real not null default 0,           -- 0: as soon as possible
+  stream text not null, key text, headers blob not null, data blob not null
+);
+create index oyez_outbox_due on oyez_outbox (due, seq);
+
+create table oyez_cursor (
+  stream text not null, partition integer not null, position integer not null default 0,
+  owner text, epoch integer not null default 0,
+  crashes integer not null default 0, crashed_at integer not null default -1,
+  primary key (stream, partition)
+) without rowid;
+
+create table oyez_replica (
+  owner text primary key, until real not null, started real not null, note text not null
+) without rowid;
+
+create table oyez_dead (
+  id integer primary key autoincrement,
+  event_id text not null, source text not null, type text not null, handler text not null,
+  stream text not null, partition integer not null, position integer not null, key text,
+  reason text not null, traceback text not null, attempts integer not null,
+  history blob not null, headers blob not null, data blob, time real not null,
+  state text not null default 'dead', note text not null default ''
+);
+create index oyez_dead_state on oyez_dead (state, id);
+
+create table oyez_migration (name text primary key, digest text not null, applied real not null)
+  without rowid;
+"""
+VERSION = 1
+
+_encode = msgspec.json.Encoder().encode
+_headers = msgspec.json.Decoder(dict[str, str]).decode
+_history = msgspec.json.Decoder(list[dict[str, Any]]).decode
+
+_FENCE = """update oyez_cursor set position = coalesce(:position, position)
+ where stream = :stream and partition = :partition and owner = :owner and epoch = :epoch"""
+_HANDLED = "insert into oyez_inbox (event_id, source, handler, seen) values (?, ?, ?, ?)"
+_ANNOUNCED = "insert into oyez_outbox (due, stream, key, headers, data) values (?, ?, ?, ?, ?)"
+_SENT = "delete from oyez_outbox where seq = ?"
+_PARKED = """insert into oyez_inbox (event_id, source, handler, seen, state, stream, partition,
+  position, chain, due, attempt, history, key, headers, data)
+ values (:event_id, :source, :handler, :seen,
+  case when :chain is not null and exists (select 1 from oyez_inbox where stream = :stream
+    and partition = :partition and chain = :chain and state > 0) then 1 else 2 end,
+  :stream, :partition, :position, :chain, :due, :attempt, :history, :key, :headers, :data)"""
+_SETTLED = """update oyez_inbox set state = 0, due = null, chain = null, history = null,
+  headers = null, data = null, key = null where seq = :seq"""
+_NEXT = """update oyez_inbox set state = 2, due = :now where seq = (select min(seq) from oyez_inbox
+  where stream = :stream and partition = :partition and chain = :chain and state > 0)
+  and state = 1"""
+_RETRIED = """update oyez_inbox set due = :due, attempt = :attempt, history = :history
+ where seq = :seq"""
+_DEAD = """insert into oyez_dead (event_id, source, type, handler, stream, partition, position, key,
+  reason, traceback, attempts, history, headers, data, time) values (:event_id, :source, :type,
+  :handler, :stream, :partition, :position, :key, :reason, :traceback, :attempts, :history,
+  :headers, :data, :time)"""
+_SEEN = """select event_id, source, handler from oyez_inbox where event_id = ? and source = ?
+ and handler = ?"""
+_OUTBOX = """select seq, due, stream, key, headers, data from oyez_outbox
+ where due = 0 and seq > :after order by seq limit :limit"""
+_DELAYED = """select seq, due, stream, key, headers, data from oyez_outbox
+ where due > 0 and due <= :now order by due, seq limit :limit"""
+_DUE = """select i.seq, event_id, source, handler, i.stream, i.partition, i.position, chain, due,
+  attempt, history, key, headers, data
+ from oyez_inbox i join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
+ where state = 2 and handler = :handler and due <= :now and c.owner = :owner
+ order by due, i.seq limit :limit"""
+_ALIVE = """insert into oyez_replica (owner, until, started, note) values (:owner, :until, :now,
+  :note) on conflict (owner) do update set until = excluded.until, note = excluded.note"""
+
+
+class SqliteStore:
+    """A store in one file; the face is `oyez.ports.Store`."""
+
+    capabilities = Capabilities(durability="power-loss", history=False, processes=True)
+
+    def __init__(
+        self, path: Path, ambient: Ambient, *, inline: bool = False, durable: bool = True
+    ) -> None:
+        """``inline`` and ``durable`` as in `SqliteFile`: for tests alone."""
+        self._file = SqliteFile(
+            path, schema=SCHEMA, version=VERSION, inline=inline, durable=durable
+        )
+        self._ambient = ambient
+        self._stop_keeping: Callable[[], None] | None = None
+
+    async def open(self) -> None:
+        """See `Store.open`."""
+        await self._file.open()
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        await self._file.close()
+
+    async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
+        """See `Store.migrate`."""
+        done = []
+        for name, sql in scripts:
+            now = self._ambient.now()
+            if await self._file.write(partial(_migrate, name=name, sql=sql, now=now)):
+                done.append(name)
+        return done
+
+    def begin(self) -> SqliteTransaction:
+        """See `Store.begin`."""
+        return SqliteTransaction(self._file)
+
+    async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
+        """See `Store.fetch`."""
+        return await self._file.read(lambda connection: bind(connection, sql, parameters))
+
+    async def seen(self, events: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+        """See `Store.seen`."""
+        return await self._file.read(lambda connection: set(connection.executemany(_SEEN, events)))
+
+    async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
+        """See `Store.outbox`."""
+
+        def read(connection: apsw.Connection) -> list[Announcement]:
+            rows = list(connection.execute(_OUTBOX, {"after": after, "limit": limit}))
+            if len(rows) < limit:
+                rest = {"now": now, "limit": limit - len(rows)}
+                rows.extend(connection.execute(_DELAYED, rest))
+            return [
+                Announcement(
+                    seq=seq, due=due, stream=stream, key=key, headers=_headers(headers), data=data
+                )
+                for seq, due, stream, key, headers, data in rows
+            ]
+
+        return await self._file.read(read)
+
+    async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
+        """See `Store.due`."""
+        parameters = {"owner": owner, "handler": handler, "now": now, "limit": limit}
+        return await self._file.read(
+            lambda connection: [_parked(row) for row in connection.execute(_DUE, parameters)]
+        )
+
+    async def keep(self, owner: str, seconds: float, note: str) -> None:
+        """See `Store.keep`."""
+
+        def renew(connection: apsw.Connection) -> None:
+            now = self._ambient.now()
+            row = {"owner": owner, "until": now + seconds, "now": now, "note": note}
+            connection.execute(_ALIVE, row)
+
+        if self._stop_keeping is None:
+            await self._file.write(renew)
+            self._stop_keeping = self._file.every(seconds / 3, renew)
+
+    async def leave(self, owner: str) -> None:
+        """See `Store.leave`."""
+        if self._stop_keeping is not None:
+            self._stop_keeping()
+            self._stop_keeping = None
+
+        def release(connection: apsw.Connection) -> None:
+            connection.execute("delete from oyez_replica where owner = ?", (owner,))
+            connection.execute("update oyez_cursor set owner = null where owner = ?", (owner,))
+
+        await self._file.write(release, ring=True)
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """See `Store.on_commit`."""
+        self._file.on_ring(callback)
+
+
+class SqliteTransaction:
+    """A transaction on the file; the face is `oyez.ports.StoreTransaction`.
+
+    One that only writes is a single job of the writer. A read takes a turn: from then on no other
+    transaction of any process runs until this one ends, so what it read stays true.
+    """
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+        self._turn: Turn | None = None
+
+    async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
+        """See `StoreTransaction.fetch`."""
+        if self._turn is None:
+            self._turn = self._file.turn()
+
+        def job(connection: apsw.Connection) -> list[Row]:
+            _write(connection, before)
+            return bind(connection, sql, parameters)
+
+        return await self._turn.run(job)
+
+    async def commit(self, changes: Changes) -> None:
+        """See `StoreTransaction.commit`."""
+        ring = changes.ring or bool(changes.announced or changes.parked or changes.retried)
+        job = partial(_apply, changes=changes)
+        if self._turn is None:
+            await self._file.write(job, ring=ring)
+        else:
+            await self._turn.finish(job, ring=ring)
+
+    async def rollback(self) -> None:
+        """See `StoreTransaction.rollback`."""
+        if self._turn is not None:
+            # A cancelled task must not leave the file locked, so the undoing is not cancelled.
+            await asyncio.shield(self._turn.cancel())
+
+
+def _apply(connection: apsw.Connection, changes: Changes) -> None:
+    claim = changes.claim
+    if claim is not None:
+        _check(connection, claim, changes.position)
+    now = changes.time
+    if changes.handled:
+        connection.executemany(_HANDLED, [(*event, now) for event in changes.handled])
+    _write(connection, changes.writes)
+    if changes.announced:
+        connection.executemany(
+            _ANNOUNCED,
+            [(a.due, a.stream, a.key, _encode(a.headers), a.data) for a in changes.announced],
+        )
+    if changes.sent:
+        connection.executemany(_SENT, [(seq,) for seq in changes.sent])
+    if changes.dead:
+        connection.executemany(_DEAD, map(_dead_row, changes.dead))
+    for parked in changes.settled:
+        connection.execute(_SETTLED, {"seq": parked.seq})
+        if parked.chain is not None:
+            place = {"stream": parked.stream, "partition": parked.partition}
+            connection.execute(_NEXT, {"now": now, "chain": parked.chain, **place})
+    for parked in changes.retried:
+        connection.execute(
+            _RETRIED,
+            {
+                "due": parked.due,
+                "attempt": parked.attempt,
+                "history": _encode(parked.history),
+                "seq": parked.seq,
+            },
+        )
+    for parked in changes.parked:
+        connection.execute(_PARKED, _parked_row(parked, now))
+
+
+def _check(connection: apsw.Connection, claim: Claim, position: Position | None) -> None:
+    connection.execute(
+        _FENCE,
+        {
+            "position": position,
+            "stream": claim.stream,
+            "partition": claim.partition,
+            "owner": claim.owner,
+            "epoch": claim.epoch,
+        },
+    )
+    if connection.changes() == 0:
+        raise Fenced(f"{claim.stream}[{claim.partition}] is no longer owned by {claim.owner}")
+
+
+def _write(connection: apsw.Connection, writes: Writes) -> None:
+    for sql, rows in writes:
+        if len(rows) == 1:
+            connection.execute(sql, rows[0])
+        else:
+            connection.executemany(sql, rows)
+
+
+def _migrate(connection: apsw.Connection, name: str, sql: str, now: float) -> bool:
+    digest = sha256(sql.encode()).hexdigest()
+    found = list(connection.execute("select digest from oyez_migration where name = ?", (name,)))
+    if found:
+        if found[0][0] != digest:
+            raise StoreRefused(
+                f"migration {name} has run and was changed since: restore it and put the change "
+                "into a new file with the next number"
+            )
+        return False
+    connection.execute(sql)
+    connection.execute("insert into oyez_migration values (?, ?, ?)", (name, digest, now))
+    return True
+
+
+def _parked_row(parked: Parked, now: float) -> dict[str, Any]:
+    return {
+        "event_id": parked.event_id,
+        "source": parked.source,
+        "handler": parked.handler,
+        "seen": now,
+        "stream": parked.stream,
+        "partition": parked.partition,
+        "position": parked.position,
+        "chain": parked.chain,
+        "due": parked.due,
+        "attempt": parked.attempt,
+        "history": _encode(parked.history),
+        "key": parked.key,
+        "headers": _encode(parked.headers),
+        "data": parked.data,
+    }
+
+
+def _parked(row: Iterable[Any]) -> Parked:
+    (seq, event_id, source, handler, stream, partition, position, chain, due, attempt, history,
+     key, headers, data) = row  # fmt: skip
+    return Parked(
+        seq=seq,
+        event_id=event_id,
+        source=source,
+        handler=handler,
+        stream=stream,
+        partition=partition,
+        position=position,
+        chain=chain,
+        due=due,
+        attempt=attempt,
+        history=_history(history),
+        key=key,
+        headers=_headers(headers),
+        data=data,
+    )
+
+
+def _dead_row(dead: DeadLetter) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.structs.asdict(dead)
+    row["history"] = _encode(dead.history)
+    row["headers"] = _encode(dead.headers)
+    return row

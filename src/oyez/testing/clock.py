@@ -1,0 +1,128 @@
+"""A virtual clock: time that passes only when a test says so, and chance that repeats."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+from oyez.ambient import Uuid7
+
+START = 1_800_000_000.0
+"""The wall-clock time, in seconds since 1970, at which a virtual clock begins."""
+
+
+class VirtualAmbient:
+    """An `oyez.ambient.Ambient` whose clock stands still until it is advanced.
+
+    Two with one ``seed`` give the same identifiers and the same chance in the same order.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - repeatable on purpose
+        self._ids = Uuid7(self._random)
+        self._elapsed = 0.0
+        self._timers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    def now(self) -> float:
+        """See `Ambient.now`."""
+        return START + self._elapsed
+
+    def monotonic(self) -> float:
+        """See `Ambient.monotonic`."""
+        return self._elapsed
+
+    async def sleep(self, seconds: float) -> None:
+        """See `Ambient.sleep`."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        await self._timer(seconds)
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+        """See `Ambient.timeout`."""
+        return _Timeout(self, seconds)
+
+    def new_id(self) -> str:
+        """See `Ambient.new_id`."""
+        return self._ids.next(self.now())
+
+    def chance(self) -> float:
+        """See `Ambient.chance`."""
+        return self._random.random()
+
+    def bits(self, count: int) -> int:
+        """See `Ambient.bits`."""
+        return self._random.getrandbits(count)
+
+    async def advance(self, seconds: float) -> None:
+        """Let so many seconds pass: each timer goes off at its time, and what it starts runs."""
+        end = self._elapsed + seconds
+        await quiescent()
+        while self._timers and self._timers[0][0] <= end:
+            due, _, timer = heapq.heappop(self._timers)
+            if timer.done():
+                continue
+            self._elapsed = max(self._elapsed, due)
+            timer.set_result(None)
+            await quiescent()
+        self._elapsed = end
+        await quiescent()
+
+    def _timer(self, seconds: float) -> asyncio.Future[None]:
+        timer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._timers, (self._elapsed + seconds, next(self._order), timer))
+        return timer
+
+
+class _Timeout:
+    """As ``asyncio.timeout``, on the virtual clock."""
+
+    def __init__(self, ambient: VirtualAmbient, seconds: float | None) -> None:
+        self._ambient = ambient
+        self._seconds = seconds
+        self._timer: asyncio.Future[None] | None = None
+        self._expired = False
+
+    async def __aenter__(self) -> _Timeout:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        if self._seconds is not None:
+            self._timer = self._ambient._timer(max(self._seconds, 0.0))
+            self._timer.add_done_callback(self._expire)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.remove_done_callback(self._expire)
+            self._timer.cancel()
+        if self._expired and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _expire(self, timer: asyncio.Future[None]) -> None:
+        if not timer.cancelled():
+            self._expired = True
+            self._task.cancel()
+
+
+async def quiescent() -> None:
+    """Return when no other callback is ready to run on the event loop."""
+    ready = getattr(asyncio.get_running_loop(), "_ready", None)
+    if ready is None:  # another loop than asyncio's own: give everyone many turns instead
+        for _ in range(500):
+            await asyncio.sleep(0)
+        return
+    while True:
+        await asyncio.sleep(0)
+        if not ready:
+            return

@@ -1,0 +1,195 @@
+"""Runs services inside a test: the real runtime, a memory broker, real SQLite files, no sleeping.
+
+::
+
+    async with running(payments) as system:
+        await system.publish(OrderPlaced(order_id="1", total_cents=900))
+        await system.settled()
+        assert system.announced(PaymentProcessed) == [PaymentProcessed(order_id="1")]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from oyez.brokers.memory import MemoryBroker
+from oyez.contract import decode
+from oyez.envelope import Envelope, format_time, open_record
+from oyez.event import describe
+from oyez.ports import Record, Row
+from oyez.runtime.dead import list_dead
+from oyez.runtime.process import ProcessSettings, ServiceProcess
+from oyez.runtime.relay import OUTBOX
+from oyez.service import Service
+from oyez.signals import Signal, Signals
+from oyez.stores.sqlite import SqliteStore
+from oyez.testing.clock import VirtualAmbient, quiescent
+from oyez.transaction import Announcer, Origin
+
+E = TypeVar("E")
+
+_BUSY = """select (select count(*) from oyez_outbox where due <= :now) +
+ (select count(*) from oyez_inbox where state = 2 and due <= :now) as busy"""
+
+
+class NotSettled(AssertionError):
+    """The system was still busy at the deadline; the message says with what."""
+
+
+class System:
+    """Several services that run in this process; made by `running`."""
+
+    def __init__(self, name: str, ambient: VirtualAmbient, broker: MemoryBroker) -> None:
+        self.name = name
+        self.ambient = ambient
+        self.broker = broker
+        self.processes: dict[str, ServiceProcess] = {}
+        self.signals: list[Signal] = []
+        """Everything that the core said happened, in order."""
+
+    async def publish(
+        self, event: object, *, service: str = "outside", key: str | None = None
+    ) -> str:
+        """Put an event on the broker as if ``service`` had announced it; returns its id."""
+        announcer = Announcer(self.name, service, self.ambient)
+        row = announcer.announce(event, Origin(), format_time(self.ambient.now()), 0.0, key)
+        await self.publish_raw(row.headers, row.data, service=service, key=row.key)
+        return row.headers["id"]
+
+    async def publish_raw(
+        self,
+        headers: Mapping[str, str],
+        data: bytes | None,
+        *,
+        service: str = "outside",
+        key: str | None = None,
+    ) -> None:
+        """Put a record on the broker exactly as it is, however broken."""
+        stream = f"{self.name}.{service}"
+        await self.broker.publish(
+            [Record(stream=stream, key=key, headers=dict(headers), data=data)]
+        )
+
+    async def settled(self, deadline: float = 10.0) -> None:
+        """Return when every event is handled and every announcement published.
+
+        What is due later (a retry, a delayed event) does not count: `advance` the clock to it.
+        Raises NotSettled after ``deadline`` real seconds.
+        """
+        end = time.monotonic() + deadline
+        while True:
+            await quiescent()
+            busy = await self._busy()
+            if not busy:
+                return
+            if time.monotonic() > end:
+                raise NotSettled(f"still busy after {deadline} s: {busy}")
+            await asyncio.sleep(0.001)
+
+    async def advance(self, seconds: float) -> None:
+        """Let so many virtual seconds pass, then wait until everything has settled."""
+        await self.ambient.advance(seconds)
+        await self.settled()
+
+    def announced(self, cls: type[E]) -> list[E]:
+        """The events of this type on the broker, in the order in which they were made."""
+        kind = describe(cls)
+        return [
+            decode(kind, envelope.data, envelope.dataschema)
+            for envelope in self.history()
+            if envelope.type == kind.name
+        ]
+
+    def history(self) -> list[Envelope]:
+        """Every event on the broker, in the order in which they were made."""
+        records = [record for logs in self.broker.logs.values() for log in logs for record in log]
+        return sorted(
+            (open_record(r.headers, r.data) for r in records), key=lambda envelope: envelope.id
+        )
+
+    async def fetch(self, service: str, sql: str, /, **parameters: Any) -> list[Row]:
+        """A query on a service's own store."""
+        return await self.processes[service].bench.store.fetch(sql, parameters)
+
+    async def dead(self, service: str) -> list[Row]:
+        """A service's dead letters."""
+        return await list_dead(self.processes[service].bench.store)
+
+    def http(self, service: str) -> httpx.AsyncClient:
+        """A client for a service's HTTP side, without a socket."""
+        app = self.processes[service].service.http
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url=f"http://{service}"
+        )
+
+    async def _busy(self) -> str:
+        streams = await self.broker.streams()
+        for name, process in self.processes.items():
+            wanted = {(OUTBOX, 0)}
+            for stream, partitions in streams.items():
+                if process.bench.reads(stream):
+                    wanted.update((stream, partition) for partition in range(partitions))
+            held = set(process.lanes)
+            if process.claims.relay is not None:
+                held.add((OUTBOX, 0))
+            if wanted != held:
+                process.claims.ring()
+                return f"{name} has not claimed {sorted(wanted - held)}"
+            for (stream, partition), lane in process.lanes.items():
+                end = (await self.broker.ends(stream))[partition]
+                if lane.position < end or not lane.idle:
+                    return f"{name} is at {lane.position} of {end} in {stream}[{partition}]"
+            if process.parked.running:
+                return f"{name} runs {process.parked.running} parked events"
+            rows = await process.bench.store.fetch(_BUSY, {"now": self.ambient.now()})
+            if rows[0]["busy"]:
+                return f"{name} has {rows[0]['busy']} events in its outbox or parked and due"
+        return ""
+
+
+@asynccontextmanager
+async def running(
+    *services: Service,
+    system: str = "test",
+    root: Path | None = None,
+    provide: Mapping[type, object] | None = None,
+    seed: int = 0,
+    partitions: int = 8,
+) -> AsyncIterator[System]:
+    """Run services under a virtual clock until the block ends.
+
+    ``root`` is what migration folders are relative to (here by default). ``provide`` replaces what
+    the services' own providers make, by type. With one ``seed`` and handlers that do no input or
+    output of their own, two runs give the same history.
+    """
+    ambient = VirtualAmbient(seed)
+    broker = MemoryBroker(ambient, partitions=partitions)
+    signals = Signals()
+    made = System(system, ambient, broker)
+    signals.listen(made.signals.append)
+    settings = ProcessSettings(system=system, partitions=partitions, root=root or Path())
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oyez-test-")))
+        for service in services:
+            store = SqliteStore(folder / f"{service.name}.db", ambient, inline=True, durable=False)
+            process = ServiceProcess(
+                service,
+                settings,
+                broker=broker,
+                store=store,
+                ambient=ambient,
+                signals=signals,
+                provide=provide,
+            )
+            await process.start()
+            stack.push_async_callback(process.drain)
+            made.processes[service.name] = process
+        yield made

@@ -1,0 +1,211 @@
+"""The unit of work: a service's queued writes and the events it announces, in one commit.
+
+Writes are queued and leave in few round trips: within a unit each statement gets a *wave*, one
+later than the previous statement of its handler call, or of the previous call with its key; waves
+run in order, and within a wave equal SQL runs once for all its parameter sets. So the order in
+which one key's statements were written is kept, while 256 events with the same two statements cost
+two calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from oyez.ambient import Ambient
+from oyez.contract import encode
+from oyez.envelope import JSON, MAX_ATTRIBUTE, SPECVERSION, Envelope, format_time
+from oyez.errors import InvalidEvent, OyezError
+from oyez.event import describe
+from oyez.ports import Announcement, Changes, Parameters, Row, Store, Writes
+
+MAX_DELAY = 366 * 86_400.0
+"""The longest delay, in seconds, that an event may be announced with."""
+
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, version 00, section 3.2."""
+
+
+class TransactionClosed(OyezError):
+    """The transaction has ended; what came later was not recorded."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What led to the events that a transaction announces."""
+
+    correlationid: str | None = None
+    causationid: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+    @staticmethod
+    def of(envelope: Envelope) -> Origin:
+        """The origin of events that the handling of this one leads to."""
+        parent = envelope.traceparent
+        traced = parent is not None and TRACEPARENT.fullmatch(parent) is not None
+        return Origin(
+            correlationid=envelope.correlationid or envelope.id,
+            causationid=envelope.id,
+            traceparent=parent if traced else None,
+            tracestate=envelope.tracestate if traced else None,
+        )
+
+
+origin: ContextVar[Origin] = ContextVar("oyez_origin", default=Origin())  # noqa: B039 - frozen
+"""The origin of work that no event began: set per HTTP request by the service's process."""
+
+
+class Announcer:
+    """Wraps events of one service as announcements: source, stream, ids and trace."""
+
+    def __init__(self, system: str, service: str, ambient: Ambient) -> None:
+        self.source = f"/{system}/{service}"
+        self.stream = f"{system}.{service}"
+        self.ambient = ambient
+
+    def announce(
+        self, event: object, since: Origin, time: str, due: float, key: str | None
+    ) -> Announcement:
+        """The outbox row for the event. Raises InvalidEvent naming the field that is wrong."""
+        kind = describe(type(event))
+        ambient = self.ambient
+        if key is None:
+            key = kind.key(event)
+        event_id = ambient.new_id()
+        headers = {
+            "specversion": SPECVERSION,
+            "id": event_id,
+            "source": self.source,
+            "type": kind.name,
+            "time": time,
+            "datacontenttype": JSON,
+            "dataschema": kind.dataschema,
+            "correlationid": since.correlationid or event_id,
+        }
+        if key is not None:
+            if not key.isprintable() or len(key) > MAX_ATTRIBUTE:
+                raise InvalidEvent(f"$.{kind.key_field}", "is the key: control characters in it")
+            headers["subject"] = headers["partitionkey"] = key
+        if since.causationid is not None:
+            headers["causationid"] = since.causationid
+        parent = since.traceparent
+        trace = parent[3:35] if parent is not None else f"{ambient.bits(128):032x}"
+        flags = parent[53:55] if parent is not None else "01"
+        headers["traceparent"] = f"00-{trace}-{ambient.bits(64):016x}-{flags}"
+        if since.tracestate:
+            headers["tracestate"] = since.tracestate
+        return Announcement(
+            stream=self.stream, key=key, headers=headers, data=encode(kind, event), due=due
+        )
+
+
+class UnitOfWork:
+    """What one or many handler calls leave to one commit."""
+
+    def __init__(self, store: Store, announcer: Announcer) -> None:
+        self.changes = Changes(time=announcer.ambient.now())
+        self._time = format_time(self.changes.time)
+        self._store = store.begin()
+        self._announcer = announcer
+        self._waves: list[dict[str, list[Parameters]]] = []
+        self._reached: dict[str, int] = {}
+        self.closed = False
+
+    def transaction(self, since: Origin, key: str | None = None) -> Transaction:
+        """The face of this unit for one handler call that concerns ``key``."""
+        return Transaction(self, since, key)
+
+    async def commit(self) -> None:
+        """Make it all durable. Raises what `StoreTransaction.commit` raises."""
+        self.closed = True
+        self.changes.writes = self._drain()
+        await self._store.commit(self.changes)
+
+    async def rollback(self) -> None:
+        """Undo it all. Safe at any time."""
+        self.closed = True
+        await self._store.rollback()
+
+    def _queue(self, sql: str, parameters: Parameters, wave: int) -> None:
+        if self.closed:
+            raise TransactionClosed("this transaction has ended; start another")
+        waves = self._waves
+        while wave >= len(waves):
+            waves.append({})
+        rows = waves[wave].get(sql)
+        if rows is None:
+            waves[wave][sql] = [parameters]
+        else:
+            rows.append(parameters)
+
+    async def _fetch(self, sql: str, parameters: Parameters) -> list[Row]:
+        if self.closed:
+            raise TransactionClosed("this transaction has ended; start another")
+        return await self._store.fetch(sql, parameters, self._drain())
+
+    def _drain(self) -> Writes:
+        writes = [(sql, rows) for wave in self._waves for sql, rows in wave.items()]
+        self._waves = []
+        return writes
+
+
+class Transaction:
+    """A service's own data and the events it announces, changed together or not at all.
+
+    A handler asks for it by type; HTTP handlers open one with ``service.transaction()``.
+    """
+
+    __slots__ = ("_key", "_origin", "_unit", "_wave")
+
+    def __init__(self, unit: UnitOfWork, since: Origin, key: str | None) -> None:
+        self._unit = unit
+        self._origin = since
+        self._key = key
+        self._wave = unit._reached.get(key, 0) if key is not None else 0
+
+    def execute(self, sql: str, /, **parameters: Any) -> None:
+        """Queue a write with ``:name`` parameters. It runs before any later read, or at commit."""
+        wave = self._wave
+        self._unit._queue(sql, parameters, wave)
+        self._wave = wave + 1
+        if self._key is not None:
+            self._unit._reached[self._key] = wave + 1
+
+    async def fetch(self, sql: str, /, **parameters: Any) -> list[Row]:
+        """The rows of a query, or of a write with ``returning``; it sees all queued writes.
+
+        From the first read on, nothing else writes to a SQLite store until this transaction ends:
+        do not wait for the network in between.
+        """
+        return await self._unit._fetch(sql, parameters)
+
+    async def fetch_one(self, sql: str, /, **parameters: Any) -> Row | None:
+        """The first row, or None."""
+        rows = await self._unit._fetch(sql, parameters)
+        return rows[0] if rows else None
+
+    def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
+        """Announce an event with the commit, ``delay`` seconds later if given; returns its id.
+
+        ``key`` overrides the event's own. Raises InvalidEvent naming the field that is wrong.
+        """
+        unit = self._unit
+        if unit.closed:
+            raise TransactionClosed("this transaction has ended; the event was not announced")
+        due = 0.0
+        if delay is not None:
+            if not 0 <= delay <= MAX_DELAY:
+                raise InvalidEvent("delay", f"expected 0 to {MAX_DELAY:.0f} seconds, found {delay}")
+            due = unit.changes.time + delay if delay else 0.0
+        announcement = unit._announcer.announce(event, self._origin, unit._time, due, key)
+        unit.changes.announced.append(announcement)
+        return announcement.headers["id"]
+
+    def publish_all(self, events: Iterable[object]) -> None:
+        """Announce several events in their order."""
+        for event in events:
+            self.publish(event)
