@@ -18,12 +18,12 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 import apsw
@@ -49,6 +49,8 @@ QUICK_CHECK = 64 * 1024 * 1024
 OLDEST_SQLITE = 3_051_003
 """Earlier versions can corrupt a WAL database when several connections write and checkpoint."""
 
+_TICK = 1_000_000_000
+"""Nanoseconds; longer than the coarsest clock that a kernel stamps files with."""
 _NETWORK = frozenset(
     (
         "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs lustre gpfs ncpfs ocfs2 gfs2 "
@@ -105,12 +107,12 @@ class SqliteFile:
         self._writer = writer
         try:
             await writer.run(self._connect)
+            if not self._inline:
+                self._bell = Doorbell(self.path)
+                self._bell.listen(self._heard)
         except BaseException:
             await self.close()
             raise
-        if not self._inline:
-            self._bell = Doorbell(self.path)
-            self._bell.listen(self._heard)
 
     async def close(self) -> None:
         """Finish what was asked for, then let go. Safe when never opened and when called twice."""
@@ -137,7 +139,7 @@ class SqliteFile:
 
     async def read(self, job: Job[T]) -> T:
         """Run the job on the reading connection, on one snapshot of what is committed."""
-        return await _need(self._reader).run(partial(self._read_now, job))
+        return await _need(self._reader).run(lambda: self._read_now(job))
 
     def turn(self) -> Turn:
         """An interactive write transaction; see `Turn`."""
@@ -175,7 +177,8 @@ class SqliteFile:
             while self._queue and isinstance(self._queue[0], _Write) and len(writes) < GROUP:
                 entry = self._queue.popleft()
                 assert isinstance(entry, _Write)
-                writes.append(entry)
+                if not entry.future.done():  # else its task was cancelled while it waited
+                    writes.append(entry)
             await writer.run(partial(self._run, writes, commit=not self._next_is_turn()))
             self._deliver()
 
@@ -193,7 +196,7 @@ class SqliteFile:
                 await turn.ended
         except TimeoutError:
             turn.expired = True
-            await _need(self._writer).run(self._undo)
+            await _need(self._writer).run(turn._undo)
         if not self._queue or len(self._group) >= GROUP:
             await self._flush()
         self._deliver()
@@ -262,7 +265,6 @@ class SqliteFile:
 
     def _commit(self) -> None:
         connection = _need(self._write_connection)
-        group = self._group
         if connection.in_transaction:
             try:
                 connection.execute("commit")
@@ -272,10 +274,11 @@ class SqliteFile:
                 self._fail_if_aborted(error)
             finally:
                 fcntl.flock(_need(self._lock), fcntl.LOCK_UN)
-        group.done.extend((entry, result, None) for entry, result in group.pending)
-        if self._bell is not None and any(entry.ring for entry, _ in group.pending):
+        group = self._group
+        pending, group.pending = group.pending, []
+        group.done.extend((entry, result, None) for entry, result in pending)
+        if self._bell is not None and any(entry.ring for entry, _ in pending):
             self._bell.ring()
-        group.pending = []
 
     def _fail_if_aborted(self, error: BaseException) -> None:
         # SQLite gives up the whole transaction on a full disk or an I/O error: then what the
@@ -287,17 +290,15 @@ class SqliteFile:
         self._group.done.extend((entry, None, explained) for entry, _ in self._group.pending)
         self._group.pending = []
 
-    def _undo(self) -> None:
-        connection = _need(self._write_connection)
-        if connection.in_transaction:
-            connection.execute("rollback to oyez_turn")
-            connection.execute("release oyez_turn")
-
     def _alone(self, job: Job[object]) -> None:
         connection = _need(self._write_connection)
         if connection.in_transaction:
             # A turn is open: join it, under the job's own savepoint.
-            self._isolated(job)
+            try:
+                self._isolated(job)
+            except BaseException as error:
+                self._fail_if_aborted(error)
+                raise
             return
         self._begin()
         try:
@@ -316,7 +317,8 @@ class SqliteFile:
             with self._read_connection:
                 result = job(self._read_connection)
         except apsw.Error as error:
-            raise self._explain(error) from error
+            explained = self._explain(error)
+            raise explained from explained.__cause__
         return result
 
     def _connect(self) -> None:
@@ -336,13 +338,18 @@ class SqliteFile:
                 f"user {os.getuid()}"
             ) from error
         except apsw.Error as error:
-            raise self._explain(error) from error
+            explained = self._explain(error)
+            raise explained from explained.__cause__
 
     def _prepare(self) -> None:
         path = self.path
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied", str(path))
         size = path.stat().st_size if path.exists() else 0
+        self._broken = None
+        if size == 0 and path.exists() and os.fstat(_need(self._lock)).st_size:
+            # The lock file says that there was a schema: this is no new file, it was emptied.
+            raise apsw.CorruptError("it is empty")
         connection = self._write_connection = self._connection()
         if 0 < size <= QUICK_CHECK:
             (verdict,) = next(connection.execute("pragma quick_check(1)"))
@@ -358,10 +365,14 @@ class SqliteFile:
             with connection:
                 connection.execute(self._schema)
                 connection.execute(f"pragma user_version={self._version}")
+        if not os.fstat(_need(self._lock)).st_size:
+            os.write(_need(self._lock), b"in use\n")
 
     def _connection(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), statementcachesize=256)
         connection.set_busy_timeout(5_000)
+        # Only a file without any page takes this on, and the next line writes the first.
+        connection.execute("pragma auto_vacuum=incremental")
         connection.execute("pragma journal_mode=wal")
         connection.execute(f"pragma synchronous={'full' if self._durable else 'off'}")
         connection.execute("pragma mmap_size=0")
@@ -413,12 +424,19 @@ class Turn:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._started = False
+        self._opened = False
+        self._failure: BaseException | None = None
         self.expired = False
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, job: Job[T]) -> T:
-        """Run the job inside the turn. Raises TransactionExpired when the turn has expired."""
+        """Run the job inside the turn. Raises TransactionExpired when the turn has expired.
+
+        After a job that raised, the turn can only be cancelled: to go on without what that job
+        would have written is never what its caller meant.
+        """
+        writer = _need(self._file._writer)
         if not self._started:
             self._started = True
             self._file._enqueue(self)
@@ -428,9 +446,9 @@ class Turn:
                 self.granted.cancel()
                 self._end()
                 raise
-            await _need(self._file._writer).run(self._open)
+            await writer.run(self._open)
         self._check()
-        return await _need(self._file._writer).run(partial(self._step, job))
+        return await writer.run(lambda: self._step(job))
 
     async def finish(self, job: Job[T], *, ring: bool = False) -> T:
         """Run the last job and return its result once the whole turn is durable."""
@@ -451,7 +469,7 @@ class Turn:
             return
         try:
             if self.granted.done() and not self.granted.cancelled() and not self.expired:
-                await _need(self._file._writer).run(self._file._undo)
+                await _need(self._file._writer).run(self._undo)
             else:
                 self.granted.cancel()
         finally:
@@ -469,32 +487,52 @@ class Turn:
             )
         if self.ended.done():
             raise StoreUnavailable(f"{self._file.path}: the transaction has ended")
+        if self._failure is not None:
+            raise self._failure
+
+    # -- what runs on the writing thread ----------------------------------------------------------
 
     def _open(self) -> None:
+        self._step(self._savepoint)
+
+    def _savepoint(self, connection: apsw.Connection) -> None:
         self._file._begin()
-        _need(self._file._write_connection).execute("savepoint oyez_turn")
+        connection.execute("savepoint oyez_turn")
+        self._opened = True
 
     def _step(self, job: Job[T]) -> T:
         try:
             return job(_need(self._file._write_connection))
-        except apsw.Error as error:
-            raise self._file._explain(error) from error
+        except BaseException as error:
+            self._failure = self._file._explain(error)
+            self._fail_if_aborted(error)
+            raise self._failure from self._failure.__cause__
 
     def _last(self, entry: _Write[Any]) -> None:
         file = self._file
-        connection = _need(file._write_connection)
         try:
             result = file._isolated(entry.job)
-            connection.execute("release oyez_turn")
+            _need(file._write_connection).execute("release oyez_turn")
         except BaseException as error:  # noqa: BLE001 - the caller of finish() hears it
-            if connection.in_transaction:
-                file._undo()
+            self._undo()
             file._group.done.append((entry, None, file._explain(error)))
-            file._fail_if_aborted(error)
+            self._fail_if_aborted(error)
             return
+        self._opened = False
         file._group.pending.append((entry, result))
         if not file._queue:
             file._commit()
+
+    def _undo(self) -> None:
+        connection = _need(self._file._write_connection)
+        if self._opened and connection.in_transaction:
+            connection.execute("rollback to oyez_turn")
+            connection.execute("release oyez_turn")
+        self._opened = False
+
+    def _fail_if_aborted(self, error: BaseException) -> None:
+        self._file._fail_if_aborted(error)
+        self._opened = self._opened and _need(self._file._write_connection).in_transaction
 
 
 class Doorbell:
@@ -514,14 +552,26 @@ class Doorbell:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Call back on the running loop for each ring (several may become one call)."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        found = self._folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise StoreRefused(f"{self._folder} belongs to someone else: remove it")
+        """Call back on the running loop for each ring (several may become one call).
+
+        Raises StoreRefused when someone else owns the folder.
+        """
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        bell.setblocking(False)
-        bell.bind(str(self._folder / self._name))
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir(mode=0o700)
+            found = self._folder.lstat()
+            mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if not mine or found.st_mode & 0o077:
+                raise StoreRefused(f"{self._folder} belongs to someone else: remove it")
+            bell.setblocking(False)
+            bell.bind(str(self._folder / self._name))
+        except OSError:  # no temporary folder, or its path is too long for a socket: poll instead
+            bell.close()
+            return
+        except StoreRefused:
+            bell.close()
+            raise
         self._socket = bell
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(bell.fileno(), self._drain, callback)
@@ -530,19 +580,25 @@ class Doorbell:
         """Wake the others. Never blocks; from any thread."""
         if self._socket is None:
             return
-        changed = self._folder.stat().st_mtime_ns
-        if changed != self._seen:
-            self._seen = changed
-            self._others = [name for name in os.listdir(self._folder) if name != self._name]
+        try:
+            changed = self._folder.stat().st_mtime_ns
+            if changed != self._seen:
+                self._others = [name for name in os.listdir(self._folder) if name != self._name]
+                # Two changes within one tick of the kernel's clock bear one time: look once more.
+                self._seen = changed if time.time_ns() - changed > _TICK else -1
+        except OSError:
+            return  # someone cleaned the temporary folder: whoever watches still polls
         for name in self._others:
             address = f"{self._folder}/{name}"
             try:
                 self._socket.sendto(b"!", address)
             except (BlockingIOError, InterruptedError):
                 continue  # its queue is full of rings: it will wake
-            except OSError:
+            except ConnectionRefusedError:
                 with contextlib.suppress(OSError):
                     os.unlink(address)  # left by a process that died
+            except OSError:
+                continue
 
     def close(self) -> None:
         """Stop listening."""
@@ -566,14 +622,15 @@ class Doorbell:
 def refuse_network_file_system(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
     """Raise StoreRefused when the folder lies on a file system whose locks can't be trusted."""
     try:
-        lines = Path(mounts).read_text().splitlines()
+        lines = os.fsdecode(Path(mounts).read_bytes()).splitlines()
     except OSError:
         return
     target = folder.resolve()
     best, kind = Path("/"), ""
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        point = Path(fields.split(" ")[4].encode().decode("unicode_escape"))
+        escaped = os.fsencode(fields.split(" ")[4])
+        point = Path(os.fsdecode(escaped.decode("unicode_escape").encode("latin-1")))
         if (target == point or point in target.parents) and len(point.parts) >= len(best.parts):
             best, kind = point, rest.split(" ")[0]
     if kind in _NETWORK:
@@ -660,7 +717,7 @@ class _Thread:
 
     def _main(self) -> None:
         while True:
-            wait = min((timer.due - monotonic() for timer in self._timers), default=None)
+            wait = min((timer.due - time.monotonic() for timer in self._timers), default=None)
             try:
                 job = self._jobs.get(timeout=None if wait is None else max(wait, 0.0))
             except Empty:
@@ -669,7 +726,7 @@ class _Thread:
                 return
             job()
             for timer in tuple(self._timers):
-                if timer.due <= monotonic():
+                if timer.due <= time.monotonic():
                     timer.run()
 
 
@@ -677,14 +734,14 @@ class _Timer:
     def __init__(self, seconds: float, job: Callable[[], object]) -> None:
         self._seconds = seconds
         self._job = job
-        self.due = monotonic() + seconds
+        self.due = time.monotonic() + seconds
 
     def run(self) -> None:
         # A tick that fails (disk full, say) is tried again at the next one; whoever depends on it
         # notices by its effect, as with a lease that was not renewed.
         with contextlib.suppress(apsw.Error, OyezError):
             self._job()
-        self.due = monotonic() + self._seconds
+        self.due = time.monotonic() + self._seconds
 
 
 class _Inline:

@@ -167,6 +167,15 @@ class Transaction:
         self._key = key
         self._wave = unit._reached.get(key, 0) if key is not None else 0
 
+    @property
+    def time(self) -> str:
+        """When this transaction began: RFC 3339, UTC."""
+        return self._unit._time
+
+    def new_id(self) -> str:
+        """A new UUIDv7, for a row or an order: repeatable in a test, as the runtime's own are."""
+        return self._unit._announcer.ambient.new_id()
+
     def execute(self, sql: str, /, **parameters: Any) -> None:
         """Queue a write with ``:name`` parameters. It runs before any later read, or at commit."""
         wave = self._wave

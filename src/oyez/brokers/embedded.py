@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -33,7 +34,6 @@ from oyez.ports import BEGINNING, Batch, Capabilities, Position, Record
 from oyez.sqlite_file import SqliteFile
 
 SCHEMA = """
-pragma auto_vacuum = incremental;
 create table partition (
   id integer primary key, stream text not null, partition integer not null,
   last integer not null default 0,
@@ -259,8 +259,7 @@ class EmbeddedBroker:
                 position = connection.execute(sql, (place,)).get
             position += 1
             last[place] = position
-            crc = crc32(data or b"", crc32(headers))
-            records.append((place, position, now, key, headers, data, crc))
+            records.append((place, position, now, key, headers, data, _sum(key, headers, data)))
         connection.executemany("insert into record values (?, ?, ?, ?, ?, ?, ?)", records)
         connection.executemany(
             "update partition set last = ? where id = ?",
@@ -291,7 +290,7 @@ class EmbeddedBroker:
         room = self.options.batch_bytes
         rows = connection.execute(sql, (self._ids[stream][partition], after, self.options.batch))
         for position, time, key, headers, data, crc in rows:
-            if crc32(data or b"", crc32(headers)) != crc:
+            if not _sound(key, headers, data, crc):
                 raise BrokerCorrupt(
                     f"{self._path}: record {position} of {stream}[{partition}] fails its checksum: "
                     "the disk or the file is damaged; restore the file from a backup"
@@ -330,9 +329,10 @@ class EmbeddedBroker:
             ages = [(connection.execute(sql, (place,)).get, place) for place in places]
             oldest = min(((time, place) for time, place in ages if time is not None), default=None)
             if oldest is not None:
-                self._delete(connection, oldest[1], now + 1.0, count)
+                self._delete(connection, oldest[1], inf, count)
                 more = True
-        connection.execute("pragma incremental_vacuum(1000)")
+        for _ in connection.execute("pragma incremental_vacuum(1000)"):
+            pass  # each row frees one page
         connection.execute("update housekeeping set due = ?", (now + self.options.housekeeping,))
         return more
 
@@ -344,6 +344,16 @@ class EmbeddedBroker:
             sql = "delete from record where partition = ? and position <= ?"
             connection.execute(sql, (place, old[-1]))
         return len(old) == count
+
+
+def _sum(key: str | None, headers: bytes, data: bytes | None) -> int:
+    return crc32(data or b"", crc32((key or "").encode(), crc32(headers)))
+
+
+def _sound(key: object, headers: object, data: object, crc: object) -> bool:
+    if not isinstance(headers, bytes) or not isinstance(data, bytes | None):
+        return False
+    return isinstance(key, str | None) and _sum(key, headers, data) == crc
 
 
 def _as_broker_error(error: StoreError) -> BrokerError:

@@ -122,12 +122,15 @@ _ALIVE = """insert into oyez_replica (owner, until, started, note) values (:owne
 class SqliteStore:
     """A store in one file; the face is `oyez.ports.Store`."""
 
-    capabilities = Capabilities(durability="power-loss", history=False, processes=True)
-
     def __init__(
         self, path: Path, ambient: Ambient, *, inline: bool = False, durable: bool = True
     ) -> None:
         """``inline`` and ``durable`` as in `SqliteFile`: for tests alone."""
+        self.capabilities = Capabilities(
+            durability="power-loss" if durable else "process-crash",
+            history=False,
+            processes=not inline,
+        )
         self._file = SqliteFile(
             path, schema=SCHEMA, version=VERSION, inline=inline, durable=durable
         )
@@ -140,6 +143,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """See `Store.close`."""
+        self._stop_keeping = None
         await self._file.close()
 
     async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
@@ -308,9 +312,16 @@ def _check(connection: apsw.Connection, claim: Claim, position: Position | None)
 def _write(connection: apsw.Connection, writes: Writes) -> None:
     for sql, rows in writes:
         if len(rows) == 1:
-            connection.execute(sql, rows[0])
+            cursor = connection.execute(sql, rows[0])
         else:
-            connection.executemany(sql, rows)
+            cursor = connection.executemany(sql, rows)
+        _finish(cursor)
+
+
+def _finish(cursor: apsw.Cursor) -> None:
+    # apsw stops at the first row that a statement returns, before what follows has run.
+    for _ in cursor:
+        pass
 
 
 def _migrate(connection: apsw.Connection, name: str, sql: str, now: float) -> bool:
@@ -323,7 +334,7 @@ def _migrate(connection: apsw.Connection, name: str, sql: str, now: float) -> bo
                 "into a new file with the next number"
             )
         return False
-    connection.execute(sql)
+    _finish(connection.execute(sql))
     connection.execute("insert into oyez_migration values (?, ?, ?)", (name, digest, now))
     return True
 

@@ -1,0 +1,1 @@
+"""Inventory: keeps count of what is free, reserved and shipped."""

@@ -1,0 +1,75 @@
+"""The events that Orders announces, and those of others that it follows: its own view of them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from oyez import Event
+
+
+class Line(msgspec.Struct, frozen=True):
+    """So many pieces of one article."""
+
+    sku: str
+    quantity: int
+
+
+class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
+    """A customer has placed an order; nothing is charged or reserved yet."""
+
+    order_id: str
+    email: str
+    phone: str | None
+    card: str
+    total_cents: int
+    lines: list[Line]
+
+
+class OrderConfirmed(Event, type="shop.order.confirmed", key="order_id"):
+    """The order is paid and its goods are reserved."""
+
+    order_id: str
+
+
+class OrderCancelled(Event, type="shop.order.cancelled", key="order_id"):
+    """The order will not be shipped; ``reason`` is a word such as ``card_declined``."""
+
+    order_id: str
+    reason: str
+
+
+class PaymentProcessed(Event, type="shop.payment.processed", key="order_id"):
+    """The money was captured."""
+
+    order_id: str
+
+
+class PaymentFailed(Event, type="shop.payment.failed", key="order_id"):
+    """The money could not be captured."""
+
+    order_id: str
+    reason: str
+
+
+class PaymentRefunded(Event, type="shop.payment.refunded", key="order_id"):
+    """Captured money went back."""
+
+    order_id: str
+
+
+class StockReserved(Event, type="shop.stock.reserved", key="order_id"):
+    """Every line of the order is reserved."""
+
+    order_id: str
+
+
+class StockRejected(Event, type="shop.stock.rejected", key="order_id"):
+    """At least one line of the order is not in stock."""
+
+    order_id: str
+
+
+class ShipmentReady(Event, type="shop.shipment.ready", key="order_id"):
+    """The parcel has left."""
+
+    order_id: str

@@ -1,0 +1,1 @@
+"""Shipping: prepares parcels, and sends those that are paid for and in stock."""

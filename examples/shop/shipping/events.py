@@ -1,0 +1,36 @@
+"""The events that Shipping announces, and those of others that it follows."""
+
+from __future__ import annotations
+
+from oyez import Event
+
+
+class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
+    """A parcel can be prepared."""
+
+    order_id: str
+
+
+class PaymentProcessed(Event, type="shop.payment.processed", key="order_id"):
+    """The parcel is paid for."""
+
+    order_id: str
+
+
+class StockReserved(Event, type="shop.stock.reserved", key="order_id"):
+    """The goods are there."""
+
+    order_id: str
+
+
+class OrderCancelled(Event, type="shop.order.cancelled", key="order_id"):
+    """The parcel will not be sent."""
+
+    order_id: str
+
+
+class ShipmentReady(Event, type="shop.shipment.ready", key="order_id"):
+    """The parcel has left."""
+
+    order_id: str
+    tracking: str

@@ -1,0 +1,81 @@
+// Requests to the shop. Every failure is a ShopError; `again` tells whether the same request may
+// be sent once more.
+
+const PATIENCE_MS = 15000;
+
+export class ShopError extends Error {
+  constructor(message, { status = 0, fields = [], again = false, retryAfter = 0 } = {}) {
+    super(message);
+    this.status = status; // 0: no answer at all
+    this.fields = fields; // [{field: "$.email", problem: "…"}]
+    this.again = again;
+    this.retryAfter = retryAfter; // seconds
+  }
+}
+
+async function send(path, options) {
+  const controller = new AbortController();
+  const timer = setTimeout(() => controller.abort(), PATIENCE_MS);
+  try {
+    const answer = await fetch(path, {
+      ...options,
+      credentials: "same-origin",
+      cache: "no-store",
+      signal: controller.signal,
+    });
+    return { answer, text: await answer.text() };
+  } catch {
+    throw new ShopError("The shop did not answer.", { again: true });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+// One session for all requests that find they have none at the same moment.
+let opening = null;
+
+function openSession() {
+  opening ??= send("/session", { method: "POST" }).finally(() => {
+    opening = null;
+  });
+  return opening;
+}
+
+/** The parsed JSON answer. Opens a session and repeats the request when the answer is 401. */
+export async function request(path, options = {}) {
+  let { answer, text } = await send(path, options);
+  if (answer.status === 401) {
+    await openSession();
+    ({ answer, text } = await send(path, options));
+  }
+  const body = parsed(text);
+  if (answer.ok && body !== null) return body;
+  const { status } = answer;
+  throw new ShopError(body?.detail || body?.title || `The shop answered ${status}.`, {
+    status,
+    fields: Array.isArray(body?.errors) ? body.errors : [],
+    // 409: the first request with this key is still being worked on.
+    again: status >= 500 || [408, 409, 425, 429].includes(status) || answer.ok,
+    retryAfter: Number(answer.headers.get("retry-after")) || 0,
+  });
+}
+
+export const getCatalogue = () => request("/catalogue");
+
+export const getOrder = (id) => request(`/orders/${encodeURIComponent(id)}`);
+
+/** Place an order; the same key never orders twice. */
+export const placeOrder = (order, key) =>
+  request("/orders", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "Idempotency-Key": key },
+    body: JSON.stringify(order),
+  });

@@ -1,0 +1,75 @@
+"""The ``oyez`` command. Exit codes: 0 done, 1 the thing asked for failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from oyez.errors import ConfigurationError, DeclarationError, OyezError
+
+_COMMANDS = {
+    "new": "Scaffold a runnable two-service project with tests.",
+    "dev": "Run every service, the gateway and the companions of oyez.toml.",
+    "run": "Run one service in the foreground; SIGTERM drains it.",
+    "gateway": "Run the gateway alone.",
+    "publish": "Publish one event.",
+    "tail": "Follow events live.",
+    "flow": "Show the journey of an order as a tree.",
+    "dead": "List, show, redrive or discard dead letters.",
+    "lag": "Show partitions, owners, positions and lag.",
+    "topology": "Show who publishes what and who reacts.",
+    "doctor": "Check configuration, files, connections and migrations.",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command's module only when it is called, so that the others start fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"oyez.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="oyez")
+def root() -> None:
+    """Event-driven microservices, from a laptop to a cluster on the same code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: runs a command and turns errors into one line and an exit code."""
+    try:
+        code = root.main(arguments, prog_name="oyez", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (ConfigurationError, DeclarationError) as error:
+        click.echo(f"oyez: {error}", err=True)
+        code = 2
+    except OyezError as error:
+        click.echo(f"oyez: {error}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

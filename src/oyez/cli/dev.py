@@ -1,0 +1,282 @@
+"""``oyez dev``: a whole system on one machine, one process per replica, one merged log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+from watchfiles import PythonFilter, awatch
+
+from oyez.cli.project import Project, run_async
+from oyez.config import Config
+from oyez.listening import bind, stop_signals
+
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green")
+_LEVELS = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
+_RESTART = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_HEALTHY = 5.0
+"""A process that ran for so many seconds is restarted without delay when it dies."""
+_LINE = 1_048_576
+
+
+@click.command("dev")
+@click.argument("project", required=False, type=click.Path(path_type=Path))
+@click.option("--no-reload", is_flag=True, help="Do not restart services when code changes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the merged log as JSON lines.")
+def command(project: Path | None, no_reload: bool, as_json: bool) -> None:
+    """Run every service, the gateway and the companions of oyez.toml until Ctrl-C.
+
+    A process that dies is started again; a service restarts when its code changes.
+    """
+    if project is not None:
+        os.environ["OYEZ_PROJECT"] = str(project)
+    config = Project.open().config
+    check_addresses(config)
+    run_async(supervise(config, reload=not no_reload, as_json=as_json))
+
+
+def check_addresses(config: Config) -> None:
+    """Raise ConfigurationError, naming the key, when an address is taken already."""
+    wanted = [
+        (f"services.{name}.http", settings.http)
+        for name, settings in config.services.items()
+        if settings.http is not None
+    ]
+    if config.gateway is not None:
+        wanted.append(("gateway.listen", config.gateway.listen))
+    for key, listen in wanted:
+        bind(listen.host, listen.port, key).close()
+
+
+async def supervise(config: Config, *, reload: bool, as_json: bool) -> None:
+    """Run the system until SIGTERM or SIGINT, then stop it in order: gateway first."""
+    output = _Log(as_json)
+    children = [
+        _Child(name, command, config, output, watched)
+        for name, command, watched in _commands(config)
+    ]
+    stopped = asyncio.Event()
+    with stop_signals(stopped.set):
+        tasks = [asyncio.create_task(child.run(), name=child.name) for child in children]
+        announce = asyncio.create_task(_announce(config, children, output))
+        watcher = asyncio.create_task(_watch(config, children, output)) if reload else None
+        await stopped.wait()
+        for task in (announce, watcher):
+            if task is not None:
+                task.cancel()
+        output.say("stopping")
+        longest = max([10.0, *(s.grace for s in config.services.values())]) + 2.0
+        for group in ("gateway", "service", "companion"):
+            await asyncio.gather(
+                *(child.stop(longest) for child in children if child.group == group)
+            )
+        await asyncio.gather(*tasks, return_exceptions=True)
+    output.say("stopped")
+
+
+def _commands(config: Config) -> list[tuple[str, list[str], bool]]:
+    python = [sys.executable, "-m", "oyez"]
+    found = [
+        (f"companion:{name}", _with_this_python(list(companion.run)), False)
+        for name, companion in config.companions.items()
+    ]
+    for name, settings in config.services.items():
+        for replica in range(settings.replicas):
+            label = name if settings.replicas == 1 else f"{name}.{replica + 1}"
+            found.append((f"service:{label}", [*python, "run", name], True))
+    if config.gateway is not None:
+        found.append(("gateway:gateway", [*python, "gateway"], False))
+    return found
+
+
+def _with_this_python(command: list[str]) -> list[str]:
+    return [sys.executable, *command[1:]] if command[0] == "python" else command
+
+
+class _Child:
+    """One process, started again when it dies."""
+
+    def __init__(
+        self, name: str, command: list[str], config: Config, output: _Log, watched: bool
+    ) -> None:
+        self.group, _, self.name = name.partition(":")
+        self.command = command
+        self.watched = watched
+        self.ready = asyncio.Event()
+        self._config = config
+        self._output = output
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._restarting = False
+
+    async def run(self) -> None:
+        """Start, and start again, until told to stop."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while not self._stopping:
+            start = loop.time()
+            code = await self._once()
+            if self._stopping:
+                return
+            if self._restarting:
+                self._restarting = False
+                continue
+            deaths = 0 if loop.time() - start > _HEALTHY else deaths + 1
+            wait = _RESTART[min(deaths, len(_RESTART) - 1)]
+            self._output.line(
+                self.name, {"level": "warning", "event": f"ended ({_describe(code)}), restarting"}
+            )
+            await asyncio.sleep(wait)
+
+    async def restart(self) -> None:
+        """End it, politely, so that it starts again with the new code."""
+        self._restarting = True
+        self._signal(signal.SIGTERM)
+
+    async def stop(self, longest: float) -> None:
+        """End it politely; by force after ``longest`` seconds. Safe when called twice."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(longest):
+                await process.wait()
+        except TimeoutError:
+            self._output.line(self.name, {"level": "error", "event": "did not stop: killed"})
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _once(self) -> int:
+        environment = {
+            **os.environ,
+            "OYEZ_PROJECT": str(self._config.path),
+            "OYEZ_LOG": "json",
+            "OYEZ_DEV": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        process = self._process = await asyncio.create_subprocess_exec(
+            *self.command,
+            cwd=self._config.root,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            limit=_LINE,
+        )
+        assert process.stdout is not None
+        while True:
+            try:
+                raw = await process.stdout.readline()
+            except ValueError:
+                continue  # a line longer than the limit: its rest follows
+            if not raw:
+                break
+            self._take(raw.decode("utf-8", "replace").rstrip())
+        return await process.wait()
+
+    def _take(self, text: str) -> None:
+        fields: dict[str, Any]
+        try:
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise TypeError
+        except (ValueError, TypeError):
+            fields = {"level": "info", "event": text}
+        if fields.get("event") in ("started", "listening"):
+            self.ready.set()
+        self._output.line(self.name, fields)
+
+
+class _Log:
+    """The merged log: a column for the process, one for the words, then the fields."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._colours: dict[str, str] = {}
+
+    def say(self, text: str) -> None:
+        """A line of the supervisor's own."""
+        self.line("oyez", {"level": "info", "event": text})
+
+    def line(self, name: str, fields: dict[str, Any]) -> None:
+        """One line of a process."""
+        fields = {"process": name, **fields}
+        if self._json:
+            sys.stdout.write(json.dumps(fields) + "\n")
+            sys.stdout.flush()
+            return
+        colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+        level = str(fields.get("level", "info"))
+        text = Text()
+        text.append(datetime.now().strftime("%H:%M:%S.%f")[:-3], style="dim")
+        text.append(f" {name:>14} ", style=colour)
+        text.append(_plain(fields.get("event", "")), style=_LEVELS.get(level, ""))
+        for key, value in fields.items():
+            if key not in ("process", "level", "event", "timestamp", "service", "exception"):
+                text.append(f" {key}=", style="dim")
+                text.append(_plain(value))
+        if "exception" in fields:
+            text.append("\n" + _plain(fields["exception"], lines=True), style="dim")
+        self._console.print(text)
+
+
+def _plain(value: object, *, lines: bool = False) -> str:
+    """The text with control characters shown, so that no payload can steer the terminal."""
+    return "".join(
+        char
+        if char.isprintable() or (lines and char in "\n\t")
+        else char.encode("unicode_escape").decode()
+        for char in str(value)
+    )
+
+
+async def _announce(config: Config, children: list[_Child], output: _Log) -> None:
+    for child in children:
+        await child.ready.wait()
+    where = f"http://{config.gateway.listen}/" if config.gateway is not None else "no gateway"
+    output.say(f"{config.system.name} is up: {where}  (Ctrl-C stops it)")
+    for name, companion in config.companions.items():
+        if "--listen" in companion.run:
+            listen = companion.run[companion.run.index("--listen") + 1]
+            output.say(f"{name}: http://{listen}/")
+
+
+async def _watch(config: Config, children: list[_Child], output: _Log) -> None:
+    async for changes in awatch(config.root, watch_filter=PythonFilter()):
+        names = sorted({Path(path).name for _, path in changes})
+        output.say(f"{', '.join(names)} changed: restarting the services")
+        await asyncio.gather(*(child.restart() for child in children if child.watched))
+
+
+def _describe(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"by {signal.Signals(-code).name}"
+    return f"code {code}"
+
+
+def _die_with_parent() -> None:
+    # A supervisor that is killed must not leave a system behind that nobody sees.
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

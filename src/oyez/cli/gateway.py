@@ -1,0 +1,26 @@
+"""``oyez gateway``: the gateway alone."""
+
+from __future__ import annotations
+
+import click
+import structlog
+
+from oyez.cli.project import Project, run_async
+from oyez.config import Listen
+from oyez.errors import ConfigurationError
+from oyez.gateway import serve
+from oyez.observe.logs import configure
+
+
+@click.command("gateway")
+def command() -> None:
+    """Run the gateway alone; SIGTERM or Ctrl-C drains it."""
+    project = Project.open()
+    if project.config.gateway is None:
+        raise ConfigurationError(f"{project.config.path}: there is no [gateway] table")
+    configure(project.config.system.log)
+    run_async(serve(project.config, project.ambient, ready=_ready))
+
+
+def _ready(listen: Listen) -> None:
+    structlog.get_logger().info("started", service="gateway", http=str(listen))

@@ -1,0 +1,125 @@
+"""What commands have in common: the project's settings, services, broker and stores."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import secrets
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from oyez import brokers, stores
+from oyez.ambient import Ambient, SystemAmbient
+from oyez.config import Config, ServiceSettings, load
+from oyez.errors import ConfigurationError
+from oyez.ports import Broker, Store
+from oyez.service import Service
+
+T = TypeVar("T")
+
+
+class Project:
+    """An ``oyez.toml`` and what it names."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.ambient: Ambient = SystemAmbient()
+
+    @classmethod
+    def open(cls) -> Project:
+        """The project that ``--project`` or ``OYEZ_PROJECT`` names, or that the folder is in."""
+        named = os.environ.get("OYEZ_PROJECT")
+        return cls(load(Path(named) if named else None))
+
+    def settings(self, service: str) -> ServiceSettings:
+        """A service's settings. Raises ConfigurationError with the names there are."""
+        found = self.config.services.get(service)
+        if found is None:
+            names = ", ".join(sorted(self.config.services)) or "none"
+            raise ConfigurationError(
+                f"{self.config.path}: there is no service {service!r}; there are: {names}"
+            )
+        return found
+
+    def service(self, name: str) -> Service:
+        """Import a service. Raises ConfigurationError when ``app`` does not lead to one."""
+        settings = self.settings(name)
+        module, _, attribute = settings.app.partition(":")
+        key = f"services.{name}.app"
+        root = str(self.config.root)
+        if root not in sys.path:
+            sys.path.insert(0, root)
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module == error.name or module.startswith(error.name)):
+                raise
+            raise self.config.error(
+                key, f"a module below {root}", f'"{settings.app}": there is no module {error.name}'
+            ) from error
+        except AttributeError as error:
+            raise self.config.error(
+                key, "module:attribute", f'"{settings.app}": {error}'
+            ) from error
+        if not isinstance(found, Service):
+            raise self.config.error(
+                key, "an oyez.Service", f'"{settings.app}", which is a {type(found).__name__}'
+            )
+        if found.name != name:
+            raise self.config.error(
+                key, f'Service("{name}")', f'"{settings.app}", which is Service("{found.name}")'
+            )
+        return found
+
+    def broker(self) -> Broker:
+        """The system's broker, not opened yet."""
+        system = self.config.system
+        return brokers.connect(
+            system.broker,
+            self.ambient,
+            root=self.config.root,
+            partitions=system.partitions,
+            retention=system.retention_days * 86_400,
+        )
+
+    def store(self, service: str) -> Store:
+        """A service's store, not opened yet."""
+        return stores.connect(self.settings(service).store, self.ambient, root=self.config.root)
+
+    def token(self) -> str:
+        """The token of admin ports: ``OYEZ_TOKEN``, or a file made for its owner alone."""
+        given = os.environ.get("OYEZ_TOKEN")
+        if given:
+            return given
+        path = self.config.file(self.config.system.data) / "token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        except FileExistsError:
+            if path.stat().st_mode & 0o077:
+                raise ConfigurationError(
+                    f"{path}: others can read this secret: chmod 600 it"
+                ) from None
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {error.strerror}") from error
+        return path.read_text().strip()
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run on the fastest event loop there is."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+"""Every listing command takes it."""

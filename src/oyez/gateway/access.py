@@ -1,0 +1,194 @@
+"""Who sends a request: the holder of an API key, or an anonymous session with a signed cookie."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from oyez.ambient import Ambient
+from oyez.config import Config, Route, Rule, read_file
+from oyez.gateway.exchange import Exchange, Refusal
+
+COOKIE = "oyez_session"
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_TOKEN = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,12})\.([0-9a-f]{64})")
+_SECRET_BYTES = 32
+
+
+def _digest(value: object) -> bytes:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        raise ValueError
+    return bytes.fromhex(value)
+
+
+class _ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    sha256: Annotated[bytes, Rule("the SHA-256 of the key, 64 hexadecimal digits", _digest)]
+
+
+class _KeyFile(msgspec.Struct, frozen=True, kw_only=True):
+    keys: dict[str, _ApiKey] = {}
+
+
+class Access:
+    """Tells who sends a request, and whether that is enough for a route.
+
+    ``secret`` signs the sessions. Raises :class:`ConfigurationError` if the file of API keys is
+    wrong or open to everyone.
+    """
+
+    def __init__(self, config: Config, ambient: Ambient, secret: bytes) -> None:
+        settings = config.gateway
+        if settings is None:
+            raise ValueError(config)
+        self._ambient = ambient
+        self._secret = secret
+        self._lifetime = settings.session_lifetime
+        self._keys: dict[str, bytes] = {}
+        if settings.keys is not None:
+            self._keys = _read_keys(config, config.file(settings.keys))
+
+    def admit(self, exchange: Exchange, route: Route) -> str | None:
+        """The principal, ``key:NAME`` or ``session:ID``; raises :class:`Refusal` (401 or 403).
+
+        On a public route nobody is refused, and None means that nobody proved who they are.
+        """
+        public = route.access == "public"
+        try:
+            principal = self._by_key(exchange) or self._by_session(exchange)
+        except Refusal:
+            if public:
+                return None
+            raise
+        if principal is None and not public:
+            raise _unauthorized("credentials_missing", "send an API key or a session cookie")
+        return principal
+
+    def session(self, exchange: Exchange) -> str:
+        """The value of ``Set-Cookie`` for a new session, or for the present one made longer."""
+        _refuse_other_origins(exchange)
+        try:
+            present = self._by_session(exchange)
+        except Refusal:
+            present = None
+        name = present.removeprefix("session:") if present else self._ambient.new_id()
+        expiry = int(self._ambient.now() + self._lifetime)
+        token = f"{name}.{expiry}.{self._signature(name, str(expiry))}"
+        secure = "; Secure" if exchange.scheme == "https" else ""
+        age = int(self._lifetime)
+        return f"{COOKIE}={token}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
+
+    def _by_key(self, exchange: Exchange) -> str | None:
+        given = exchange.values(b"x-api-key")
+        for value in exchange.values(b"authorization"):
+            scheme, _, key = value.partition(" ")
+            given.append(key.strip() if scheme.lower() == "bearer" else "")
+        if not given:
+            return None
+        found = None
+        if len(given) == 1:
+            digest = hashlib.sha256(given[0].encode("latin-1")).digest()
+            # Every key is compared: the time taken must not tell which one was close.
+            for name, known in self._keys.items():
+                if hmac.compare_digest(digest, known):
+                    found = f"key:{name}"
+        if found is None:
+            raise _unauthorized("key_invalid", "the API key is not known")
+        return found
+
+    def _by_session(self, exchange: Exchange) -> str | None:
+        tokens = [value for name, value in cookies(exchange.values(b"cookie")) if name == COOKIE]
+        if not tokens:
+            return None
+        match = _TOKEN.fullmatch(tokens[0]) if len(tokens) == 1 else None
+        signature = self._signature(match[1], match[2]) if match else ""
+        if match is None or not hmac.compare_digest(signature, match[3]):
+            raise _unauthorized("session_invalid", "the session cookie was not made here")
+        if int(match[2]) <= self._ambient.now():
+            raise _unauthorized("session_expired", "the session has expired")
+        if exchange.method not in _SAFE_METHODS:
+            _refuse_other_origins(exchange)
+        return f"session:{match[1]}"
+
+    def _signature(self, name: str, expiry: str) -> str:
+        message = f"oyez session {name} {expiry}".encode()
+        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
+
+
+def cookies(headers: list[str]) -> list[tuple[str, str]]:
+    """The names and values in ``Cookie`` headers."""
+    pairs = [part.strip().partition("=") for value in headers for part in value.split(";")]
+    return [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
+
+
+def read_secret(config: Config) -> bytes:
+    """The key that signs sessions, made at the first start; raises :class:`ConfigurationError`.
+
+    It is ``gateway.secret`` in the data folder; every replica of the gateway needs the same one.
+    """
+    path = config.file(config.system.data) / "gateway.secret"
+    try:
+        if not path.exists():
+            _make_secret(path)
+        _refuse_readable(config, path, "system.data", 0o077)
+        secret = path.read_bytes()
+    except OSError as error:
+        reason = f"{error.strerror or error} at {path}"
+        raise config.error("system.data", "a folder that can be written", reason) from None
+    if len(secret) < _SECRET_BYTES:
+        found = f"{len(secret)} bytes in {path}: delete it to make a new one"
+        raise config.error("system.data", f"{_SECRET_BYTES} bytes of secret", found)
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and linked into place: two gateways that start together agree on one secret.
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(_SECRET_BYTES))
+        file.flush()
+        os.fsync(descriptor)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink()
+
+
+def _read_keys(config: Config, path: Path) -> dict[str, bytes]:
+    if not path.is_file():
+        raise config.error("gateway.keys", "a file of API keys", f"none at {path}")
+    _refuse_readable(config, path, "gateway.keys", 0o007)
+    return {name: key.sha256 for name, key in read_file(path, _KeyFile).keys.items()}
+
+
+def _refuse_readable(config: Config, path: Path, setting: str, mask: int) -> None:
+    mode = path.stat().st_mode & 0o777
+    if mode & mask:
+        found = f"mode {mode:04o}: run chmod 600 {path}"
+        raise config.error(setting, f"{path.name} closed to others", found)
+
+
+def _refuse_other_origins(exchange: Exchange) -> None:
+    """A page of another site must not act with the cookie of whoever looks at it."""
+    site = exchange.value(b"sec-fetch-site")
+    origin = exchange.value(b"origin")
+    authority = origin.partition("://")[2].lower() if origin is not None else None
+    foreign = authority is not None and authority != exchange.host.lower()
+    if foreign or site not in (None, "same-origin", "none"):
+        raise Refusal(403, "cross_origin", "the request comes from another site")
+
+
+def _unauthorized(code: str, detail: str) -> Refusal:
+    return Refusal(401, code, detail, [(b"www-authenticate", b'Bearer realm="oyez"')])

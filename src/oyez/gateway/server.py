@@ -1,0 +1,275 @@
+"""The gateway as a process: its socket, strict HTTP/1.1 at the edge, draining at the end.
+
+The edge speaks h11 although httptools is some times faster. h11 is a state machine of the standard
+that refuses what it doesn't know, and its events let us refuse the few liberties it does take;
+what the edge lets through is what every service behind it has to understand in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import http
+import re
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from oyez.ambient import Ambient
+from oyez.config import Config, GatewaySettings, Listen
+from oyez.gateway.access import read_secret
+from oyez.gateway.app import gateway
+from oyez.gateway.exchange import LINGER_SECONDS, SECURITY, problem
+
+_IDLE_SECONDS = 5
+_BACKLOG = 1024
+_OTHER_FILES = 64
+
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+# A line ended by one half of CRLF, and a line that continues the one before: servers differ in
+# what they make of either.
+_LOOSE = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\n[ \t]")
+# h11 makes one of equal lengths; a server behind us might not have seen them as equal.
+_LENGTHS = re.compile(rb"\ncontent-length:([^\r\n]*)", re.IGNORECASE)
+
+
+async def serve(
+    config: Config, ambient: Ambient, *, ready: Callable[[Listen], None] | None = None
+) -> None:
+    """Run the gateway until SIGTERM or SIGINT, or until cancelled; then drain.
+
+    Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds.
+    ``ready`` is told the address once connections are accepted. Raises
+    :class:`ConfigurationError` if the gateway can't start as configured.
+    """
+    settings = config.gateway
+    app = gateway(config, ambient, secret=read_secret(config))
+    assert settings is not None
+    listener = _bind(config, settings.listen)
+    _allow_files(2 * settings.connections + _OTHER_FILES)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=_protocol(settings),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            h11_max_incomplete_event_size=settings.header_limit,
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(settings.grace)),
+        )
+    )
+
+    def stop() -> None:
+        app.drain()
+        server.should_exit = True
+
+    if ready is not None:
+        host, port = listener.getsockname()[:2]
+        server.on_started = lambda: ready(Listen(host, port))
+    try:
+        with _signals(stop):
+            await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        stop()
+        if server.started:
+            await server.shutdown(sockets=[listener])
+        raise
+    finally:
+        listener.close()
+        await app.aclose()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn raises them again after a drain, so the exit is not 0."""
+
+    on_started: Callable[[], None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.on_started is not None:
+            self.on_started()
+
+
+class StrictConnection(h11.Connection):
+    """h11 without its liberties: no folded lines, no bare CR or LF, one length at most."""
+
+    def next_event(self) -> Any:
+        """See ``h11.Connection``; raises ``RemoteProtocolError`` for a loosely written head."""
+        if self.their_state is h11.IDLE:
+            data = self.trailing_data[0]
+            end = _BLANK_LINE.search(data)
+            head = data[: end.end()] if end else data
+            if _LOOSE.search(head):
+                raise h11.RemoteProtocolError("a head with loose line endings")
+            lengths = _LENGTHS.findall(head)
+            if len(lengths) > 1 or b"," in b"".join(lengths):
+                raise h11.RemoteProtocolError("several lengths")
+        return super().next_event()
+
+
+class EdgeProtocol(H11Protocol):
+    """One client's connection: bounds the time for a head and the number of connections.
+
+    A head must arrive within ``head_seconds``. Above ``most`` connections, the one that has waited
+    longest for a request is closed, so idle clients never keep others out.
+    """
+
+    head_seconds: ClassVar[float]
+    most: ClassVar[int]
+    waiting: ClassVar[dict[EdgeProtocol, None]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = StrictConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or 0)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See ``asyncio.Protocol``."""
+        super().connection_made(transport)
+        self._await_head()
+        if len(self.connections) > self.most:
+            next(iter(self.waiting)).transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncio.Protocol``."""
+        self._head_begun()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._head_begun()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._await_head()
+
+    def on_response_complete(self) -> None:
+        """See ``H11Protocol``."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.waiting[self] = None
+            if self.conn.trailing_data[0]:
+                self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """See ``H11Protocol``, which calls it while it handles what h11 raised."""
+        error = sys.exception()
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            self._refuse(431, "headers_too_large", "the head of the request is too large")
+        else:
+            self._refuse(400, "malformed", "the request is not well-formed HTTP/1.1")
+
+    def _await_head(self) -> None:
+        self._head_begun()
+        self.waiting[self] = None
+        self._head_timer = self.loop.call_later(self.head_seconds, self._head_late)
+
+    def _head_begun(self) -> None:
+        self.waiting.pop(self, None)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(408, "slow_head", "the head of the request did not arrive in time")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._head_begun()
+        self._refused = True
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        headers, body = problem(status, code, detail)
+        length = (b"content-length", str(len(body)).encode())
+        headers += [*SECURITY, length, (b"connection", b"close")]
+        reason = http.HTTPStatus(status).phrase
+        for event in (
+            h11.Response(status_code=status, headers=headers, reason=reason),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        # A close with unread bytes in the socket resets it, and the client may lose our answer.
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _protocol(settings: GatewaySettings) -> type[EdgeProtocol]:
+    class Protocol(EdgeProtocol):
+        head_seconds = settings.timeout
+        most = settings.connections
+        waiting: ClassVar[dict[EdgeProtocol, None]] = {}
+
+    return Protocol
+
+
+def _bind(config: Config, listen: Listen) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        reason = f"{listen} ({error.strerror or error})"
+        raise config.error("gateway.listen", "an address of this machine", reason) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        used = error.errno == errno.EADDRINUSE
+        reason = f"{listen} {'in use' if used else f'({error.strerror or error})'}"
+        raise config.error("gateway.listen", "a free port that may be used", reason) from None
+    return listener
+
+
+def _allow_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

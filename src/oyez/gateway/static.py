@@ -1,0 +1,45 @@
+"""The storefront: files of one folder, with types, validators and no way out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message
+
+from oyez.gateway.exchange import Exchange, Refusal
+
+# The system's table of types differs between machines; a module script needs exactly this one.
+_SCRIPT = "text/javascript; charset=utf-8"
+
+
+class Files:
+    """Serves the files below a folder to GET and HEAD; ``/`` and folders are ``index.html``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = StaticFiles(directory=folder)
+
+    async def serve(self, exchange: Exchange, path: str) -> None:
+        """Answer with the file at a decoded, safe path; raises :class:`Refusal` (404)."""
+        segments = path.split("/")[1:]
+        if any(segment.startswith(".") for segment in segments):
+            raise not_found()
+        segments[-1] = segments[-1] or "index.html"
+        try:
+            response = await self._files.get_response("/".join(segments), exchange.scope)
+        except (HTTPException, OSError):
+            raise not_found() from None
+        if segments[-1].endswith((".js", ".mjs")) and "content-type" in response.headers:
+            response.headers["content-type"] = _SCRIPT
+        response.headers["cache-control"] = "no-cache"
+        await response(exchange.scope, _nothing, exchange.send)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def not_found() -> Refusal:
+    """The refusal of a path that nothing is at."""
+    return Refusal(404, "not_found", "nothing is here")

@@ -1,0 +1,127 @@
+"""Sockets, signals and an HTTP server for whatever listens: gateway, services, admin ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from oyez.errors import ConfigurationError
+
+BACKLOG = 1024
+
+
+def bind(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    ``key`` names the setting in an error. ``shared`` lets the replicas of a service listen at one
+    address, among which the kernel spreads connections. Raises ConfigurationError.
+    """
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    listener: socket.socket | None = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            problem = f"{place} is in use: stop what listens there, or choose another port"
+        else:
+            problem = f"{place} ({error.strerror or error})"
+        raise ConfigurationError(f"{key}: expected a free address, found {problem}") from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """``host:port`` as it turned out."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class HttpServer:
+    """Serves an ASGI app on one socket; started and stopped by whoever owns it."""
+
+    def __init__(self, app: Any, listener: socket.socket, *, grace: float, **options: Any) -> None:
+        """``grace``: seconds that requests in flight get when it is stopped."""
+        settings: dict[str, Any] = {
+            "http": "httptools",
+            "ws": "none",
+            "lifespan": "auto",
+            "log_config": None,
+            "access_log": False,
+            "proxy_headers": False,
+            "server_header": False,
+            "timeout_graceful_shutdown": max(1, round(grace)),
+            **options,
+        }
+        self._server = _Server(uvicorn.Config(app, **settings))
+        self._listener = listener
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Accept connections. Raises OyezError's kin when the app's own startup fails."""
+        self._task = asyncio.create_task(
+            self._server.serve(sockets=[self._listener]), name="http server"
+        )
+        started = asyncio.create_task(self._server.is_started.wait())
+        await asyncio.wait([started, self._task], return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if self._task.done():
+            self._task.result()
+            raise ConfigurationError("the HTTP app failed to start: see the log above")
+
+    async def stop(self) -> None:
+        """Take no new connection, let requests finish. Safe when never started, or called twice."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        self._listener.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn raises them again after a drain, so the exit is not 0."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_started = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.is_started.set()
+
+
+@contextlib.contextmanager
+def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM and SIGINT while the block runs (in the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

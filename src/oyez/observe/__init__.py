@@ -1,0 +1,1 @@
+"""Turns the core's signals into logs and metrics."""

@@ -1,0 +1,74 @@
+"""A service process's admin port: liveness, readiness, metrics and, behind a token, details."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from oyez.runtime.dead import list_dead
+from oyez.runtime.process import ServiceProcess
+
+
+def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) -> Starlette:
+    """The ASGI app. ``metrics`` renders Prometheus' text format."""
+
+    def allowed(request: Request) -> bool:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), token.encode())
+
+    def guarded(handler: Callable[[Request], object]) -> Callable[[Request], object]:
+        async def check(request: Request) -> Response:
+            if not allowed(request):
+                return JSONResponse(
+                    {"title": "Unauthorized", "status": 401, "code": "token_required"},
+                    status_code=401,
+                    headers={"WWW-Authenticate": "Bearer"},
+                    media_type="application/problem+json",
+                )
+            answer = await handler(request)  # type: ignore[misc]
+            return JSONResponse(answer)
+
+        return check
+
+    async def livez(_: Request) -> Response:
+        return _verdict(process.health.liveness())
+
+    async def readyz(_: Request) -> Response:
+        reasons = process.health.readiness()
+        if process.draining:
+            reasons.append("draining")
+        return _verdict(reasons)
+
+    async def show_metrics(_: Request) -> Response:
+        return PlainTextResponse(metrics(), media_type="text/plain; version=0.0.4")
+
+    async def status(_: Request) -> object:
+        return {
+            "service": process.service.name,
+            "owner": process.owner,
+            **process.health.report(),
+        }
+
+    async def dead(_: Request) -> object:
+        return await list_dead(process.bench.store)
+
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", show_metrics),
+            Route("/oyez/status", guarded(status)),
+            Route("/oyez/dead", guarded(dead)),
+        ]
+    )
+
+
+def _verdict(reasons: list[str]) -> Response:
+    return JSONResponse(
+        {"ok": not reasons, "reasons": reasons}, status_code=503 if reasons else 200
+    )
