@@ -181,6 +181,7 @@ class _Child:
             preexec_fn=_die_with_parent,
             limit=_LINE,
         )
+        self._output.line(self.name, {"level": "debug", "event": "spawned", "pid": process.pid})
         assert process.stdout is not None
         while True:
             try:
@@ -200,7 +201,8 @@ class _Child:
                 raise TypeError
         except (ValueError, TypeError):
             fields = {"level": "info", "event": text}
-        if fields.get("event") in ("started", "listening"):
+        # A companion is any program: its first line counts.
+        if fields.get("event") == "started" or self.group == "companion":
             self.ready.set()
         self._output.line(self.name, fields)
 
@@ -226,6 +228,8 @@ class _Log:
             return
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
         level = str(fields.get("level", "info"))
+        if level == "debug":
+            return
         text = Text()
         text.append(datetime.now().strftime("%H:%M:%S.%f")[:-3], style="dim")
         text.append(f" {name:>14} ", style=colour)

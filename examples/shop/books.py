@@ -1,0 +1,180 @@
+"""The shop's books: what must be true once every order is settled, checked from outside.
+
+For every accepted order exactly one terminal status; the money captured and kept is the sum of the
+shipped orders; free + reserved + shipped stock is the initial stock; each stage was told once. The
+check reads the services' stores, the payment provider's ledger and the mailboxes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+import msgspec
+
+from oyez.cli.project import Project
+
+TERMINAL = ("shipped", "cancelled")
+SHOWN = 5
+"""Problems of one kind that are spelt out."""
+
+
+class Books(msgspec.Struct, frozen=True):
+    """What was found: the orders by id, and everything that does not balance."""
+
+    orders: dict[str, dict[str, Any]]
+    problems: list[str]
+
+    def status(self, order_id: str) -> str:
+        """An order's status, as far as the books know it."""
+        order = self.orders.get(order_id)
+        if order is None:
+            return "lost"
+        if order["shipped"] and order["cancelled"]:
+            return "both shipped and cancelled"
+        if order["shipped"]:
+            return "shipped"
+        return f"cancelled: {order['reason']}" if order["cancelled"] else "open"
+
+
+async def audit(project: Project, accepted: Iterable[str]) -> Books:
+    """Look at everything once. ``accepted``: the orders that were answered with 202."""
+    stores = {name: project.store(name) for name in project.config.services}
+    for store in stores.values():
+        await store.open()
+    try:
+        found = {row["order_id"]: row for row in await stores["orders"].fetch(_ORDERS, {})}
+        history: dict[str, dict[str, str]] = defaultdict(dict)
+        for row in await stores["orders"].fetch(_HISTORY, {}):
+            history[row["order_id"]][row["stage"]] = row["at"]
+        for order_id, order in found.items():
+            order["history"] = history[order_id]
+        lines = await stores["orders"].fetch("select order_id, sku, quantity from order_line", {})
+        stock = await stores["inventory"].fetch("select * from stock", {})
+        unfinished = {name: await _unfinished(store) for name, store in stores.items()}
+    finally:
+        for store in stores.values():
+            await store.close()
+    async with httpx.AsyncClient(timeout=30.0) as client:
+        provider, mailbox, sms = (outside(project, name) for name in ("provider", "mailbox", "sms"))
+        ledger = (await client.get(f"{provider}/ledger")).json()
+        mails = (await client.get(f"{mailbox}/messages.json")).json()
+        texts = (await client.get(f"{sms}/messages")).json()
+    return Books(
+        found,
+        [
+            *_check_orders(found, accepted),
+            *_check_money(found, ledger),
+            *_check_stock(found, lines, stock),
+            *_check_notices(found, mails, texts),
+            *_check_unfinished(unfinished),
+        ],
+    )
+
+
+def outside(project: Project, name: str) -> str:
+    """Where one of the servers outside the shop listens."""
+    run = project.config.companions[name].run
+    return f"http://{run[run.index('--listen') + 1]}"
+
+
+_ORDERS = "select order_id, total_cents, phone, shipped, cancelled, reason from orders"
+_HISTORY = "select order_id, stage, at from order_history"
+
+
+async def _unfinished(store: Any) -> dict[str, int]:
+    sql = """select (select count(*) from oyez_outbox) as announced,
+      (select count(*) from oyez_inbox where state > 0) as parked,
+      (select count(*) from oyez_dead where state = 'dead') as dead"""
+    counts: dict[str, int] = (await store.fetch(sql, {}))[0]
+    return counts
+
+
+def _check_orders(orders: dict[str, dict[str, Any]], accepted: Iterable[str]) -> list[str]:
+    lost = [order_id for order_id in accepted if order_id not in orders]
+    wrong = [
+        order_id for order_id, order in orders.items() if order["shipped"] + order["cancelled"] != 1
+    ]
+    return [
+        *_some("accepted orders are lost", lost),
+        *_some("orders without exactly one terminal status", wrong),
+    ]
+
+
+def _check_money(orders: dict[str, dict[str, Any]], ledger: dict[str, Any]) -> list[str]:
+    due = {o: order["total_cents"] for o, order in orders.items() if order["shipped"]}
+    kept: Counter[str] = Counter()
+    captures: Counter[str] = Counter()
+    for charge in ledger["charges"]:
+        if charge["status"] == "captured":
+            captures[charge["reference"]] += 1
+            if not charge["refunded"]:
+                kept[charge["reference"]] += charge["amount_cents"]
+    balance = ledger["captured_cents"] - ledger["refunded_cents"]
+    problems = [
+        *_some("orders charged twice", [o for o, count in captures.items() if count > 1]),
+        *_some("shipped orders that are not paid", [o for o in due if kept[o] != due[o]]),
+        *_some("orders paid but not shipped", [o for o in kept if o not in due]),
+    ]
+    if balance != sum(due.values()):
+        problems.append(
+            f"the provider holds {balance} cents; shipped orders are {sum(due.values())}"
+        )
+    return problems
+
+
+def _check_stock(
+    orders: dict[str, dict[str, Any]], lines: list[Any], stock: list[Any]
+) -> list[str]:
+    sold: Counter[str] = Counter()
+    for line in lines:
+        if orders[line["order_id"]]["shipped"]:
+            sold[line["sku"]] += line["quantity"]
+    problems = []
+    for row in stock:
+        sku = row["sku"]
+        if row["free"] + row["reserved"] + row["shipped"] != row["initial"]:
+            problems.append(f"stock of {sku} does not add up to {row['initial']}: {row}")
+        if row["reserved"]:
+            problems.append(f"{row['reserved']} of {sku} are still reserved")
+        if row["shipped"] != sold[sku]:
+            problems.append(f"{row['shipped']} of {sku} left, {sold[sku]} were sold")
+    return problems
+
+
+def _check_notices(
+    orders: dict[str, dict[str, Any]], mails: list[Any], texts: list[Any]
+) -> list[str]:
+    mailed: dict[str, list[str]] = defaultdict(list)
+    for mail in mails:
+        mailed[mail["order"]].append(mail["stage"])
+    texted = Counter(text["text"].rpartition(" ")[2] for text in texts)
+    wrong_mail, wrong_text = [], []
+    for order_id, order in orders.items():
+        stages = sorted(stage for stage in order["history"] if stage != "reserved")
+        if sorted(mailed[order_id]) != stages:
+            wrong_mail.append(f"{order_id} ({sorted(mailed[order_id])} for {stages})")
+        if texted[order_id] != (len(stages) if order["phone"] else 0):
+            wrong_text.append(f"{order_id} ({texted[order_id]} for {stages})")
+    return [
+        *_some("orders whose stages were not mailed once each", wrong_mail),
+        *_some("orders whose stages were not texted once each", wrong_text),
+    ]
+
+
+def _check_unfinished(unfinished: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"{name} has {count} events {what}"
+        for name, counts in unfinished.items()
+        for what, count in counts.items()
+        if count
+    ]
+
+
+def _some(what: str, which: list[str]) -> list[str]:
+    if not which:
+        return []
+    more = f" and {len(which) - SHOWN} more" if len(which) > SHOWN else ""
+    return [f"{len(which)} {what}: {', '.join(which[:SHOWN])}{more}"]
