@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isfinite
 from typing import Any, TypeVar
 
 import msgspec
@@ -38,6 +39,9 @@ def encode(kind: EventType, event: object) -> bytes:
         raise InvalidEvent("$", f"{kind.name} can't be encoded: {error}") from error
     if len(data) > MAX_DATA:
         raise InvalidEvent("$", f"{kind.name} is {len(data)} bytes; at most {MAX_DATA} are allowed")
+    if b"null" in data:
+        # NaN and infinity are encoded as null: where the type has no null, no one could read it.
+        decode(kind, data)
     return data
 
 
@@ -84,7 +88,7 @@ def parse(data: bytes, into: type[T]) -> T:
         raise BadJson(
             "$", f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
-    _check_text(value, "$")
+    _check(value, "$")
     try:
         return msgspec.convert(value, into)
     except msgspec.ValidationError as error:
@@ -122,35 +126,41 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _Refused:
+    """Stands in a parsed value for what is refused there, until its path is known."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> object:
     found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise InvalidEvent(f"$.{name[:80]}", "stands twice in one object")
-            seen.add(name)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return _Refused(f"has the name {name[:80]!a} twice")
+        seen.add(name)
     return found
 
 
-def _no_constant(name: str) -> float:
-    raise InvalidEvent("$", f"{name} is not a number that can be stored")
+def _no_constant(name: str) -> object:
+    return _Refused(f"{name} is not a number that can be stored")
 
 
-def _finite(text: str) -> float:
+def _finite(text: str) -> object:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise InvalidEvent("$", f"{text[:40]} is too large a number")
-    return value
+    return value if isfinite(value) else _Refused(f"{text[:40]} is too large a number")
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> object:
     if len(text) > 20 or not _INT_MIN <= (value := int(text)) <= _INT_MAX:
-        raise InvalidEvent("$", f"{text[:40]} does not fit in 64 bits")
+        return _Refused(f"{text[:40]} does not fit in 64 bits")
     return value
 
 
-def _check_text(value: object, path: str) -> None:
+def _check(value: object, path: str) -> None:
     if isinstance(value, str):
         if _BAD_TEXT.search(value):
             raise InvalidEvent(path, "holds NUL or half of a surrogate pair")
@@ -158,7 +168,9 @@ def _check_text(value: object, path: str) -> None:
         for name, item in value.items():
             if _BAD_TEXT.search(name):
                 raise InvalidEvent(path, "has a name that holds NUL or half of a surrogate pair")
-            _check_text(item, f"{path}.{name[:80]}")
+            _check(item, f"{path}.{name[:80]}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_text(item, f"{path}[{index}]")
+            _check(item, f"{path}[{index}]")
+    elif isinstance(value, _Refused):
+        raise InvalidEvent(path, value.problem)

@@ -14,6 +14,7 @@
     │   ├── StoreRefused      permanent   unsupported place or version of a store
     │   ├── ConstraintViolated transient  a statement broke a constraint of the schema
     │   ├── TransactionExpired transient  it held up all other writers for too long
+    │   ├── Superseded        permanent   a parked event was settled in the meantime
     │   └── Fenced            permanent   another replica owns the partition now
     ├── BrokerError
     │   ├── BrokerUnavailable transient   no answer within the deadline
@@ -94,6 +95,10 @@ class TransactionExpired(StoreError):
     """A transaction that others waited for was open too long and was rolled back."""
 
     transient = True
+
+
+class Superseded(StoreError):
+    """A parked event was settled or retried by someone else; the transaction was rolled back."""
 
 
 class Fenced(StoreError):

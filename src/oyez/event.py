@@ -60,6 +60,8 @@ class EventType(msgspec.Struct, frozen=True):
         if self.key_field is None:
             return None
         value = getattr(event, self.key_field)
+        if value is None:
+            raise InvalidEvent(f"$.{self.key_field}", "is the key: it can't be null")
         key = value if type(value) is str else str(value)
         if not key or len(key) > MAX_KEY:
             raise InvalidEvent(
@@ -132,7 +134,8 @@ def event(
 
 def describe(cls: type) -> EventType:
     """The `EventType` of an event class. Raises DeclarationError for any other class."""
-    found: EventType | None = getattr(cls, _ATTRIBUTE, None)
+    # Not what a parent declared: decoding would give the parent's class.
+    found: EventType | None = vars(cls).get(_ATTRIBUTE)
     if found is None:
         raise DeclarationError(
             f"{cls.__module__}.{cls.__qualname__} is not an event: subclass oyez.Event with "
@@ -143,7 +146,7 @@ def describe(cls: type) -> EventType:
 
 def is_event(cls: object) -> bool:
     """Whether the class was declared as an event."""
-    return isinstance(getattr(cls, _ATTRIBUTE, None), EventType)
+    return isinstance(cls, type) and _ATTRIBUTE in vars(cls)
 
 
 def _declare(cls: type, name: str, key: str | None, version: int, stream: str | None) -> None:
@@ -154,7 +157,12 @@ def _declare(cls: type, name: str, key: str | None, version: int, stream: str | 
         )
     if version < 1:
         raise DeclarationError(f"{place}: version={version}: expected 1 or more")
-    fields, encode, decode = _codec(cls, place)
+    try:
+        fields, encode, decode = _codec(cls, place)
+    except (TypeError, NameError) as error:
+        raise DeclarationError(
+            f"{place}: its fields can't be encoded and decoded: {error}"
+        ) from error
     if key is not None and key not in fields:
         raise DeclarationError(f"{place}: key={key!r} is not a field; fields: {', '.join(fields)}")
     setattr(cls, _ATTRIBUTE, EventType(cls, name, version, key, stream, encode, decode))

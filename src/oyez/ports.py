@@ -214,8 +214,8 @@ class StoreTransaction(Protocol):
     async def commit(self, changes: Changes) -> None:
         """Make everything durable together, or nothing.
 
-        Raises Fenced when ``changes.claim`` no longer holds, ConstraintViolated,
-        StoreUnavailable.
+        Raises Fenced when ``changes.claim`` no longer holds, Superseded when an event to settle or
+        retry is no longer parked, ConstraintViolated, StoreUnavailable.
         """
 
     async def rollback(self) -> None:
@@ -260,6 +260,12 @@ class Store(Protocol):
 
         The renewal does not depend on the event loop, so a handler that blocks it keeps its lease.
         ``note`` is where its admin port listens.
+        """
+
+    async def bury(self) -> None:
+        """End the leases of owners whose process is known to have died, before they run out.
+
+        A store that can't know leaves it at the lease.
         """
 
     async def leave(self, owner: str) -> None:

@@ -133,13 +133,13 @@ class SqliteFile:
         The job must not begin or end transactions. When it raises, only its own statements are
         undone. ``ring`` wakes everyone who watches the file. Errors of SQLite become StoreErrors.
         """
-        entry = _Write(job, asyncio.get_running_loop().create_future(), ring)
+        entry: _Write[T] = _Write(job, asyncio.get_running_loop().create_future(), ring)
         self._enqueue(entry)
         return await entry.future
 
     async def read(self, job: Job[T]) -> T:
         """Run the job on the reading connection, on one snapshot of what is committed."""
-        return await _need(self._reader).run(lambda: self._read_now(job))
+        return await _need(self._reader).run(partial(self._read_now, job))
 
     def turn(self) -> Turn:
         """An interactive write transaction; see `Turn`."""
@@ -448,7 +448,7 @@ class Turn:
                 raise
             await writer.run(self._open)
         self._check()
-        return await writer.run(lambda: self._step(job))
+        return await writer.run(partial(self._step, job))
 
     async def finish(self, job: Job[T], *, ring: bool = False) -> T:
         """Run the last job and return its result once the whole turn is durable."""
@@ -456,7 +456,7 @@ class Turn:
             return await self._file.write(job, ring=ring)
         self._check()
         loop = asyncio.get_running_loop()
-        entry = _Write(job, loop.create_future(), ring)
+        entry: _Write[T] = _Write(job, loop.create_future(), ring)
         try:
             await _need(self._file._writer).run(partial(self._last, entry))
         finally:
@@ -503,7 +503,7 @@ class Turn:
     def _step(self, job: Job[T]) -> T:
         try:
             return job(_need(self._file._write_connection))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - as _explain puts it, it is raised again
             self._failure = self._file._explain(error)
             self._fail_if_aborted(error)
             raise self._failure from self._failure.__cause__
@@ -617,6 +617,55 @@ class Doorbell:
             while True:
                 self._socket.recv(16)
         callback()
+
+
+class Presence:
+    """Tells other processes on this machine at once when this one dies.
+
+    It holds a lock on a small file of its own beside the database, which the kernel drops with the
+    process. A process that is paused keeps its lock: for that case there are leases.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: int | None = None
+        self._mine: Path | None = None
+
+    def show(self, owner: str) -> None:
+        """Be seen as alive under this name."""
+        self._mine = self._file_of(owner)
+        self._held = os.open(self._mine, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._held, fcntl.LOCK_EX)
+
+    def hide(self) -> None:
+        """Be seen no more. Safe when never shown and when called twice."""
+        if self._held is not None and self._mine is not None:
+            self._mine.unlink(missing_ok=True)
+            os.close(self._held)
+            self._held = None
+
+    def has_died(self, owner: str) -> bool:
+        """Whether a process that showed itself under this name has died; tells it once."""
+        file = self._file_of(owner)
+        if file == self._mine:
+            return False
+        try:
+            found = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False  # it left in order, or was found dead before
+        try:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        else:
+            file.unlink(missing_ok=True)
+            return True
+        finally:
+            os.close(found)
+
+    def _file_of(self, owner: str) -> Path:
+        digest = hashlib.sha256(owner.encode()).hexdigest()[:16]
+        return self._path.with_name(f"{self._path.name}.owner-{digest}")
 
 
 def refuse_network_file_system(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:

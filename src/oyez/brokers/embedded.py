@@ -259,7 +259,8 @@ class EmbeddedBroker:
                 position = connection.execute(sql, (place,)).get
             position += 1
             last[place] = position
-            records.append((place, position, now, key, headers, data, _sum(key, headers, data)))
+            crc = _sum(None if key is None else key.encode(), headers, data)
+            records.append((place, position, now, key, headers, data, crc))
         connection.executemany("insert into record values (?, ?, ?, ?, ?, ?, ?)", records)
         connection.executemany(
             "update partition set last = ? where id = ?",
@@ -284,7 +285,7 @@ class EmbeddedBroker:
         self, place: tuple[str, int], after: Position, connection: apsw.Connection
     ) -> Batch | None:
         stream, partition = place
-        sql = """select position, time, key, headers, data, crc from record
+        sql = """select position, time, cast(key as blob), headers, data, crc from record
           where partition = ? and position > ? order by position limit ?"""
         records: list[Record] = []
         room = self.options.batch_bytes
@@ -298,7 +299,7 @@ class EmbeddedBroker:
             records.append(
                 Record(
                     stream=stream,
-                    key=key,
+                    key=None if key is None else key.decode(),
                     headers=_headers(headers),
                     data=data,
                     partition=partition,
@@ -346,14 +347,14 @@ class EmbeddedBroker:
         return len(old) == count
 
 
-def _sum(key: str | None, headers: bytes, data: bytes | None) -> int:
-    return crc32(data or b"", crc32((key or "").encode(), crc32(headers)))
+def _sum(key: bytes | None, headers: bytes, data: bytes | None) -> int:
+    return crc32(data or b"", crc32(key or b"", crc32(headers)))
 
 
 def _sound(key: object, headers: object, data: object, crc: object) -> bool:
     if not isinstance(headers, bytes) or not isinstance(data, bytes | None):
         return False
-    return isinstance(key, str | None) and _sum(key, headers, data) == crc
+    return isinstance(key, bytes | None) and _sum(key, headers, data) == crc
 
 
 def _as_broker_error(error: StoreError) -> BrokerError:

@@ -177,10 +177,11 @@ class Exchange:
             raise Refusal(408, "slow_body", "the body did not arrive in time") from None
         return bytes(body)
 
-    async def gone(self) -> None:
-        """Return when the client hangs up; only once the body was read."""
-        while (await self._receive())["type"] != "http.disconnect":
+    async def gone(self) -> Message:
+        """Return ``http.disconnect`` when the client hangs up; only once the body was read."""
+        while (message := await self._receive())["type"] != "http.disconnect":
             pass
+        return message
 
     async def send(self, message: Message) -> None:
         """An ASGI ``send`` that completes the headers; raises :class:`ClientGone`.

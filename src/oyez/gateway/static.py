@@ -6,7 +6,6 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message
 
 from oyez.gateway.exchange import Exchange, Refusal
 
@@ -33,11 +32,8 @@ class Files:
         if segments[-1].endswith((".js", ".mjs")) and "content-type" in response.headers:
             response.headers["content-type"] = _SCRIPT
         response.headers["cache-control"] = "no-cache"
-        await response(exchange.scope, _nothing, exchange.send)
-
-
-async def _nothing() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
+        await exchange.body()
+        await response(exchange.scope, exchange.gone, exchange.send)
 
 
 def not_found() -> Refusal:

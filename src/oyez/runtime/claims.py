@@ -107,6 +107,7 @@ class Claims:
         """One round: drop what was lost, save what moved, give up the surplus, take the rest."""
         bench = self._bench
         wanted = await self._wanted()
+        await bench.store.bury()
         now = bench.ambient.now()
         alive = [row["owner"] for row in await bench.store.fetch(_ALIVE, {"now": now})]
         cursors = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from oyez.contract import decode
 from oyez.envelope import Envelope, open_record
-from oyez.errors import Fenced, OyezError, StoreError, StoreUnavailable
+from oyez.errors import Fenced, OyezError, StoreError, StoreUnavailable, Superseded
 from oyez.handler import Context, Handler
 from oyez.ports import Changes, Parked
 from oyez.runtime.execution import perform
@@ -39,6 +39,7 @@ class ParkedEvents:
         self._lanes = lanes
         self._work = work
         self._running: dict[int, tuple[Parked, asyncio.Task[None]]] = {}
+        self._ended: set[int] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -99,12 +100,16 @@ class ParkedEvents:
         wait = POLL
         quiet = set(self._lanes)
         for handler in bench.handlers.values():
+            # A row that ends while the store is being asked may still be in its answer.
+            self._ended.clear()
             busy = sum(parked.handler == handler.name for parked, _ in self._running.values())
             if busy < handler.concurrency:
                 limit = handler.concurrency
                 for parked in await bench.store.due(bench.owner, handler.name, now, limit):
                     quiet.discard((parked.stream, parked.partition))
-                    if parked.seq not in self._running and busy < handler.concurrency:
+                    if parked.seq in self._running or parked.seq in self._ended:
+                        continue
+                    if busy < handler.concurrency:
                         busy += self._begin(handler, parked)
             rows = await bench.store.fetch(
                 _NEXT_DUE, {"handler": handler.name, "now": now, "owner": bench.owner}
@@ -128,6 +133,7 @@ class ParkedEvents:
 
     def _done(self, parked: Parked) -> None:
         del self._running[parked.seq]
+        self._ended.add(parked.seq)
         self._work.ring()
 
     async def _settle(self, handler: Handler, parked: Parked, lane: Lane) -> None:
@@ -142,6 +148,8 @@ class ParkedEvents:
                 await self._record_failure(handler, parked, lane, error)
             else:
                 lane.unblock(parked.chain)
+        except Superseded:
+            return
         except Fenced:
             lane.fenced = True
         except StoreError as trouble:
@@ -164,7 +172,7 @@ class ParkedEvents:
             unit.changes.settled.append(parked)
             unit.changes.time = bench.ambient.now()
             await unit.commit()
-        except (Fenced, StoreUnavailable):
+        except (Fenced, Superseded, StoreUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises
             return error

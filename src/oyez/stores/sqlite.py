@@ -17,7 +17,7 @@ import apsw
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.errors import Fenced, StoreRefused
+from oyez.errors import Fenced, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
     Capabilities,
@@ -30,7 +30,7 @@ from oyez.ports import (
     Row,
     Writes,
 )
-from oyez.sqlite_file import SqliteFile, Turn, bind
+from oyez.sqlite_file import Presence, SqliteFile, Turn, bind
 
 SCHEMA = """
 create table oyez_inbox (
@@ -94,12 +94,12 @@ _PARKED = """insert into oyez_inbox (event_id, source, handler, seen, state, str
     and partition = :partition and chain = :chain and state > 0) then 1 else 2 end,
   :stream, :partition, :position, :chain, :due, :attempt, :history, :key, :headers, :data)"""
 _SETTLED = """update oyez_inbox set state = 0, due = null, chain = null, history = null,
-  headers = null, data = null, key = null where seq = :seq"""
+  headers = null, data = null, key = null where seq = :seq and state = 2"""
 _NEXT = """update oyez_inbox set state = 2, due = :now where seq = (select min(seq) from oyez_inbox
   where stream = :stream and partition = :partition and chain = :chain and state > 0)
   and state = 1"""
 _RETRIED = """update oyez_inbox set due = :due, attempt = :attempt, history = :history
- where seq = :seq"""
+ where seq = :seq and state = 2"""
 _DEAD = """insert into oyez_dead (event_id, source, type, handler, stream, partition, position, key,
   reason, traceback, attempts, history, headers, data, time) values (:event_id, :source, :type,
   :handler, :stream, :partition, :position, :key, :reason, :traceback, :attempts, :history,
@@ -135,6 +135,7 @@ class SqliteStore:
             path, schema=SCHEMA, version=VERSION, inline=inline, durable=durable
         )
         self._ambient = ambient
+        self._presence = Presence(path)
         self._stop_keeping: Callable[[], None] | None = None
 
     async def open(self) -> None:
@@ -200,8 +201,21 @@ class SqliteStore:
             connection.execute(_ALIVE, row)
 
         if self._stop_keeping is None:
+            self._presence.show(owner)
             await self._file.write(renew)
             self._stop_keeping = self._file.every(seconds / 3, renew)
+
+    async def bury(self) -> None:
+        """See `Store.bury`."""
+        rows = await self.fetch("select owner from oyez_replica", {})
+        died = [row["owner"] for row in rows if self._presence.has_died(row["owner"])]
+        if died:
+
+            def end(connection: apsw.Connection) -> None:
+                sql = "update oyez_replica set until = 0 where owner = ?"
+                connection.executemany(sql, [(owner,) for owner in died])
+
+            await self._file.write(end)
 
     async def leave(self, owner: str) -> None:
         """See `Store.leave`."""
@@ -214,6 +228,7 @@ class SqliteStore:
             connection.execute("update oyez_cursor set owner = null where owner = ?", (owner,))
 
         await self._file.write(release, ring=True)
+        self._presence.hide()
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See `Store.on_commit`."""
@@ -277,6 +292,7 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         connection.executemany(_DEAD, map(_dead_row, changes.dead))
     for parked in changes.settled:
         connection.execute(_SETTLED, {"seq": parked.seq})
+        _check_still_parked(connection, parked)
         if parked.chain is not None:
             place = {"stream": parked.stream, "partition": parked.partition}
             connection.execute(_NEXT, {"now": now, "chain": parked.chain, **place})
@@ -290,6 +306,7 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
                 "seq": parked.seq,
             },
         )
+        _check_still_parked(connection, parked)
     for parked in changes.parked:
         connection.execute(_PARKED, _parked_row(parked, now))
 
@@ -307,6 +324,11 @@ def _check(connection: apsw.Connection, claim: Claim, position: Position | None)
     )
     if connection.changes() == 0:
         raise Fenced(f"{claim.stream}[{claim.partition}] is no longer owned by {claim.owner}")
+
+
+def _check_still_parked(connection: apsw.Connection, parked: Parked) -> None:
+    if connection.changes() == 0:
+        raise Superseded(f"event {parked.event_id} of {parked.handler} is settled already")
 
 
 def _write(connection: apsw.Connection, writes: Writes) -> None:
