@@ -26,6 +26,7 @@ CRASHES = 2
 
 Place = tuple[str, int]
 _NO_ORIGIN = Origin()
+_RELAY: Place = (OUTBOX, 0)
 
 _ALIVE = "select owner from oyez_replica where until > :now order by owner"
 _CURSORS = "select stream, partition, owner, epoch from oyez_cursor"
@@ -104,7 +105,10 @@ class Claims:
             await self._bell.wait(SWEEP)
 
     async def sweep(self) -> None:
-        """One round: drop what was lost, save what moved, give up the surplus, take the rest."""
+        """One round: drop what was lost, save what moved, give up the surplus, take the rest.
+
+        The relay is not part of the share: whoever finds it free takes it.
+        """
         bench = self._bench
         wanted = await self._wanted()
         await bench.store.bury()
@@ -117,18 +121,17 @@ class Claims:
         for lane in list(self.lanes.values()):
             if lane.idle:
                 await lane.save()
-        held = self._held()
         share = _share(len(wanted), alive, bench.owner)
-        if len(held) > share and _someone_lacks(wanted, cursors, alive, len(wanted)):
-            for place in sorted(held)[share:]:
+        if len(self.lanes) > share and _someone_lacks(wanted, cursors, alive):
+            for place in sorted(self.lanes)[share:]:
                 await self._release(place)
-        free = [
-            place
-            for place in wanted
-            if place not in held and (cursors.get(place) or {}).get("owner") not in alive
-        ]
+        free = [place for place in wanted if (cursors.get(place) or {}).get("owner") not in alive]
+        free = [place for place in free if place not in self.lanes]
+        taken = free[: max(0, share - len(self.lanes))]
+        if self.relay is None and (cursors.get(_RELAY) or {}).get("owner") not in alive:
+            taken.append(_RELAY)
         if bench.owner in alive:
-            await self._take(free[: max(0, share - len(held))], now)
+            await self._take(taken, now)
         self.swept = bench.ambient.monotonic()
 
     async def _wanted(self) -> list[Place]:
@@ -137,18 +140,17 @@ class Claims:
             self._streams = dict(await bench.broker.streams())
         except BrokerError as error:
             bench.trouble("claims", error)  # what was known still holds; the outbox needs no broker
-        places = [
+        return [
             (stream, partition)
             for stream, partitions in sorted(self._streams.items())
             if bench.reads(stream)
             for partition in range(partitions)
         ]
-        return [(OUTBOX, 0), *places]
 
     def _held(self) -> set[Place]:
         held = set(self.lanes)
         if self.relay is not None:
-            held.add((OUTBOX, 0))
+            held.add(_RELAY)
         return held
 
     async def _drop_lost(self, cursors: dict[Place, Row]) -> None:
@@ -261,8 +263,6 @@ def _share(units: int, alive: list[str], owner: str) -> int:
     return units // len(alive) + (alive.index(owner) < units % len(alive))
 
 
-def _someone_lacks(
-    wanted: list[Place], cursors: dict[Place, Row], alive: list[str], units: int
-) -> bool:
+def _someone_lacks(wanted: list[Place], cursors: dict[Place, Row], alive: list[str]) -> bool:
     owners = [(cursors.get(place) or {}).get("owner") for place in wanted]
-    return any(owners.count(owner) < units // len(alive) for owner in alive)
+    return any(owners.count(owner) < len(wanted) // len(alive) for owner in alive)

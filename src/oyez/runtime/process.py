@@ -7,6 +7,7 @@ import inspect
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -61,8 +62,12 @@ class ServiceProcess:
         ambient: Ambient,
         signals: Signals,
         provide: Mapping[type, object] | None = None,
+        threads: Executor | None = None,
     ) -> None:
-        """``provide`` replaces what the service's own providers would make, by type."""
+        """``provide`` replaces what the service's own providers would make, by type.
+
+        ``threads`` as in `Workbench`.
+        """
         self.service = service
         self.settings = settings
         self.signals = signals
@@ -77,6 +82,7 @@ class ServiceProcess:
             ambient=ambient,
             signals=signals,
             owner=self.owner,
+            threads=threads,
         )
         self.work = Bell(ambient)
         self.lanes: dict[Place, Lane] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from oyez.ambient import Ambient
 from oyez.errors import OyezError
@@ -32,7 +32,9 @@ class Workbench:
         ambient: Ambient,
         signals: Signals,
         owner: str,
+        threads: Executor | None = None,
     ) -> None:
+        """``threads`` runs plain ``def`` handlers; by default a pool of ``THREADS``."""
         self.service = service
         self.system = system
         self.handlers = {handler.name: handler for handler in handlers}
@@ -47,7 +49,9 @@ class Workbench:
         self.signals = signals
         self.owner = owner
         self.announcer = Announcer(system, service, ambient)
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{service}-handler")
+        self.threads = threads or ThreadPoolExecutor(
+            THREADS, thread_name_prefix=f"{service}-handler"
+        )
 
     def bind(self, provided: Mapping[type, object]) -> None:
         """Put what the service provides into the calls. Raises DeclarationError."""

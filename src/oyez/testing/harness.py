@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import httpx
 
@@ -35,6 +36,8 @@ from oyez.testing.clock import VirtualAmbient, quiescent
 from oyez.transaction import Announcer, Origin
 
 E = TypeVar("E")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _BUSY = """select (select count(*) from oyez_outbox where due <= :now) +
  (select count(*) from oyez_inbox where state = 2 and due <= :now) as busy"""
@@ -155,6 +158,19 @@ class System:
         return ""
 
 
+class _Inline(Executor):
+    """Runs plain ``def`` handlers on the event loop, so that their order is always the same."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """See `Executor.submit`."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - belongs to whoever waits
+            future.set_exception(error)
+        return future
+
+
 @asynccontextmanager
 async def running(
     *services: Service,
@@ -188,6 +204,7 @@ async def running(
                 ambient=ambient,
                 signals=signals,
                 provide=provide,
+                threads=_Inline(),
             )
             await process.start()
             stack.push_async_callback(process.drain)
