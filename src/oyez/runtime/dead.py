@@ -68,8 +68,8 @@ async def redrive(
     """Give a dead letter to its handler again, at once and with fresh attempts.
 
     The move is one transaction with the mark in ``oyez_dead``, so it can neither be lost nor run
-    twice. ``data`` replaces the payload, which is recorded. An event that could not be read names
-    no handler: give one. Raises NotRedriven for one that is gone, done, or older than the inbox
+    twice. ``data`` replaces the payload and ``handler`` the handler (one that was renamed, say; an
+    event that could not be read names none at all), which is recorded. Raises NotRedriven for one that is gone, done, or older than the inbox
     remembers (unless ``old``), since a duplicate could no longer be recognised.
     """
     row = await show_dead(store, letter)
@@ -84,13 +84,15 @@ async def redrive(
             f"dead letter {letter} is older than {days:.0f} days, for which duplicates are "
             "recognised: if the event can't come again otherwise, say --old"
         )
-    target = row["handler"] or handler
+    target = handler or row["handler"]
     if not target:
         raise NotRedriven(
             f"dead letter {letter} could not be read, so no handler is known: name it with "
             "--handler, and replace the payload with --data"
         )
     note = "payload replaced" if data is not None else "as it was"
+    if target != row["handler"]:
+        note += f", to {target}"
     begun = store.begin()
     try:
         marked = await begun.fetch(_MARK, {"id": letter, "state": "redriven", "note": note}, [])

@@ -120,6 +120,7 @@ class Health:
     async def _look_at_broker(self) -> None:
         lanes = self._claims.lanes
         try:
+            await self._bench.broker.streams()
             ends = {
                 stream: await self._bench.broker.ends(stream)
                 for stream in sorted({stream for stream, _ in lanes})

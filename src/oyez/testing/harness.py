@@ -27,6 +27,7 @@ from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe
 from oyez.ports import Record, Row
 from oyez.runtime.dead import list_dead
+from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.runtime.relay import OUTBOX
 from oyez.service import Service
@@ -128,7 +129,7 @@ class System:
 
     def http(self, service: str) -> httpx.AsyncClient:
         """A client for a service's HTTP side, without a socket."""
-        app = self.processes[service].service.http
+        app = with_origin(self.processes[service].service.http)
         return httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url=f"http://{service}"
         )
