@@ -1,0 +1,80 @@
+"""Orders alone: whatever order the other services' news arrive in, it ends once and says so once."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from orders.events import (
+    OrderCancelled,
+    OrderConfirmed,
+    OrderPlaced,
+    PaymentFailed,
+    PaymentProcessed,
+    ShipmentReady,
+    StockRejected,
+    StockReserved,
+)
+from orders.service import service
+
+from oyez.testing import System, running
+
+ROOT = Path(__file__).parents[2]
+ORDER = {
+    "lines": [{"sku": "bell", "quantity": 2}],
+    "email": "a@example.org",
+    "phone": "+31612345678",
+    "card": "tok_ok",
+}
+
+
+async def place(system: System) -> str:
+    async with system.http("orders") as client:
+        answer = await client.post("/orders", json=ORDER)
+    assert answer.status_code == 202
+    order_id: str = answer.json()["order_id"]
+    assert answer.headers["location"] == f"/orders/{order_id}"
+    return order_id
+
+
+async def status(system: System, order_id: str) -> str:
+    async with system.http("orders") as client:
+        found: str = (await client.get(f"/orders/{order_id}")).json()["status"]
+    return found
+
+
+async def test_a_placed_order_is_announced_with_its_total() -> None:
+    async with running(service, root=ROOT) as system:
+        order_id = await place(system)
+        await system.settled()
+        (placed,) = system.announced(OrderPlaced)
+        assert (placed.order_id, placed.total_cents) == (order_id, 10_800)
+        assert await status(system, order_id) == "placed"
+
+
+@pytest.mark.parametrize("order", list(permutations([PaymentProcessed, StockReserved])))
+async def test_payment_and_stock_confirm_it_once(order: tuple[type, type]) -> None:
+    async with running(service, root=ROOT) as system:
+        order_id = await place(system)
+        for number, cls in enumerate((*order, *order)):
+            await system.publish(cls(order_id=order_id), service=f"other-{number}")
+            await system.settled()
+        assert system.announced(OrderConfirmed) == [OrderConfirmed(order_id=order_id)]
+        await system.publish(ShipmentReady(order_id=order_id), service="shipping")
+        await system.settled()
+        assert await status(system, order_id) == "shipped"
+
+
+async def test_two_reasons_to_cancel_cancel_it_once() -> None:
+    async with running(service, root=ROOT) as system:
+        order_id = await place(system)
+        failed = PaymentFailed(order_id=order_id, reason="card_declined")
+        await system.publish(failed, service="payments")
+        await system.settled()
+        await system.publish(StockRejected(order_id=order_id), service="inventory")
+        await system.settled()
+        assert system.announced(OrderCancelled) == [
+            OrderCancelled(order_id=order_id, reason="card_declined")
+        ]
+        assert await status(system, order_id) == "cancelled"

@@ -1,0 +1,97 @@
+"""Payments alone, against a provider that misbehaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from payments.events import (
+    OrderCancelled,
+    OrderPlaced,
+    PaymentFailed,
+    PaymentProcessed,
+    PaymentRefunded,
+)
+from payments.provider import PaymentProvider, ProviderUnavailable
+from payments.service import CHARGE, service
+
+from oyez.testing import running
+
+ROOT = Path(__file__).parents[2]
+
+
+class Provider:
+    """Captures money, and loses its first ``silent`` answers after doing so."""
+
+    def __init__(self, silent: int = 0, declines: bool = False) -> None:
+        self.silent = silent
+        self.declines = declines
+        self.captured: dict[str, int] = {}
+        self.calls: list[str] = []
+
+    async def charge(self, key: str, order_id: str, token: str, cents: int) -> bool:
+        self.calls.append(key)
+        if not self.declines:
+            self.captured[key] = cents
+        if len(self.calls) <= self.silent:
+            raise ProviderUnavailable("no answer")
+        return not self.declines
+
+    async def refund(self, key: str, charge_key: str) -> bool:
+        return self.captured.pop(charge_key, None) is not None
+
+
+PLACED = OrderPlaced(order_id="1", card="tok_ok", total_cents=900)
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again_under_the_same_key() -> None:
+    provider = Provider(silent=2)
+    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+        await system.publish(PLACED, service="orders")
+        await system.settled()
+        await system.advance(5.0)
+        assert system.announced(PaymentProcessed) == [PaymentProcessed(order_id="1", cents=900)]
+        assert len(provider.calls) == 3
+        assert len(set(provider.calls)) == 1
+        ledger = await system.fetch("payments", "select entry, cents from ledger")
+        assert ledger == [{"entry": "captured", "cents": 900}]
+
+
+async def test_a_declined_card_fails_and_is_never_refunded() -> None:
+    provider = Provider(declines=True)
+    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+        await system.publish(PLACED, service="orders")
+        await system.settled()
+        failed = PaymentFailed(order_id="1", reason="card_declined")
+        assert system.announced(PaymentFailed) == [failed]
+        cancelled = OrderCancelled(order_id="1", reason="card_declined")
+        await system.publish(cancelled, service="orders")
+        await system.settled()
+        assert system.announced(PaymentRefunded) == []
+
+
+async def test_a_cancelled_order_is_refunded_after_its_charge() -> None:
+    provider = Provider(silent=1)
+    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+        await system.publish(PLACED, service="orders")
+        cancelled = OrderCancelled(order_id="1", reason="out_of_stock")
+        await system.publish(cancelled, service="orders")
+        await system.settled()
+        assert system.announced(PaymentRefunded) == []
+        await system.advance(5.0)
+        assert system.announced(PaymentProcessed) == [PaymentProcessed(order_id="1", cents=900)]
+        assert system.announced(PaymentRefunded) == [PaymentRefunded(order_id="1")]
+        assert provider.captured == {}
+
+
+async def test_a_provider_that_stays_silent_fails_the_payment_and_voids_it() -> None:
+    provider = Provider(silent=CHARGE.attempts)
+    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+        await system.publish(PLACED, service="orders")
+        await system.settled()
+        await system.advance(300.0)
+        failed = PaymentFailed(order_id="1", reason="payment_unavailable")
+        assert system.announced(PaymentFailed) == [failed]
+        cancelled = OrderCancelled(order_id="1", reason="payment_unavailable")
+        await system.publish(cancelled, service="orders")
+        await system.settled()
+        assert provider.captured == {}
