@@ -26,6 +26,7 @@ class Bound(Protocol):
 
     store: Store
     announcer: Announcer
+    stopping: bool
 
 
 class Provider(msgspec.Struct, frozen=True):
@@ -145,6 +146,11 @@ class Service:
             await unit.commit()
         finally:
             await unit.rollback()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process is being drained: answers that go on and on should end."""
+        return self._running().stopping
 
     async def fetch(self, sql: str, /, **parameters: Any) -> list[Row]:
         """A query on a snapshot of what is committed; holds up no one."""

@@ -86,6 +86,7 @@ class SqliteFile:
         self._lock: int | None = None
         self._bell: Doorbell | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._repeated: list[_Repeated] = []
         self._broken: OyezError | None = None
 
     async def open(self) -> None:
@@ -150,11 +151,21 @@ class SqliteFile:
         self._listeners.append(callback)
 
     def every(self, seconds: float, job: Job[object]) -> Callable[[], None]:
-        """Run the job in a write transaction of its own again and again, loop blocked or not.
+        """Run the job in a write transaction again and again, whether the loop is blocked or not.
 
-        Returns what stops it. An inline file, which has no thread, never runs it.
+        When another process has held the file for longer than that, the job goes into the first
+        transaction that gets it. Returns what stops it. An inline file, which has no thread, never
+        runs it.
         """
-        return _need(self._writer).every(seconds, partial(self._alone, job))
+        repeated = _Repeated(seconds, job)
+        self._repeated.append(repeated)
+        stop = _need(self._writer).every(seconds, partial(self._alone, repeated))
+
+        def end() -> None:
+            self._repeated.remove(repeated)
+            stop()
+
+        return end
 
     # -- the queue of writes and turns, on the event loop -----------------------------------------
 
@@ -262,6 +273,9 @@ class SqliteFile:
         except BaseException:
             fcntl.flock(_need(self._lock), fcntl.LOCK_UN)
             raise
+        for repeated in self._repeated:
+            if repeated.due <= time.monotonic():
+                self._isolated(repeated.run)
 
     def _commit(self) -> None:
         connection = _need(self._write_connection)
@@ -290,19 +304,14 @@ class SqliteFile:
         self._group.done.extend((entry, None, explained) for entry, _ in self._group.pending)
         self._group.pending = []
 
-    def _alone(self, job: Job[object]) -> None:
+    def _alone(self, repeated: _Repeated) -> None:
         connection = _need(self._write_connection)
         if connection.in_transaction:
-            # A turn is open: join it, under the job's own savepoint.
-            try:
-                self._isolated(job)
-            except BaseException as error:
-                self._fail_if_aborted(error)
-                raise
+            # A turn is open: join it, under a savepoint of its own.
+            self._isolated(repeated.run)
             return
         self._begin()
         try:
-            job(connection)
             connection.execute("commit")
         finally:
             if connection.in_transaction:
@@ -777,6 +786,19 @@ class _Thread:
             for timer in tuple(self._timers):
                 if timer.due <= time.monotonic():
                     timer.run()
+
+
+class _Repeated:
+    """A job that is due again so many seconds after it last ran."""
+
+    def __init__(self, seconds: float, job: Job[object]) -> None:
+        self._seconds = seconds
+        self._job = job
+        self.due = 0.0
+
+    def run(self, connection: apsw.Connection) -> None:
+        self._job(connection)
+        self.due = time.monotonic() + self._seconds * 0.9
 
 
 class _Timer:

@@ -108,7 +108,8 @@ async def follow(request: Request) -> Response:
         order: dict[str, Any] = first
         silent = 0.0
         yield _sse(order)
-        while order["status"] not in ("shipped", "cancelled"):
+        service = _service(request)
+        while order["status"] not in ("shipped", "cancelled") and not service.stopping:
             await asyncio.sleep(WATCH)
             found = await _order(request)
             silent += WATCH

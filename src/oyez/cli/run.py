@@ -66,6 +66,7 @@ async def _run(project: Project, name: str) -> None:
                 await server.start()
             await stopped.wait()
         finally:
+            process.stop_soon()
             # First no new requests, then no new events; the admin port tells of it to the end.
             await asyncio.gather(*(server.stop() for server in servers[1:]))
             await process.drain()

@@ -40,7 +40,7 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
 
     async def readyz(_: Request) -> Response:
         reasons = process.health.readiness()
-        if process.draining:
+        if process.bench.stopping:
             reasons.append("draining")
         return _verdict(reasons)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from oyez.errors import BrokerError, StoreError
+from oyez.errors import BrokerError
 from oyez.ports import Claim, Row
 from oyez.runtime.lane import Lane
 from oyez.runtime.parked import ParkedEvents
@@ -97,7 +97,7 @@ class Claims:
             try:
                 await self.sweep()
                 failures = 0
-            except (StoreError, BrokerError) as error:
+            except Exception as error:  # noqa: BLE001 - claims outlive every error
                 self._bench.trouble("claims", error)
                 failures += 1
                 await self._bench.backoff(failures)

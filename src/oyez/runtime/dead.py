@@ -69,8 +69,9 @@ async def redrive(
 
     The move is one transaction with the mark in ``oyez_dead``, so it can neither be lost nor run
     twice. ``data`` replaces the payload and ``handler`` the handler (one that was renamed, say; an
-    event that could not be read names none at all), which is recorded. Raises NotRedriven for one that is gone, done, or older than the inbox
-    remembers (unless ``old``), since a duplicate could no longer be recognised.
+    event that could not be read names none at all), which is recorded. Raises NotRedriven for one
+    that is gone, done, or older than the inbox remembers (unless ``old``), since a duplicate could
+    no longer be recognised.
     """
     row = await show_dead(store, letter)
     now = ambient.now()

@@ -114,7 +114,10 @@ class Health:
 
     async def _run(self) -> None:
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # noqa: BLE001 - looking outlives every error
+                self._bench.trouble("health", error)
             await self._bench.ambient.sleep(LOOK)
 
     async def _look_at_broker(self) -> None:

@@ -19,7 +19,6 @@ import msgspec
 from oyez.contract import decode
 from oyez.envelope import Envelope, open_record
 from oyez.errors import (
-    BrokerError,
     ConstraintViolated,
     Fenced,
     InvalidEvent,
@@ -172,7 +171,7 @@ class Lane:
             except Fenced:
                 self._lost()
                 return
-            except (BrokerError, StoreError) as error:
+            except Exception as error:  # noqa: BLE001 - a lane outlives every error, and tells it
                 self.idle = True
                 bench.trouble(f"{claim.stream}[{claim.partition}]", error)
                 failures += 1

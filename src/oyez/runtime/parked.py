@@ -31,6 +31,11 @@ _NEXT_DUE = """select min(due) as due from oyez_inbox i
  where state = 2 and handler = :handler and due > :now and c.owner = :owner"""
 
 
+_WAITED_FOR = """select distinct handler from oyez_inbox i
+ join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
+ where state = 2 and due <= :now and c.owner = :owner"""
+
+
 class ParkedEvents:
     """The parked events of the partitions that this process owns."""
 
@@ -86,7 +91,7 @@ class ParkedEvents:
             try:
                 wait = await self._look()
                 failures = 0
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - the look outlives every error
                 self._bench.trouble("parked events", error)
                 failures += 1
                 await self._bench.backoff(failures)
@@ -116,11 +121,28 @@ class ParkedEvents:
             )
             if rows[0]["due"] is not None:
                 wait = min(wait, rows[0]["due"] - now)
+        await self._bury_orphans(now)
         for place in quiet:
             lane = self._lanes.get(place)
             if lane is not None:
                 lane.suspects = False
         return max(wait, 0.0)
+
+    async def _bury_orphans(self, now: float) -> None:
+        """Dead-letter what waits for a handler that is gone, so that it blocks no key."""
+        bench = self._bench
+        for row in await bench.store.fetch(_WAITED_FOR, {"now": now, "owner": bench.owner}):
+            name = row["handler"]
+            if name in bench.handlers:
+                continue
+            for parked in await bench.store.due(bench.owner, name, now, 100):
+                lane = self._lanes.get((parked.stream, parked.partition))
+                if lane is not None and not lane.fenced:
+                    error = OyezError(
+                        f"{bench.service} has no handler {name}: redrive it to another with "
+                        "--handler, or discard it"
+                    )
+                    await self._record(name, parked, lane, Dead(str(error)), error)
 
     def _begin(self, handler: Handler, parked: Parked) -> bool:
         lane = self._lanes.get((parked.stream, parked.partition))
@@ -190,11 +212,11 @@ class ParkedEvents:
         history = [entry for entry in parked.history if entry["attempt"] != parked.attempt]
         parked.history = [*history, remember(parked.attempt, error, now)]
         result = outcome(error, parked.attempt, handler.retry, now, bench.ambient.chance())
-        await self._record(handler, parked, lane, result, error)
+        await self._record(handler.name, parked, lane, result, error)
 
     async def _record(
         self,
-        handler: Handler,
+        handler: str,
         parked: Parked,
         lane: Lane,
         result: Dead | RetryAt,
@@ -210,7 +232,7 @@ class ParkedEvents:
             changes.retried.append(parked)
             signal = EventRetried(
                 service=bench.service,
-                handler=handler.name,
+                handler=handler,
                 event_id=parked.event_id,
                 type=kind,
                 attempt=parked.attempt,
@@ -223,7 +245,7 @@ class ParkedEvents:
                 dead_letter(
                     parked,
                     None,
-                    handler.name,
+                    handler,
                     result,
                     error,
                     parked.attempt,
@@ -233,7 +255,7 @@ class ParkedEvents:
             )
             signal = EventDead(
                 service=bench.service,
-                handler=handler.name,
+                handler=handler,
                 event_id=parked.event_id,
                 type=kind,
                 reason=result.reason,
@@ -260,7 +282,7 @@ class ParkedEvents:
             return False
         error = OyezError(f"{DIED}, {deaths} times")
         result = Dead(f"failed {parked.attempt} of {handler.retry.attempts} attempts: {error}")
-        await self._record(handler, parked, lane, result, error)
+        await self._record(handler.name, parked, lane, result, error)
         return True
 
     def _context(self, handler: Handler, envelope: Envelope, parked: Parked) -> Context | None:

@@ -125,6 +125,10 @@ class ServiceProcess:
             Started(service=self.service.name, owner=self.owner, http=http, admin=admin)
         )
 
+    def stop_soon(self) -> None:
+        """Say that the process is about to drain: it is not ready, and long answers end."""
+        self.bench.stopping = True
+
     async def drain(self) -> None:
         """Stop taking, finish what is in flight within the grace period, hand over, let go.
 
@@ -133,6 +137,7 @@ class ServiceProcess:
         if not self._started or self.draining:
             return
         self.draining = True
+        self.stop_soon()
         self.health.stop()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
@@ -194,7 +199,7 @@ class ServiceProcess:
             try:
                 for sql, age in ((_OLD_INBOX, INBOX_RETENTION), (_OLD_DEAD, DEAD_RETENTION)):
                     await bench.leave(Changes(writes=[(sql, [{"then": now - age}])]))
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - tried again at the next round
                 bench.trouble("housekeeping", error)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from oyez.errors import BrokerError, Fenced, StoreError
+from oyez.errors import Fenced
 from oyez.ports import Announcement, Changes, Claim, Record
 from oyez.runtime.workbench import Bell, Workbench
 from oyez.signals import EventsPublished
@@ -77,7 +77,7 @@ class Relay:
             except Fenced:
                 self.fenced = True
                 return
-            except (BrokerError, StoreError) as error:
+            except Exception as error:  # noqa: BLE001 - the relay outlives every error
                 bench.trouble("relay", error)
                 if self.failing_since is None:
                     self.failing_since = bench.ambient.monotonic()

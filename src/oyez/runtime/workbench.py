@@ -11,6 +11,7 @@ from oyez.ambient import Ambient
 from oyez.errors import OyezError
 from oyez.handler import Call, Handler
 from oyez.ports import Broker, Changes, Claim, Store
+from oyez.runtime.retry import describe_traceback
 from oyez.signals import Signals, Trouble
 from oyez.transaction import Announcer, UnitOfWork
 
@@ -48,6 +49,7 @@ class Workbench:
         self.ambient = ambient
         self.signals = signals
         self.owner = owner
+        self.stopping = False
         self.announcer = Announcer(system, service, ambient)
         self.threads = threads or ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"{service}-handler"
@@ -68,9 +70,10 @@ class Workbench:
         changes.time = self.ambient.now()
         await self.store.begin().commit(changes)
 
-    def trouble(self, part: str, error: OyezError) -> None:
+    def trouble(self, part: str, error: Exception) -> None:
         """Say that ``part`` met an error and will try again."""
-        self.signals.emit(Trouble(service=self.service, part=part, error=str(error)))
+        text = str(error) if isinstance(error, OyezError) else describe_traceback(error)
+        self.signals.emit(Trouble(service=self.service, part=part, error=text))
 
     def reads(self, stream: str) -> bool:
         """Whether any handler may find its events on the stream."""
