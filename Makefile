@@ -25,7 +25,7 @@ demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders, wait
 	@cd examples/shop && ../../$(BIN)/python demo.py $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
-	@STRICT=$(STRICT) $(BIN)/python -m pytest $(TESTS)
+	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.ready-dev  ## formatter, linter, type checkers, import contracts
 	$(BIN)/ruff format --check .

@@ -29,7 +29,7 @@ class Shop:
         self.lines: list[dict[str, object]] = []
         self._log = root / "dev.log"
         self._read = 0
-        self._environment = {
+        self.environment = {
             **os.environ,
             "SHOP_PROVIDER": f"http://127.0.0.1:{ports['8090']}",
             "SHOP_SMS": f"http://127.0.0.1:{ports['8091']}",
@@ -48,7 +48,7 @@ class Shop:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "oyez", "dev", "--no-reload", "--json"],
             cwd=self.root,
-            env=self._environment,
+            env=self.environment,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -97,7 +97,7 @@ class Shop:
         return subprocess.run(
             [sys.executable, "-m", "oyez", *arguments],
             cwd=self.root,
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=60,
