@@ -18,24 +18,31 @@ class Ambient(Protocol):
 
     def now(self) -> float:
         """Wall-clock time in seconds since 1970, UTC."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back; its zero means nothing."""
+        ...
 
     async def sleep(self, seconds: float) -> None:
         """Return after so many seconds of this clock."""
+        ...
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         """Cancel the block after so many seconds and raise ``TimeoutError``; None never does."""
+        ...
 
     def new_id(self) -> str:
         """A new identifier: UUIDv7, strictly increasing within one process."""
+        ...
 
     def chance(self) -> float:
         """A number in [0, 1)."""
+        ...
 
     def bits(self, count: int) -> int:
         """A number of so many random bits, e.g. for a span id."""
+        ...
 
 
 class Uuid7:

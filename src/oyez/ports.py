@@ -70,15 +70,18 @@ class Broker(Protocol):
 
     async def open(self) -> None:
         """Connect. Raises BrokerError when that is impossible as configured."""
+        ...
 
     async def close(self) -> None:
         """Let go of everything. Safe when never opened and when called twice."""
+        ...
 
     async def publish(self, records: Sequence[Record]) -> None:
         """Return when every record is as durable as ``capabilities`` says.
 
         Records of one partition keep their order. When it raises, any of them may be there.
         """
+        ...
 
     def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """What stands behind ``after`` and what arrives, for ever, 1 to 256 records at a time.
@@ -86,21 +89,26 @@ class Broker(Protocol):
         Never waits to fill a batch; reads no further than the caller takes. Reading a stream that
         does not exist yet waits for it.
         """
+        ...
 
     async def streams(self) -> Mapping[str, int]:
         """The streams there are, each with its number of partitions."""
+        ...
 
     async def create(self, stream: str, partitions: int) -> None:
         """Make the stream; one that exists with as many partitions is left as it is.
 
         Raises BrokerRefused when it exists with another number of partitions.
         """
+        ...
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """The position of each partition's last record (BEGINNING when it never had one)."""
+        ...
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """Call back (on the event loop) whenever a stream may have been added."""
+        ...
 
 
 class Parked(msgspec.Struct, kw_only=True):
@@ -210,6 +218,7 @@ class StoreTransaction(Protocol):
 
         From here on no other transaction that could conflict runs until this one ends.
         """
+        ...
 
     async def commit(self, changes: Changes) -> None:
         """Make everything durable together, or nothing.
@@ -217,9 +226,11 @@ class StoreTransaction(Protocol):
         Raises Fenced when ``changes.claim`` no longer holds, Superseded when an event to settle or
         retry is no longer parked, ConstraintViolated, StoreUnavailable.
         """
+        ...
 
     async def rollback(self) -> None:
         """Undo everything. Safe at any time, also after ``commit``."""
+        ...
 
 
 class Store(Protocol):
@@ -229,9 +240,11 @@ class Store(Protocol):
 
     async def open(self) -> None:
         """Connect, and create or migrate Oyez's own tables. Raises StoreError."""
+        ...
 
     async def close(self) -> None:
         """Let go of everything. Safe when never opened and when called twice."""
+        ...
 
     async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
         """Run each (name, SQL) that is not recorded yet, once and in order; return their names.
@@ -239,21 +252,27 @@ class Store(Protocol):
         Each runs in a transaction of its own together with its record. Raises StoreRefused when
         one that ran before has changed since.
         """
+        ...
 
     def begin(self) -> StoreTransaction:
         """A transaction."""
+        ...
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         """A query on a snapshot of what is committed; holds up no one."""
+        ...
 
     async def seen(self, events: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
         """Which of these (event id, source, handler) are in the inbox."""
+        ...
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
         """What is due and not confirmed, in commit order, behind outbox row ``after``."""
+        ...
 
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
         """Parked events of the owner's partitions whose attempt may start, longest due first."""
+        ...
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
         """Record that ``owner`` is alive, and go on doing so until ``leave`` or its death.
@@ -261,15 +280,19 @@ class Store(Protocol):
         The renewal does not depend on the event loop, so a handler that blocks it keeps its lease.
         ``note`` is where its admin port listens.
         """
+        ...
 
     async def bury(self) -> None:
         """End the leases of owners whose process is known to have died, before they run out.
 
         A store that can't know leaves it at the lease.
         """
+        ...
 
     async def leave(self, owner: str) -> None:
         """Give up the owner's lease and all its claims."""
+        ...
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call back (on the event loop) when any process may have added to outbox or parked."""
+        ...

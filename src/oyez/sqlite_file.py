@@ -323,12 +323,16 @@ class SqliteFile:
             if self._read_connection is None:
                 self._read_connection = self._connection()
                 self._read_connection.execute("pragma query_only=on")
-            with self._read_connection:
-                result = job(self._read_connection)
+            connection = self._read_connection
+            connection.execute("begin")
+            try:
+                return job(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("rollback")
         except apsw.Error as error:
             explained = self._explain(error)
             raise explained from explained.__cause__
-        return result
 
     def _connect(self) -> None:
         path = self.path

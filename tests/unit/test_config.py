@@ -1,0 +1,368 @@
+"""Settings: what is read, which source wins, and the one line that a mistake gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oyez.config import Config, Listen, load, read_file, redact
+from oyez.errors import ConfigurationError
+
+SHOP = """\
+[system]
+name = "shop"
+
+[services.orders]
+app = "orders.service:service"
+http = "0.0.0.0:9001"
+
+[services.stock-items]
+app = "stock:service"
+replicas = 3
+
+[gateway]
+static = "web"
+
+[[gateway.routes]]
+path = "/orders"
+service = "orders"
+methods = ["GET", "POST"]
+
+[[gateway.routes]]
+path = "/orders/live"
+service = "orders"
+access = "public"
+stream = true
+
+[console]
+
+[companions.psp]
+run = "python -m 'fake psp'"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "oyez.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def problem(path: Path, environ: dict[str, str] | None = None) -> str:
+    """The one line that a mistake gets, without the folder."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(path, environ or {})
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.replace(f"{path.parent}{os.sep}", "")
+
+
+def test_reads_everything_with_defaults(write) -> None:
+    config = load(write(SHOP), {})
+    assert config.system.broker == "embedded:.oyez/events.db"
+    assert config.services["orders"].store == "sqlite:.oyez/orders.db"
+    assert config.services["orders"].http == Listen("0.0.0.0", 9001)
+    assert config.services["orders"].reached_at() == Listen("127.0.0.1", 9001)
+    assert config.services["stock-items"].replicas == 3
+    assert config.services["stock-items"].reached_at() is None
+    assert config.gateway is not None
+    assert config.gateway.listen == Listen("127.0.0.1", 8080)
+    assert [route.stream for route in config.gateway.routes] == [False, True]
+    assert config.console is not None
+    assert config.companions["psp"].run == ("python", "-m", "fake psp")
+    assert config.file("web") == config.root / "web"
+    with pytest.raises(AttributeError):
+        config.system.name = "other"  # type: ignore[misc]
+
+
+def test_is_found_upwards_and_in_a_folder(write, monkeypatch) -> None:
+    path = write(SHOP)
+    deep = path.parent / "a" / "b"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert load(environ={}).path == path
+    assert load(path.parent, {}).path == path
+    monkeypatch.chdir("/")
+    with pytest.raises(
+        ConfigurationError, match=r"expected oyez\.toml in this folder or one above"
+    ):
+        load(environ={})
+
+
+def test_the_environment_wins(write) -> None:
+    environ = {
+        "OYEZ_BROKER": "memory:",
+        "OYEZ_PARTITIONS": "16",
+        "OYEZ_RETENTION_DAYS": "1.5",
+        "OYEZ_STORE": "sqlite:/data/{service}.db",
+        "OYEZ_SERVICES_ORDERS_STORE": "postgresql://db/orders",
+        "OYEZ_SERVICES_STOCK_ITEMS_HTTP": "[::1]:80",
+        "OYEZ_GATEWAY_LISTEN": "localhost:0",
+        "OYEZ_GATEWAY_TLS": "true",
+        "OYEZ_TOKEN": "reserved",
+        "OYEZ_PROJECT": "reserved",
+        "OYEZ_SOMETHING": "not ours",
+    }
+    config = load(write(SHOP), environ)
+    assert config.system.broker == "memory:"
+    assert config.system.partitions == 16
+    assert config.system.retention_days == 1.5
+    assert config.services["orders"].store == "postgresql://db/orders"
+    assert config.services["stock-items"].store == "sqlite:/data/stock-items.db"
+    assert config.services["stock-items"].http == Listen("::1", 80)
+    assert config.gateway is not None
+    assert config.gateway.listen == Listen("localhost", 0)
+    assert config.gateway.tls is True
+
+
+def test_the_environment_can_add_a_table(write) -> None:
+    path = write('[system]\nname = "shop"\n')
+    assert load(path, {}).console is None
+    console = load(path, {"OYEZ_CONSOLE_LISTEN": "127.0.0.1:9"}).console
+    assert console is not None
+    assert console.listen.port == 9
+
+
+def test_variables_in_strings(write) -> None:
+    path = write('[system]\nname = "s"\nbroker = "kafka://u:${SECRET}@h"\ndata = "a$$b$c"\n')
+    config = load(path, {"SECRET": "p$w"})
+    assert config.system.broker == "kafka://u:p$w@h"
+    assert config.system.data == "a$b$c"
+    assert problem(path, {"SECRE": "x"}) == (
+        "oyez.toml:3: system.broker: expected the environment variable SECRET, "
+        "found it is not set; did you mean SECRE?"
+    )
+    assert "closed by a brace" in problem(write('[system]\nname = "${x"\n'))
+
+
+def outcome(path: Path, environ: dict[str, str]) -> Config | ConfigurationError:
+    try:
+        return load(path, environ)
+    except ConfigurationError as error:
+        return error
+
+
+SYSTEM = '[system]\nname = "shop"\n'
+SERVICE = SYSTEM + '[services.orders]\napp = "a:b"\n'
+ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice = "orders"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "oyez.toml:1: system: expected a table, found nothing"),
+        ("[system]\n", "oyez.toml:1: system.name: expected a name such as"),
+        ("system = 3", "oyez.toml:1: system: expected a table, found 3"),
+        ("[system\n", "oyez.toml:1:8: expected a TOML file, found Expected"),
+        ("\n\tname = ", "oyez.toml:2: expected a TOML file, found Invalid value"),
+        ("a = [", "oyez.toml:1: expected a TOML file, found"),
+        ("a = " + "[" * 5000, "oyez.toml: expected a TOML file, found a value nested too deeply"),
+        ("a = 1" + "0" * 5000, "oyez.toml:1: expected a TOML file, found"),
+        (b"a = 1\nb = '\xff'", "oyez.toml:2: expected UTF-8 text, found byte 0xff"),
+        (SYSTEM + "brokr = 1", "oyez.toml:3: system.brokr: expected one of name, broker, "),
+        (SYSTEM + "[gatway]", "found an unknown key; did you mean gateway?"),
+        (SYSTEM + '"a\\nb" = 1', 'oyez.toml:3: system."a\\nb": expected'),
+        (
+            SYSTEM + "partitions = true",
+            "system.partitions: expected a whole number from 1 to 4096, found true",
+        ),
+        (SYSTEM + "partitions = -1", "found -1"),
+        (SYSTEM + "partitions = 0x" + "f" * 5000, "found a very large number"),
+        (SYSTEM + "partitions = 8.0", "found 8.0"),
+        (SYSTEM + "retention_days = nan", "expected a number of days above 0, at most 36500"),
+        (SYSTEM + "retention_days = inf", "found inf"),
+        (SYSTEM + "log = 1979-05-27", "found 1979-05-27"),
+        (SYSTEM + 'data = "\\u0000"', "oyez.toml:3: system.data: expected a folder"),
+        (SYSTEM + 'broker = "kafak://h"', 'found "kafak://h"; did you mean kafka?'),
+        (SYSTEM + 'broker = "kafka:"', "oyez.toml:3: system.broker: expected a broker: one of"),
+        (SYSTEM + 'broker = "nats://h:99999"', "system.broker"),
+        (SYSTEM + "services = 1", "oyez.toml:3: system.services: expected one of"),
+        ("services = 1\n" + SYSTEM, "expected tables [services.NAME], found 1"),
+        (SYSTEM + '[services."Orders"]', "oyez.toml:3: services.Orders: expected a name [a-z]"),
+        (SYSTEM + "[services.orders]\n", "oyez.toml:3: services.orders.app: expected"),
+        (
+            SERVICE + 'grace = "10s"',
+            "oyez.toml:5: services.orders.grace: expected a number of "
+            'seconds above 0, at most 3600, found "10s"',
+        ),
+        (SERVICE + 'http = "127.0.0.1:65536"', 'expected an address "HOST:PORT"'),
+        (SERVICE + 'http = "[:::]:1"', "services.orders.http"),
+        (SERVICE + "replicas = 257", "from 1 to 256, found 257"),
+        (SERVICE + 'store = "mysql://h"', "expected a store: one of sqlite:FILE, postgresql://…"),
+        (SERVICE + '[companions.orders]\nrun = "x"', "expected a name that no service has"),
+        (SERVICE + '[companions.x]\nrun = "\'"', "companions.x.run: expected a command"),
+        (SERVICE + '[gateway]\nroutes = "x"', "expected tables [[gateway.routes]]"),
+        (ROUTED + 'methods = ["get"]', "oyez.toml:9: gateway.routes[0].methods: expected a list"),
+        (
+            ROUTED.replace('"orders"\n', '"order"\n'),
+            "oyez.toml:8: gateway.routes[0].service: "
+            'expected a service, one of orders, found "order"; did you mean orders?',
+        ),
+        (ROUTED.replace('"h:1"', '"h:0"'), "expected a service that listens"),
+        (ROUTED.replace('http = "h:1"\n', ""), "found no http"),
+        (ROUTED.replace("/orders", "/a/../b"), "expected a path that the gateway doesn't use"),
+        (ROUTED.replace("/orders", "/orders/"), 'expected a path such as "/orders"'),
+        (ROUTED.replace("/orders", "/session"), "expected a path that the gateway doesn't use"),
+        (
+            ROUTED + '[[gateway.routes]]\npath = "/orders"\nservice = "orders"',
+            "oyez.toml:10: gateway.routes[1].path: expected each path and method once, found GET ",
+        ),
+    ],
+)
+def test_a_mistake_gets_one_line(write, text: str | bytes, expected: str) -> None:
+    assert expected in problem(write(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("OYEZ_PARTITIONS", "many", "environment: OYEZ_PARTITIONS: expected a whole number from 1"),
+        ("OYEZ_BROKER", "", "environment: OYEZ_BROKER: expected a broker"),
+        ("OYEZ_DATA", "\udcff", "environment: OYEZ_DATA: expected a folder"),
+        (
+            "OYEZ_GATEWAY_LISTN",
+            "x",
+            "environment: OYEZ_GATEWAY_LISTN: expected a setting, found an "
+            "unknown variable; did you mean OYEZ_GATEWAY_LISTEN?",
+        ),
+        ("OYEZ_SYSTEM_BROKER", "x", "did you mean OYEZ_BROKER?"),
+        ("OYEZ_SERVICES_NONE_APP", "x", "expected a setting"),
+        ("OYEZ_GATEWAY_ROUTES", "x", "expected a setting"),
+    ],
+)
+def test_a_mistake_in_the_environment(write, name: str, value: str, expected: str) -> None:
+    assert expected in problem(write(SERVICE + "[gateway]\n"), {name: value})
+
+
+def test_bom_and_tabs_are_fine(write) -> None:
+    assert load(write(b"\xef\xbb\xbf[system]\r\n\tname\t=\t'shop'\r\n"), {}).system.name == "shop"
+
+
+def test_lines_are_found_among_tables_and_long_strings(write) -> None:
+    text = "system.name = 's'\nsystem.data = '''\n[system]\nname = 1\n'''\n"
+    assert problem(write(text)).startswith("oyez.toml:2: system.data: expected a folder")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert problem(tmp_path / "none.toml") == "none.toml: expected a file, found none"
+    assert "oyez.toml: expected a file, found none" in problem(tmp_path)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert problem(fifo) == "fifo: expected a file, found something else"
+    with pytest.raises(ConfigurationError):
+        load(Path("a\0b"), {})
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root reads everything: a test about permissions runs as nobody."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+def test_a_file_without_permission(nobody: None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "oyez.toml"
+        path.write_text(SHOP)
+        path.chmod(0)
+        assert "expected a file that can be read, found Permission denied" in problem(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://user:{}@h1:9092,h2:9092",
+        "amqp://user:{}@host//",
+        "nats://{}@host",
+        "sns+sqs://KEY:{}@region",
+        "postgresql://host/db?user=u&password={}&x=1",
+        "kafka:user:{}@h",
+        "kafak://user:{}@h@h:1",
+        "user:{}@h",
+    ],
+)
+@pytest.mark.parametrize("password", ["canary", "can/ary", "can@ary:x", "c?anary=a"])
+def test_passwords_never_show(write, url: str, password: str) -> None:
+    secret = url.format(password)
+    if "?" in url and password != "canary":
+        return  # such a password can't be told from the rest of a query
+    assert password not in redact(secret)
+    assert redact(redact(secret)) == redact(secret)
+    assert password not in problem(write(SYSTEM), {"OYEZ_BROKER": "x" + secret})
+    assert password not in problem(write(SYSTEM + f'broker = "x{secret}"'))
+    assert password not in repr(outcome(write(SYSTEM), {"OYEZ_BROKER": secret}))
+
+
+def test_redact_keeps_what_is_no_secret() -> None:
+    assert redact("kafka://user:pw@h1:9092,h2:9092/x") == "kafka://user:***@h1:9092,h2:9092/x"
+    assert redact("embedded:.oyez/events.db") == "embedded:.oyez/events.db"
+    assert redact("postgresql://h/d?sslmode=on") == "postgresql://h/d?sslmode=on"
+
+
+def test_errors_found_later_name_their_line(write) -> None:
+    config = load(write(SHOP), {"OYEZ_GATEWAY_LISTEN": "127.0.0.1:1"})
+    assert "oyez.toml:13: gateway.static: expected" in str(config.error("gateway.static", "x", "y"))
+    text = str(config.error("gateway.listen", "a free port", "127.0.0.1:1 in use"))
+    assert text.startswith("environment: OYEZ_GATEWAY_LISTEN: gateway.listen: expected a free port")
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    pass
+
+
+def test_other_files_never_show_values(write) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_file(write('canary-key = "canary-value"'), Secrets)
+    assert "canary-value" not in str(caught.value)
+
+
+_FRAGMENT = st.sampled_from(
+    [*SHOP.splitlines(), *SHOP.split(), "=", "[", "]", "\n", '"', "'''", "1", "-1", "nan", "true"]
+)
+_TEXT = st.one_of(
+    st.text(max_size=200), st.lists(_FRAGMENT, max_size=20).map("\n".join), st.binary(max_size=80)
+)
+
+
+@given(text=_TEXT)
+def test_any_text_is_settings_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str | bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    assert "\n" not in str(outcome(path, {}))
+
+
+_VALUE = st.one_of(
+    st.text(), st.integers(), st.floats(), st.booleans(), st.lists(st.text()), st.just({})
+)
+
+
+@given(
+    key=st.sampled_from(["broker", "partitions", "retention_days", "data", "log"]),
+    value=_VALUE,
+    variable=st.text(alphabet=st.characters(blacklist_characters="\0"), max_size=20),
+)
+def test_any_value_is_a_setting_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: object, variable: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.toml"
+    text = f"[system]\nname = 'shop'\n{key} = {json.dumps(value)}\n"
+    path.write_text(text)
+    for environ in ({}, {f"OYEZ_{key.upper()}": variable}):
+        assert "\n" not in str(outcome(path, environ))
