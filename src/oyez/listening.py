@@ -18,17 +18,22 @@ from oyez.errors import ConfigurationError
 BACKLOG = 1024
 
 
-def bind(host: str, port: int, key: str, *, shared: bool = False) -> socket.socket:
+Refuse = Callable[[str, str], ConfigurationError]
+"""Makes the error for a setting: (what is allowed, what was found)."""
+
+
+def bind(host: str, port: int, refuse: Refuse, *, shared: bool = False) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 
-    ``key`` names the setting in an error. ``shared`` lets the replicas of a service listen at one
-    address, among which the kernel spreads connections. Raises ConfigurationError.
+    ``refuse`` names the setting in the error that is raised when that is impossible. ``shared``
+    lets the replicas of a service listen at one address, among which the kernel spreads
+    connections.
     """
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     listener: socket.socket | None = None
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
+        resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = resolved[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -40,11 +45,9 @@ def bind(host: str, port: int, key: str, *, shared: bool = False) -> socket.sock
     except OSError as error:
         if listener is not None:
             listener.close()
-        if error.errno == errno.EADDRINUSE:
-            problem = f"{place} is in use: stop what listens there, or choose another port"
-        else:
-            problem = f"{place} ({error.strerror or error})"
-        raise ConfigurationError(f"{key}: expected a free address, found {problem}") from error
+        used = error.errno == errno.EADDRINUSE
+        found = f"{place} {'in use' if used else f'({error.strerror or error})'}"
+        raise refuse("a free port that may be used", found) from None
     return listener
 
 

@@ -78,14 +78,16 @@ def _servers(
 ) -> tuple[list[HttpServer], str, str]:
     name = settings.name
     make = partial(HttpServer, grace=settings.grace)
-    listener = bind(settings.admin.host, settings.admin.port, f"services.{name}.admin")
+    refuse = partial(project.config.error, f"services.{name}.admin")
+    listener = bind(settings.admin.host, settings.admin.port, refuse)
     app = admin(process, token=project.token(), metrics=metrics.render)
     servers = [make(app, listener, lifespan="off")]
     http_at = ""
     if process.service.http is not None and settings.http is not None:
         # Replicas share the address. Under `oyez dev` the supervisor has checked that it is free.
         shared = settings.replicas > 1 or "OYEZ_DEV" in os.environ
-        http = bind(settings.http.host, settings.http.port, f"services.{name}.http", shared=shared)
+        refuse = partial(project.config.error, f"services.{name}.http")
+        http = bind(settings.http.host, settings.http.port, refuse, shared=shared)
         servers.append(make(with_origin(process.service.http), http))
         http_at = address_of(http)
     return servers, http_at, address_of(listener)

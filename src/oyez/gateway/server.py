@@ -8,20 +8,15 @@ what the edge lets through is what every service behind it has to understand in 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import http
 import re
 import resource
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import h11
-import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from oyez.ambient import Ambient
@@ -29,9 +24,9 @@ from oyez.config import Config, GatewaySettings, Listen
 from oyez.gateway.access import read_secret
 from oyez.gateway.app import gateway
 from oyez.gateway.exchange import LINGER_SECONDS, SECURITY, problem
+from oyez.listening import HttpServer, bind, stop_signals
 
 _IDLE_SECONDS = 5
-_BACKLOG = 1024
 _OTHER_FILES = 64
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
@@ -54,58 +49,31 @@ async def serve(
     settings = config.gateway
     app = gateway(config, ambient, secret=read_secret(config))
     assert settings is not None
-    listener = _bind(config, settings.listen)
+    refuse = partial(config.error, "gateway.listen")
+    listener = bind(settings.listen.host, settings.listen.port, refuse)
     _allow_files(2 * settings.connections + _OTHER_FILES)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=_protocol(settings),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            h11_max_incomplete_event_size=settings.header_limit,
-            timeout_keep_alive=_IDLE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.grace)),
-        )
+    server = HttpServer(
+        app,
+        listener,
+        grace=settings.grace,
+        http=_protocol(settings),
+        lifespan="off",
+        log_level="error",
+        h11_max_incomplete_event_size=settings.header_limit,
+        timeout_keep_alive=_IDLE_SECONDS,
     )
-
-    def stop() -> None:
-        app.drain()
-        server.should_exit = True
-
-    if ready is not None:
-        host, port = listener.getsockname()[:2]
-        server.on_started = lambda: ready(Listen(host, port))
+    stopped = asyncio.Event()
     try:
-        with _signals(stop):
-            await server.serve(sockets=[listener])
-    except asyncio.CancelledError:
-        stop()
-        if server.started:
-            await server.shutdown(sockets=[listener])
-        raise
+        with stop_signals(stopped.set):
+            await server.start()
+            if ready is not None:
+                host, port = listener.getsockname()[:2]
+                ready(Listen(host, port))
+            await stopped.wait()
     finally:
-        listener.close()
+        app.drain()
+        await server.stop()
         await app.aclose()
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn raises them again after a drain, so the exit is not 0."""
-
-    on_started: Callable[[], None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.on_started is not None:
-            self.on_started()
 
 
 class StrictConnection(h11.Connection):
@@ -231,45 +199,8 @@ def _protocol(settings: GatewaySettings) -> type[EdgeProtocol]:
     return Protocol
 
 
-def _bind(config: Config, listen: Listen) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        reason = f"{listen} ({error.strerror or error})"
-        raise config.error("gateway.listen", "an address of this machine", reason) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        used = error.errno == errno.EADDRINUSE
-        reason = f"{listen} {'in use' if used else f'({error.strerror or error})'}"
-        raise config.error("gateway.listen", "a free port that may be used", reason) from None
-    return listener
-
-
 def _allow_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
