@@ -68,9 +68,9 @@ class Uuid7:
         else:
             self._millis += 1
             self._counter = 0
-        tail = 0x8000_0000_0000_0000 | self._bits(62)
-        text = f"{self._millis:012x}7{self._counter:03x}{tail:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        time = f"{self._millis:012x}"
+        tail = f"{0x8000_0000_0000_0000 | self._bits(62):016x}"
+        return f"{time[:8]}-{time[8:]}-7{self._counter:03x}-{tail[:4]}-{tail[4:]}"
 
 
 class SystemAmbient:
