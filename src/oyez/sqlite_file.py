@@ -570,15 +570,11 @@ class Doorbell:
         Raises StoreRefused when someone else owns the folder.
         """
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        bell.setblocking(False)
         try:
-            with contextlib.suppress(FileExistsError):
-                self._folder.mkdir(mode=0o700)
-            found = self._folder.lstat()
-            mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-            if not mine or found.st_mode & 0o077:
-                raise StoreRefused(f"{self._folder} belongs to someone else: remove it")
-            bell.setblocking(False)
-            bell.bind(str(self._folder / self._name))
+            self._bind(bell)
+        except FileNotFoundError:  # whoever left last removed the folder just now
+            self._bind(bell)
         except OSError:  # no temporary folder, or its path is too long for a socket: poll instead
             bell.close()
             return
@@ -620,8 +616,18 @@ class Doorbell:
         self._loop.remove_reader(self._socket.fileno())
         with contextlib.suppress(OSError):
             os.unlink(self._folder / self._name)
+            self._folder.rmdir()  # if no one else listens
         self._socket.close()
         self._socket = None
+
+    def _bind(self, bell: socket.socket) -> None:
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        found = self._folder.lstat()
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not mine or found.st_mode & 0o077:
+            raise StoreRefused(f"{self._folder} belongs to someone else: remove it")
+        bell.bind(str(self._folder / self._name))
 
     def _drain(self, callback: Callable[[], None]) -> None:
         if self._socket is None:
