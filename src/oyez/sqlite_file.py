@@ -363,7 +363,10 @@ class SqliteFile:
         if size == 0 and path.exists() and os.fstat(_need(self._lock)).st_size:
             # The lock file says that there was a schema: this is no new file, it was emptied.
             raise apsw.CorruptError("it is empty")
-        connection = self._write_connection = self._connection()
+        connection = self._write_connection = self._connection(new=size == 0)
+        if new:  # only a file without any page takes this on, and the next line writes the first
+            connection.execute("pragma auto_vacuum=incremental")
+        connection.execute("pragma journal_mode=wal")
         if 0 < size <= QUICK_CHECK:
             (verdict,) = next(connection.execute("pragma quick_check(1)"))
             if verdict != "ok":
@@ -381,12 +384,9 @@ class SqliteFile:
         if not os.fstat(_need(self._lock)).st_size:
             os.write(_need(self._lock), b"in use\n")
 
-    def _connection(self) -> apsw.Connection:
+    def _connection(self, *, new: bool = False) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), statementcachesize=256)
         connection.set_busy_timeout(5_000)
-        # Only a file without any page takes this on, and the next line writes the first.
-        connection.execute("pragma auto_vacuum=incremental")
-        connection.execute("pragma journal_mode=wal")
         connection.execute(f"pragma synchronous={'full' if self._durable else 'off'}")
         connection.execute("pragma mmap_size=0")
         connection.execute("pragma foreign_keys=on")
