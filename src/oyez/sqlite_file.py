@@ -363,8 +363,8 @@ class SqliteFile:
         if size == 0 and path.exists() and os.fstat(_need(self._lock)).st_size:
             # The lock file says that there was a schema: this is no new file, it was emptied.
             raise apsw.CorruptError("it is empty")
-        connection = self._write_connection = self._connection(new=size == 0)
-        if new:  # only a file without any page takes this on, and the next line writes the first
+        connection = self._write_connection = self._connection()
+        if size == 0:  # only a file without any page takes this on; the next line writes the first
             connection.execute("pragma auto_vacuum=incremental")
         connection.execute("pragma journal_mode=wal")
         if 0 < size <= QUICK_CHECK:
@@ -384,7 +384,7 @@ class SqliteFile:
         if not os.fstat(_need(self._lock)).st_size:
             os.write(_need(self._lock), b"in use\n")
 
-    def _connection(self, *, new: bool = False) -> apsw.Connection:
+    def _connection(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), statementcachesize=256)
         connection.set_busy_timeout(5_000)
         connection.execute(f"pragma synchronous={'full' if self._durable else 'off'}")

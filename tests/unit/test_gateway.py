@@ -307,32 +307,32 @@ async def test_what_no_route_names_is_refused(client: Client, upstream: Upstream
     assert (await client.head("/open/x")).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/open/%2e%2e/orders",
-        "/open/%2E./orders",
-        "/open/%252e%252e/orders",
-        "/open%2forders",
-        "/open%5corders",
-        "/open\\orders",
-        "/open/%00",
-        "//open",
-        "/open//x",
-        "/open;x",
-        "/open%3bx",
-        "/open/../orders",
-        "/open/./x",
-        "/open/%zz",
-        "/open/%ff",
-        "/open/%0d%0ax",
-        "http://evil/open",
-        "*",
-        "open",
-    ],
-)
-async def test_ambiguous_paths_are_refused(client: Client, upstream: Upstream, path: str) -> None:
-    assert await client.target(path) == 400
+AMBIGUOUS = [
+    "/open/%2e%2e/orders",
+    "/open/%2E./orders",
+    "/open/%252e%252e/orders",
+    "/open%2forders",
+    "/open%5corders",
+    "/open\\orders",
+    "/open/%00",
+    "//open",
+    "/open//x",
+    "/open;x",
+    "/open%3bx",
+    "/open/../orders",
+    "/open/./x",
+    "/open/%zz",
+    "/open/%ff",
+    "/open/%0d%0ax",
+    "http://evil/open",
+    "*",
+    "open",
+]
+
+
+async def test_ambiguous_paths_are_refused(client: Client, upstream: Upstream) -> None:
+    for path in AMBIGUOUS:
+        assert await client.target(path) == 400, path
     assert not upstream.seen
 
 
@@ -517,7 +517,11 @@ async def test_encoded_bodies_are_refused(client: Client) -> None:
 
 async def test_large_heads_are_refused(client: Client) -> None:
     for size in (17_000, 40_000, 300_000):
-        head = b"GET /open HTTP/1.1\r\nHost: x\r\nx-big: " + b"x" * size + b"\r\n\r\n"
+        head = (
+            b"GET /open HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx-big: "
+            + b"x" * size
+            + b"\r\n\r\n"
+        )
         assert (await client.raw(head)).startswith(b"HTTP/1.1 431")
     many = "".join(f"x-{n}: 1\r\n" for n in range(101))
     head = f"GET /open HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{many}\r\n".encode()
@@ -529,38 +533,38 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 SMUGGLED = b"GET /orders HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        CHUNKED + b"Content-Length: 6\r\n\r\n0\r\n\r\n" + SMUGGLED,
-        POST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
-        POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx" + SMUGGLED,
-        POST + b"Content-Length: 1, 1\r\n\r\nx" + SMUGGLED + b"\r\n",
-        POST + b"Content-Length: +1\r\n\r\nx" + SMUGGLED,
-        POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-        POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-        POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-        b"POST /open HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: 1\r\n folded\r\n\r\n",
-        b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: 1\rx-b: 2\r\n\r\n",
-        b"GET /open HTTP/1.1\nHost: x\n\n",
-        b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: 1\nx-b: 2\r\n\r\n",
-        b"GET /open HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
-        b"GET /open HTTP/1.1\r\n\r\n",
-        b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: \x00\r\n\r\n",
-        b"GET /open HTTP/1.1\r\nHost: x/y@z\r\nConnection: close\r\n\r\n",
-        b"NONSENSE\r\n\r\n",
-        CHUNKED + b"\r\n1\r\nxXX0\r\n\r\n",
-        CHUNKED + b"\r\n1;\n\r\nx\r\n0\r\n\r\n",
-        CHUNKED + b"\r\n-1\r\nx\r\n0\r\n\r\n",
-    ],
-)
-async def test_loose_framing_is_refused(client: Client, upstream: Upstream, data: bytes) -> None:
-    answer = await client.raw(data)
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert len(re.findall(rb"HTTP/1\.1 \d", answer)) == 1
-    assert b"application/problem+json" in answer
-    assert b"connection: close" in answer.lower()
+LOOSE = [
+    CHUNKED + b"Content-Length: 6\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    POST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx" + SMUGGLED,
+    POST + b"Content-Length: 1, 1\r\n\r\nx" + SMUGGLED + b"\r\n",
+    POST + b"Content-Length: +1\r\n\r\nx" + SMUGGLED,
+    POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    b"POST /open HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: 1\r\n folded\r\n\r\n",
+    b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: 1\rx-b: 2\r\n\r\n",
+    b"GET /open HTTP/1.1\nHost: x\n\n",
+    b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: 1\nx-b: 2\r\n\r\n",
+    b"GET /open HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    b"GET /open HTTP/1.1\r\n\r\n",
+    b"GET /open HTTP/1.1\r\nHost: x\r\nx-a: \x00\r\n\r\n",
+    b"GET /open HTTP/1.1\r\nHost: x/y@z\r\nConnection: close\r\n\r\n",
+    b"NONSENSE\r\n\r\n",
+    CHUNKED + b"\r\n1\r\nxXX0\r\n\r\n",
+    CHUNKED + b"\r\n1;\n\r\nx\r\n0\r\n\r\n",
+    CHUNKED + b"\r\n-1\r\nx\r\n0\r\n\r\n",
+]
+
+
+async def test_loose_framing_is_refused(client: Client, upstream: Upstream) -> None:
+    for data in LOOSE:
+        answer = await client.raw(data)
+        assert answer.startswith(b"HTTP/1.1 400"), data
+        assert len(re.findall(rb"HTTP/1\.1 \d", answer)) == 1, data
+        assert b"application/problem+json" in answer
+        assert b"connection: close" in answer.lower()
     assert not upstream.seen
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -317,20 +317,27 @@ class EmbeddedBroker:
     def _delete_old(self, now: float, connection: apsw.Connection) -> bool:
         """Delete a bounded number of records; whether there may be more to delete."""
         count = 1_000
-        places = [place for (place,) in connection.execute("select id from partition")]
+        places = list(connection.execute("select id, last from partition"))
         horizon = now - self.options.retention
         more = False
-        for place in places:
+        for place, _ in places:
             more = self._delete(connection, place, horizon, count) or more
         pages, free, size = (
             connection.pragma(name) for name in ("page_count", "freelist_count", "page_size")
         )
-        if (pages - free) * size > self.options.retention_bytes:
-            sql = "select time from record where partition = ? order by position limit 1"
-            ages = [(connection.execute(sql, (place,)).get, place) for place in places]
-            oldest = min(((time, place) for time, place in ages if time is not None), default=None)
-            if oldest is not None:
-                self._delete(connection, oldest[1], inf, count)
+        used = (pages - free) * size
+        excess = used - self.options.retention_bytes
+        if excess > 0:
+            sql = "select time, position from record where partition = ? order by position limit 1"
+            firsts = [
+                (time, place, last - position + 1)
+                for place, last in places
+                for time, position in connection.execute(sql, (place,))
+            ]
+            if firsts:
+                records = sum(number for _, _, number in firsts)
+                share = ceil(records * excess / used)
+                self._delete(connection, min(firsts)[1], inf, min(share, count))
                 more = True
         for _ in connection.execute("pragma incremental_vacuum(1000)"):
             pass  # each row frees one page

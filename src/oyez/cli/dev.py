@@ -9,14 +9,15 @@ import os
 import signal
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 from watchfiles import PythonFilter, awatch
 
+from oyez.cli.printing import console, escape
 from oyez.cli.project import Project, run_async
 from oyez.config import Config
 from oyez.listening import bind, stop_signals
@@ -55,7 +56,7 @@ def check_addresses(config: Config) -> None:
     if config.gateway is not None:
         wanted.append(("gateway.listen", config.gateway.listen))
     for key, listen in wanted:
-        bind(listen.host, listen.port, key).close()
+        bind(listen.host, listen.port, partial(config.error, key)).close()
 
 
 async def supervise(config: Config, *, reload: bool, as_json: bool) -> None:
@@ -212,7 +213,7 @@ class _Log:
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console()
         self._colours: dict[str, str] = {}
 
     def say(self, text: str) -> None:
@@ -233,24 +234,14 @@ class _Log:
         text = Text()
         text.append(datetime.now().strftime("%H:%M:%S.%f")[:-3], style="dim")
         text.append(f" {name:>14} ", style=colour)
-        text.append(_plain(fields.get("event", "")), style=_LEVELS.get(level, ""))
+        text.append(escape(fields.get("event", "")), style=_LEVELS.get(level, ""))
         for key, value in fields.items():
             if key not in ("process", "level", "event", "timestamp", "service", "exception"):
                 text.append(f" {key}=", style="dim")
-                text.append(_plain(value))
+                text.append(escape(value))
         if "exception" in fields:
-            text.append("\n" + _plain(fields["exception"], lines=True), style="dim")
+            text.append("\n" + escape(fields["exception"], lines=True), style="dim")
         self._console.print(text)
-
-
-def _plain(value: object, *, lines: bool = False) -> str:
-    """The text with control characters shown, so that no payload can steer the terminal."""
-    return "".join(
-        char
-        if char.isprintable() or (lines and char in "\n\t")
-        else char.encode("unicode_escape").decode()
-        for char in str(value)
-    )
 
 
 async def _announce(config: Config, children: list[_Child], output: _Log) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import secrets
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +17,15 @@ import click
 from oyez import brokers, stores
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.config import Config, ServiceSettings, load
-from oyez.errors import ConfigurationError
+from oyez.errors import ConfigurationError, OyezError
 from oyez.ports import Broker, Store
 from oyez.service import Service
 
 T = TypeVar("T")
+
+
+class NotCreated(OyezError):
+    """What a command was to read does not exist yet; the message says what makes it."""
 
 
 class Project:
@@ -91,6 +96,67 @@ class Project:
         """A service's store, not opened yet."""
         return stores.connect(self.settings(service).store, self.ambient, root=self.config.root)
 
+    def services(self, *names: str) -> tuple[dict[str, Service], dict[str, str]]:
+        """Those of the services (all by default) that can be imported, and why the others can't."""
+        found: dict[str, Service] = {}
+        failed: dict[str, str] = {}
+        for name in names or self.config.services:
+            try:
+                # What a module prints must not get between the lines of a command's answer.
+                with contextlib.redirect_stdout(sys.stderr):
+                    found[name] = self.service(name)
+            except OyezError as error:
+                failed[name] = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever a module does when it is imported
+                failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        return found, failed
+
+    def broker_file(self) -> Path | None:
+        """The embedded broker's file; None for a broker that is a server."""
+        return self._file(self.config.system.broker, "embedded")
+
+    def store_file(self, service: str) -> Path | None:
+        """A service's SQLite file; None for a store that is a server."""
+        return self._file(self.settings(service).store, "sqlite")
+
+    def _file(self, url: str, wanted: str) -> Path | None:
+        scheme, _, rest = url.partition(":")
+        return self.config.root / rest if scheme == wanted else None
+
+    @contextlib.asynccontextmanager
+    async def opened_broker(self, *, create: bool = False) -> AsyncIterator[Broker]:
+        """The broker, open until the block ends.
+
+        Raises NotCreated, and makes nothing, where the system has not run yet, unless ``create``.
+        """
+        broker = self.broker()
+        if not broker.capabilities.processes:
+            raise self.config.error(
+                "system.broker",
+                "a broker that several processes use",
+                f'"{self.config.system.broker}", whose events no other process can see',
+            )
+        _check_created(None if create else self.broker_file(), "oyez dev")
+        try:
+            await broker.open()
+            yield broker
+        finally:
+            await broker.close()
+
+    @contextlib.asynccontextmanager
+    async def opened_store(self, service: str) -> AsyncIterator[Store]:
+        """A service's store, open until the block ends, whether or not the service runs.
+
+        Raises NotCreated, and makes nothing, where the service has not run yet.
+        """
+        store = self.store(service)
+        _check_created(self.store_file(service), f"oyez run {service}")
+        try:
+            await store.open()
+            yield store
+        finally:
+            await store.close()
+
     def token(self) -> str:
         """The token of admin ports: ``OYEZ_TOKEN``, or a file made for its owner alone."""
         given = os.environ.get("OYEZ_TOKEN")
@@ -109,6 +175,11 @@ class Project:
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
         return path.read_text().strip()
+
+
+def _check_created(file: Path | None, command: str) -> None:
+    if file is not None and not file.exists():
+        raise NotCreated(f"{file} does not exist yet: `{command}` makes it")
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:

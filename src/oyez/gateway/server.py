@@ -185,7 +185,8 @@ class EdgeProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         # A close with unread bytes in the socket resets it, and the client may lose our answer.
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self.flow.resume_reading()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 

@@ -87,11 +87,13 @@ class _Timeout:
         self._seconds = seconds
         self._timer: asyncio.Future[None] | None = None
         self._expired = False
+        self._left = False
 
     async def __aenter__(self) -> _Timeout:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
+        self._cancelling = task.cancelling()
         if self._seconds is not None:
             self._timer = self._ambient._timer(max(self._seconds, 0.0))
             self._timer.add_done_callback(self._expire)
@@ -104,13 +106,16 @@ class _Timeout:
         traceback: TracebackType | None,
     ) -> None:
         if self._timer is not None:
-            self._timer.remove_done_callback(self._expire)
             self._timer.cancel()
-        if self._expired and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+        self._left = True
+        # As asyncio.timeout: a cancellation that others asked for goes on as one.
+        mine = self._expired and self._task.uncancel() <= self._cancelling
+        if mine and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
 
     def _expire(self, timer: asyncio.Future[None]) -> None:
-        if not timer.cancelled():
+        # The timer may have gone off just before the block ended, and its callback still run.
+        if not timer.cancelled() and not self._left:
             self._expired = True
             self._task.cancel()
 

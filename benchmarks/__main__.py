@@ -1,0 +1,58 @@
+"""``python -m benchmarks [NAME…] [--quick] [--json] [--folder DIR]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.machine import Surroundings, describe
+from oyez.ambient import SystemAmbient
+from oyez.cli.project import run_async
+
+NAMES = ("embedded_append", "embedded_latency", "consume_job", "dispatch", "idle_tail")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmarks that were named, or all of them."""
+    options = _parser().parse_args(arguments)
+    unknown = [name for name in options.names if name not in NAMES]
+    if unknown:
+        sys.exit(f"there is no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
+    # As `oyez run` sets it; the peers' threads gain by it as well.
+    sys.setswitchinterval(0.0005)
+    with tempfile.TemporaryDirectory(prefix="oyez-bench-", dir=options.folder) as folder:
+        machine = describe(Path(folder))
+        if not options.as_json:
+            print(", ".join(f"{name} {value}" for name, value in machine.items()))
+        here = Surroundings(folder=Path(folder), quick=options.quick, ambient=SystemAmbient())
+        for name in options.names or NAMES:
+            module = importlib.import_module(f"benchmarks.{name}")
+            start = time.monotonic()
+            report = run_async(module.run(here))
+            if options.as_json:
+                report = msgspec.structs.replace(report, machine=machine)
+                print(msgspec.json.encode(report).decode(), flush=True)
+            else:
+                print(f"\n{report}\n  ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works")
+    parser.add_argument(
+        "--json", action="store_true", dest="as_json", help="one JSON object a benchmark"
+    )
+    parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

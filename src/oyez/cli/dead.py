@@ -1,0 +1,340 @@
+"""``oyez dead``: list, show, redrive and discard the dead letters of any service."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from oyez.cli.printing import (
+    Cell,
+    console,
+    escape,
+    local_time,
+    payload,
+    payload_json,
+    print_json,
+    print_line,
+    print_table,
+    utc_time,
+    warn,
+)
+from oyez.cli.project import NotCreated, Project, json_option, run_async
+from oyez.cli.topology import closest
+from oyez.contract import parse
+from oyez.errors import ConfigurationError, InvalidEvent, OyezError
+from oyez.event import MAX_DATA
+from oyez.ports import Row, Store
+from oyez.runtime.dead import NotRedriven, discard, list_dead, redrive, show_dead
+
+_PAGE = 500
+
+_LETTER = click.IntRange(min=1, max=2**63 - 1)
+_service = click.argument("service")
+_ids = click.argument("ids", metavar="ID...", nargs=-1, type=_LETTER)
+
+
+@click.group("dead")
+def command() -> None:
+    """List, show, redrive or discard dead letters.
+
+    A dead letter is an event that a handler gave up on. These commands open the service's store
+    themselves: the service may be running or not.
+    """
+
+
+@command.command("list")
+@click.argument("service", required=False)
+@click.option("--all", "every", is_flag=True, help="Also those that were redriven or discarded.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=100, help="Per service, oldest first."
+)
+@json_option
+def list_(service: str | None, every: bool, limit: int, as_json: bool) -> None:
+    """List the dead letters of one service, or of all."""
+    project = Project.open()
+    names = [project.settings(service).name] if service else list(project.config.services)
+    letters, more = run_async(_list(project, names, every, limit))
+    if as_json:
+        print_json({"letters": [_listed(name, row) for name, row in letters], "more": more})
+        return
+    if not letters:
+        print_line("no dead letters")
+        return
+    rows: list[list[Cell]] = [
+        [
+            name,
+            row["id"],
+            local_time(row["time"]),
+            row["type"] or "?",
+            row["key"],
+            row["handler"] or Text("(unreadable)", style="yellow"),
+            row["attempts"],
+            *([row["state"]] if every else []),
+            row["reason"],
+        ]
+        for name, row in letters
+    ]
+    states = ["STATE"] if every else []
+    print_table(
+        ["SERVICE", "ID", "TIME", "TYPE", "KEY", "HANDLER", "ATTEMPTS", *states, "REASON"], rows
+    )
+    if more:
+        warn(f"there are more: --limit {limit * 10}")
+
+
+async def _list(
+    project: Project, names: list[str], every: bool, limit: int
+) -> tuple[list[tuple[str, Row]], bool]:
+    letters: list[tuple[str, Row]] = []
+    more = False
+    for name in names:
+        try:
+            async with project.opened_store(name) as store:
+                rows = await list_dead(store, every=every, limit=limit + 1)
+        except NotCreated:
+            continue  # a service that never ran has no dead letters
+        more = more or len(rows) > limit
+        letters.extend((name, row) for row in rows[:limit])
+    return letters, more
+
+
+@command.command("show")
+@_service
+@click.argument("letter", metavar="ID", type=_LETTER)
+@json_option
+def show(service: str, letter: int, as_json: bool) -> None:
+    """Show one dead letter whole: why, each attempt, the traceback, headers and data."""
+    project = Project.open()
+    row = run_async(_show(project, service, letter))
+    if as_json:
+        print_json(
+            {
+                **_listed(service, row),
+                "source": row["source"],
+                "traceback": row["traceback"],
+                "history": [{**entry, "at": utc_time(entry["at"])} for entry in row["history"]],
+                "headers": row["headers"],
+                **payload_json(row["data"]),
+            }
+        )
+    else:
+        _print(service, row)
+
+
+async def _show(project: Project, service: str, letter: int) -> Row:
+    async with project.opened_store(service) as store:
+        row = await show_dead(store, letter)
+    if row is None:
+        raise OyezError(f"{service} has no dead letter {letter}: `oyez dead list {service} --all`")
+    return row
+
+
+def _print(service: str, row: Row) -> None:
+    output = console()
+    place = f"{row['stream']}[{row['partition']}]@{row['position']}"
+    facts = {
+        "reason": row["reason"],
+        "state": f"{row['state']} ({row['note']})" if row["note"] else row["state"],
+        "time": local_time(row["time"]),
+        "handler": row["handler"] or "none: the event could not be read",
+        "attempts": row["attempts"],
+        "type": row["type"] or "?",
+        "key": "-" if row["key"] is None else row["key"],
+        "event": row["event_id"] or "?",
+        "source": row["source"] or "?",
+        "place": place,
+    }
+    output.print(Text(f"dead letter {row['id']} of {service}", style="bold"))
+    for name, value in facts.items():
+        output.print(Text.assemble((f"  {name:<9} ", "dim"), escape(value)))
+    output.print(Text("attempts", style="bold"))
+    for entry in row["history"]:
+        line = f"  {entry.get('attempt', '?')}  {local_time(entry['at'])}  {entry.get('error', '')}"
+        output.print(escape(line))
+    if not row["history"]:
+        output.print("  none")
+    output.print(Text("traceback", style="bold"))
+    for line in row["traceback"].splitlines() or ["none"]:
+        output.print("  " + escape(line))
+    output.print(Text("headers", style="bold"))
+    for name, value in row["headers"].items():
+        output.print(f"  {escape(name)}: {escape(value)}")
+    output.print(Text("data", style="bold"))
+    output.print("  " + payload(row["data"]))
+
+
+@command.command("redrive")
+@_service
+@_ids
+@click.option("--all", "every", is_flag=True, help="Redrive every dead letter of the service.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--handler", help="Give it to this handler instead of the one that gave up.")
+@click.option(
+    "--data",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, path_type=Path),
+    help="A file (- for standard input) whose JSON replaces the event's data.",
+)
+@click.option("--old", is_flag=True, help="Even where a duplicate could no longer be recognised.")
+def redrive_(
+    service: str,
+    ids: tuple[int, ...],
+    every: bool,
+    yes: bool,
+    handler: str | None,
+    file: Path | None,
+    old: bool,
+) -> None:
+    """Give dead letters to their handler again, with fresh attempts."""
+    project = Project.open()
+    project.settings(service)
+    if every == bool(ids):
+        raise ConfigurationError("name the dead letters by their ids, or say --all")
+    if file is not None and len(ids) != 1:
+        raise ConfigurationError("--data replaces the data of one dead letter: name one")
+    data = None if file is None else _data(file)
+    handlers = _handlers(project, service, handler)
+    chosen = run_async(_all(project, service)) if every else list(dict.fromkeys(ids))
+    if every:
+        if not chosen:
+            print_line(f"{service} has no dead letters")
+            return
+        _confirm(f"Redrive {len(chosen)} dead letters of {service}?", yes)
+    run_async(_redrive(project, service, chosen, handlers, handler, data, old))
+
+
+def _data(file: Path) -> bytes:
+    try:
+        if str(file) == "-":
+            data = sys.stdin.buffer.read(MAX_DATA + 1)
+        else:
+            with file.open("rb") as source:
+                data = source.read(MAX_DATA + 1)
+    except OSError as error:
+        raise ConfigurationError(f"--data: {file}: {error.strerror}") from error
+    try:
+        if len(data) > MAX_DATA:
+            raise InvalidEvent("$", f"is more than {MAX_DATA} bytes, which is the limit")
+        parse(data, object)
+    except InvalidEvent as error:
+        raise ConfigurationError(f"--data: {file}: {error}") from error
+    return data
+
+
+def _handlers(project: Project, service: str, handler: str | None) -> set[str] | None:
+    """The handlers that the service has; None when it can't be imported to ask."""
+    services, failed = project.services(service)
+    if service not in services:
+        warn(f"{service} can't be imported, so its handlers are unknown: {failed[service]}")
+        return None
+    names = {each.name for each in services[service].handlers}
+    if handler is not None and handler not in names:
+        raise ConfigurationError(
+            f"{service} has no handler {handler!r}{closest(handler, names)}; "
+            f"there are: {', '.join(sorted(names)) or 'none'}"
+        )
+    return names
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{question} There is no terminal to ask on: say --yes")
+    if not click.confirm(question, err=True):
+        raise OyezError("nothing was redriven")
+
+
+async def _all(project: Project, service: str) -> list[int]:
+    async with project.opened_store(service) as store:
+        found: list[int] = []
+        while True:
+            after = found[-1] if found else 0
+            rows = await list_dead(store, after=after, limit=_PAGE)
+            found.extend(row["id"] for row in rows)
+            if len(rows) < _PAGE:
+                return found
+
+
+async def _redrive(
+    project: Project,
+    service: str,
+    chosen: list[int],
+    handlers: set[str] | None,
+    handler: str | None,
+    data: bytes | None,
+    old: bool,
+) -> None:
+    async def one(store: Store, letter: int) -> str:
+        row = await show_dead(store, letter)
+        target = handler or (row["handler"] if row is not None else "")
+        if target and handlers is not None and target not in handlers:
+            names = ", ".join(sorted(handlers)) or "none"
+            raise NotRedriven(
+                f"dead letter {letter} is of {target}, a handler that {service} no longer has: "
+                f"name another with --handler; there are: {names}"
+            )
+        await redrive(store, letter, project.ambient, handler=handler, data=data, old=old)
+        return f"redriven: {service} {letter}"
+
+    await _each(project, service, chosen, one)
+
+
+@command.command("discard")
+@_service
+@_ids
+@click.option("--why", required=True, help="Why no one needs it; kept with the dead letter.")
+def discard_(service: str, ids: tuple[int, ...], why: str) -> None:
+    """Mark dead letters as settled by hand."""
+    project = Project.open()
+    project.settings(service)
+    if not ids:
+        raise ConfigurationError("name the dead letters by their ids")
+    if not why.strip():
+        raise ConfigurationError("--why: say why they may be discarded")
+
+    async def one(store: Store, letter: int) -> str:
+        await discard(store, letter, why)
+        return f"discarded: {service} {letter}"
+
+    run_async(_each(project, service, list(dict.fromkeys(ids)), one))
+
+
+async def _each(project: Project, service: str, chosen: list[int], one: Any) -> None:
+    """Do it to each; the others too when it is refused for some, which then fails in the end."""
+    refused: list[NotRedriven] = []
+    async with project.opened_store(service) as store:
+        for letter in chosen:
+            try:
+                print_line(await one(store, letter))
+            except NotRedriven as error:
+                refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        for each in refused:
+            warn(str(each))
+        raise OyezError(f"{len(refused)} of {len(chosen)} were refused")
+
+
+def _listed(service: str, row: Row) -> dict[str, Any]:
+    return {
+        "service": service,
+        "id": row["id"],
+        "time": utc_time(row["time"]),
+        "type": row["type"],
+        "key": row["key"],
+        "handler": row["handler"],
+        "event_id": row["event_id"],
+        "stream": row["stream"],
+        "partition": row["partition"],
+        "position": row["position"],
+        "attempts": row["attempts"],
+        "reason": row["reason"],
+        "state": row["state"],
+        "note": row["note"],
+    }

@@ -1,0 +1,138 @@
+"""What stands on a broker now: its records from the beginning up to where it ended when asked."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from typing import cast
+
+from oyez.cli.printing import warn
+from oyez.envelope import STRUCTURED, open_record
+from oyez.errors import InvalidEvent
+from oyez.ports import BEGINNING, Batch, Broker, Position, Record
+
+QUIET = 2.0
+"""Seconds without a record after which a partition's rest counts as deleted by retention."""
+AT_ONCE = 16
+"""Partitions that are read at once, each with one batch in memory."""
+
+Place = tuple[str, int]
+
+
+async def ends(broker: Broker, streams: Iterable[str]) -> dict[Place, Position]:
+    """Where each partition of the streams ends now."""
+    return {
+        (stream, partition): end
+        for stream in streams
+        for partition, end in enumerate(await broker.ends(stream))
+    }
+
+
+async def read(
+    broker: Broker,
+    place: Place,
+    end: Position,
+    after: Position = BEGINNING,
+    *,
+    short: list[Place] | None = None,
+) -> AsyncGenerator[Batch, None]:
+    """One partition's batches behind ``after``; the last one may reach beyond ``end``.
+
+    It ends early, and adds the place to ``short``, where retention has deleted the last records: a
+    broker says nothing of those.
+    """
+    if after >= end:
+        return
+    reader = cast(AsyncGenerator[Batch, None], broker.read(*place, after))
+    try:
+        while after < end:
+            async with asyncio.timeout(QUIET):
+                batch = await anext(reader)
+            after = batch.records[-1].position
+            yield batch
+    except TimeoutError:
+        if short is not None:
+            short.append(place)
+    finally:
+        await reader.aclose()
+
+
+async def scan(
+    broker: Broker, places: Mapping[Place, Position], look: Callable[[Record], None]
+) -> list[Place]:
+    """Show every record up to the ends in ``places``: in order within a partition, not across.
+
+    Returns the places that ended early, for `tell`.
+    """
+    room = asyncio.Semaphore(AT_ONCE)
+    short: list[Place] = []
+
+    async def one(place: Place, end: Position) -> None:
+        async with room:
+            async for batch in read(broker, place, end, short=short):
+                for record in batch.records:
+                    if record.position <= end:
+                        look(record)
+
+    await asyncio.gather(*(one(place, end) for place, end in places.items()))
+    return short
+
+
+async def merged(broker: Broker, places: Mapping[Place, Position]) -> AsyncGenerator[Record, None]:
+    """Every record up to the ends in ``places``, by time; one batch a partition in memory."""
+    short: list[Place] = []
+    sources = [
+        _records(broker, place, end, short) for place, end in places.items() if end > BEGINNING
+    ]
+    heads = await asyncio.gather(*(anext(source, None) for source in sources))
+    heap = [(head.time, index, head) for index, head in enumerate(heads) if head is not None]
+    heapq.heapify(heap)
+    try:
+        while heap:
+            _, index, record = heap[0]
+            yield record
+            following = await anext(sources[index], None)
+            if following is None:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (following.time, index, following))
+        tell(short)
+    finally:
+        for source in sources:
+            await source.aclose()
+
+
+async def _records(
+    broker: Broker, place: Place, end: Position, short: list[Place]
+) -> AsyncGenerator[Record, None]:
+    batches = read(broker, place, end, short=short)
+    try:
+        async for batch in batches:
+            for record in batch.records:
+                if record.position <= end:
+                    yield record
+    finally:
+        await batches.aclose()
+
+
+def tell(short: Sequence[Place]) -> None:
+    """Warn of partitions whose last records are gone."""
+    if short:
+        streams = ", ".join(sorted({stream for stream, _ in short}))
+        warn(
+            f"{len(short)} partitions of {streams} gave no record up to their end within "
+            f"{QUIET:.0f} s: retention has deleted these"
+        )
+
+
+def attributes(record: Record) -> Mapping[str, str]:
+    """A record's CloudEvents attributes in either form; of a broken one, its headers."""
+    headers = record.headers
+    kind = headers.get("datacontenttype") or headers.get("content-type") or ""
+    if kind.startswith(STRUCTURED):
+        try:
+            return open_record(headers, record.data).headers()
+        except InvalidEvent:
+            pass
+    return headers

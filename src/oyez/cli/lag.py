@@ -1,0 +1,394 @@
+"""``oyez lag``: who owns which partition, how far it is, and what waits."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+import click
+import msgspec
+from rich.text import Text
+
+from oyez.cli import history
+from oyez.cli.printing import (
+    UNKNOWN,
+    Cell,
+    print_json,
+    print_line,
+    print_table,
+    span,
+    utc_time,
+    warn,
+)
+from oyez.cli.project import NotCreated, Project, json_option, run_async
+from oyez.envelope import parse_time
+from oyez.errors import BrokerError, InvalidEvent, StoreError
+from oyez.ports import Broker, Position, Row, Store
+from oyez.runtime.relay import OUTBOX
+from oyez.service import Service
+
+LOOKED_AT = 2_048
+"""Records behind a position that are looked at for one that concerns the service."""
+
+_CURSORS = "select stream, partition, position, owner, epoch from oyez_cursor"
+_REPLICAS = "select owner, until, note from oyez_replica"
+_PARKED = """select stream, partition, count(*) as events, min(seen) as oldest from oyez_inbox
+ where state > 0 group by stream, partition"""
+_DEAD = """select stream, partition, count(*) as letters from oyez_dead where state = 'dead'
+ group by stream, partition"""
+_OUTBOX = """select count(*) as events, sum(case when due > :now then 1 else 0 end) as later
+ from oyez_outbox"""
+_OLDEST = """select due, headers from oyez_outbox where due <= :now order by seq limit 1"""
+
+Ends = dict[history.Place, Position]
+
+
+class PartitionLag(msgspec.Struct, kw_only=True):
+    """One partition as one service sees it. None is what could not be found out."""
+
+    stream: str
+    partition: int
+    owner: str | None
+    """The process that claimed it last; None when none does."""
+    alive: bool
+    epoch: int
+    position: Position
+    end: Position | None
+    lag: int | None
+    oldest: float | None
+    """When the first record behind the position came that concerns the service."""
+    oldest_known: bool
+    """Whether ``oldest`` None means that there is none."""
+    parked: int
+    dead: int
+
+
+class ServiceLag(msgspec.Struct, kw_only=True):
+    """One service: its partitions and its outbox."""
+
+    service: str
+    replicas: dict[str, str]
+    """Living processes, each with the address of its admin port."""
+    partitions: list[PartitionLag]
+    outbox: int
+    outbox_later: int
+    """Of these, events whose time to be published has not come."""
+    outbox_oldest: float | None
+    outbox_owner: str | None
+    outbox_alive: bool
+    parked_oldest: float | None
+
+    @property
+    def lag(self) -> int | None:
+        """The sum over its partitions; None when one is not known."""
+        lags = [each.lag for each in self.partitions]
+        known = [lag for lag in lags if lag is not None]
+        return sum(known) if len(known) == len(lags) else None
+
+    @property
+    def parked(self) -> int:
+        """Events that wait for a retry, or behind one."""
+        return sum(each.parked for each in self.partitions)
+
+    @property
+    def dead(self) -> int:
+        """Dead letters that were neither redriven nor discarded."""
+        return sum(each.dead for each in self.partitions)
+
+    @property
+    def oldest_known(self) -> bool:
+        """Whether ``oldest`` None means that nothing waits."""
+        return all(each.oldest_known for each in self.partitions)
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest event came that is not handled yet."""
+        times = [each.oldest for each in self.partitions] + [self.parked_oldest]
+        return min((time for time in times if time is not None), default=None)
+
+
+@click.command("lag")
+@click.argument("service", required=False)
+@json_option
+def command(service: str | None, as_json: bool) -> None:
+    """Show partitions, owners, positions and lag, of one service or of all.
+
+    A lag counts every record behind the position; the age is that of the oldest one that the
+    service has a handler for. "?" is what could not be found out. Without SERVICE, partitions of
+    which there is nothing to tell share a line, with the sums of their positions.
+    """
+    project = Project.open()
+    names = [project.settings(service).name] if service else list(project.config.services)
+    services, failed = project.services(*names)
+    for name, reason in failed.items():
+        warn(f"{name} can't be imported, so its oldest event is unknown: {reason}")
+    measured, missing = run_async(_measure_all(project, names, services))
+    now = project.ambient.now()
+    if as_json:
+        print_json(
+            {
+                "services": [as_value(each, now) for each in measured],
+                "not_created": missing,
+            }
+        )
+        return
+    _print_partitions(measured, now, each_one=service is not None)
+    _print_services(measured, now)
+    for name in missing:
+        print_line(f"{name}: has not run yet")
+
+
+async def _measure_all(
+    project: Project, names: list[str], services: dict[str, Service]
+) -> tuple[list[ServiceLag], list[str]]:
+    measured: list[ServiceLag] = []
+    missing: list[str] = []
+    async with AsyncExitStack() as stack:
+        broker: Broker | None = None
+        try:
+            broker = await stack.enter_async_context(project.opened_broker())
+        except (BrokerError, NotCreated) as error:
+            warn(f"broker: {error}")
+        for name in names:
+            try:
+                async with project.opened_store(name) as store:
+                    measured.append(await measure(project, name, services.get(name), broker, store))
+            except NotCreated:
+                missing.append(name)
+            except StoreError as error:
+                if len(names) == 1:
+                    raise
+                warn(f"{name}: {error}")
+    return measured, missing
+
+
+async def measure(
+    project: Project, name: str, service: Service | None, broker: Broker | None, store: Store
+) -> ServiceLag:
+    """Where the service stands. Without the service or the broker, what these know is unknown."""
+    now = project.ambient.now()
+    # Positions first: an end read earlier than a position could give a lag below zero.
+    cursors: dict[history.Place, Row] = {
+        (row["stream"], row["partition"]): row for row in await store.fetch(_CURSORS, {})
+    }
+    replicas = {
+        row["owner"]: row["note"] for row in await store.fetch(_REPLICAS, {}) if row["until"] > now
+    }
+    relay = cursors.pop((OUTBOX, 0), None)
+    parked = {(r["stream"], r["partition"]): r for r in await store.fetch(_PARKED, {})}
+    dead = {(r["stream"], r["partition"]): r["letters"] for r in await store.fetch(_DEAD, {})}
+    ends = await _ends(project, service, broker, cursors)
+    places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
+
+    async def one(place: history.Place) -> PartitionLag:
+        row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
+        end = None if ends is None else ends.get(place)
+        lag = None if end is None else max(0, end - row["position"])
+        oldest, known = await _oldest(service, broker, place, row["position"], end)
+        return PartitionLag(
+            stream=place[0],
+            partition=place[1],
+            owner=row["owner"],
+            alive=row["owner"] in replicas,
+            epoch=row["epoch"],
+            position=row["position"],
+            end=end,
+            lag=lag,
+            oldest=oldest,
+            oldest_known=known,
+            parked=parked[place]["events"] if place in parked else 0,
+            dead=dead.get(place, 0),
+        )
+
+    partitions = list(await asyncio.gather(*map(one, places)))
+    (outbox,) = await store.fetch(_OUTBOX, {"now": now})
+    return ServiceLag(
+        service=name,
+        replicas=replicas,
+        partitions=partitions,
+        outbox=outbox["events"],
+        outbox_later=outbox["later"] or 0,
+        outbox_oldest=await _oldest_announced(store, now),
+        outbox_owner=relay["owner"] if relay else None,
+        outbox_alive=relay is not None and relay["owner"] in replicas,
+        parked_oldest=min((row["oldest"] for row in parked.values()), default=None),
+    )
+
+
+async def _ends(
+    project: Project, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
+) -> Ends | None:
+    """The ends of the partitions that the service reads, or did; None without a broker."""
+    if broker is None:
+        return None
+    wanted = {stream for stream, _ in cursors}
+    if service is not None:
+        own = f"{project.config.system.name}."
+        for stream in await broker.streams():
+            if any(
+                stream == handler.stream if handler.stream else stream.startswith(own)
+                for handler in service.handlers
+            ):
+                wanted.add(stream)
+    return await history.ends(broker, sorted(wanted))
+
+
+async def _oldest(
+    service: Service | None,
+    broker: Broker | None,
+    place: history.Place,
+    position: Position,
+    end: Position | None,
+) -> tuple[float | None, bool]:
+    if end is not None and end <= position:
+        return None, True
+    if service is None or broker is None or end is None:
+        return None, False
+    table: dict[str, list[str | None]] = {}
+    for handler in service.handlers:
+        for kind in handler.events:
+            table.setdefault(kind.name, []).append(handler.stream)
+    looked = 0
+    reached = position
+    async with aclosing(history.read(broker, place, end, position)) as batches:
+        async for batch in batches:
+            for record in batch.records:
+                streams = table.get(history.attributes(record).get("type", ""), [])
+                if None in streams or record.stream in streams:
+                    return record.time, True
+            reached = batch.records[-1].position
+            looked += len(batch.records)
+            if looked >= LOOKED_AT:
+                break
+    return None, reached >= end
+
+
+async def _oldest_announced(store: Store, now: float) -> float | None:
+    for row in await store.fetch(_OLDEST, {"now": now}):
+        headers = msgspec.json.decode(row["headers"], type=dict[str, str])
+        try:
+            made = parse_time(headers.get("time", "")).timestamp()
+        except InvalidEvent:
+            return float(row["due"]) or None
+        return max(made, float(row["due"]))
+    return None
+
+
+def as_value(lag: ServiceLag, now: float) -> dict[str, Any]:
+    """One service as a JSON-ready value; ages are seconds."""
+    return {
+        "service": lag.service,
+        "replicas": [{"owner": owner, "admin": note} for owner, note in lag.replicas.items()],
+        "lag": lag.lag,
+        "parked": lag.parked,
+        "dead": lag.dead,
+        "oldest_age": _age(lag.oldest, now),
+        "oldest_at": utc_time(lag.oldest),
+        "oldest_known": lag.oldest_known,
+        "outbox": {
+            "events": lag.outbox,
+            "later": lag.outbox_later,
+            "oldest_age": _age(lag.outbox_oldest, now),
+            "owner": lag.outbox_owner,
+            "alive": lag.outbox_alive,
+        },
+        "partitions": [
+            {
+                "stream": each.stream,
+                "partition": each.partition,
+                "owner": each.owner,
+                "alive": each.alive,
+                "epoch": each.epoch,
+                "position": each.position,
+                "end": each.end,
+                "lag": each.lag,
+                "oldest_age": _age(each.oldest, now),
+                "oldest_known": each.oldest_known,
+                "parked": each.parked,
+                "dead": each.dead,
+            }
+            for each in lag.partitions
+        ],
+    }
+
+
+def _age(then: float | None, now: float) -> float | None:
+    return None if then is None else round(max(0.0, now - then), 3)
+
+
+def _print_partitions(measured: list[ServiceLag], now: float, *, each_one: bool) -> None:
+    rows: list[list[Cell]] = []
+    for lag in measured:
+        groups: list[list[PartitionLag]] = []
+        for each in lag.partitions:
+            if groups and not each_one and _alike(groups[-1][-1], each):
+                groups[-1].append(each)
+            else:
+                groups.append([each])
+        rows += [[lag.service, *_row(group, now)] for group in groups]
+    if rows:
+        titles = "SERVICE PARTITION OWNER EPOCH POSITION END LAG OLDEST PARKED DEAD".split()
+        print_table(titles, rows)
+        print_line("")
+
+
+def _alike(one: PartitionLag, other: PartitionLag) -> bool:
+    """Whether two partitions can share a line: there is nothing to tell of either."""
+    quiet = all(each.lag == 0 and not each.parked and not each.dead for each in (one, other))
+    return quiet and (one.stream, one.owner, one.epoch) == (other.stream, other.owner, other.epoch)
+
+
+def _row(group: list[PartitionLag], now: float) -> list[Cell]:
+    first, last = group[0], group[-1]
+    numbers = f"{first.partition}" if len(group) == 1 else f"{first.partition}-{last.partition}"
+    return [
+        f"{first.stream}[{numbers}]",
+        _owner(first.owner, first.alive),
+        first.epoch,
+        sum(each.position for each in group),
+        UNKNOWN if first.end is None else sum(each.end or 0 for each in group),
+        _behind(first.lag),
+        _waits(first.oldest, first.oldest_known, now),
+        first.parked,
+        first.dead,
+    ]
+
+
+def _print_services(measured: list[ServiceLag], now: float) -> None:
+    rows: list[list[Cell]] = [
+        [
+            lag.service,
+            len(lag.replicas),
+            _behind(lag.lag),
+            _waits(lag.oldest, lag.oldest_known, now),
+            lag.parked,
+            lag.dead,
+            lag.outbox - lag.outbox_later,
+            lag.outbox_later,
+            _waits(lag.outbox_oldest, not lag.outbox or lag.outbox == lag.outbox_later, now),
+        ]
+        for lag in measured
+    ]
+    if rows:
+        titles = "SERVICE REPLICAS LAG OLDEST PARKED DEAD OUTBOX DELAYED OUTBOX-OLDEST".split()
+        print_table(titles, rows)
+
+
+def _owner(owner: str | None, alive: bool) -> Cell:
+    if owner is None:
+        return None
+    return owner if alive else Text(f"{owner} (dead)", style="red")
+
+
+def _behind(lag: int | None) -> Cell:
+    if lag is None:
+        return UNKNOWN
+    return Text(str(lag), style="yellow") if lag else lag
+
+
+def _waits(then: float | None, known: bool, now: float) -> Cell:
+    """Unknown is never shown as nothing; but what is known to wait is shown even then."""
+    if then is None:
+        return None if known else UNKNOWN
+    return span(max(0.0, now - then))

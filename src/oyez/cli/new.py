@@ -1,0 +1,55 @@
+"""``oyez new NAME``: a small system that runs, to begin with."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import click
+
+from oyez.errors import ConfigurationError
+
+NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,39}[a-z0-9])?")
+SUFFIX = ".template"
+"""Ends the names of the template's files, so that no tool takes them for code of this package."""
+PLACEHOLDER = "{{name}}"
+
+
+@click.command("new")
+@click.argument("name")
+def command(name: str) -> None:
+    """Scaffold a runnable two-service project with tests in a new folder NAME."""
+    if not NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"NAME: expected a small letter, then up to 40 of a-z, 0-9 and '-' (not at the end), "
+            f"found {name!r}"
+        )
+    folder = Path(name)
+    try:
+        if folder.is_symlink() or folder.exists():
+            if not folder.is_dir():
+                raise ConfigurationError(f"{folder} exists and is not a folder: choose another")
+            if any(folder.iterdir()):
+                raise ConfigurationError(f"{folder} exists and is not empty: choose another")
+        written = _copy(files("oyez.cli").joinpath("template"), folder, name)
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename or folder}: {error.strerror}") from error
+    click.echo(f"{name}: {written} files. Next:")
+    click.echo(f"\n  cd {name}\n  pytest\n  oyez dev\n\nREADME.md there tells the rest.")
+
+
+def _copy(source: Traversable, target: Path, name: str) -> int:
+    target.mkdir(exist_ok=True)
+    written = 0
+    for entry in sorted(source.iterdir(), key=lambda each: each.name):
+        if entry.is_dir():
+            written += _copy(entry, target / entry.name, name)
+        elif entry.name.endswith(SUFFIX):
+            text = entry.read_text(encoding="utf-8").replace(PLACEHOLDER, name)
+            # A leading dot would keep the file out of the package.
+            file = entry.name.removesuffix(SUFFIX).replace("dot-", ".", 1)
+            (target / file).write_text(text, encoding="utf-8")
+            written += 1
+    return written

@@ -1,0 +1,161 @@
+"""What commands print: text that can't steer a terminal, tables, JSON; colour for people only."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from oyez.contract import parse
+from oyez.envelope import format_time
+from oyez.errors import InvalidEvent
+
+UNKNOWN = "?"
+"""Stands in a table for what could not be found out; never a 0."""
+
+Cell = str | int | Text | None
+"""None shows as a dash: there is nothing to tell."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end with 1; `oyez.cli.main` ends such a command with 0
+
+
+def console(**options: Any) -> Console:
+    """A console on standard output, for text that is escaped already."""
+    return _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+
+
+def escape(value: object, *, lines: bool = False) -> str:
+    """The text with control characters shown, so that no payload can steer the terminal.
+
+    ``lines`` lets line feeds and tabs pass.
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        if char.isprintable() or (lines and char in "\n\t")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than so many columns."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
+
+
+def print_json(value: object) -> None:
+    """One JSON document. All but ASCII is escaped, so it is as safe on a terminal as in a pipe."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_line(text: Text | str) -> None:
+    """One line."""
+    console().print(text)
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Aligned columns, numbers to the right; on a terminal the last column is cut to fit."""
+    output = console()
+    lines = [[_text(cell) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(title), *(line[index].cell_len for line in lines)) if lines else len(title)
+        for index, title in enumerate(titles)
+    ]
+    right = [
+        bool(rows) and all(_is_number(row[index]) for row in rows) for index in range(len(widths))
+    ]
+    room = output.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+    heads = [Text(title, style="bold") for title in titles]
+    for line in (heads, *lines):
+        printed = Text()
+        for index, cell in enumerate(line):
+            padding = " " * (widths[index] - cell.cell_len)
+            if index < len(widths) - 1:
+                parts = (padding, cell) if right[index] else (cell, padding)
+                printed.append_text(Text.assemble(*parts, "  "))
+                continue
+            if output.is_terminal and cell.cell_len > max(room, 10):
+                cell.truncate(max(room, 10), overflow="ellipsis")
+            printed.append_text(Text.assemble(padding, cell) if right[index] else cell)
+        printed.rstrip()
+        output.print(printed)
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    click.echo(f"oyez: {escape(text)}", err=True)
+
+
+def is_terminal() -> bool:
+    """Whether a person watches standard output."""
+    return sys.stdout.isatty()
+
+
+def local_time(seconds: float) -> str:
+    """Date and time of day, to the second, where this machine stands."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def utc_time(seconds: float | None) -> str | None:
+    """RFC 3339, for JSON."""
+    return None if seconds is None else format_time(seconds)
+
+
+def span(seconds: float) -> str:
+    """A length of time in its two leading units' worth of digits: 12 ms, 3.4 s, 5 min, 2.0 d."""
+    for limit, divisor, unit in ((1, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"),
+                                 (172_800, 3600, "h")):  # fmt: skip
+        if abs(seconds) < limit:
+            value = seconds / divisor
+            return (
+                f"{value:.1f} {unit}" if unit == "s" and abs(value) < 10 else f"{value:.0f} {unit}"
+            )
+    return f"{seconds / 86_400:.1f} d"
+
+
+def payload(data: bytes | None) -> str:
+    """An event's data as text if it is UTF-8, else as hex; escaped."""
+    if data is None:
+        return "(none)"
+    try:
+        return escape(data.decode())
+    except UnicodeDecodeError:
+        return f"0x{data.hex()}"
+
+
+def payload_json(data: bytes | None) -> dict[str, Any]:
+    """The member of a JSON object that holds an event's data, named as CloudEvents does.
+
+    ``data`` is the JSON value, or null where there is none; ``data_base64`` is anything else.
+    """
+    if data is None:
+        return {"data": None}
+    try:
+        return {"data": parse(data, object)}
+    except InvalidEvent:
+        return {"data_base64": base64.b64encode(data).decode()}
+
+
+def _text(cell: Cell) -> Text:
+    if isinstance(cell, Text):
+        return cell.copy()
+    return Text("-", style="dim") if cell is None else Text(escape(cell))
+
+
+def _is_number(cell: Cell) -> bool:
+    return cell is None or isinstance(cell, int) or str(cell) in (UNKNOWN, "-")

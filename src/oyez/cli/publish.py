@@ -1,0 +1,140 @@
+"""``oyez publish TYPE JSON``: one event, from a person."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from oyez.cli.printing import escape, print_json, warn
+from oyez.cli.project import Project, json_option, run_async
+from oyez.cli.topology import Flow, closest, flows
+from oyez.contract import decode, parse
+from oyez.envelope import Envelope, check_headers, format_time, open_record
+from oyez.errors import ConfigurationError, InvalidEvent
+from oyez.event import MAX_DATA, MAX_KEY, EventType
+from oyez.ports import Record
+
+SOURCE = "cli"
+"""Stands in the event's source where a service's name would: a duplicate is judged by source and
+id, so nothing published by hand can pass for, or suppress, what a service announced."""
+
+
+@click.command("publish")
+@click.argument("type_", metavar="TYPE")
+@click.argument("data", metavar="JSON")
+@click.option("--service", help="Publish to this service's stream.")
+@click.option("--key", help="What orders the event, instead of its own key field.")
+@click.option("--force", is_flag=True, help="Publish a type that no service knows.")
+@json_option
+def command(
+    type_: str, data: str, service: str | None, key: str | None, force: bool, as_json: bool
+) -> None:
+    """Publish one event of TYPE with JSON as its data; - reads the data from standard input.
+
+    It goes to the stream of the service that announces the type (or of --service), and is checked
+    against every class that the project's services declare for it. Prints the event's id.
+    """
+    project = Project.open()
+    services, failed = project.services()
+    for name, reason in failed.items():
+        warn(f"{name} can't be imported, so the types it knows are unknown: {reason}")
+    known = flows(services.values())
+    flow = known.get(type_)
+    if flow is None:
+        if not force:
+            names = closest(type_, known) or f"; known are: {', '.join(known) or 'none'}"
+            raise ConfigurationError(
+                f"no service knows the type {type_!r}{names} (--force publishes it all the same)"
+            )
+        flow = Flow(type_)
+    try:
+        payload = _read(data)
+        kinds = [*flow.published_as, *flow.handled_as]
+        events = _check(payload, kinds)
+        chosen = _key(events) if key is None else key
+        envelope = _wrap(project, flow, payload, chosen)
+    except InvalidEvent as error:
+        raise ConfigurationError(f"{escape(type_)}: {error}") from error
+    stream = _stream(project, flow, service)
+    record = Record(stream=stream, key=chosen, headers=envelope.headers(), data=payload)
+    run_async(_publish(project, record))
+    if as_json:
+        print_json(
+            {
+                "id": envelope.id,
+                "source": envelope.source,
+                "type": type_,
+                "stream": stream,
+                "key": chosen,
+            }
+        )
+    else:
+        click.echo(envelope.id)
+
+
+async def _publish(project: Project, record: Record) -> None:
+    async with project.opened_broker(create=True) as broker:
+        await broker.publish([record])
+
+
+def _read(text: str) -> bytes:
+    data = (
+        sys.stdin.buffer.read(MAX_DATA + 1)
+        if text == "-"
+        else text.encode(errors="surrogateescape")
+    )
+    if len(data) > MAX_DATA:
+        raise InvalidEvent("$", f"is more than {MAX_DATA} bytes, which is the limit")
+    parse(data, object)
+    return data.strip()
+
+
+def _check(data: bytes, kinds: list[EventType]) -> list[tuple[EventType, object]]:
+    return [(kind, decode(kind, data)) for kind in kinds]
+
+
+def _key(events: list[tuple[EventType, object]]) -> str | None:
+    """The key as the publisher's class has it, else as the first consumer's class does."""
+    return next((kind.key(event) for kind, event in events if kind.key_field is not None), None)
+
+
+def _wrap(project: Project, flow: Flow, data: bytes, key: str | None) -> Envelope:
+    if key is not None and (not 1 <= len(key) <= MAX_KEY or not key.isprintable()):
+        raise InvalidEvent("key", f"expected 1 to {MAX_KEY} printable characters")
+    ambient = project.ambient
+    identity = ambient.new_id()
+    # Consumers refuse a version above their own; the data has been checked against all of them.
+    oldest = min([*flow.published_as, *flow.handled_as], key=lambda k: k.version, default=None)
+    envelope = Envelope(
+        id=identity,
+        source=f"/{project.config.system.name}/{SOURCE}",
+        type=flow.type,
+        data=data,
+        subject=key,
+        partitionkey=key,
+        time=format_time(ambient.now()),
+        dataschema=None if oldest is None else oldest.dataschema,
+        correlationid=identity,
+        traceparent=f"00-{ambient.bits(128):032x}-{ambient.bits(64):016x}-01",
+    )
+    check_headers(envelope.headers())
+    open_record(envelope.headers(), data)
+    return envelope
+
+
+def _stream(project: Project, flow: Flow, service: str | None) -> str:
+    system = project.config.system.name
+    if service is not None:
+        return f"{system}.{project.settings(service).name}"
+    if len(flow.publishers) == 1:
+        return f"{system}.{flow.publishers[0]}"
+    if flow.publishers:
+        raise ConfigurationError(
+            f"{flow.type} is announced by {', '.join(flow.publishers)}: choose with --service"
+        )
+    names = ", ".join(project.config.services)
+    raise ConfigurationError(
+        f"no service is known to announce {flow.type}: say on whose stream it belongs with "
+        f"--service; there are: {names}"
+    )

@@ -1,0 +1,857 @@
+"""Holds a store to `oyez.ports.Store` and to guarantees G1, G2 and G3.
+
+::
+
+    class TestMyStore(StoreSuite):
+        def make(self, tmp_path):
+            return lambda: MyStore("localhost:1234", SystemAmbient())
+
+A test is skipped only for a capability that the store itself declares not to have. Needs pytest and
+pytest-asyncio. Its own statements are plain SQL; `binary` and `big` name two column types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from oyez.errors import ConstraintViolated, Fenced, StoreRefused
+from oyez.ports import (
+    Announcement,
+    Changes,
+    Claim,
+    DeadLetter,
+    Parked,
+    Store,
+    StoreTransaction,
+)
+from oyez.testing.crash import run_and_kill
+
+DEADLINE = 20.0
+"""Seconds that a test waits, at most, for what must come."""
+LEASE = 1.2
+"""Seconds of the lease that a blocked event loop must not lose."""
+
+Factory = Callable[[], Store]
+
+_INSERT = "insert into item (id, n) values (:id, :n)"
+_COUNTER = "update counter set n = :n where id = 1"
+
+_CHILD = """
+import asyncio, itertools, sys
+from pathlib import Path
+from oyez.ambient import SystemAmbient
+from oyez.ports import Announcement, Changes, Claim
+from oyez.stores import connect
+
+url, root, start = sys.argv[1:]
+
+async def main():
+    store = connect(url, SystemAmbient(), root=Path(root))
+    await store.open()
+    for number in itertools.count(int(start)):
+        tx = store.begin()
+        insert = ("insert into item (id, n) values (:id, :n)", [{"id": number, "n": number}])
+        changes = Changes(
+            writes=[insert],
+            handled=[(str(number), "/child", "handler")],
+            announced=[Announcement(stream="s", key="k", headers={"id": str(number)}, data=b"1")],
+            claim=Claim(stream="s", partition=0, owner="child", epoch=1),
+            position=number,
+        )
+        if number % 2:
+            await tx.fetch("select count(*) as n from item", {}, [insert])
+            changes.writes = []
+        await tx.commit(changes)
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+class StoreSuite:
+    """Subclass it under a name that begins with ``Test`` and override `make`."""
+
+    pytestmark = pytest.mark.asyncio
+
+    binary = "blob"
+    """The column type for bytes."""
+    big = "integer"
+    """The column type for integers of 64 bits."""
+
+    def make(self, tmp_path: Path) -> Factory:
+        """What opens nothing yet and gives another `Store` on one and the same database.
+
+        Each test has a database of its own.
+        """
+        raise NotImplementedError
+
+    def url(self, tmp_path: Path) -> str:
+        """What `oyez.stores.connect` makes of that database in a child process.
+
+        Asked for only where several processes can use it.
+        """
+        raise NotImplementedError("a store for several processes needs StoreSuite.url()")
+
+    # -- one transaction ---------------------------------------------------------------------------
+
+    async def test_a_commit_leaves_everything(self, tmp_path: Path) -> None:
+        """Own writes, announced, handled, parked, dead and the position, together."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me")
+            dead = _dead("4")
+            await store.begin().commit(
+                Changes(
+                    writes=[_item(1)],
+                    announced=[_announcement(1)],
+                    handled=[_event("1")],
+                    parked=[_parked("2")],
+                    dead=[dead],
+                    claim=claim,
+                    position=42,
+                    time=5.0,
+                )
+            )
+            assert await _left(store) == {
+                "item": 1, "outbox": 1, "inbox": 2, "dead": 1, "position": 42
+            }  # fmt: skip
+            row = (await store.fetch("select * from oyez_dead", {}))[0]
+            for field in ("event_id", "source", "type", "handler", "key", "reason", "traceback"):
+                assert row[field] == getattr(dead, field)
+            assert msgspec.json.decode(row["headers"]) == dead.headers
+            assert msgspec.json.decode(row["history"]) == dead.history
+            assert (row["data"], row["attempts"]) == (dead.data, dead.attempts)
+
+    @pytest.mark.parametrize("interactive", [False, True])
+    async def test_a_commit_that_fails_leaves_nothing(
+        self, tmp_path: Path, interactive: bool
+    ) -> None:
+        """Whatever part of it fails, and whether it read before or not."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me")
+            await store.begin().commit(Changes(writes=[_item(1)], handled=[_event("old")]))
+            before = await _left(store)
+            good: dict[str, Any] = {
+                "writes": [_item(2)],
+                "announced": [_announcement(1)],
+                "handled": [_event("1")],
+                "parked": [_parked("2")],
+                "dead": [_dead("4")],
+                "claim": claim,
+                "position": 42,
+            }
+            bad: dict[str, Any] = {
+                "writes": [_item(2), _item(1)],
+                "handled": [_event("1"), _event("old")],
+                "parked": [_parked("2"), _parked("old")],
+            }
+            for name, value in bad.items():
+                tx = store.begin()
+                if interactive:
+                    await tx.fetch("select n from item", {}, [_item(3)])
+                with pytest.raises(ConstraintViolated):
+                    await tx.commit(Changes(**{**good, name: value}))
+                await tx.rollback()
+                assert await _left(store) == before
+            await store.begin().commit(Changes(**good))
+            assert (await _left(store))["item"] == 2
+
+    async def test_a_failing_statement_undoes_its_own_transaction_alone(
+        self, tmp_path: Path
+    ) -> None:
+        """Others that commit at the same moment, in the same group perhaps, are not touched."""
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(Changes(writes=[_item(0)]))
+
+            async def commit(number: int) -> None:
+                last = 0 if number % 5 == 0 else number + 1_000
+                tx = store.begin()
+                if number % 3 == 0:
+                    await tx.fetch("select 1 as one", {}, [_item(number)])
+                    changes = Changes(writes=[_item(last)], announced=[_announcement(number)])
+                else:
+                    writes = [_item(number), _item(last)]
+                    changes = Changes(writes=writes, announced=[_announcement(number)])
+                try:
+                    await tx.commit(changes)
+                finally:
+                    await tx.rollback()
+
+            async with asyncio.timeout(DEADLINE):
+                results = await asyncio.gather(
+                    *(commit(n) for n in range(1, 61)), return_exceptions=True
+                )
+            failed = {n for n, result in enumerate(results, 1) if result is not None}
+            assert failed == {n for n in range(1, 61) if n % 5 == 0}
+            assert all(isinstance(results[n - 1], ConstraintViolated) for n in failed)
+            good = {n for n in range(1, 61) if n % 5}
+            rows = await store.fetch("select id from item", {})
+            assert {row["id"] for row in rows} == {0} | good | {n + 1_000 for n in good}
+            outbox = await store.outbox(0, 1.0, 1_000)
+            assert sorted(int(row.headers["id"]) for row in outbox) == sorted(good)
+
+    async def test_a_read_sees_the_writes_before_it(self, tmp_path: Path) -> None:
+        """Those given with it, those of earlier reads, and writes that return rows."""
+        async with self._open(tmp_path) as (store,):
+            tx = store.begin()
+            count = "select count(*) as n from item"
+            assert await tx.fetch(count, {}, [_item(1), _item(2)]) == [{"n": 2}]
+            assert await tx.fetch(count, {}, [_item(3)]) == [{"n": 3}]
+            rows = await tx.fetch(f"{_INSERT} returning id, n", {"id": 4, "n": 40}, [])
+            assert rows == [{"id": 4, "n": 40}]
+            assert await tx.fetch("select n from item where id = :id", {"id": 99}, []) == []
+            await tx.commit(Changes(writes=[_item(5)]))
+            assert await store.fetch(count, {}) == [{"n": 5}]
+
+    async def test_a_write_that_returns_rows_runs_for_every_parameter_set(
+        self, tmp_path: Path
+    ) -> None:
+        """Nobody reads the rows; each write happens all the same."""
+        sql = f"{_INSERT} returning id"
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(
+                Changes(writes=[(sql, [{"id": n, "n": n} for n in range(7)])])
+            )
+            assert (await _left(store))["item"] == 7
+
+    async def test_after_a_failed_read_nothing_is_committed(self, tmp_path: Path) -> None:
+        """A handler that swallows the error can't commit without the writes that failed."""
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(Changes(writes=[_item(1)]))
+            for sql, before in (("select 1 as one", [_item(2), _item(1), _item(3)]), (_INSERT, [])):
+                tx = store.begin()
+                await tx.fetch("select 1 as one", {}, [_item(7)])
+                with pytest.raises(ConstraintViolated):
+                    await tx.fetch(sql, {"id": 1, "n": 1} if sql == _INSERT else {}, before)
+                with pytest.raises(ConstraintViolated):
+                    await tx.commit(Changes(writes=[_item(4)], announced=[_announcement(1)]))
+                await tx.rollback()
+                left = await _left(store)
+                assert (left["item"], left["outbox"]) == (1, 0)
+
+    async def test_rollback_is_safe_at_any_time(self, tmp_path: Path) -> None:
+        """Before anything, after a read, after a commit, and twice."""
+        async with self._open(tmp_path) as (store,):
+            tx = store.begin()
+            await tx.rollback()
+            await tx.rollback()
+            tx = store.begin()
+            await tx.fetch("select 1 as one", {}, [_item(1)])
+            await tx.rollback()
+            await tx.rollback()
+            assert (await _left(store))["item"] == 0
+            for interactive in (1, 2):
+                tx = store.begin()
+                if interactive == 2:
+                    await tx.fetch("select 1 as one", {}, [])
+                await tx.commit(Changes(writes=[_item(interactive)]))
+                await tx.rollback()
+            assert (await _left(store))["item"] == 2
+
+    async def test_values_survive(self, tmp_path: Path) -> None:
+        """Integers of 64 bits, floats, any text, any bytes, and null."""
+        columns = (
+            f"(id integer primary key, i {self.big}, f double precision, t text, b {self.binary})"
+        )
+        rows: list[dict[str, Any]] = [
+            {
+                "id": 1,
+                "i": 2**63 - 1,
+                "f": 1.7976931348623157e308,
+                "t": "北京 🚚",
+                "b": b"\x00\xff",
+            },
+            {"id": 2, "i": -(2**63), "f": 5e-324, "t": "", "b": b""},
+            {"id": 3, "i": None, "f": None, "t": None, "b": None},
+            {"id": 4, "i": 0, "f": 0.1, "t": "' \" ; -- :name\n", "b": bytes(range(256))},
+        ]
+        async with self._open(tmp_path) as (store,):
+            await store.migrate([("900-values.sql", f"create table value_test {columns}")])
+            insert = "insert into value_test (id, i, f, t, b) values (:id, :i, :f, :t, :b)"
+            await store.begin().commit(Changes(writes=[(insert, list(rows))]))
+            assert await store.fetch("select * from value_test order by id", {}) == rows
+            tx = store.begin()
+            assert await tx.fetch("select * from value_test order by id", {}, []) == rows
+            await tx.rollback()
+
+    # -- many transactions -------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("replicas", [1, 2])
+    async def test_no_update_is_lost(self, tmp_path: Path, replicas: int) -> None:
+        """100 transactions at once read a number and write one more; also from two replicas."""
+        async with self._open(tmp_path, replicas) as stores:
+            if replicas > 1 and not stores[0].capabilities.processes:
+                pytest.skip("capabilities.processes is declared False")
+
+            async def increment(store: Store) -> None:
+                tx = store.begin()
+                (row,) = await tx.fetch("select n from counter where id = 1", {}, [])
+                await asyncio.sleep(0)
+                await tx.commit(Changes(writes=[(_COUNTER, [{"n": row["n"] + 1}])]))
+
+            async with asyncio.timeout(DEADLINE):
+                await asyncio.gather(*(increment(stores[n % replicas]) for n in range(100)))
+            assert await stores[0].fetch("select n from counter", {}) == [{"n": 100}]
+
+    async def test_a_snapshot_is_not_held_up_and_sees_only_what_is_committed(
+        self, tmp_path: Path
+    ) -> None:
+        """While a transaction is open."""
+        async with self._open(tmp_path) as (store,):
+            if not store.capabilities.processes:
+                pytest.skip("capabilities.processes is declared False")
+            tx = store.begin()
+            await tx.fetch("select 1 as one", {}, [_item(1)])
+            async with asyncio.timeout(DEADLINE):
+                assert await store.fetch("select * from item", {}) == []
+                assert await store.seen([_event("1")]) == set()
+            await tx.commit(Changes(announced=[_announcement(1)]))
+            assert await store.fetch("select id from item", {}) == [{"id": 1}]
+
+    async def test_cancelled_anywhere_it_leaves_all_or_nothing(self, tmp_path: Path) -> None:
+        """At every await in turn, while others write; and the store goes on."""
+        async with self._open(tmp_path) as (store,):
+            whole: set[int] = set()
+            turns = number = 0
+            while True:
+                number += 1
+                task = asyncio.ensure_future(_unit(store, number))
+                other = asyncio.ensure_future(_unit(store, -number))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                (result,) = await asyncio.gather(task, return_exceptions=True)
+                async with asyncio.timeout(DEADLINE):
+                    await other
+                whole.add(-number)
+                if result is None:
+                    whole.add(number)
+                    break
+                assert isinstance(result, asyncio.CancelledError), result
+                turns += 1 + turns // 8
+                assert number < 500
+            rows = {row["id"] for row in await store.fetch("select id from item", {})}
+            outbox = {int(row.headers["id"]) for row in await store.outbox(0, 1.0, 10_000)}
+            assert rows == outbox >= whole
+            events = [_event(str(n)) for n in range(-number, number + 1)]
+            assert await store.seen(events) == {_event(str(n)) for n in rows}
+            first = await store.fetch("select count(*) as n from item where id < 0", {})
+            assert first == [{"n": number}]
+
+    async def test_cancelled_before_its_commit_began_it_leaves_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        """While it waits for another transaction; the other is not disturbed."""
+        async with self._open(tmp_path) as (store,):
+            first = store.begin()
+            await first.fetch("select 1 as one", {}, [_item(1)])
+            reading = asyncio.ensure_future(store.begin().fetch("select 1 as one", {}, [_item(2)]))
+            writing = asyncio.ensure_future(store.begin().commit(Changes(writes=[_item(3)])))
+            await asyncio.sleep(0)
+            reading.cancel()
+            writing.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+            await first.commit(Changes(writes=[_item(4)]))
+            await store.begin().commit(Changes(writes=[_item(5)]))
+            rows = await store.fetch("select id from item order by id", {})
+            assert [row["id"] for row in rows] == [1, 4, 5]
+
+    # -- inbox -------------------------------------------------------------------------------------
+
+    async def test_the_inbox_knows_what_was_handled(self, tmp_path: Path) -> None:
+        """By event id, source and handler together; parked events count."""
+        async with self._open(tmp_path) as (store,):
+            known = [("1", "/a", "h"), ("2", "/a", "h"), ("1", "/b", "h"), ("1", "/a", "g")]
+            await store.begin().commit(Changes(handled=known, parked=[_parked("9")]))
+            asked = [*known, _event("9"), ("2", "/b", "h"), ("", "", "")]
+            assert await store.seen(asked) == {*known, _event("9")}
+            assert await store.seen([]) == set()
+
+    @pytest.mark.parametrize("replicas", [1, 2])
+    async def test_of_simultaneous_copies_one_has_its_effect(
+        self, tmp_path: Path, replicas: int
+    ) -> None:
+        """The same event handled several times at once: one commit, the rest ConstraintViolated."""
+        async with self._open(tmp_path, replicas) as stores:
+            if replicas > 1 and not stores[0].capabilities.processes:
+                pytest.skip("capabilities.processes is declared False")
+            async with asyncio.timeout(DEADLINE):
+                results = await asyncio.gather(
+                    *(
+                        stores[n % replicas]
+                        .begin()
+                        .commit(
+                            Changes(
+                                handled=[_event("1")],
+                                writes=[_item(n)],
+                                announced=[_announcement(n)],
+                            )
+                        )
+                        for n in range(6)
+                    ),
+                    return_exceptions=True,
+                )
+            assert sum(result is None for result in results) == 1
+            assert sum(isinstance(result, ConstraintViolated) for result in results) == 5
+            left = await _left(stores[0])
+            assert (left["item"], left["outbox"], left["inbox"]) == (1, 1, 1)
+
+    # -- outbox ------------------------------------------------------------------------------------
+
+    async def test_the_outbox_is_in_commit_order(self, tmp_path: Path) -> None:
+        """Whole and unchanged, bounded, behind any row; what was sent is gone."""
+        async with self._open(tmp_path) as (store,):
+            sent = [
+                Announcement(
+                    stream=f"s{n % 2}", key=key, headers={"id": str(n), "t": "🚚"}, data=data
+                )
+                for n, (key, data) in enumerate(
+                    [("k", b"1"), (None, b""), ("北京", b"\x00\xff"), ("", b"4"), ("k", b"5")]
+                )
+            ]
+            for row in sent[:3]:
+                await store.begin().commit(Changes(announced=[row]))
+            tx = store.begin()
+            await tx.fetch("select 1 as one", {}, [])
+            await tx.commit(Changes(announced=sent[3:]))
+            rows = await store.outbox(0, 1.0, 100)
+            assert [msgspec.structs.replace(row, seq=0) for row in rows] == sent
+            numbers = [row.seq for row in rows]
+            assert numbers == sorted(set(numbers))
+            assert await store.outbox(0, 1.0, 2) == rows[:2]
+            assert await store.outbox(numbers[2], 1.0, 100) == rows[3:]
+            await store.begin().commit(Changes(sent=numbers[:2]))
+            assert await store.outbox(0, 1.0, 100) == rows[2:]
+            await store.begin().commit(Changes(sent=numbers[2:]))
+            await store.begin().commit(Changes(announced=sent[:1]))
+            (row,) = await store.outbox(0, 1.0, 100)
+            assert row.seq > numbers[-1]
+
+    async def test_concurrent_commits_each_keep_their_order_in_the_outbox(
+        self, tmp_path: Path
+    ) -> None:
+        """And a row that was seen once is never preceded by one that comes later."""
+        async with self._open(tmp_path) as (store,):
+
+            async def announce(name: int) -> None:
+                for step in range(4):
+                    rows = [_announcement(name * 100 + step * 2 + n) for n in (0, 1)]
+                    await store.begin().commit(Changes(announced=rows))
+
+            work = asyncio.gather(*(announce(name) for name in range(8)))
+            seen: list[Announcement] = []
+            async with asyncio.timeout(DEADLINE):
+                while len(seen) < 64:
+                    done = work.done()
+                    seen += await store.outbox(seen[-1].seq if seen else 0, 1.0, 1_000)
+                    assert not done or len(seen) == 64
+            await work
+            numbers = [int(row.headers["id"]) for row in seen]
+            for name in range(8):
+                mine = [n for n in numbers if n // 100 == name]
+                assert mine == [name * 100 + n for n in range(8)]
+
+    async def test_delayed_announcements_come_when_due(self, tmp_path: Path) -> None:
+        """In due order, none before its time."""
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(
+                Changes(announced=[_announcement(n, due=due) for n, due in ((1, 30.0), (2, 10.0))])
+            )
+            await store.begin().commit(
+                Changes(announced=[_announcement(3, due=20.0), _announcement(4)])
+            )
+
+            async def ids(now: float, limit: int = 100) -> list[str]:
+                return [row.headers["id"] for row in await store.outbox(0, now, limit)]
+
+            assert await ids(9.9) == ["4"]
+            assert await ids(10.0) == ["4", "2"]
+            assert await ids(29.0) == ["4", "2", "3"]
+            assert await ids(30.0) == ["4", "2", "3", "1"]
+            assert await ids(30.0, limit=3) == ["4", "2", "3"]
+            rows = await store.outbox(0, 20.0, 100)
+            assert [row.due for row in rows] == [0.0, 10.0, 20.0]
+            await store.begin().commit(Changes(sent=[row.seq for row in rows]))
+            assert await ids(29.9) == []
+            assert await ids(99.0) == ["1"]
+
+    # -- parked events -----------------------------------------------------------------------------
+
+    async def test_a_parked_event_comes_back_as_it_was(self, tmp_path: Path) -> None:
+        """With its history and its original bytes, also a tombstone."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            parked = [
+                _parked("1", chain=None, data=None, key=None, attempt=3),
+                _parked("2", chain=None, data=b"\x00\xff", key="北京", attempt=1),
+            ]
+            await store.begin().commit(Changes(parked=parked))
+            found = await store.due("me", "handler", 100.0, 10)
+            assert len({row.seq for row in found}) == 2
+            assert [msgspec.structs.replace(row, seq=0) for row in found] == parked
+
+    async def test_one_chain_runs_one_after_the_other(self, tmp_path: Path) -> None:
+        """The head comes due, the others wait behind it; its end frees the next (G3)."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            for number in range(4):
+                await store.begin().commit(Changes(parked=[_parked(str(number), chain="k")]))
+            for number in range(4):
+                (head,) = await store.due("me", "handler", 100.0, 10)
+                assert head.event_id == str(number)
+                assert await store.due("me", "handler", 100.0, 10) == [head]
+                dead = [_dead(head.event_id)] if number % 2 else []
+                await store.begin().commit(Changes(settled=[head], dead=dead, time=50.0))
+            assert await store.due("me", "handler", 100.0, 10) == []
+            events = [_event(str(number)) for number in range(4)]
+            assert await store.seen(events) == set(events)
+            await store.begin().commit(Changes(parked=[_parked("9", chain="k")]))
+            assert [p.event_id for p in await store.due("me", "handler", 100.0, 9)] == ["9"]
+
+    async def test_a_retried_head_stays_the_head(self, tmp_path: Path) -> None:
+        """It comes due again at its new time; what is behind it still waits."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            await store.begin().commit(
+                Changes(parked=[_parked("1", chain="k"), _parked("2", chain="k")])
+            )
+            (head,) = await store.due("me", "handler", 10.0, 10)
+            head.due, head.attempt, head.history = 200.0, 2, [{"attempt": 2, "error": "no"}]
+            await store.begin().commit(Changes(retried=[head]))
+            assert await store.due("me", "handler", 199.0, 10) == []
+            assert await store.due("me", "handler", 200.0, 10) == [head]
+            await store.begin().commit(Changes(settled=[head], time=200.0))
+            (following,) = await store.due("me", "handler", 200.0, 10)
+            assert following.event_id == "2"
+
+    async def test_chains_are_independent(self, tmp_path: Path) -> None:
+        """Of each other and between partitions; events without one stand alone."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            await _claimed(store, "me", partition=1)
+            await store.begin().commit(
+                Changes(
+                    parked=[
+                        _parked("1", chain="a", due=3.0),
+                        _parked("2", chain="b", due=2.0),
+                        _parked("3", chain="a", due=0.5, partition=1),
+                        _parked("4", chain=None, due=1.5),
+                        _parked("5", chain=None, due=1.0),
+                        _parked("6", chain="a", due=0.1),
+                    ]
+                )
+            )
+            found = await store.due("me", "handler", 10.0, 10)
+            assert [parked.event_id for parked in found] == ["3", "5", "4", "2", "1"]
+            assert await store.due("me", "handler", 10.0, 2) == found[:2]
+            assert [p.event_id for p in await store.due("me", "handler", 1.0, 10)] == ["3", "5"]
+
+    async def test_due_is_for_the_owner_and_the_handler_that_ask(self, tmp_path: Path) -> None:
+        """Parked events of partitions that another owns are that one's."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            await _claimed(store, "other", partition=1)
+            await store.begin().commit(
+                Changes(
+                    parked=[
+                        _parked("1"),
+                        _parked("2", partition=1),
+                        _parked("3", partition=2),
+                        _parked("4", handler="another"),
+                    ]
+                )
+            )
+
+            async def ids(owner: str, handler: str) -> list[str]:
+                return [p.event_id for p in await store.due(owner, handler, 100.0, 10)]
+
+            assert await ids("me", "handler") == ["1"]
+            assert await ids("other", "handler") == ["2"]
+            assert await ids("me", "another") == ["4"]
+            assert await ids("nobody", "handler") == []
+
+    # -- fencing and leases ------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("interactive", [False, True])
+    async def test_who_does_not_own_the_partition_is_fenced(
+        self, tmp_path: Path, interactive: bool
+    ) -> None:
+        """Another owner, an older or newer epoch, an unknown partition: nothing is written (G3)."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me", epoch=7)
+            replace = msgspec.structs.replace
+            for wrong in (
+                replace(claim, owner="other"),
+                replace(claim, epoch=6),
+                replace(claim, epoch=8),
+                replace(claim, partition=1),
+                replace(claim, stream="t"),
+            ):
+                tx = store.begin()
+                if interactive:
+                    await tx.fetch("select 1 as one", {}, [_item(1)])
+                changes = Changes(
+                    claim=wrong, position=9, writes=[_item(2)], announced=[_announcement(1)],
+                    handled=[_event("1")], parked=[_parked("2")],
+                )  # fmt: skip
+                with pytest.raises(Fenced):
+                    await tx.commit(changes)
+                await tx.rollback()
+            assert await _left(store) == {
+                "item": 0, "outbox": 0, "inbox": 0, "dead": 0, "position": 0
+            }  # fmt: skip
+            await store.begin().commit(Changes(claim=claim, writes=[_item(1)]))
+            assert (await _left(store))["position"] == 0
+            await store.begin().commit(Changes(claim=claim, position=3))
+            left = await _left(store)
+            assert (left["item"], left["position"]) == (1, 3)
+
+    async def test_a_lease_is_kept_while_the_event_loop_is_blocked(self, tmp_path: Path) -> None:
+        """By a handler that computes for longer than the lease lasts."""
+        async with self._open(tmp_path) as (store,):
+            if not store.capabilities.processes:
+                pytest.skip("capabilities.processes is declared False")
+            await store.keep("me", LEASE, "127.0.0.1:1")
+            (first,) = await store.fetch("select until, note from oyez_replica", {})
+            assert first["note"] == "127.0.0.1:1"
+            begun = time.monotonic()
+            while time.monotonic() < begun + LEASE * 1.4:
+                sum(range(1_000))
+            now = time.time()
+            (row,) = await store.fetch("select until from oyez_replica", {})
+            assert first["until"] < now < row["until"]
+            await store.leave("me")
+
+    async def test_leaving_frees_every_claim_at_once(self, tmp_path: Path) -> None:
+        """And those of others stay."""
+        async with self._open(tmp_path) as (store,):
+            await store.keep("me", 60.0, "")
+            await _claimed(store, "me")
+            await _claimed(store, "me", partition=1)
+            await _claimed(store, "other", partition=2)
+            await store.leave("me")
+            assert await store.fetch("select owner from oyez_replica", {}) == []
+            sql = "select owner, epoch from oyez_cursor order by partition"
+            owners = [row["owner"] for row in await store.fetch(sql, {})]
+            assert owners == [None, None, "other"]
+            await store.leave("me")
+            await store.keep("me", 60.0, "again")
+            assert await store.fetch("select note from oyez_replica", {}) == [{"note": "again"}]
+
+    # -- other processes ---------------------------------------------------------------------------
+
+    async def test_a_commit_is_told_to_every_store_on_the_database(self, tmp_path: Path) -> None:
+        """For announcements and for parked events, here and elsewhere."""
+        async with self._open(tmp_path, 2) as (store, other):
+            heard = [asyncio.Event(), asyncio.Event()]
+            store.on_commit(heard[0].set)
+            other.on_commit(heard[1].set)
+            changes = [
+                Changes(announced=[_announcement(1)]),
+                Changes(parked=[_parked("1")]),
+                Changes(ring=True),
+            ]
+            for one in changes:
+                await store.begin().commit(one)
+                async with asyncio.timeout(DEADLINE):
+                    await heard[0].wait()
+                    if store.capabilities.processes:
+                        await heard[1].wait()
+                for event in heard:
+                    event.clear()
+
+    async def test_what_one_store_commits_another_reads(self, tmp_path: Path) -> None:
+        """Replicas share one database."""
+        async with self._open(tmp_path, 2) as (store, other):
+            await store.begin().commit(Changes(writes=[_item(1)], handled=[_event("1")]))
+            assert await other.fetch("select id from item", {}) == [{"id": 1}]
+            assert await other.seen([_event("1")]) == {_event("1")}
+            with pytest.raises(ConstraintViolated):
+                await other.begin().commit(Changes(handled=[_event("1")]))
+
+    # -- migrations --------------------------------------------------------------------------------
+
+    async def test_migrations_run_once_and_in_order(self, tmp_path: Path) -> None:
+        """Also when two replicas start at once; each may hold several statements."""
+        scripts = [
+            ("001.sql", "create table a (n integer); insert into a values (1); select n from a;"
+             " insert into a values (2);"),
+            ("002.sql", "insert into a select n + 10 from a"),
+        ]  # fmt: skip
+        async with self._open(tmp_path, 2) as (store, other):
+            async with asyncio.timeout(DEADLINE):
+                ran = await asyncio.gather(store.migrate(scripts), other.migrate(scripts))
+            assert sorted(ran[0] + ran[1]) == ["001.sql", "002.sql"]
+            rows = await store.fetch("select n from a order by n", {})
+            assert [row["n"] for row in rows] == [1, 2, 11, 12]
+            assert await store.migrate([*scripts, ("003.sql", "drop table a")]) == ["003.sql"]
+
+    async def test_a_migration_that_changed_is_refused(self, tmp_path: Path) -> None:
+        """And none behind it runs."""
+        async with self._open(tmp_path) as (store,):
+            await store.migrate([("001.sql", "create table a (n integer)")])
+            changed = [("001.sql", "create table a (m integer)"), ("002.sql", "drop table a")]
+            with pytest.raises(StoreRefused, match=r"001\.sql"):
+                await store.migrate(changed)
+            assert await store.fetch("select n from a", {}) == []
+
+    async def test_a_migration_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        """It is not recorded, and runs when it was mended."""
+        broken = "create table a (n integer); insert into nowhere values (1)"
+        async with self._open(tmp_path) as (store,):
+            with pytest.raises(Exception, match="nowhere"):
+                await store.migrate(
+                    [("001.sql", "create table z (n integer)"), ("002.sql", broken)]
+                )
+            mended = [
+                ("001.sql", "create table z (n integer)"),
+                ("002.sql", "create table a (n integer)"),
+            ]
+            assert await store.migrate(mended) == ["002.sql"]
+            assert await store.fetch("select n from a", {}) == []
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def test_closing_is_safe_at_any_time(self, tmp_path: Path) -> None:
+        """Never opened, and twice; what was committed is there afterwards."""
+        store = self.make(tmp_path)()
+        await store.close()
+        await store.open()
+        await store.migrate([("001.sql", "create table a (n integer)")])
+        await store.begin().commit(Changes(writes=[("insert into a values (:n)", [{"n": 1}])]))
+        await store.close()
+        await store.close()
+        await store.open()
+        assert await store.fetch("select n from a", {}) == [{"n": 1}]
+        await store.close()
+
+    async def test_committed_units_survive_kill_9_whole(self, tmp_path: Path) -> None:
+        """Killed at a random moment, five times: what was acknowledged is there, all of it (G2)."""
+        chance = random.Random()  # noqa: S311 - any moment will do
+        async with self._open(tmp_path) as (store,):
+            if not store.capabilities.processes:
+                pytest.skip("capabilities.processes is declared False")
+            await _claimed(store, "child")
+            for _ in range(5):
+                (row,) = await store.fetch("select coalesce(max(id), 0) + 1 as n from item", {})
+                start = row["n"]
+                arguments = (self.url(tmp_path), str(tmp_path), str(start))
+                lines = chance.randrange(1, 120)
+                said = await asyncio.to_thread(run_and_kill, _CHILD, *arguments, lines=lines)
+                acknowledged = int(said[-1])
+                assert [int(line) for line in said] == list(range(start, acknowledged + 1))
+                async with asyncio.timeout(DEADLINE):
+                    await store.begin().commit(Changes(writes=[(_COUNTER, [{"n": start}])]))
+                rows = await store.fetch("select id from item order by id", {})
+                numbers = [row["id"] for row in rows]
+                last = len(numbers)
+                assert numbers == list(range(1, last + 1))
+                assert last >= acknowledged
+                assert await _left(store) == {
+                    "item": last, "outbox": last, "inbox": last, "dead": 0, "position": last
+                }  # fmt: skip
+
+    # -- for the tests above -----------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _open(self, tmp_path: Path, count: int = 1) -> AsyncIterator[list[Store]]:
+        connect = self.make(tmp_path)
+        async with AsyncExitStack() as stack:
+            stores = [connect() for _ in range(count)]
+            for store in stores:
+                stack.push_async_callback(store.close)
+                await store.open()
+            tables = (
+                "create table item (id integer primary key, n integer not null);"
+                "create table counter (id integer primary key, n integer not null);"
+                "insert into counter values (1, 0)"
+            )
+            await stores[0].migrate([("000-suite.sql", tables)])
+            yield stores
+
+
+async def _unit(store: Store, number: int) -> None:
+    tx: StoreTransaction = store.begin()
+    try:
+        await tx.fetch("select n from counter", {}, [_item(number)])
+        await tx.fetch("select n from counter", {}, [(_COUNTER, [{"n": number}])])
+        await tx.commit(Changes(announced=[_announcement(number)], handled=[_event(str(number))]))
+    finally:
+        await tx.rollback()
+
+
+async def _claimed(store: Store, owner: str, partition: int = 0, epoch: int = 1) -> Claim:
+    sql = """insert into oyez_cursor (stream, partition, owner, epoch)
+      values ('s', :partition, :owner, :epoch)"""
+    row: Mapping[str, Any] = {"partition": partition, "owner": owner, "epoch": epoch}
+    await store.begin().commit(Changes(writes=[(sql, [row])]))
+    return Claim(stream="s", partition=partition, owner=owner, epoch=epoch)
+
+
+async def _left(store: Store) -> dict[str, int]:
+    sql = """select (select count(*) from item) as item,
+      (select count(*) from oyez_outbox) as outbox, (select count(*) from oyez_inbox) as inbox,
+      (select count(*) from oyez_dead) as dead,
+      (select coalesce(max(position), 0) from oyez_cursor) as position"""
+    (row,) = await store.fetch(sql, {})
+    return row
+
+
+def _item(number: int) -> tuple[str, list[Mapping[str, Any]]]:
+    return (_INSERT, [{"id": number, "n": number}])
+
+
+def _announcement(number: int, due: float = 0.0) -> Announcement:
+    text = str(number)
+    return Announcement(stream="s", key="k", headers={"id": text}, data=text.encode(), due=due)
+
+
+def _event(event_id: str) -> tuple[str, str, str]:
+    return (event_id, "/suite", "handler")
+
+
+def _parked(event_id: str, **changed: Any) -> Parked:
+    parked = Parked(
+        event_id=event_id,
+        source="/suite",
+        handler="handler",
+        stream="s",
+        partition=0,
+        position=1,
+        chain=None,
+        due=1.0,
+        attempt=1,
+        history=[{"attempt": 1, "at": 0.5, "error": "ValueError: Ü"}],
+        key="k",
+        headers={"id": event_id, "type": "t"},
+        data=b"{}",
+    )
+    return msgspec.structs.replace(parked, **changed)
+
+
+def _dead(event_id: str) -> DeadLetter:
+    return DeadLetter(
+        event_id=event_id,
+        source="/suite",
+        type="t",
+        handler="handler",
+        stream="s",
+        partition=0,
+        position=4,
+        key="k",
+        reason="because",
+        traceback="Traceback …",
+        attempts=3,
+        history=[{"attempt": 1}],
+        headers={"id": event_id},
+        data=b"\x00\xff",
+        time=7.0,
+    )

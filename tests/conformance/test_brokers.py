@@ -1,0 +1,168 @@
+"""Every broker that ships is certified by the suite that third parties use."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+pytest.register_assert_rewrite("oyez.testing.broker_suite")
+
+from oyez.ambient import SystemAmbient  # noqa: E402
+from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions  # noqa: E402
+from oyez.brokers.memory import MemoryBroker  # noqa: E402
+from oyez.errors import BrokerCorrupt  # noqa: E402
+from oyez.ports import BEGINNING, Broker, Record  # noqa: E402
+from oyez.testing import VirtualAmbient  # noqa: E402
+from oyez.testing.broker_suite import BrokerSuite, Factory  # noqa: E402
+
+NEVER = 3_600.0
+DEADLINE = 20.0
+
+
+class TestMemory(BrokerSuite):
+    def make(self, tmp_path: Path) -> Factory:
+        broker = MemoryBroker(SystemAmbient())
+        return lambda: broker
+
+
+class TestEmbedded(BrokerSuite):
+    """It never polls here, so that only the doorbell can wake a reader."""
+
+    def make(self, tmp_path: Path) -> Factory:
+        options = EmbeddedOptions(poll=NEVER)
+        return lambda: EmbeddedBroker(tmp_path / "events.db", SystemAmbient(), options)
+
+    def url(self, tmp_path: Path) -> str:
+        return "embedded:events.db"
+
+    async def test_acknowledged_records_survive_kill_9(self, tmp_path: Path) -> None:
+        await super().test_acknowledged_records_survive_kill_9(tmp_path)
+        assert _integrity(tmp_path / "events.db") == "ok"
+
+
+class TestEmbeddedWithoutDoorbell(BrokerSuite):
+    """The safety net alone: no datagram ever arrives."""
+
+    @pytest.fixture(autouse=True)
+    def _deaf(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("oyez.sqlite_file.Doorbell.ring", lambda bell: None)
+
+    def make(self, tmp_path: Path) -> Factory:
+        options = EmbeddedOptions(poll=0.01)
+        return lambda: EmbeddedBroker(tmp_path / "events.db", SystemAmbient(), options)
+
+    def url(self, tmp_path: Path) -> str:
+        return "embedded:events.db"
+
+
+def _integrity(path: Path) -> str:
+    connection = apsw.Connection(str(path))
+    try:
+        return connection.execute("pragma integrity_check").get
+    finally:
+        connection.close()
+
+
+def _record(number: int, size: int = 1) -> Record:
+    headers = {"id": str(number)}
+    return Record(stream="s", key="one", headers=headers, data=b"x" * size)
+
+
+async def _first(broker: Broker, after: int = BEGINNING) -> tuple[list[int], int]:
+    batches = broker.read("s", 0, after)
+    async with asyncio.timeout(DEADLINE):
+        batch = await anext(batches)
+    await batches.aclose()
+    return [int(record.headers["id"]) for record in batch.records], batch.missed
+
+
+class TestEmbeddedRetention:
+    async def test_by_age(self, tmp_path: Path) -> None:
+        ambient = VirtualAmbient()
+        options = EmbeddedOptions(partitions=1, retention=100.0, poll=NEVER)
+        broker = EmbeddedBroker(tmp_path / "events.db", ambient, options)
+        await broker.open()
+        await broker.publish([_record(n) for n in range(5)])
+        await ambient.advance(60.0)
+        await broker.publish([_record(n) for n in range(5, 8)])
+        await broker._keep_house()
+        assert await _first(broker) == ([0, 1, 2, 3, 4, 5, 6, 7], 0)
+        await ambient.advance(60.0)
+        await broker._keep_house()
+        assert await _first(broker) == ([5, 6, 7], 5)
+        assert await _first(broker, after=3) == ([5, 6, 7], 2)
+        assert await _first(broker, after=5) == ([5, 6, 7], 0)
+        await ambient.advance(200.0)
+        await broker._keep_house()
+        assert list(await broker.ends("s")) == [8]
+        reading = asyncio.ensure_future(_first(broker))
+        await broker.publish([_record(8)])
+        assert await reading == ([8], 8)
+        await broker.close()
+
+    async def test_by_size_oldest_first_and_the_file_shrinks(self, tmp_path: Path) -> None:
+        path = tmp_path / "events.db"
+        ambient = VirtualAmbient()
+        options = EmbeddedOptions(partitions=1, retention_bytes=2_000_000, poll=NEVER)
+        broker = EmbeddedBroker(path, ambient, options)
+        await broker.open()
+        for start in range(0, 4_000, 250):
+            await broker.publish([_record(n, 1_000) for n in range(start, start + 250)])
+        keeping = asyncio.ensure_future(broker._keep_house())
+        async with asyncio.timeout(DEADLINE):
+            while not keeping.done():
+                await asyncio.sleep(0)
+                await ambient.advance(1.0)
+        await keeping
+        numbers, missed = await _first(broker)
+        assert numbers[0] == missed
+        assert 1_000 < missed < 3_900
+        assert list(await broker.ends("s")) == [4_000]
+        await broker.close()
+        assert _integrity(path) == "ok"
+        assert path.stat().st_size < 3_000_000
+
+    async def test_a_clock_that_went_back_does_not_keep_it_from_ending(
+        self, tmp_path: Path
+    ) -> None:
+        ambient = VirtualAmbient()
+        await ambient.advance(1_000.0)
+        options = EmbeddedOptions(partitions=1, retention_bytes=100_000, poll=NEVER)
+        broker = EmbeddedBroker(tmp_path / "events.db", ambient, options)
+        await broker.open()
+        await broker.publish([_record(n, 1_000) for n in range(200)])
+        await broker.close()
+        broker = EmbeddedBroker(tmp_path / "events.db", VirtualAmbient(), options)
+        await broker.open()
+        rounds = 0
+        while await broker._file.write(lambda c: broker._delete_old(0.0, c)):
+            rounds += 1
+            assert rounds < 100
+        numbers, missed = await _first(broker)
+        assert numbers[0] == missed > 100
+        await broker.close()
+
+
+class TestEmbeddedDamage:
+    @pytest.mark.parametrize("column", ["data", "headers", "key"])
+    async def test_a_flipped_record_is_refused_not_skipped(
+        self, tmp_path: Path, column: str
+    ) -> None:
+        path = tmp_path / "events.db"
+        options = EmbeddedOptions(partitions=1, poll=NEVER)
+        broker = EmbeddedBroker(path, SystemAmbient(), options)
+        await broker.open()
+        await broker.publish([_record(n) for n in range(3)])
+        await broker.close()
+        flipped = {"data": "x'ff'", "headers": "x'7b7d'", "key": "cast(x'ff' as text)"}[column]
+        connection = apsw.Connection(str(path))
+        connection.execute(f"update record set {column} = {flipped} where position = 2")
+        connection.close()
+        broker = EmbeddedBroker(path, SystemAmbient(), options)
+        await broker.open()
+        with pytest.raises(BrokerCorrupt, match=r"events\.db: record 2 of s\[0\].*restore"):
+            await _first(broker)
+        await broker.close()

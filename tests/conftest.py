@@ -1,0 +1,25 @@
+"""What a machine lacks is skipped by name; with STRICT=1 it fails instead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+DECLARED = "capabilities."
+"""A suite leaves out what an adapter declares that it can't do: that is no lack of the machine."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure under STRICT=1."""
+    report = yield
+    if report.skipped and os.environ.get("STRICT") == "1" and call.excinfo is not None:
+        reason = str(call.excinfo.value)
+        if not reason.startswith(DECLARED):
+            report.outcome = "failed"
+            report.longrepr = f"STRICT=1 allows no skip: {reason}"
+    return report
