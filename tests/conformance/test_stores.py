@@ -33,4 +33,5 @@ class TestSqliteInline(StoreSuite):
 
     def make(self, tmp_path: Path) -> Factory:
         path = tmp_path / "store.db"
-        return lambda: SqliteStore(path, SystemAmbient(), inline=True, durable=False)
+        store = SqliteStore(path, SystemAmbient(), inline=True, durable=False)
+        return lambda: store

@@ -425,7 +425,14 @@ def test_tail_ends_with_0_when_its_pipe_is_closed(till: Till) -> None:
 
 
 def test_a_listing_ends_with_0_when_its_pipe_is_closed(till: Till) -> None:
-    for arguments in (("lag", "ledger"), ("topology",), ("dead", "list"), ("doctor",)):
+    for arguments in (
+        ("lag", "ledger"),
+        ("lag", "--json"),
+        ("topology", "--format", "svg"),
+        ("dead", "list"),
+        ("doctor", "--json"),
+        ("tail", "--from-start", "--limit", "1"),
+    ):
         reader, writer = os.pipe()
         os.close(reader)
         with till.started(*arguments, stdout=writer, stderr=subprocess.PIPE) as process:

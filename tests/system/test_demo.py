@@ -1,4 +1,4 @@
-"""The five-minute path: `make demo ARGS="--orders 200"`, on free ports and in a folder of its own."""
+"""The five-minute path, `make demo ARGS="--orders 200"`, on free ports in a folder of its own."""
 
 from __future__ import annotations
 

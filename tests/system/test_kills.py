@@ -7,10 +7,10 @@ import os
 import sqlite3
 from pathlib import Path
 
-import demo
 import pytest
 from shop import SERVICES, Shop, running_shop
 
+import demo
 from oyez.cli.project import Project
 from oyez.config import load
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ticks import Ticks, wait_for
@@ -21,13 +22,20 @@ async def ticks(tmp_path: Path) -> AsyncIterator[Ticks]:
     await system.close()
 
 
+def dead_letters(ticks: Ticks, *service: str) -> list[dict[str, Any]]:
+    letters: list[dict[str, Any]] = json.loads(
+        ticks.run("dead", "list", *service, "--json").stdout
+    )["letters"]
+    return letters
+
+
 async def test_an_event_that_always_fails_is_dead_and_is_healed_by_a_redrive(ticks: Ticks) -> None:
     for _ in range(3):
         await ticks.tick("poison", *OTHERS)
     ticks.start_replica()
     wait_for(lambda: len(ticks.seen()) == 3 * len(OTHERS))
-    wait_for(lambda: len(json.loads(ticks.run("dead", "list", "--json").stdout)) == 3)
-    letters = json.loads(ticks.run("dead", "list", "counter", "--json").stdout)
+    wait_for(lambda: len(dead_letters(ticks)) == 3)
+    letters = dead_letters(ticks, "counter")
     assert {letter["key"] for letter in letters} == {"poison"}
     assert letters[0]["reason"] == "failed 3 of 3 attempts: ValueError: tick 1 is poison"
     shown = json.loads(ticks.run("dead", "show", "counter", "1", "--json").stdout)
@@ -39,7 +47,7 @@ async def test_an_event_that_always_fails_is_dead_and_is_healed_by_a_redrive(tic
     done = ticks.run("dead", "redrive", "counter", "--all", "--yes")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: len(ticks.seen("poison")) == 3)
-    assert json.loads(ticks.run("dead", "list", "--json").stdout) == []
+    assert dead_letters(ticks) == []
     assert ticks.run("dead", "redrive", "counter", "1").returncode == 1
 
 

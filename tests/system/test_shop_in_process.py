@@ -5,18 +5,18 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 import demo
 import inventory.service
 import notifications.service
 import orders.service
 import payments.service
-import pytest
 import shipping.service
 from notifications.senders import Mailer, Texter
-from payments.provider import PaymentProvider, ProviderUnavailable
-
 from oyez.envelope import Envelope
 from oyez.testing import System, running
+from payments.provider import PaymentProvider, ProviderUnavailable
 
 SHOP = Path(demo.__file__).parent
 SERVICES = tuple(

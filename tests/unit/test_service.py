@@ -319,12 +319,16 @@ async def test_any_asgi_app_announces_with_its_transaction(make: Any) -> None:
 async def test_an_http_transaction_that_raises_leaves_nothing() -> None:
     service = Service("orders", publishes=(Placed,))
     async with running(service) as system:
-        with pytest.raises(RuntimeError):
+
+        async def change_my_mind() -> None:
             async with service.transaction() as tx:
                 tx.execute("create table t (x)")
                 tx.publish(Placed(order="1"))
                 await tx.fetch("select 1 as one")
                 raise RuntimeError("changed my mind")
+
+        with pytest.raises(RuntimeError):
+            await change_my_mind()
         await system.settled()
         assert system.history() == []
         tables = await service.fetch("select name from sqlite_master where name = 't'")

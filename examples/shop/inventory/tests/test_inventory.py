@@ -13,7 +13,6 @@ from inventory.events import (
     StockReserved,
 )
 from inventory.service import service
-
 from oyez.testing import System, running
 
 ROOT = Path(__file__).parents[2]

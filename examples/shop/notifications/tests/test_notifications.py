@@ -1,4 +1,4 @@
-"""Notifications alone: each stage once, also when heard of before the order, also after failures."""
+"""Notifications alone: each stage once, also heard of before the order, also after failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from notifications.events import OrderPlaced, PaymentProcessed, ShipmentReady
 from notifications.senders import Mailer, Texter
 from notifications.service import service
-
 from oyez.testing import running
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""Orders alone: whatever order the other services' news arrive in, it ends once and says so once."""
+"""Orders alone: in whatever order the news of others arrive, it ends once and says so once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+
 from orders.events import (
     OrderCancelled,
     OrderConfirmed,
@@ -17,7 +18,6 @@ from orders.events import (
     StockReserved,
 )
 from orders.service import service
-
 from oyez.testing import System, running
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oyez.testing import running
 from payments.events import (
     OrderCancelled,
     OrderPlaced,
@@ -13,8 +14,6 @@ from payments.events import (
 )
 from payments.provider import PaymentProvider, ProviderUnavailable
 from payments.service import CHARGE, service
-
-from oyez.testing import running
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,6 +6,8 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+
+from oyez.testing import running
 from shipping.events import (
     OrderCancelled,
     OrderPlaced,
@@ -14,8 +16,6 @@ from shipping.events import (
     StockReserved,
 )
 from shipping.service import service
-
-from oyez.testing import running
 
 ROOT = Path(__file__).parents[2]
 FACTS = (OrderPlaced, PaymentProcessed, StockReserved)

@@ -162,7 +162,11 @@ function showConnection(state) {
   byId("connection").textContent = CONNECTIONS[state];
 }
 
+const AGAIN_MS = 3000;
+let again = 0;
+
 async function start() {
+  clearTimeout(again);
   byId("retry").hidden = true;
   if (!id) {
     unknown();
@@ -178,6 +182,7 @@ async function start() {
       byId("retry").hidden = false;
       showConnection("lost");
       announce("The shop can’t be reached now.");
+      again = setTimeout(start, AGAIN_MS);
     } else {
       unknown();
     }
