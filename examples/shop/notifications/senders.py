@@ -21,6 +21,7 @@ class Mailer(Protocol):
 
     async def send(self, key: str, to: str, subject: str, text: str, tags: dict[str, str]) -> None:
         """Return when the server has taken it. Raises when it has not."""
+        ...
 
 
 class Texter(Protocol):
@@ -28,6 +29,7 @@ class Texter(Protocol):
 
     async def send(self, key: str, to: str, text: str) -> None:
         """Return when the provider has taken it. Raises when it has not."""
+        ...
 
 
 class SmtpMailer:

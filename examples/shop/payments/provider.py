@@ -21,10 +21,12 @@ class PaymentProvider(Protocol):
 
     async def charge(self, key: str, order_id: str, token: str, cents: int) -> bool:
         """Capture the money; False when the card is declined. Raises ProviderUnavailable."""
+        ...
 
     async def refund(self, key: str, charge_key: str) -> bool:
         """Give back what a charge captured; whether it had. A charge under the key that comes
         later is declined. Raises ProviderUnavailable."""
+        ...
 
 
 class HttpPaymentProvider:
@@ -42,7 +44,8 @@ class HttpPaymentProvider:
     async def refund(self, key: str, charge_key: str) -> bool:
         """See `PaymentProvider.refund`."""
         answer = await self._post("/refunds", key, {"charge_key": charge_key})
-        return answer.json()["status"] == "refunded"
+        refunded: bool = answer.json()["status"] == "refunded"
+        return refunded
 
     async def _post(self, path: str, key: str, body: dict[str, object]) -> httpx.Response:
         try:
