@@ -273,9 +273,14 @@ class SqliteFile:
         except BaseException:
             fcntl.flock(_need(self._lock), fcntl.LOCK_UN)
             raise
-        for repeated in self._repeated:
+        for repeated in tuple(self._repeated):
             if repeated.due <= time.monotonic():
-                self._isolated(repeated.run)
+                try:
+                    self._isolated(repeated.run)
+                except (apsw.Error, OyezError):
+                    if not connection.in_transaction:
+                        fcntl.flock(_need(self._lock), fcntl.LOCK_UN)
+                        raise  # else it is tried again, and no concern of whoever begins
 
     def _commit(self) -> None:
         connection = _need(self._write_connection)
@@ -308,10 +313,14 @@ class SqliteFile:
         connection = _need(self._write_connection)
         if connection.in_transaction:
             # A turn is open: join it, under a savepoint of its own.
-            self._isolated(repeated.run)
+            try:
+                self._isolated(repeated.run)
+            except BaseException as error:
+                self._fail_if_aborted(error)
+                raise
             return
-        self._begin()
         try:
+            self._begin()
             connection.execute("commit")
         finally:
             if connection.in_transaction:
@@ -409,8 +418,9 @@ class SqliteFile:
         if isinstance(error, apsw.ConstraintError):
             explained: OyezError = ConstraintViolated(str(error))
         elif isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            what = " ".join(str(error).split())
             explained = StoreCorrupt(
-                f"{self.path} is damaged ({error}): stop the service, copy the file and its -wal "
+                f"{self.path} is damaged ({what}): stop the service, copy the file and its -wal "
                 "aside, and restore a backup or recover it with `sqlite3 FILE .recover`"
             )
             self._broken = explained
@@ -515,7 +525,7 @@ class Turn:
 
     def _step(self, job: Job[T]) -> T:
         try:
-            return job(_need(self._file._write_connection))
+            return job(self._connection())
         except BaseException as error:  # noqa: BLE001 - as _explain puts it, it is raised again
             self._failure = self._file._explain(error)
             self._fail_if_aborted(error)
@@ -524,8 +534,9 @@ class Turn:
     def _last(self, entry: _Write[Any]) -> None:
         file = self._file
         try:
+            connection = self._connection()
             result = file._isolated(entry.job)
-            _need(file._write_connection).execute("release oyez_turn")
+            connection.execute("release oyez_turn")
         except BaseException as error:  # noqa: BLE001 - the caller of finish() hears it
             self._undo()
             file._group.done.append((entry, None, file._explain(error)))
@@ -535,6 +546,12 @@ class Turn:
         file._group.pending.append((entry, result))
         if not file._queue:
             file._commit()
+
+    def _connection(self) -> apsw.Connection:
+        connection = _need(self._file._write_connection)
+        if self._opened and not connection.in_transaction:
+            raise StoreUnavailable(f"{self._file.path}: the transaction was given up: disk full?")
+        return connection
 
     def _undo(self) -> None:
         connection = _need(self._file._write_connection)
@@ -572,9 +589,10 @@ class Doorbell:
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         bell.setblocking(False)
         try:
-            self._bind(bell)
-        except FileNotFoundError:  # whoever left last removed the folder just now
-            self._bind(bell)
+            try:
+                self._bind(bell)
+            except FileNotFoundError:  # whoever left last removed the folder just now
+                self._bind(bell)
         except OSError:  # no temporary folder, or its path is too long for a socket: poll instead
             bell.close()
             return

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -700,8 +701,7 @@ def test_flow_shows_retries_delays_and_dead_letters(till: Till) -> None:
     assert reminder["state"] == "delayed"
     text = till.oyez("flow", identity[-8:])
     assert "failed 1x, next attempt in" in text
-    assert "delayed, in 60 min" in text
-    assert text == till.oyez("flow", identity) or "next attempt" in text
+    assert re.search(r"till\.reminder .* delayed, in \d+ min", text)
     letter = till.dead("flown")
     assert f"dead, dead letter {letter}" in till.oyez("flow", "flown")
 

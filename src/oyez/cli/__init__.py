@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -26,6 +27,10 @@ _COMMANDS = {
 }
 
 
+class _ClosedPipe(Exception):
+    """Whoever read our output is gone. Not an OSError: click would end such a command with 1."""
+
+
 class _Lazy(click.Group):
     """Imports a command's module only when it is called, so that the others start fast."""
 
@@ -38,6 +43,12 @@ class _Lazy(click.Group):
         module = importlib.import_module(f"oyez.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ClosedPipe from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -62,10 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = end.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except (BrokenPipeError, SystemExit) as error:
-        # click makes a SystemExit of a closed pipe even when it was told to leave errors alone.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
+    except (BrokenPipeError, _ClosedPipe):
         # Whoever read our output has seen enough; Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

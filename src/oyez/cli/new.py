@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from oyez.cli.printing import write
 from oyez.errors import ConfigurationError
 
 NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,39}[a-z0-9])?")
@@ -36,8 +37,8 @@ def command(name: str) -> None:
         written = _copy(files("oyez.cli").joinpath("template"), folder, name)
     except OSError as error:
         raise ConfigurationError(f"{error.filename or folder}: {error.strerror}") from error
-    click.echo(f"{name}: {written} files. Next:")
-    click.echo(f"\n  cd {name}\n  pytest\n  oyez dev\n\nREADME.md there tells the rest.")
+    write(f"{name}: {written} files. Next:")
+    write(f"\n  cd {name}\n  pytest\n  oyez dev\n\nREADME.md there tells the rest.")
 
 
 def _copy(source: Traversable, target: Path, name: str) -> int:

@@ -58,9 +58,19 @@ def shorten(text: str, width: int) -> str:
     return set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
 
 
+def write(text: str) -> None:
+    """Text that is escaped already, as it is."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # The system's own error has a number, by which click knows it and ends with 1 without a
+        # trace of why; this one reaches `oyez.cli.main`.
+        raise BrokenPipeError from None
+
+
 def print_json(value: object) -> None:
     """One JSON document. All but ASCII is escaped, so it is as safe on a terminal as in a pipe."""
-    click.echo(json.dumps(value, indent=2))
+    write(json.dumps(value, indent=2))
 
 
 def print_line(text: Text | str) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from oyez.cli.printing import escape, print_json, warn
+from oyez.cli.printing import escape, print_json, warn, write
 from oyez.cli.project import Project, json_option, run_async
 from oyez.cli.topology import Flow, closest, flows
 from oyez.contract import decode, parse
@@ -70,7 +70,7 @@ def command(
             }
         )
     else:
-        click.echo(envelope.id)
+        write(envelope.id)
 
 
 async def _publish(project: Project, record: Record) -> None:

@@ -24,6 +24,7 @@ from oyez.cli.printing import (
     shorten,
     utc_time,
     warn,
+    write,
 )
 from oyez.cli.project import Project, json_option, run_async
 from oyez.errors import BrokerError, ConfigurationError, OyezError
@@ -204,11 +205,11 @@ class _Printer:
         if self._type not in (None, found.get("type")) or self._key not in (None, key):
             return False
         if self._json:
-            click.echo(json.dumps(_as_value(record, dict(found), key)))
+            write(json.dumps(_as_value(record, dict(found), key)))
         elif is_terminal():
             self._console.print(self._line(record, dict(found), key))
         else:
-            click.echo(self._line(record, dict(found), key).plain)
+            write(self._line(record, dict(found), key).plain)
         if self._left is not None:
             self._left -= 1
         return self._left == 0

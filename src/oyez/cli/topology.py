@@ -12,7 +12,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from oyez.cli.printing import Cell, escape, print_json, print_line, print_table, warn
+from oyez.cli.printing import Cell, escape, print_json, print_line, print_table, warn, write
 from oyez.cli.project import Project, json_option
 from oyez.event import EventType
 from oyez.service import Service
@@ -74,9 +74,9 @@ def command(style: str, as_json: bool) -> None:
     if as_json or style == "json":
         print_json(as_value(found, list(project.config.services), failed))
     elif style == "mermaid":
-        click.echo(mermaid(found, list(services)))
+        write(mermaid(found, list(services)))
     elif style == "svg":
-        click.echo(svg(found, project.config.system.name))
+        write(svg(found, project.config.system.name))
     else:
         _print(found)
 
