@@ -1,77 +1,228 @@
-"""Docs are code: what they show runs, what they link to exists, what is used is explained."""
+"""The docs are true: their code runs, their settings load, their links lead somewhere."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import re
+import sys
 import tomllib
+import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
-from oyez.config import load
+from oyez import signals
+from oyez.cli import _COMMANDS
+from oyez.config import (
+    Companion,
+    ConsoleSettings,
+    GatewaySettings,
+    Route,
+    ServiceSettings,
+    SystemSettings,
+    load,
+)
+from oyez.observe.metrics import Metrics
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+    if not page.name.startswith(".")
+)
+GUIDE = [page for page in PAGES if page.parent.name == "guide" or page.name == "README.md"]
 
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-async def test_every_python_example_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks(page, "python"):
-        # The page's blocks follow from each other; its annotations are looked up in one module.
-        exec(compile(block, str(page), "exec", dont_inherit=True), namespace)
-    for name, value in list(namespace.items()):
-        if name.startswith("test_"):
-            result = value()
-            if inspect.isawaitable(result):
-                await result
-
-
-def test_the_readme_has_an_example_with_a_test() -> None:
-    (example,) = blocks(ROOT / "README.md", "python")
-    assert "async def test_" in example
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
+_FILE = re.compile(r"(?:#|--) ((?:[\w-]+/)*[\w-]+\.(?:py|sql))\n")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_MACHINE = re.compile(r"(?<![\w.}/~])/(?:work|home|root|Users)/")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_toml_example_is_a_valid_configuration(page: Path, tmp_path: Path) -> None:
-    for block in blocks(page, "toml"):
-        path = tmp_path / "oyez.toml"
-        path.write_text(block)
-        load(path, {})
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_link_and_picture_exists(page: Path) -> None:
+def blocks(page: Path) -> list[Block]:
     text = page.read_text()
-    targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
-    for target in targets:
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target
+    return [
+        Block(found[1], found[2], text.count("\n", 0, found.start(2)))
+        for found in _FENCE.finditer(text)
+    ]
+
+
+def prose(page: Path) -> str:
+    return _FENCE.sub("", page.read_text())
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that is the current one and holds the modules that a page writes."""
+    before = set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=named)
+async def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
+    """Its blocks run in order in one namespace, then the tests that they define.
+
+    A block whose first line is a comment with a file's name is that file.
+    """
+    module = types.ModuleType("page")
+    namespace = module.__dict__
+    sys.modules["page"] = module
+    try:
+        for block in blocks(page):
+            file = _FILE.match(block.text)
+            if file is not None:
+                path = folder / file[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text)
+            if block.language != "python":
+                continue
+            if file is not None:
+                importlib.invalidate_caches()
+                found = vars(importlib.import_module(file[1].removesuffix(".py")))
+                namespace.update({k: v for k, v in found.items() if not k.startswith("__")})
+            else:
+                await run(block, named(page), namespace)
+        for name, test in list(namespace.items()):
+            if name.startswith("test_"):
+                answer = test()
+                if inspect.isawaitable(answer):
+                    await answer
+    finally:
+        del sys.modules["page"]
+
+
+async def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
+    source = "\n" * block.line + block.text
+    code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    answer = eval(code, namespace)
+    if inspect.isawaitable(answer):
+        await answer
+
+
+def test_there_is_code_to_run() -> None:
+    without = {
+        named(page) for page in GUIDE if not any(b.language == "python" for b in blocks(page))
+    }
+    assert without == {"docs/guide/operations.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_settings_of_a_page_load(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(b for b in blocks(page) if b.language == "toml"):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block.text)
+        load(file, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in _LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    headings = _HEADING.findall(prose(page))
+    return {re.sub(r"[^\w -]", "", each.lower()).strip().replace(" ", "-") for each in headings}
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text())}
+    assert [named(page) for page in PAGES if page not in linked and page != index] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_names_no_place_of_this_machine(page: Path) -> None:
+    assert _MACHINE.findall(page.read_text()) == []
+
+
+def test_decisions_are_numbered_and_have_their_parts() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{n:04}" for n in range(1, len(pages) + 1)]
+    for page in pages:
+        text = page.read_text()
+        assert text.startswith(f"# {page.name[:4]} "), page.name
+        parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert parts == ["Context", "Choice", "Consequences"], page.name
+
+
+def test_no_requirement_names_a_registry() -> None:
+    for file in (ROOT / "requirements").iterdir():
+        assert not re.search(r"https?://|--(extra-)?index-url|--find-links", file.read_text())
 
 
 def test_every_dependency_is_explained() -> None:
-    explained = (ROOT / "docs" / "dependencies.md").read_text()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = list(project["dependencies"])
+    text = (ROOT / "docs" / "dependencies.md").read_text().lower()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    for extra in project["project"].get("optional-dependencies", {}).values():
+        wanted.extend(extra)
     for file in (ROOT / "requirements").glob("*.in"):
-        lines = file.read_text().splitlines()
-        wanted += [line for line in lines if line and not line.startswith(("#", "-"))]
-    for line in wanted:
-        name = re.match(r"[A-Za-z0-9-]+", line)
-        assert name is not None
-        assert f"`{name[0]}" in explained, f"docs/dependencies.md does not explain {name[0]}"
+        wanted.extend(line for line in file.read_text().splitlines() if line[:1].isalnum())
+    names = {re.match(r"[A-Za-z0-9._-]+", each)[0].lower() for each in wanted}  # type: ignore[index]
+    assert {name for name in names if f"`{name}`" not in text} == set()
 
 
-def test_no_tracked_file_names_a_registry() -> None:
-    for file in (ROOT / "requirements").iterdir():
-        assert not re.search(r"https?://|--(extra-)?index-url|--find-links", file.read_text())
+def test_the_readme_lists_every_command() -> None:
+    rows = re.findall(r"^\| `oyez ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == list(_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema"),
+    [
+        ("[system]", SystemSettings),
+        ("[services.NAME]", ServiceSettings),
+        ("[gateway]", GatewaySettings),
+        ("[[gateway.routes]]", Route),
+        ("[console]", ConsoleSettings),
+        ("[companions.NAME]", Companion),
+    ],
+)
+def test_every_setting_is_in_the_tables(heading: str, schema: type[msgspec.Struct]) -> None:
+    text = (ROOT / "docs" / "guide" / "operations.md").read_text()
+    section = text.partition(f"### `{heading}`\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z_]+)`", section, re.MULTILINE)
+    given = {"name"} if schema in (ServiceSettings, Companion) else set()
+    fields = [f.name for f in msgspec.structs.fields(schema) if f.name not in given | {"routes"}]
+    assert listed == fields
+
+
+def test_every_metric_and_signal_is_in_the_tables() -> None:
+    text = (ROOT / "docs" / "guide" / "operations.md").read_text()
+    names = re.findall(r"^# TYPE (\w+)", Metrics().render(), re.MULTILINE)
+    names += [
+        name
+        for name, each in vars(signals).items()
+        if isinstance(each, type)
+        and issubclass(each, signals.Signal)
+        and each is not signals.Signal
+    ]
+    assert [name for name in names if f"`{name}`" not in text] == []
