@@ -1,4 +1,4 @@
-"""Oyez: event-driven microservices for Python, from a laptop to a Kafka cluster, on the same code.
+"""Oyez: event-driven microservices for Python.
 
 The public names, no more. `oyez.testing` has the test harness, `oyez.errors` every error.
 """

@@ -85,6 +85,7 @@ class EventMeta(msgspec.StructMeta):
         stream: str | None = None,
         **options: Any,
     ) -> Any:
+        options.setdefault("kw_only", True)  # msgspec does not inherit it
         cls = super().__new__(mcls, name, bases, namespace, **options)
         if type is not None:
             _declare(cls, type, key, version, stream)

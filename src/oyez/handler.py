@@ -204,6 +204,13 @@ def compile_handler(
         raise DeclarationError(f"{place}: expected exactly one parameter for the event")
     if batch and "context" in layout:
         raise DeclarationError(f"{place}: a batch handler has no single Context: remove it")
+    if stream is None:
+        streams = {kind.stream for kind in kinds}
+        if len(streams) > 1:
+            raise DeclarationError(
+                f"{place}: its events name different streams: subscribe to them one by one"
+            )
+        (stream,) = streams
     asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     return Handler(
         service=service,

@@ -216,7 +216,8 @@ class StoreTransaction(Protocol):
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         """Run the writes, then the statement, and return its rows (``:name`` parameters).
 
-        From here on no other transaction that could conflict runs until this one ends.
+        From here on no other transaction that could conflict runs until this one ends. When it
+        raises, the transaction can only be rolled back: ``commit`` raises the same error.
         """
         ...
 

@@ -18,9 +18,9 @@ import msgspec
 
 from oyez.ambient import Ambient
 from oyez.contract import encode
-from oyez.envelope import JSON, MAX_ATTRIBUTE, SPECVERSION, Envelope, format_time
+from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
 from oyez.errors import InvalidEvent, OyezError
-from oyez.event import describe
+from oyez.event import MAX_KEY, describe
 from oyez.ports import Announcement, Changes, Parameters, Row, Store, Writes
 
 MAX_DELAY = 366 * 86_400.0
@@ -87,8 +87,11 @@ class Announcer:
             "correlationid": since.correlationid or event_id,
         }
         if key is not None:
-            if not key.isprintable() or len(key) > MAX_ATTRIBUTE:
-                raise InvalidEvent(f"$.{kind.key_field}", "is the key: control characters in it")
+            if not 0 < len(key) <= MAX_KEY or not key.isprintable():
+                field = "key" if kind.key_field is None else f"$.{kind.key_field}"
+                raise InvalidEvent(
+                    field, f"is the key: expected 1 to {MAX_KEY} printable characters"
+                )
             headers["subject"] = headers["partitionkey"] = key
         if since.causationid is not None:
             headers["causationid"] = since.causationid

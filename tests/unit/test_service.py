@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from oyez import Context, Event, Retry, Service, Transaction, event
+from oyez import Context, Event, InvalidEvent, Retry, Service, Transaction, event
 from oyez.errors import DeclarationError
+from oyez.ports import Changes, Parked
 from oyez.testing import running
 
 
@@ -333,3 +334,78 @@ async def test_an_http_transaction_that_raises_leaves_nothing() -> None:
         assert system.history() == []
         tables = await service.fetch("select name from sqlite_master where name = 't'")
         assert tables == []
+
+
+class Elsewhere(Event, type="test.placed", key="order", stream="test.shop"):
+    order: str
+
+
+async def test_a_class_may_name_the_one_stream_it_is_found_on() -> None:
+    service = Service("choosy")
+    handled: list[str] = []
+
+    @service.on(Elsewhere)
+    async def handle(event: Elsewhere, tx: Transaction) -> None:
+        handled.append(event.order)
+
+    async with running(service) as system:
+        await system.publish(Placed(order="1"), service="shop")
+        await system.publish(Placed(order="2"), service="other")
+        await system.settled()
+        assert handled == ["1"]
+        assert {stream for stream, _ in system.processes["choosy"].lanes} == {"test.shop"}
+
+
+async def test_a_parked_event_whose_handler_is_gone_is_a_dead_letter_and_blocks_no_key() -> None:
+    service = Service("changed")
+    handled: list[str] = []
+
+    @service.on(Placed)
+    async def handle(event: Placed, tx: Transaction) -> None:
+        handled.append(event.order)
+
+    async with running(service, partitions=1) as system:
+        await system.publish(Placed(order="1"), key="k")
+        await system.settled()
+        store = system.processes["changed"].bench.store
+        left = Parked(
+            event_id="left", source="/test/outside", handler="gone", stream="test.outside",
+            partition=0, position=1, chain="k", due=0.0, attempt=1, history=[], key="k",
+            headers={"type": "test.placed"}, data=b"{}",
+        )  # fmt: skip
+        await store.begin().commit(Changes(parked=[left], time=system.ambient.now()))
+        await system.ambient.advance(2.0)
+        await system.settled()
+        (letter,) = await system.dead("changed")
+        assert "has no handler gone" in letter["reason"]
+        await system.publish(Placed(order="2"), key="k")
+        await system.settled()
+        assert handled == ["1", "2"]
+
+
+@pytest.mark.parametrize("key", ["", "k" * 513, "a\nb"])
+async def test_a_key_that_no_broker_could_carry_is_refused_at_the_publisher(key: str) -> None:
+    service = Service("orders", publishes=(Placed,))
+    async with running(service) as system:
+        async with service.transaction() as tx:
+            with pytest.raises(InvalidEvent, match="is the key"):
+                tx.publish(Placed(order="1"), key=key)
+        await system.settled()
+        assert system.history() == []
+
+
+async def test_what_the_inbox_need_not_remember_any_more_is_deleted() -> None:
+    service = Service("forgets")
+
+    @service.on(Placed)
+    async def handle(event: Placed, tx: Transaction) -> None: ...
+
+    async with running(service) as system:
+        for number in range(2_500):
+            await system.publish(Placed(order=str(number)))
+        await system.settled()
+        process = system.processes["forgets"]
+        await process.bench.leave(Changes(writes=[("update oyez_inbox set seen = 0", [{}])]))
+        await process.keep_house()
+        rows = await system.fetch("forgets", "select count(*) as n from oyez_inbox")
+        assert rows == [{"n": 0}]

@@ -113,9 +113,9 @@ async def send_email(event: NoticeDue, context: Context, mailer: Mailer) -> None
     )
 
 
-@service.on(NoticeDue, retry=SEND)
+@service.on(NoticeDue, retry=SEND, order="none")
 async def send_sms(event: NoticeDue, context: Context, texter: Texter) -> None:
-    """Send the SMS, to those who gave a number."""
+    """Send the SMS, to those who gave a number, whatever becomes of the e-mail."""
     if event.phone is not None:
         text = f"{_SUBJECTS[event.stage]}. {event.text} Order {event.order_id}"
         await texter.send(context.idempotency_key, event.phone, text)

@@ -37,7 +37,7 @@ class Project:
 
     @classmethod
     def open(cls) -> Project:
-        """The project that ``--project`` or ``OYEZ_PROJECT`` names, or that the folder is in."""
+        """The project that ``OYEZ_PROJECT`` names, or that the folder is in."""
         named = os.environ.get("OYEZ_PROJECT")
         return cls(load(Path(named) if named else None))
 

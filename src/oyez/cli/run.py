@@ -68,8 +68,10 @@ async def _run(project: Project, name: str) -> None:
         finally:
             process.stop_soon()
             # First no new requests, then no new events; the admin port tells of it to the end.
+            loop = asyncio.get_running_loop()
+            end = loop.time() + settings.grace
             await asyncio.gather(*(server.stop() for server in servers[1:]))
-            await process.drain()
+            await process.drain(max(1.0, end - loop.time()))
             await servers[0].stop()
 
 

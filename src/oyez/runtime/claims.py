@@ -160,15 +160,8 @@ class Claims:
             if part is None:
                 continue
             claim = part.claim
-            if (
-                part.fenced
-                or row is None
-                or (row["owner"], row["epoch"])
-                != (
-                    claim.owner,
-                    claim.epoch,
-                )
-            ):
+            holds = row is not None and (row["owner"], row["epoch"]) == (claim.owner, claim.epoch)
+            if part.fenced or not holds:
                 part.fenced = True
                 part.kill()
                 self._forget(place)
@@ -176,8 +169,16 @@ class Claims:
     def _forget(self, place: Place) -> None:
         if place[0] == OUTBOX:
             self.relay = None
-        else:
-            del self.lanes[place]
+            return
+        claim = self.lanes.pop(place).claim
+        self._bench.signals.emit(
+            Released(
+                service=self._bench.service,
+                stream=claim.stream,
+                partition=claim.partition,
+                epoch=claim.epoch,
+            )
+        )
 
     async def _take(self, places: list[Place], now: float) -> None:
         bench = self._bench
@@ -208,52 +209,40 @@ class Claims:
         if stream == OUTBOX:
             self.relay = Relay(bench, claim)
             self.relay.start()
-        else:
-            rows = await bench.store.fetch(_BLOCKED, {"stream": stream, "partition": partition})
-            lane = self.lanes[place] = Lane(
-                bench,
-                claim,
-                row["position"],
-                blocked={r["chain"]: r["parked"] for r in rows if r["chain"] is not None},
-                parked=sum(r["parked"] for r in rows),
-                careful=row["crashes"] >= CRASHES,
-                suspects=row["crashes"] > 0,
-                work=self._work,
-            )
-            lane.start()
-            if rows:
-                self._work.ring()
+            return
+        rows = await bench.store.fetch(_BLOCKED, {"stream": stream, "partition": partition})
+        lane = self.lanes[place] = Lane(
+            bench,
+            claim,
+            row["position"],
+            blocked={r["chain"]: r["parked"] for r in rows if r["chain"] is not None},
+            parked=sum(r["parked"] for r in rows),
+            careful=row["crashes"] >= CRASHES,
+            suspects=row["crashes"] > 0,
+            work=self._work,
+        )
+        lane.start()
+        if rows:
+            self._work.ring()
         bench.signals.emit(
             Claimed(service=bench.service, stream=stream, partition=partition, epoch=claim.epoch)
         )
 
     async def _release(self, place: Place) -> None:
         bench = self._bench
-        part: Lane | Relay | None
-        part = self.relay if place[0] == OUTBOX else self.lanes.get(place)
-        if part is None:
-            return
-        await part.stop()
+        lane = self.lanes[place]
+        await lane.stop()
         await self._parked.drain(*place, self._grace)
-        claim = part.claim
         self._forget(place)
         unit = bench.unit(None)
         unit.transaction(_NO_ORIGIN).execute(
             _RELEASE,
-            stream=claim.stream,
-            partition=claim.partition,
-            owner=claim.owner,
-            epoch=claim.epoch,
+            stream=lane.claim.stream,
+            partition=lane.claim.partition,
+            owner=lane.claim.owner,
+            epoch=lane.claim.epoch,
         )
         await unit.commit()
-        bench.signals.emit(
-            Released(
-                service=bench.service,
-                stream=claim.stream,
-                partition=claim.partition,
-                epoch=claim.epoch,
-            )
-        )
 
 
 def _share(units: int, alive: list[str], owner: str) -> int:

@@ -135,7 +135,8 @@ class Health:
             return
         now = self._bench.ambient.monotonic()
         for place in [place for place in self._lag if place not in lanes]:
-            self._clear(place)
+            self._moves(place)
+            self._lag.pop(place, None)
         for (stream, partition), lane in list(lanes.items()):
             place = (stream, partition)
             if partition >= len(ends[stream]):
@@ -156,10 +157,6 @@ class Health:
             self._behind_since.pop(place, None)
         if self._stalled.pop(place, None) is not None:
             self._emit(Resumed, place)
-
-    def _clear(self, place: Place) -> None:
-        for table in (self._stalled, self._lag, self._behind_since):
-            table.pop(place, None)
 
     def _emit(self, signal: Any, place: Place, **fields: Any) -> None:
         stream, partition = place

@@ -118,6 +118,11 @@ class Lane:
         if not self.fenced:
             await self.save()
 
+    @property
+    def takes_no_more(self) -> bool:
+        """Whether it is lost, or about to be given up."""
+        return self.fenced or self._stopping
+
     def kill(self) -> None:
         """End at once; what was not committed is undone."""
         self._stopping = True
@@ -336,7 +341,7 @@ class Lane:
                 index += 1
                 continue
             run = []
-            while index < len(calls) and calls[index][0].blocking:
+            while index < len(calls) and calls[index][0] is handler:
                 run.append(calls[index])
                 index += 1
             await self._call_blocking(unit, run)

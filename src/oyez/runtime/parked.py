@@ -146,7 +146,7 @@ class ParkedEvents:
 
     def _begin(self, handler: Handler, parked: Parked) -> bool:
         lane = self._lanes.get((parked.stream, parked.partition))
-        if lane is None or lane.fenced or self._stopping:
+        if lane is None or lane.takes_no_more or self._stopping:
             return False
         task = asyncio.create_task(self._settle(handler, parked, lane), name=f"event {parked.seq}")
         self._running[parked.seq] = (parked, task)

@@ -31,9 +31,11 @@ HOUSEKEEPING = 60.0
 """Seconds between two rounds of deleting what is no longer needed."""
 
 _OLD_INBOX = """delete from oyez_inbox where seq in
- (select seq from oyez_inbox where state = 0 and seen < :then order by seq limit 1000)"""
+ (select seq from oyez_inbox where state = 0 and seen < :then order by seq limit 1000)
+ returning seq"""
 _OLD_DEAD = """delete from oyez_dead where id in
- (select id from oyez_dead where state <> 'dead' and time < :then order by id limit 1000)"""
+ (select id from oyez_dead where state <> 'dead' and time < :then order by id limit 1000)
+ returning id"""
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +122,7 @@ class ServiceProcess:
         self.claims.start()
         self.parked.start()
         self.health.start()
-        self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        self._housekeeping = asyncio.create_task(self._keep_house_for_ever(), name="housekeeping")
         self.signals.emit(
             Started(service=self.service.name, owner=self.owner, http=http, admin=admin)
         )
@@ -129,10 +131,10 @@ class ServiceProcess:
         """Say that the process is about to drain: it is not ready, and long answers end."""
         self.bench.stopping = True
 
-    async def drain(self) -> None:
-        """Stop taking, finish what is in flight within the grace period, hand over, let go.
+    async def drain(self, grace: float | None = None) -> None:
+        """Stop taking, finish what is in flight within ``grace`` seconds, hand over, let go.
 
-        Safe when never started and when called twice.
+        Without ``grace`` it takes the settings'. Safe when never started and when called twice.
         """
         if not self._started or self.draining:
             return
@@ -141,12 +143,14 @@ class ServiceProcess:
         self.health.stop()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        now = self.bench.ambient.monotonic
+        end = now() + (self.settings.grace if grace is None else grace)
         try:
-            async with self.bench.ambient.timeout(self.settings.grace):
+            async with self.bench.ambient.timeout(end - now()):
                 await self.claims.stop()
         except TimeoutError:
             self.claims.kill()
-        await self.parked.stop(self.settings.grace)
+        await self.parked.stop(max(0.0, end - now()))
         self.service.bind(None)
         await self._let_go()
         self.signals.emit(Stopped(service=self.service.name, owner=self.owner))
@@ -164,6 +168,16 @@ class ServiceProcess:
         self.work.ring()
         if self.claims.relay is not None:
             self.claims.relay.ring()
+
+    async def _delete_old(self, sql: str, then: float) -> bool:
+        """Delete a bounded number of rows; whether there were any."""
+        begun = self.bench.store.begin()
+        try:
+            deleted = await begun.fetch(sql, {"then": then}, [])
+            await begun.commit(Changes(time=self.bench.ambient.now()))
+        finally:
+            await begun.rollback()
+        return bool(deleted)
 
     async def _create_stream(self) -> None:
         try:
@@ -191,16 +205,20 @@ class ServiceProcess:
         await self.bench.store.close()
         self.bench.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _keep_house(self) -> None:
-        bench = self.bench
+    async def keep_house(self) -> None:
+        """Delete what the inbox need not remember any more, and old dead letters that are done."""
+        now = self.bench.ambient.now()
+        for sql, age in ((_OLD_INBOX, INBOX_RETENTION), (_OLD_DEAD, DEAD_RETENTION)):
+            while await self._delete_old(sql, now - age):
+                await self.bench.ambient.sleep(0)  # let others write between two rounds
+
+    async def _keep_house_for_ever(self) -> None:
         while True:
-            await bench.ambient.sleep(HOUSEKEEPING)
-            now = bench.ambient.now()
+            await self.bench.ambient.sleep(HOUSEKEEPING)
             try:
-                for sql, age in ((_OLD_INBOX, INBOX_RETENTION), (_OLD_DEAD, DEAD_RETENTION)):
-                    await bench.leave(Changes(writes=[(sql, [{"then": now - age}])]))
+                await self.keep_house()
             except Exception as error:  # noqa: BLE001 - tried again at the next round
-                bench.trouble("housekeeping", error)
+                self.bench.trouble("housekeeping", error)
 
 
 def read_migrations(service: Service, root: Path) -> list[tuple[str, str]]:

@@ -94,8 +94,8 @@ _PARKED = """insert into oyez_inbox (event_id, source, handler, seen, state, str
   case when :chain is not null and exists (select 1 from oyez_inbox where stream = :stream
     and partition = :partition and chain = :chain and state > 0) then 1 else 2 end,
   :stream, :partition, :position, :chain, :due, :attempt, :history, :key, :headers, :data)"""
-_SETTLED = """update oyez_inbox set state = 0, seen = :now, due = null, chain = null, history = null,
-  headers = null, data = null, key = null where seq = :seq and state = 2"""
+_SETTLED = """update oyez_inbox set state = 0, seen = :now, due = null, chain = null,
+  history = null, headers = null, data = null, key = null where seq = :seq and state = 2"""
 _NEXT = """update oyez_inbox set state = 2, due = :now where seq = (select min(seq) from oyez_inbox
   where stream = :stream and partition = :partition and chain = :chain and state > 0)
   and state = 1"""
