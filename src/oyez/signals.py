@@ -12,6 +12,7 @@ EventsMissed            retention deleted records before they were handled: serv
                         partition, events
 Claimed, Released       a replica took or gave up a partition: service, stream, partition, epoch
 Fenced                  a commit was refused as another replica owns the partition: the same fields
+LagMeasured             how far a partition is behind: service, stream, partition, records
 Stalled, Resumed        a partition makes no progress though there is lag, or does again: service,
                         stream, partition, seconds
 Trouble                 broker or store gave an error, work goes on later: service, part, error
@@ -99,6 +100,14 @@ class Fenced(Signal, frozen=True, kw_only=True):
     stream: str
     partition: int
     epoch: int
+
+
+class LagMeasured(Signal, frozen=True, kw_only=True):
+    """How many positions an owned partition is behind its end; None where that is not known."""
+
+    stream: str
+    partition: int
+    records: int | None
 
 
 class Stalled(Signal, frozen=True, kw_only=True):

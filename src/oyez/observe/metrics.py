@@ -17,6 +17,7 @@ _HELP = {
     "oyez_events_missed_total": "Events deleted by retention before they were handled.",
     "oyez_fenced_total": "Commits refused because another replica owns the partition.",
     "oyez_trouble_total": "Errors of broker or store that are tried again.",
+    "oyez_lag_records": "Positions behind the end of an owned partition; absent where unknown.",
     "oyez_stalled_partitions": "Partitions that make no progress though there is lag.",
     "oyez_owned_partitions": "Partitions that this process owns.",
     "oyez_batch_seconds": "Time from the arrival of a batch to its commit.",
@@ -50,6 +51,8 @@ class Metrics:
                 self._add("oyez_fenced_total", 1)
             case signals.Trouble(part=part):
                 self._add("oyez_trouble_total", 1, part=part.partition("[")[0])
+            case signals.LagMeasured(stream=stream, partition=partition, records=records):
+                self._set("oyez_lag_records", records, stream=stream, partition=str(partition))
             case signals.Stalled():
                 self._add("oyez_stalled_partitions", 1)
             case signals.Resumed():
@@ -71,7 +74,9 @@ class Metrics:
                 continue
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            lines += [f"{name}{labels} {value:g}" for labels, value in named[name] or [("", 0)]]
+            # A lag that is not known is not a lag of 0.
+            samples = named[name] or ([] if name == "oyez_lag_records" else [("", 0.0)])
+            lines += [f"{name}{labels} {value:g}" for labels, value in samples]
         return "\n".join(lines) + "\n"
 
     def _histogram(self, name: str, text: str) -> list[str]:
@@ -83,8 +88,18 @@ class Metrics:
         return [*lines, f"{name}_sum {self._seconds:.6f}", f"{name}_count {total}"]
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
-        text = ",".join(f'{key}="{_escape(value)}"' for key, value in sorted(labels.items()))
-        self._values[name, f"{{{text}}}" if text else ""] += amount
+        self._values[name, _labels(labels)] += amount
+
+    def _set(self, name: str, value: float | None, **labels: str) -> None:
+        if value is None:
+            self._values.pop((name, _labels(labels)), None)
+        else:
+            self._values[name, _labels(labels)] = value
+
+
+def _labels(labels: dict[str, str]) -> str:
+    text = ",".join(f'{key}="{_escape(value)}"' for key, value in sorted(labels.items()))
+    return f"{{{text}}}" if text else ""
 
 
 def _escape(value: str) -> str:

@@ -14,7 +14,7 @@ from oyez.errors import BrokerError, StoreError
 from oyez.runtime.claims import Claims, Place
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.workbench import Workbench
-from oyez.signals import Resumed, Stalled
+from oyez.signals import LagMeasured, Resumed, Stalled
 
 LOOK = 5.0
 """Seconds between two looks."""
@@ -131,17 +131,19 @@ class Health:
             self._broker_error = ""
         except BrokerError as error:
             self._broker_error = str(error)
-            self._lag = {}
+            for place in list(self._lag):
+                self._measured(place, None)
             return
         now = self._bench.ambient.monotonic()
         for place in [place for place in self._lag if place not in lanes]:
             self._moves(place)
-            self._lag.pop(place, None)
+            self._measured(place, None)
         for (stream, partition), lane in list(lanes.items()):
             place = (stream, partition)
             if partition >= len(ends[stream]):
                 continue
-            lag = self._lag[place] = max(0, ends[stream][partition] - lane.position)
+            lag = max(0, ends[stream][partition] - lane.position)
+            self._measured(place, lag)
             if lag == 0:
                 self._moves(place)
                 continue
@@ -151,6 +153,13 @@ class Health:
             elif place not in self._stalled:
                 self._stalled[place] = since
                 self._emit(Stalled, place, seconds=now - since)
+
+    def _measured(self, place: Place, lag: int | None) -> None:
+        if lag is None:
+            self._lag.pop(place, None)
+        else:
+            self._lag[place] = lag
+        self._emit(LagMeasured, place, records=lag)
 
     def _moves(self, place: Place, *, behind: bool = False) -> None:
         if not behind:

@@ -1,0 +1,125 @@
+"""What follows a failure is a pure function; these are its properties."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oyez import Retry
+from oyez.errors import (
+    ConstraintViolated,
+    DeclarationError,
+    InvalidEvent,
+    StoreCorrupt,
+    StoreUnavailable,
+    UnknownVersion,
+)
+from oyez.runtime.retry import (
+    MAX_TRACEBACK,
+    Dead,
+    RetryAt,
+    describe_error,
+    describe_traceback,
+    outcome,
+    remember,
+    wait,
+)
+
+RETRIES = st.builds(
+    Retry,
+    attempts=st.integers(1, 1_000),
+    first=st.floats(0, 1e6),
+    factor=st.floats(1, 1e6),
+    longest=st.floats(0, 1e9),
+    jitter=st.floats(0, 1),
+)
+ATTEMPTS = st.integers(1, 100_000)
+CHANCES = st.floats(0, 1, exclude_max=True)
+
+
+@given(RETRIES, ATTEMPTS, CHANCES)
+def test_a_wait_is_never_negative_and_bounded(retry: Retry, attempt: int, chance: float) -> None:
+    assert 0 <= wait(attempt, retry, chance) <= retry.longest * (1 + retry.jitter) * (1 + 1e-9)
+
+
+@given(RETRIES, ATTEMPTS)
+def test_waits_grow_up_to_the_longest(retry: Retry, attempt: int) -> None:
+    assert wait(attempt, retry, 0.5) <= wait(attempt + 1, retry, 0.5) <= retry.longest
+    assert wait(1, retry, 0.5) == min(retry.first, retry.longest)
+
+
+@given(RETRIES, ATTEMPTS, CHANCES)
+def test_jitter_spreads_around_the_plan(retry: Retry, attempt: int, chance: float) -> None:
+    plan = wait(attempt, retry, 0.5)
+    assert abs(wait(attempt, retry, chance) - plan) <= plan * retry.jitter + 1e-9 * plan
+
+
+@given(RETRIES, ATTEMPTS, CHANCES, st.floats(0, 1e10))
+def test_a_transient_error_is_tried_exactly_as_often_as_said(
+    retry: Retry, attempt: int, chance: float, now: float
+) -> None:
+    for error in (ValueError("x"), StoreUnavailable("x"), ConstraintViolated("x"), TimeoutError()):
+        found = outcome(error, attempt, retry, now, chance)
+        if attempt < retry.attempts:
+            assert isinstance(found, RetryAt)
+            assert found.due == now + wait(attempt, retry, chance)
+        else:
+            assert isinstance(found, Dead)
+            assert f"failed {attempt} of {retry.attempts} attempts" in found.reason
+
+
+@given(RETRIES, ATTEMPTS)
+def test_a_permanent_error_is_never_tried_again(retry: Retry, attempt: int) -> None:
+    for error in (InvalidEvent("$.a", "is bad"), UnknownVersion("x"), StoreCorrupt("x")):
+        found = outcome(error, attempt, retry, 0.0, 0.5)
+        assert isinstance(found, Dead)
+        assert found.reason.startswith("permanent: ")
+
+
+def test_only_the_exceptions_that_are_named_are_tried_again() -> None:
+    retry = Retry(attempts=3, on=(ConnectionError, TimeoutError))
+    assert isinstance(outcome(ConnectionResetError(), 1, retry, 0.0, 0.5), RetryAt)
+    assert isinstance(outcome(TimeoutError(), 1, retry, 0.0, 0.5), RetryAt)
+    dead = outcome(ValueError("no"), 1, retry, 0.0, 0.5)
+    assert dead == Dead("not retried: ValueError: no")
+
+
+def test_the_documented_schedule() -> None:
+    retry = Retry(attempts=9, first=0.5, factor=2.0, longest=10.0, jitter=0.1)
+    plan = [wait(attempt, retry, 0.5) for attempt in range(1, 8)]
+    assert plan == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert wait(1, retry, 0.0) == pytest.approx(0.45)
+
+
+@given(st.text())
+def test_a_reason_is_one_bounded_line(text: str) -> None:
+    for error in (ValueError(text), InvalidEvent(text, text)):
+        line = describe_error(error)
+        assert len(line.splitlines()) == 1
+        assert len(line) < 600
+        assert line.startswith(type(error).__name__)
+
+
+def test_a_traceback_keeps_its_end() -> None:
+    try:
+        raise ValueError("x" * 50_000 + "the cause")
+    except ValueError as error:
+        text = describe_traceback(error)
+    assert len(text) == MAX_TRACEBACK
+    assert text.endswith("the cause\n")
+
+
+def test_history_names_attempt_time_and_error() -> None:
+    entry = remember(2, ValueError("no"), 12.5)
+    assert entry == {"attempt": 2, "at": 12.5, "error": "ValueError: no"}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"attempts": 0}, {"first": -1}, {"factor": 0.5}, {"longest": -1}, {"jitter": 1.1},
+     {"jitter": -0.1}, {"first": float("nan")}],
+)  # fmt: skip
+def test_an_impossible_policy_is_refused(field: dict[str, float]) -> None:
+    with pytest.raises(DeclarationError, match=f"Retry: {next(iter(field))}: expected"):
+        Retry(**field)  # type: ignore[arg-type]
