@@ -50,9 +50,13 @@ def configure(style: str, level: str = "info") -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        logger_factory=_to_stderr,
     )
+
+
+def _to_stderr(*_: object) -> structlog.WriteLogger:
+    # Looked up for each logger, not once: whoever replaces the stream is heard.
+    return structlog.WriteLogger(sys.stderr)
 
 
 def log_signal(signal: signals.Signal) -> None:
