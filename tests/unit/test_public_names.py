@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 import oyez
 import oyez.errors
 import oyez.testing
-from oyez.testing import broker_suite, store_suite
 
 
 def test_oyez() -> None:
@@ -30,8 +30,8 @@ def test_oyez() -> None:
 
 def test_oyez_testing() -> None:
     assert oyez.testing.__all__ == ["NotSettled", "System", "VirtualAmbient", "running"]
-    assert broker_suite.BrokerSuite.make is not None
-    assert store_suite.StoreSuite.make is not None
+    for module, suite in (("broker_suite", "BrokerSuite"), ("store_suite", "StoreSuite")):
+        assert inspect.getdoc(getattr(import_module(f"oyez.testing.{module}"), suite))
 
 
 @pytest.mark.parametrize("module", [oyez, oyez.testing])

@@ -54,7 +54,10 @@ def wait(attempt: int, retry: Retry, chance: float) -> float:
 
 def describe_error(error: BaseException) -> str:
     """The error in one bounded line."""
-    text = " ".join(str(error).split())[:500]
+    try:
+        text = " ".join(str(error).split())[:500]
+    except Exception:  # noqa: BLE001 - an error that can't tell its text is still an error
+        text = "(its text can't be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
