@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
-from playwright.sync_api import Browser, Playwright
+from playwright.sync_api import Browser, Page, Playwright
+
+Opener = Callable[..., Page]
+"""Opens a window; takes the options of `Browser.new_context`."""
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (

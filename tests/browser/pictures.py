@@ -89,6 +89,8 @@ class Photographer:
 
     def _fill_basket(self) -> None:
         self._page.goto(f"{self._shop.url}/")
+        self._page.evaluate("localStorage.clear()")
+        self._page.reload()
         for sku in ("lantern", "bell", "lantern"):
             self._page.click(f"[data-sku={sku}]")
 

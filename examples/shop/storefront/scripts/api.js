@@ -39,20 +39,24 @@ function parsed(text) {
   }
 }
 
-// One session for all requests that find they have none at the same moment.
-let opening = null;
+// One session for all requests of this page. A session that the browser has already is only made
+// longer, so it is asked for first, instead of after an answer of 401.
+let session = null;
 
 function openSession() {
-  opening ??= send("/session", { method: "POST" }).finally(() => {
-    opening = null;
+  session ??= send("/session", { method: "POST" }).catch((error) => {
+    session = null;
+    throw error;
   });
-  return opening;
+  return session;
 }
 
-/** The parsed JSON answer. Opens a session and repeats the request when the answer is 401. */
-export async function request(path, options = {}) {
+/** The parsed JSON answer. With `own`, as a customer; a session that is no longer good is renewed. */
+export async function request(path, { own = false, ...options } = {}) {
+  if (own) await openSession();
   let { answer, text } = await send(path, options);
-  if (answer.status === 401) {
+  if (own && answer.status === 401) {
+    session = null;
     await openSession();
     ({ answer, text } = await send(path, options));
   }
@@ -70,11 +74,12 @@ export async function request(path, options = {}) {
 
 export const getCatalogue = () => request("/catalogue");
 
-export const getOrder = (id) => request(`/orders/${encodeURIComponent(id)}`);
+export const getOrder = (id) => request(`/orders/${encodeURIComponent(id)}`, { own: true });
 
 /** Place an order; the same key never orders twice. */
 export const placeOrder = (order, key) =>
   request("/orders", {
+    own: true,
     method: "POST",
     headers: { "Content-Type": "application/json", "Idempotency-Key": key },
     body: JSON.stringify(order),

@@ -7,12 +7,14 @@ const SLOWEST_POLL_MS = 15000;
 const SILENCE_MS = 15000; // after so much silence a stream is checked by one request
 const STREAM_AGAIN_MS = 20000; // while polling, the stream is tried again so often
 const STREAM_FAILURES = 3;
-const REFUND_POLLS = 10; // a refund may follow the end of the stream
+const LATE_POLLS = 10; // something may follow the end of the stream
 
 const isFinal = (order) => order.status === "shipped" || order.status === "cancelled";
 
-function awaitsRefund(order) {
+/** A refund follows the cancellation; a parcel may leave before the order hears "confirmed". */
+function awaitsMore(order) {
   const happened = new Set(order.history?.map(({ stage }) => stage));
+  if (order.status === "shipped") return !happened.has("confirmed");
   return order.status === "cancelled" && happened.has("paid") && !happened.has("refunded");
 }
 
@@ -28,7 +30,7 @@ export function follow(id, onOrder, onConnection) {
   let pollTimer = 0;
   let streamTimer = 0;
   let silenceTimer = 0;
-  let refundPolls = REFUND_POLLS;
+  let latePolls = LATE_POLLS;
   let finished = false;
 
   function take(order) {
@@ -38,8 +40,8 @@ export function follow(id, onOrder, onConnection) {
     onOrder(order);
     if (!isFinal(order)) return;
     close(); // the server has closed the stream too
-    if (awaitsRefund(order) && refundPolls > 0) {
-      refundPolls -= 1;
+    if (awaitsMore(order) && latePolls > 0) {
+      latePolls -= 1;
       onConnection("polling");
       pollTimer = setTimeout(poll, POLL_MS);
     } else {
@@ -140,6 +142,6 @@ export function follow(id, onOrder, onConnection) {
   return ask().then(() => {
     if (finished) return;
     watchTheBrowser();
-    if (refundPolls === REFUND_POLLS) open();
+    if (latePolls === LATE_POLLS) open();
   });
 }

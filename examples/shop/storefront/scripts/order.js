@@ -18,10 +18,10 @@ const UNDER_WAY = {
 };
 const HAPPENED = {
   placed: "Order placed",
-  paid: "Payment captured",
+  paid: "Payment taken",
   reserved: "Stock reserved",
   confirmed: "Order confirmed",
-  shipped: "Parcel handed to the carrier",
+  shipped: "Parcel sent",
   cancelled: "Order cancelled",
   refunded: "Payment refunded",
 };
@@ -138,14 +138,20 @@ function lineRow(line) {
 }
 
 function timelineRow({ stage, at }, index, history) {
-  const gap = index && (new Date(at) - new Date(history[index - 1].at)) / 1000;
   return element(
     "li",
     { "data-happened": stage },
     element("span", {}, HAPPENED[stage] ?? stage),
     element("time", { dateTime: at }, clock(at)),
-    element("span", { className: "gap" }, gap > 0 ? `+${gap.toFixed(gap < 10 ? 1 : 0)} s` : ""),
+    element("span", { className: "gap" }, index ? elapsed(history[index - 1].at, at) : ""),
   );
+}
+
+function elapsed(from, to) {
+  const ms = new Date(to) - new Date(from);
+  if (!(ms >= 0)) return "";
+  if (ms < 1000) return `+${ms} ms`;
+  return `+${(ms / 1000).toFixed(ms < 10000 ? 1 : 0)} s`;
 }
 
 const clockFormat = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
@@ -167,7 +173,7 @@ let again = 0;
 
 async function start() {
   clearTimeout(again);
-  byId("retry").hidden = true;
+  showWayOn(null);
   if (!id) {
     unknown();
     return;
@@ -179,7 +185,7 @@ async function start() {
       byId("headline").textContent = "The shop can’t be reached now.";
       byId("reason").textContent = `${error.message} Your order is safe.`;
       byId("reason").hidden = false;
-      byId("retry").hidden = false;
+      showWayOn("retry");
       showConnection("lost");
       announce("The shop can’t be reached now.");
       again = setTimeout(start, AGAIN_MS);
@@ -189,6 +195,12 @@ async function start() {
   }
 }
 
+/** What the reader can do when there is no order to show: the id of a button or link, or null. */
+function showWayOn(shown) {
+  byId("ways-on").hidden = !shown;
+  for (const id of ["retry", "to-goods"]) byId(id).hidden = id !== shown;
+}
+
 function unknown() {
   byId("order").setAttribute("aria-busy", "false");
   byId("headline").textContent = "We don’t know this order.";
@@ -196,6 +208,7 @@ function unknown() {
     "It may belong to another browser: an order is shown only where it was placed.";
   byId("reason").hidden = false;
   byId("connection").hidden = true;
+  showWayOn("to-goods");
   announce("We don’t know this order.");
 }
 
