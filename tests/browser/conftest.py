@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "system")]
-
 import chromium
+import pytest
 from chromium import Opener
+from playwright.sync_api import Browser, Page, sync_playwright
 from shop import Shop, running_shop
 
 WIDE = {"width": 1280, "height": 900}
