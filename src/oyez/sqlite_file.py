@@ -12,11 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import os
-import socket
-import stat
-import tempfile
 import threading
 import time
 from collections import deque
@@ -28,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import apsw
 
+from oyez.doorbell import Doorbell
 from oyez.errors import (
     ConstraintViolated,
     OyezError,
@@ -49,8 +46,6 @@ QUICK_CHECK = 64 * 1024 * 1024
 OLDEST_SQLITE = 3_051_003
 """Earlier versions can corrupt a WAL database when several connections write and checkpoint."""
 
-_TICK = 1_000_000_000
-"""Nanoseconds; longer than the coarsest clock that a kernel stamps files with."""
 _NETWORK = frozenset(
     (
         "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs lustre gpfs ncpfs ocfs2 gfs2 "
@@ -563,146 +558,6 @@ class Turn:
     def _fail_if_aborted(self, error: BaseException) -> None:
         self._file._fail_if_aborted(error)
         self._opened = self._opened and _need(self._file._write_connection).in_transaction
-
-
-class Doorbell:
-    """Wakes the other processes that watch a file, by a datagram to each.
-
-    Their sockets lie in one folder per file, below the machine's temporary folder, that only this
-    user may enter. Whoever can't be reached that way still polls, slowly.
-    """
-
-    def __init__(self, path: Path) -> None:
-        digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
-        self._folder = Path(tempfile.gettempdir()) / f"oyez-{os.getuid()}-{digest}"
-        self._socket: socket.socket | None = None
-        self._name = f"{os.getpid()}-{os.urandom(4).hex()}"
-        self._others: list[str] = []
-        self._seen = -1
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def listen(self, callback: Callable[[], None]) -> None:
-        """Call back on the running loop for each ring (several may become one call).
-
-        Raises StoreRefused when someone else owns the folder.
-        """
-        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        bell.setblocking(False)
-        try:
-            try:
-                self._bind(bell)
-            except FileNotFoundError:  # whoever left last removed the folder just now
-                self._bind(bell)
-        except OSError:  # no temporary folder, or its path is too long for a socket: poll instead
-            bell.close()
-            return
-        except StoreRefused:
-            bell.close()
-            raise
-        self._socket = bell
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(bell.fileno(), self._drain, callback)
-
-    def ring(self) -> None:
-        """Wake the others. Never blocks; from any thread."""
-        if self._socket is None:
-            return
-        try:
-            changed = self._folder.stat().st_mtime_ns
-            if changed != self._seen:
-                self._others = [name for name in os.listdir(self._folder) if name != self._name]
-                # Two changes within one tick of the kernel's clock bear one time: look once more.
-                self._seen = changed if time.time_ns() - changed > _TICK else -1
-        except OSError:
-            return  # someone cleaned the temporary folder: whoever watches still polls
-        for name in self._others:
-            address = f"{self._folder}/{name}"
-            try:
-                self._socket.sendto(b"!", address)
-            except (BlockingIOError, InterruptedError):
-                continue  # its queue is full of rings: it will wake
-            except ConnectionRefusedError:
-                with contextlib.suppress(OSError):
-                    os.unlink(address)  # left by a process that died
-            except OSError:
-                continue
-
-    def close(self) -> None:
-        """Stop listening."""
-        if self._socket is None or self._loop is None:
-            return
-        self._loop.remove_reader(self._socket.fileno())
-        with contextlib.suppress(OSError):
-            os.unlink(self._folder / self._name)
-            self._folder.rmdir()  # if no one else listens
-        self._socket.close()
-        self._socket = None
-
-    def _bind(self, bell: socket.socket) -> None:
-        with contextlib.suppress(FileExistsError):
-            self._folder.mkdir(mode=0o700)
-        found = self._folder.lstat()
-        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if not mine or found.st_mode & 0o077:
-            raise StoreRefused(f"{self._folder} belongs to someone else: remove it")
-        bell.bind(str(self._folder / self._name))
-
-    def _drain(self, callback: Callable[[], None]) -> None:
-        if self._socket is None:
-            return
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._socket.recv(16)
-        callback()
-
-
-class Presence:
-    """Tells other processes on this machine at once when this one dies.
-
-    It holds a lock on a small file of its own beside the database, which the kernel drops with the
-    process. A process that is paused keeps its lock: for that case there are leases.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held: int | None = None
-        self._mine: Path | None = None
-
-    def show(self, owner: str) -> None:
-        """Be seen as alive under this name."""
-        self._mine = self._file_of(owner)
-        self._held = os.open(self._mine, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
-
-    def hide(self) -> None:
-        """Be seen no more. Safe when never shown and when called twice."""
-        if self._held is not None and self._mine is not None:
-            self._mine.unlink(missing_ok=True)
-            os.close(self._held)
-            self._held = None
-
-    def has_died(self, owner: str) -> bool:
-        """Whether a process that showed itself under this name has died; tells it once."""
-        file = self._file_of(owner)
-        if file == self._mine:
-            return False
-        try:
-            found = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False  # it left in order, or was found dead before
-        try:
-            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        else:
-            file.unlink(missing_ok=True)
-            return True
-        finally:
-            os.close(found)
-
-    def _file_of(self, owner: str) -> Path:
-        digest = hashlib.sha256(owner.encode()).hexdigest()[:16]
-        return self._path.with_name(f"{self._path.name}.owner-{digest}")
 
 
 def refuse_network_file_system(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:

@@ -48,7 +48,7 @@ class TestEmbeddedWithoutDoorbell(BrokerSuite):
 
     @pytest.fixture(autouse=True)
     def _deaf(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("oyez.sqlite_file.Doorbell.ring", lambda bell: None)
+        monkeypatch.setattr("oyez.doorbell.Doorbell.ring", lambda bell: None)
 
     def make(self, tmp_path: Path) -> Factory:
         options = EmbeddedOptions(poll=0.01)

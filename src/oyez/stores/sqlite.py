@@ -30,7 +30,8 @@ from oyez.ports import (
     Row,
     Writes,
 )
-from oyez.sqlite_file import Presence, SqliteFile, Turn, bind
+from oyez.presence import Presence
+from oyez.sqlite_file import SqliteFile, Turn, bind
 
 SCHEMA = """
 create table oyez_inbox (
