@@ -51,6 +51,11 @@ _RECONNECT_SECONDS = 1.0
 _FIRST_PAUSE = 0.025
 
 
+# The client's socket layer raises AttributeError (a peer name asked of no socket) for a connection
+# that is reset between being made and first being used, as when the service is killed just then.
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, AttributeError)
+
+
 class Forwarder:
     """Sends requests to services over one bounded pool of connections.
 
@@ -150,7 +155,7 @@ class Forwarder:
         while True:
             try:
                 response = await self._pool.handle_async_request(request)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+            except _NOT_CONNECTED:
                 left = give_up - self._ambient.monotonic()
                 if left <= 0:
                     raise _unavailable("the service can't be reached") from None
