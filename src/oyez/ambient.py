@@ -45,6 +45,15 @@ class Ambient(Protocol):
         ...
 
 
+def backoff(failures: int, chance: float, *, most: float = 5.0) -> float:
+    """Seconds to wait after so many failures in a row: 0.1, doubling up to ``most``.
+
+    ``chance`` in [0, 1) takes away up to half, so that many who failed at once do not come back at
+    once ("equal jitter", AWS Architecture Blog, "Exponential Backoff And Jitter").
+    """
+    return min(most, 0.1 * 2.0 ** min(failures - 1, 10)) * (0.5 + 0.5 * chance)
+
+
 class Uuid7:
     """Makes UUIDv7 strings (RFC 9562, section 5.7), strictly increasing by method 1 of 6.2.
 

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, get_a
 
 import msgspec
 
+from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
 FILE = "oyez.toml"
@@ -56,21 +57,6 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Key = tuple[str | int, ...]
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-def redact(url: str) -> str:
-    """The text with every password, token or key of a URL in it replaced by ``***``.
-
-    Errs on the side of hiding too much: the text need not be a well-formed URL.
-    """
-    start = re.match(r"(?:[^:/@\s]*:)?//|[A-Za-z][A-Za-z0-9+.-]*:", url)
-    head = start.group() if start else ""
-    credentials, at, rest = url[len(head) :].rpartition("@")
-    if at:
-        user, colon, _ = credentials.partition(":")
-        url = f"{head}{user}:***@{rest}" if colon else f"{head}***@{rest}"
-    secret = r"([?&;\s][^=&;\s]*(?:pass|pwd|secret|token|key|sig)[^=&;\s]*=)[^&;#\s]*"  # noqa: S105
-    return re.sub(secret, r"\1***", url, flags=re.IGNORECASE)
 
 
 class Listen(msgspec.Struct, frozen=True):

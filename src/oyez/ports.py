@@ -41,11 +41,15 @@ class Batch(msgspec.Struct, frozen=True):
     """Records of one partition, in order, at least one.
 
     ``missed`` counts the records between the position asked for and the first one here that
-    retention has deleted already.
+    retention has deleted already (1 where the broker can't tell how many).
+
+    ``restarted``: the stream was deleted and made anew, so that the position asked for means
+    nothing any more; this batch is the first of the new one, and positions may have gone back.
     """
 
     records: list[Record]
     missed: int = 0
+    restarted: bool = False
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,19 +61,35 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Records can be read again from any position."""
     processes: bool
     """Several processes can use the broker at once."""
+    max_bytes: int = 0
+    """The largest record, headers and data together, that it takes; 0 stands for no limit."""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What `inspect` found: a way in which events get lost, doubled or stuck, and its remedy."""
+
+    grave: bool
+    """Acknowledged events can be lost or doubled; otherwise it is slow, or hard to run."""
+    what: str
+    remedy: str
 
 
 class Broker(Protocol):
     """Ordered, partitioned streams that several processes append to and read.
 
     A record with a key goes to ``partition_of(key, P)``. Every call ends within the adapter's
-    deadline or raises BrokerUnavailable.
+    deadline or raises BrokerUnavailable; what was out of reach is connected to again by itself.
     """
 
     capabilities: Capabilities
+    """Final once `open` has returned: some of it is asked of the server."""
 
     async def open(self) -> None:
-        """Connect. Raises BrokerError when that is impossible as configured."""
+        """Connect. Raises BrokerRefused when that is impossible as configured.
+
+        Raises BrokerUnavailable when the broker is out of reach; it is open all the same, and later
+        calls connect.
+        """
         ...
 
     async def close(self) -> None:
@@ -86,8 +106,17 @@ class Broker(Protocol):
     def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """What stands behind ``after`` and what arrives, for ever, 1 to 256 records at a time.
 
-        Never waits to fill a batch; reads no further than the caller takes. Reading a stream that
-        does not exist yet waits for it.
+        Never waits to fill a batch; holds no more than a bounded number of bytes that the caller
+        has not taken. Reading a stream that does not exist yet, or a broker that is out of reach,
+        waits for it. Raises BrokerError when reading can't go on from here; a new call may.
+        """
+        ...
+
+    def handled(self, stream: str, partition: int, position: Position) -> None:
+        """Everything up to ``position`` is handled and committed by the consumer group.
+
+        Never waits. A queue deletes its messages by it; a log shows it to the broker's own tools,
+        a little later. It never decides where reading goes on.
         """
         ...
 
@@ -103,7 +132,29 @@ class Broker(Protocol):
         ...
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """The position of each partition's last record (BEGINNING when it never had one)."""
+        """The position of each partition's last record (BEGINNING when it never had one).
+
+        Empty for a stream that does not exist.
+        """
+        ...
+
+    async def starts(self, stream: str) -> Sequence[Position]:
+        """Of each partition, the position behind which everything is still kept.
+
+        Where retention has deleted nothing that is BEGINNING; where it has deleted all, the end.
+        """
+        ...
+
+    async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
+        """How many records stand behind each partition's given position.
+
+        Exact at 0; beyond it an estimate where the broker does not count. A partition that does not
+        exist is left out.
+        """
+        ...
+
+    async def inspect(self) -> Sequence[Finding]:
+        """What is wrong with how the broker is set up, with the remedy; empty when all is well."""
         ...
 
     def on_streams(self, callback: Callable[[], None]) -> None:
@@ -238,6 +289,7 @@ class Store(Protocol):
     """A service's private database with Oyez's tables in it, shared by the service's replicas."""
 
     capabilities: Capabilities
+    """Final once `open` has returned: some of it is asked of the server."""
 
     async def open(self) -> None:
         """Connect, and create or migrate Oyez's own tables. Raises StoreError."""
@@ -292,6 +344,10 @@ class Store(Protocol):
 
     async def leave(self, owner: str) -> None:
         """Give up the owner's lease and all its claims."""
+        ...
+
+    async def inspect(self) -> Sequence[Finding]:
+        """What is wrong with how the store is set up, with the remedy; empty when all is well."""
         ...
 
     def on_commit(self, callback: Callable[[], None]) -> None:

@@ -33,6 +33,7 @@ from oyez.errors import (
     StoreUnavailable,
     TransactionExpired,
 )
+from oyez.ports import Finding
 
 T = TypeVar("T")
 Job = Callable[[apsw.Connection], T]
@@ -136,6 +137,19 @@ class SqliteFile:
     async def read(self, job: Job[T]) -> T:
         """Run the job on the reading connection, on one snapshot of what is committed."""
         return await _need(self._reader).run(partial(self._read_now, job))
+
+    async def inspect(self) -> list[Finding]:
+        """Read the whole file and tell what is damaged."""
+        verdict = await self.read(lambda c: c.execute("pragma quick_check(1)").get)
+        if verdict == "ok":
+            return []
+        return [
+            Finding(
+                grave=True,
+                what=f"{self.path}: {verdict}",
+                remedy="stop the system, copy the file and its -wal aside, and restore a backup",
+            )
+        ]
 
     def turn(self) -> Turn:
         """An interactive write transaction; see `Turn`."""

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oyez.config import Config, Listen, load, read_file, redact
+from oyez.config import Config, Listen, load, read_file
+from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
 SHOP = """\

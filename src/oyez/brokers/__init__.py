@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import NamedTuple, cast
 
 from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Broker
 
 
+class _Server(NamedTuple):
+    """Where the adapter for a kind of server is; it is imported when it is chosen."""
+
+    module: str
+    prefix: str
+    """``PREFIXBroker`` and ``PREFIXOptions`` are its classes."""
+    port: int
+    extra: str
+    """``oyez[EXTRA]`` installs its driver."""
+
+
+_SERVERS = {
+    "kafka": _Server("kafka", "Kafka", 9092, "kafka"),
+    "nats": _Server("nats", "Nats", 4222, "nats"),
+    "amqp": _Server("rabbitmq", "RabbitMq", 5672, "rabbitmq"),
+    "amqps": _Server("rabbitmq", "RabbitMq", 5671, "rabbitmq"),
+    "redis": _Server("redis", "Redis", 6379, "redis"),
+    "rediss": _Server("redis", "Redis", 6379, "redis"),
+    "sns+sqs": _Server("sns_sqs", "SnsSqs", 443, "sns_sqs"),
+    "postgresql": _Server("postgres", "Postgres", 5432, "postgresql"),
+}
+
+
 def connect(
-    url: str, ambient: Ambient, *, root: Path, partitions: int = 8, retention: float = 7 * 86_400.0
+    url: str,
+    ambient: Ambient,
+    *,
+    root: Path,
+    group: str = "",
+    partitions: int = 8,
+    retention: float = 7 * 86_400.0,
 ) -> Broker:
     """The broker that a URL names; nothing is opened yet.
 
-    ``root`` is what a relative file is relative to, ``partitions`` what new streams get,
-    ``retention`` is in seconds. Raises ConfigurationError for a scheme that has no adapter.
+    ``root`` is what a relative file is relative to, ``group`` the consumer group (SYSTEM.SERVICE)
+    that reads; empty for whoever only looks. ``partitions`` is what new streams get, ``retention``
+    is in seconds. Raises ConfigurationError for a scheme that has no adapter, an unknown option or
+    an adapter whose driver is not installed.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "embedded":
@@ -27,7 +61,19 @@ def connect(
         from oyez.brokers.memory import MemoryBroker
 
         return MemoryBroker(ambient, partitions=partitions)
-    raise ConfigurationError(
-        f"system.broker: expected embedded:FILE or memory:, found {scheme!r}, which this version "
-        "has no adapter for"
-    )
+    server = _SERVERS.get(scheme)
+    if server is None:
+        known = ", ".join(("embedded", "memory", *_SERVERS))
+        raise ConfigurationError(f"system.broker: expected one of {known}, found {scheme!r}")
+    endpoint = Endpoint(url, port=server.port)
+    try:
+        module = importlib.import_module(f"oyez.brokers.{server.module}")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"system.broker: {scheme} needs the package {error.name}: "
+            f"pip install 'oyez[{server.extra}]'"
+        ) from error
+    kind = getattr(module, f"{server.prefix}Options")
+    settings = endpoint.options(kind, partitions=partitions, retention=retention)
+    make = getattr(module, f"{server.prefix}Broker")
+    return cast(Broker, make(endpoint, ambient, settings, group))

@@ -30,7 +30,7 @@ from oyez.errors import (
     StoreUnavailable,
 )
 from oyez.partitioning import partition_of, partition_without_key
-from oyez.ports import BEGINNING, Batch, Capabilities, Position, Record
+from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 from oyez.sqlite_file import SqliteFile
 
 SCHEMA = """
@@ -169,6 +169,27 @@ class EmbeddedBroker:
         return await self._call(
             self._file.read(lambda c: [last for (last,) in c.execute(sql, (stream,))])
         )
+
+    async def starts(self, stream: str) -> Sequence[Position]:
+        """See `Broker.starts`."""
+        sql = """select coalesce(
+            (select min(position) - 1 from record where partition = partition.id), last)
+          from partition where stream = ? order by partition"""
+        return await self._call(
+            self._file.read(lambda c: [start for (start,) in c.execute(sql, (stream,))])
+        )
+
+    async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
+        """See `Broker.lag`."""
+        ends = await self.ends(stream)
+        return {p: max(0, ends[p] - at) for p, at in positions.items() if p < len(ends)}
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See `Broker.inspect`."""
+        return await self._call(self._file.inspect())
+
+    def handled(self, stream: str, partition: int, position: Position) -> None:
+        """See `Broker.handled`."""
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""

@@ -10,7 +10,7 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.errors import BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of, partition_without_key
-from oyez.ports import BEGINNING, Batch, Capabilities, Position, Record
+from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 
 BATCH = 256
 """Records in one batch, at most."""
@@ -95,6 +95,29 @@ class MemoryBroker:
         """See `Broker.ends`."""
         self._check()
         return [len(log) if log else BEGINNING for log in self.logs.get(stream, [])]
+
+    async def starts(self, stream: str) -> Sequence[Position]:
+        """See `Broker.starts`."""
+        self._check()
+        return [BEGINNING for _ in self.logs.get(stream, [])]
+
+    async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
+        """See `Broker.lag`."""
+        ends = await self.ends(stream)
+        return {p: max(0, ends[p] - at) for p, at in positions.items() if p < len(ends)}
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See `Broker.inspect`."""
+        return [
+            Finding(
+                grave=True,
+                what="events live in the memory of one process and end with it",
+                remedy='set system.broker to "embedded:.oyez/events.db" or to a server',
+            )
+        ]
+
+    def handled(self, stream: str, partition: int, position: Position) -> None:
+        """See `Broker.handled`."""
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""

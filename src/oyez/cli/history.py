@@ -42,6 +42,9 @@ async def read(
     It ends early, and adds the place to ``short``, where retention has deleted the last records: a
     broker says nothing of those.
     """
+    stream, partition = place
+    starts = await broker.starts(stream)
+    after = max(after, starts[partition]) if partition < len(starts) else end
     if after >= end:
         return
     reader = cast(AsyncGenerator[Batch, None], broker.read(*place, after))

@@ -184,7 +184,10 @@ async def measure(
     async def one(place: history.Place) -> PartitionLag:
         row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
         end = None if ends is None else ends.get(place)
-        lag = None if end is None else max(0, end - row["position"])
+        lag = None
+        if broker is not None and end is not None:
+            behind = await broker.lag(place[0], {place[1]: row["position"]})
+            lag = behind.get(place[1])
         oldest, known = await _oldest(service, broker, place, row["position"], end)
         return PartitionLag(
             stream=place[0],

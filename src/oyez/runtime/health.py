@@ -11,6 +11,7 @@ import asyncio
 from typing import Any
 
 from oyez.errors import BrokerError, StoreError
+from oyez.ports import Position
 from oyez.runtime.claims import Claims, Place
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.workbench import Workbench
@@ -58,7 +59,7 @@ class Health:
         return sorted(self._stalled)
 
     def lag(self) -> dict[Place, int | None]:
-        """Positions behind the end, per owned partition; None where the broker did not say."""
+        """Records behind the end, per owned partition; None where the broker did not say."""
         return {place: self._lag.get(place) for place in sorted(self._claims.lanes)}
 
     def readiness(self) -> list[str]:
@@ -124,9 +125,12 @@ class Health:
         lanes = self._claims.lanes
         try:
             await self._bench.broker.streams()
-            ends = {
-                stream: await self._bench.broker.ends(stream)
-                for stream in sorted({stream for stream, _ in lanes})
+            positions: dict[str, dict[int, Position]] = {}
+            for (stream, partition), lane in lanes.items():
+                positions.setdefault(stream, {})[partition] = lane.position
+            behind = {
+                stream: await self._bench.broker.lag(stream, asked)
+                for stream, asked in sorted(positions.items())
             }
             self._broker_error = ""
         except BrokerError as error:
@@ -140,9 +144,9 @@ class Health:
             self._measured(place, None)
         for (stream, partition), lane in list(lanes.items()):
             place = (stream, partition)
-            if partition >= len(ends[stream]):
+            lag = behind.get(stream, {}).get(partition)
+            if lag is None:
                 continue
-            lag = max(0, ends[stream][partition] - lane.position)
             self._measured(place, lag)
             if lag == 0:
                 self._moves(place)

@@ -19,6 +19,7 @@ import msgspec
 from oyez.contract import decode
 from oyez.envelope import Envelope, open_record
 from oyez.errors import (
+    BrokerRefused,
     ConstraintViolated,
     Fenced,
     InvalidEvent,
@@ -27,7 +28,7 @@ from oyez.errors import (
 )
 from oyez.event import EventType
 from oyez.handler import Context, Handler
-from oyez.ports import Batch, Changes, Claim, DeadLetter, Parked, Position, Record
+from oyez.ports import BEGINNING, Batch, Changes, Claim, DeadLetter, Parked, Position, Record
 from oyez.runtime.execution import perform, perform_blocking
 from oyez.runtime.retry import (
     Dead,
@@ -205,6 +206,8 @@ class Lane:
         bench = self._bench
         start = bench.ambient.monotonic()
         last = batch.records[-1].position
+        if batch.restarted:
+            self._begin_anew()
         if batch.missed:
             self._emit(
                 EventsMissed(
@@ -238,6 +241,18 @@ class Lane:
                     seconds=self.moved - start,
                 )
             )
+
+    def _begin_anew(self) -> None:
+        """Forget the position in a stream that is no more; the inbox knows what was handled."""
+        claim = self.claim
+        self._bench.trouble(
+            f"{claim.stream}[{claim.partition}]",
+            BrokerRefused(
+                "the stream was deleted and made anew: what stood behind position "
+                f"{self.position} is lost; the new one is read from its beginning"
+            ),
+        )
+        self.position = self._saved = BEGINNING
 
     async def _open(self, records: Sequence[Record]) -> list[Item]:
         """What concerns this service, less what its handlers have handled before."""
@@ -540,6 +555,7 @@ class Lane:
     def _has_saved(self, position: Position) -> None:
         self.position = max(self.position, position)
         self._saved = position
+        self._bench.broker.handled(self.claim.stream, self.claim.partition, position)
         self._saved_at = self._bench.ambient.monotonic()
 
     def _context(self, handler: Handler, envelope: Envelope) -> Context:

@@ -107,7 +107,7 @@ class ServiceProcess:
         try:
             await bench.store.open()
             await bench.store.migrate(read_migrations(self.service, self.settings.root))
-            await bench.broker.open()
+            await self._open_broker()
             await self._make_resources()
             await bench.store.keep(self.owner, self.settings.lease, admin)
             bench.store.on_commit(self._committed)
@@ -178,6 +178,14 @@ class ServiceProcess:
         finally:
             await begun.rollback()
         return bool(deleted)
+
+    async def _open_broker(self) -> None:
+        try:
+            await self.bench.broker.open()
+        except BrokerError as error:
+            if not error.transient:
+                raise
+            self.bench.trouble("broker", error)  # requests are answered and buffered meanwhile
 
     async def _create_stream(self) -> None:
         try:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
-from oyez.ambient import Ambient
+from oyez.ambient import Ambient, backoff
 from oyez.errors import OyezError
 from oyez.handler import Call, Handler
 from oyez.ports import Broker, Changes, Claim, Store
@@ -84,9 +84,8 @@ class Workbench:
         )
 
     async def backoff(self, failures: int) -> None:
-        """Wait before the next try: 0.1 s, doubling up to 5 s, spread by half at random."""
-        longest = min(5.0, 0.1 * 2 ** min(failures, 10))
-        await self.ambient.sleep(longest * (0.5 + 0.5 * self.ambient.chance()))
+        """Wait before the next try, longer after each failure; see `oyez.ambient.backoff`."""
+        await self.ambient.sleep(backoff(failures, self.ambient.chance()))
 
 
 class Bell:

@@ -24,6 +24,7 @@ from oyez.ports import (
     Changes,
     Claim,
     DeadLetter,
+    Finding,
     Parameters,
     Parked,
     Position,
@@ -234,6 +235,10 @@ class SqliteStore:
 
         await self._file.write(release, ring=True)
         self._presence.hide()
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See `Store.inspect`."""
+        return await self._file.inspect()
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See `Store.on_commit`."""

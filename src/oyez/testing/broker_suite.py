@@ -1,4 +1,7 @@
-"""Holds a broker to `oyez.ports.Broker` and to guarantees G1, G3, G5 and G8.
+"""Holds a broker to `oyez.ports.Broker` and to guarantees G1, G3, G5, G6 and G8.
+
+`BrokerSuite` is for any broker, `ServerBrokerSuite` for one behind a socket: it also cuts, delays
+and stalls the connection and kills the server.
 
 ::
 
@@ -15,20 +18,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 from uuid import uuid4
 
 import pytest
 
-from oyez.errors import BrokerRefused
+from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 from oyez.testing.crash import run_and_kill
+from oyez.testing.proxy import Proxy
 
 DEADLINE = 20.0
 """Seconds that a test waits, at most, for what must come."""
+RESUMES = 30.0
+"""Seconds after the return of server or connection within which reading must go on."""
 PARTITIONS = 4
 
 Factory = Callable[[], Broker]
@@ -351,6 +359,44 @@ class BrokerSuite:
             expected[partition] = found[-1].position
             assert list(await broker.ends(stream)) == expected
 
+    async def test_starts_stand_before_everything_that_is_kept(self, tmp_path: Path) -> None:
+        """Nothing was deleted yet, so that is the beginning of each partition."""
+        async with self._open(tmp_path) as (broker,):
+            self._needs_history(broker)
+            assert list(await broker.starts(_name())) == []
+            stream = await _stream(broker)
+            await broker.publish([_record(stream, f"k{n}", n) for n in range(30)])
+            for partition, start in enumerate(await broker.starts(stream)):
+                found = await _take(broker, stream, partition, 1)
+                again = await _take(broker, stream, partition, 1, after=start)
+                assert found[0] == again[0]
+                assert start < found[0].position
+
+    async def test_lag_is_what_stands_behind_a_position(self, tmp_path: Path) -> None:
+        """Zero at the end and only there; a partition that does not exist is left out."""
+        async with self._open(tmp_path) as (broker,):
+            self._needs_history(broker)
+            stream = await _stream(broker, 2)
+            assert await broker.lag(stream, {0: BEGINNING, 1: BEGINNING, 7: 3}) == {0: 0, 1: 0}
+            key = next(k for k in map(str, range(99)) if partition_of(k, 2) == 1)
+            await broker.publish([_record(stream, key, n) for n in range(30)])
+            found = await _take(broker, stream, 1, 30)
+            lag = await broker.lag(stream, {0: BEGINNING, 1: found[0].position})
+            assert lag[0] == 0
+            assert lag[1] > 0
+            assert await broker.lag(stream, {1: found[-1].position}) == {1: 0}
+            for record in found:
+                broker.handled(stream, 1, record.position)  # is for display, and moves nothing
+            assert await _take(broker, stream, 1, 30) == found
+
+    async def test_what_is_wrong_with_the_setup_comes_with_its_remedy(self, tmp_path: Path) -> None:
+        """Grave findings only where acknowledged records would not survive a crash."""
+        async with self._open(tmp_path) as (broker,):
+            found = await broker.inspect()
+            assert all(finding.what and finding.remedy for finding in found)
+            volatile = broker.capabilities.durability == "volatile"
+            assert any(finding.grave for finding in found) == volatile, found
+
     async def test_reading_behind_the_end_gives_only_what_comes(self, tmp_path: Path) -> None:
         """``ends`` is how a reader starts from now."""
         async with self._open(tmp_path) as (broker,):
@@ -472,6 +518,205 @@ class BrokerSuite:
             pytest.skip("capabilities.durability is declared volatile")
 
 
+class Server(Protocol):
+    """A server that a test may kill. Both calls block."""
+
+    def kill(self) -> None:
+        """``kill -9`` it."""
+        ...
+
+    def start(self) -> None:
+        """Bring it back, at the same address and with the same data; return when it answers."""
+        ...
+
+
+class ServerBrokerSuite(BrokerSuite):
+    """Besides, for a broker behind a socket: connections and servers that fail (G1, G5, G6)."""
+
+    def server(self, tmp_path: Path) -> Server:
+        """The server behind `make`."""
+        raise NotImplementedError
+
+    def proxy(self, tmp_path: Path) -> Proxy:
+        """Between client and server; not started yet."""
+        raise NotImplementedError
+
+    def make_through(self, tmp_path: Path, address: tuple[str, int]) -> Factory:
+        """As `make`, but connecting to the proxy's address."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("fault", ["cut", "stall"])
+    async def test_a_waiting_reader_resumes_after_the_connection(
+        self, tmp_path: Path, fault: str
+    ) -> None:
+        """Refused, or alive to look at and dead: what was published meanwhile arrives (G5)."""
+        async with self._faulty(tmp_path) as (proxy, broker, direct):
+            stream = await _stream(direct, 2)
+            async with _listening(broker, stream, 2) as found:
+                for turn in range(2):
+                    await direct.publish(
+                        [_record(stream, f"k{n}", n + turn * 20) for n in range(9)]
+                    )
+                    await _until(partial(_arrived, found, turn * 20))
+                    getattr(proxy, fault)()
+                    await direct.publish(
+                        [_record(stream, f"k{n}", n + turn * 20) for n in range(10, 20)]
+                    )
+                    await _turns(50)
+                    proxy.restore()
+                    await _until(partial(_arrived, found, turn * 20 + 19))
+            await _until(lambda: len(found) >= 38)
+            for partition in range(2):
+                places = [record.position for record in found if record.partition == partition]
+                assert places == sorted(places)
+                assert len(set(_numbers(found))) == 38
+                if direct.capabilities.history:
+                    assert len(found) == 38
+
+    @pytest.mark.parametrize("fault", ["cut", "stall"])
+    async def test_publishing_has_a_deadline_and_recovers(self, tmp_path: Path, fault: str) -> None:
+        """BrokerUnavailable while it lasts, never a hang; then the same connection works again."""
+        async with self._faulty(tmp_path) as (proxy, broker, direct):
+            stream = await _stream(direct, 1)
+            async with _listening(direct, stream, 1) as found:
+                await broker.publish([_record(stream, "one", 1)])
+                getattr(proxy, fault)()
+                with pytest.raises(BrokerUnavailable):
+                    async with asyncio.timeout(RESUMES):
+                        await broker.publish([_record(stream, "one", 2)])
+                proxy.restore()
+                await _retry(lambda: broker.publish([_record(stream, "one", 3)]))
+                await broker.publish([_record(stream, "one", 4)])
+                await _until(lambda: 4 in _numbers(found))
+        numbers = _numbers(found)
+        assert [n for n in dict.fromkeys(numbers) if n != 2] == [1, 3, 4]
+        assert numbers == sorted(numbers)
+
+    async def test_questions_have_a_deadline(self, tmp_path: Path) -> None:
+        """Each raises BrokerUnavailable, so that readiness tells; lag is never a made-up zero."""
+        async with self._faulty(tmp_path) as (proxy, broker, direct):
+            stream = await _stream(direct, 1)
+            await _retry(lambda: broker.lag(stream, {0: BEGINNING}))
+            proxy.cut()
+            questions: list[Callable[[], Awaitable[object]]] = [
+                broker.streams,
+                lambda: broker.lag(stream, {0: BEGINNING}),
+                lambda: broker.create(_name(), 1),
+            ]
+            for question in questions:
+                with pytest.raises(BrokerUnavailable):
+                    async with asyncio.timeout(RESUMES):
+                        await question()
+            proxy.restore()
+            await _retry(lambda: broker.lag(stream, {0: BEGINNING}))
+
+    async def test_a_slow_connection_is_only_slow(self, tmp_path: Path) -> None:
+        """Everything arrives once and in order."""
+        async with self._faulty(tmp_path) as (proxy, broker, direct):
+            stream = await _stream(direct, 1)
+            await broker.publish([_record(stream, "one", 0)])
+            proxy.delay(0.1)
+            async with _listening(broker, stream, 1) as found:
+                for start in range(1, 31, 10):
+                    await broker.publish(
+                        [_record(stream, "one", n) for n in range(start, start + 10)]
+                    )
+                await _until(lambda: len(found) >= 30)
+        assert list(dict.fromkeys(_numbers(found)))[-30:] == list(range(1, 31))
+
+    async def test_a_broker_out_of_reach_is_open_all_the_same(self, tmp_path: Path) -> None:
+        """``open`` says so; once the server is there, reading and publishing just begin."""
+        async with self._open(tmp_path) as (direct,), self.proxy(tmp_path) as proxy:
+            stream = await _stream(direct, 1)
+            proxy.cut()
+            broker = self.make_through(tmp_path, proxy.address)()
+            try:
+                with pytest.raises(BrokerUnavailable) as refused:
+                    async with asyncio.timeout(RESUMES):
+                        await broker.open()
+                assert str(proxy.address[1]) in str(refused.value)
+                async with _listening(broker, stream, 1) as found:
+                    await _turns(50)
+                    proxy.restore()
+                    await _retry(lambda: broker.publish([_record(stream, "one", 1)]))
+                    await _until(lambda: 1 in _numbers(found))
+            finally:
+                await broker.close()
+
+    async def test_a_reader_that_does_not_take_holds_little(self, tmp_path: Path) -> None:
+        """Backpressure reaches the broker: of 64 MiB no more than half is fetched ahead (G6)."""
+        async with self._faulty(tmp_path) as (proxy, broker, direct):
+            stream = await _stream(direct, 1)
+            size = min(direct.capabilities.max_bytes or 131_072, 131_072) - 1_024
+            count = 64 * 1_048_576 // size
+            block = random.Random(1).randbytes(size)  # noqa: S311 - any bytes
+            async with _reading(broker, stream, 0, deadline=100.0) as batches:
+                first = asyncio.ensure_future(anext(batches))
+                for start in range(0, count, 64):
+                    await direct.publish(
+                        [
+                            Record(stream=stream, key="one", headers={"id": str(n)}, data=block)
+                            for n in range(start, min(start + 64, count))
+                        ]
+                    )
+                numbers = _numbers((await first).records)
+                ahead = await _settled(lambda: proxy.received)
+                assert ahead < 32 * 1_048_576
+                while len(set(numbers)) < count:
+                    batch = await anext(batches)
+                    numbers += _numbers(batch.records)
+                    broker.handled(stream, 0, batch.records[-1].position)
+        assert list(dict.fromkeys(numbers)) == list(range(count))
+
+    async def test_the_server_is_killed_and_comes_back(self, tmp_path: Path) -> None:
+        """Twice: what was acknowledged is there, readers and publishers go on (G1, G5)."""
+        server = self.server(tmp_path)
+        async with self._open(tmp_path, 2) as (broker, reader):
+            self._needs_durability(broker)
+            stream = await _stream(broker, 2)
+            acknowledged: list[int] = []
+            stopping = False
+
+            async def publish_for_ever() -> None:
+                number = 0
+                while not stopping:
+                    try:
+                        await broker.publish([_record(stream, f"k{number % 5}", number)])
+                    except BrokerUnavailable:
+                        await asyncio.sleep(0.05)
+                        continue  # the same one again, as the relay does
+                    acknowledged.append(number)
+                    number += 1
+
+            async with _listening(reader, stream, 2) as found:
+                publishing = asyncio.create_task(publish_for_ever())
+                for _ in range(2):
+                    await _until(partial(_longer, acknowledged, len(acknowledged) + 50))
+                    await asyncio.to_thread(server.kill)
+                    await asyncio.to_thread(server.start)
+                    more = len(acknowledged) + 50
+                    await _until(partial(_longer, acknowledged, more), RESUMES)
+                    await _until(partial(_arrived, found, acknowledged[-1]), RESUMES)
+                stopping = True
+                await publishing
+                await _until(lambda: set(acknowledged) <= set(_numbers(found)), RESUMES)
+            for name in range(5):
+                numbers = list(dict.fromkeys(_numbers(r for r in found if r.key == f"k{name}")))
+                assert numbers == sorted(numbers)
+
+    @asynccontextmanager
+    async def _faulty(self, tmp_path: Path) -> AsyncIterator[tuple[Proxy, Broker, Broker]]:
+        """A proxy, a broker behind it and one that reaches the server directly."""
+        async with self._open(tmp_path) as (direct,), self.proxy(tmp_path) as proxy:
+            broker = self.make_through(tmp_path, proxy.address)()
+            await broker.open()
+            try:
+                yield proxy, broker, direct
+            finally:
+                proxy.restore()
+                await broker.close()
+
+
 def _name() -> str:
     return f"suite.{uuid4().hex}"
 
@@ -501,13 +746,80 @@ async def _heard(event: asyncio.Event) -> None:
         await event.wait()
 
 
+def _arrived(found: Sequence[Record], number: int) -> bool:
+    return any(record.headers["id"] == str(number) for record in reversed(found))
+
+
+def _longer(things: Sequence[object], length: int) -> bool:
+    return len(things) > length
+
+
+async def _until(reached: Callable[[], bool], seconds: float = DEADLINE) -> None:
+    async with asyncio.timeout(seconds):
+        while not reached():  # noqa: ASYNC110 - what is awaited has no event of its own
+            await asyncio.sleep(0.01)
+
+
+async def _settled(value: Callable[[], int]) -> int:
+    """The value once it has not changed for half a second."""
+    async with asyncio.timeout(DEADLINE):
+        last = -1
+        while last != value():
+            last = value()
+            await asyncio.sleep(0.5)
+    return last
+
+
+async def _retry(call: Callable[[], Awaitable[object]]) -> None:
+    """Until the broker is in reach again."""
+    async with asyncio.timeout(RESUMES):
+        while True:
+            try:
+                await call()
+            except BrokerUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+@asynccontextmanager
+async def _listening(broker: Broker, stream: str, partitions: int) -> AsyncIterator[list[Record]]:
+    """Fills the list with what arrives on each partition, as a lane would: it starts anew."""
+    found: list[Record] = []
+
+    async def listen(partition: int) -> None:
+        after = BEGINNING
+        while True:
+            batches = broker.read(stream, partition, after)
+            try:
+                async for batch in batches:
+                    found.extend(batch.records)
+                    after = batch.records[-1].position
+                    broker.handled(stream, partition, after)
+            except BrokerError:
+                await asyncio.sleep(0.05)
+
+    tasks = [asyncio.create_task(listen(partition)) for partition in range(partitions)]
+    try:
+        yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 @asynccontextmanager
 async def _reading(
-    broker: Broker, stream: str, partition: int, after: Position = BEGINNING
+    broker: Broker,
+    stream: str,
+    partition: int,
+    after: Position = BEGINNING,
+    *,
+    deadline: float = DEADLINE,
 ) -> AsyncIterator[AsyncIterator[Batch]]:
     batches = broker.read(stream, partition, after)
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(deadline):
             yield batches
     finally:
         close = getattr(batches, "aclose", None)

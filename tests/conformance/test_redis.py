@@ -1,0 +1,38 @@
+"""Redis Streams, held to the suite and to its own traps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("oyez.testing.broker_suite")
+
+from servers import Server, server  # noqa: E402
+
+from oyez.ambient import SystemAmbient  # noqa: E402
+from oyez.brokers import connect  # noqa: E402
+from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
+from oyez.testing.proxy import Proxy  # noqa: E402
+
+
+class TestRedis(ServerBrokerSuite):
+    @pytest.fixture(autouse=True)
+    def _redis(self) -> None:
+        self.redis = server("redis")
+
+    def server(self, tmp_path: Path) -> Server:
+        return self.redis
+
+    def make(self, tmp_path: Path) -> Factory:
+        return lambda: connect(self.redis.url, SystemAmbient(), root=tmp_path, group="suite.group")
+
+    def url(self, tmp_path: Path) -> str:
+        return self.redis.url
+
+    def proxy(self, tmp_path: Path) -> Proxy:
+        return Proxy(self.redis.host, self.redis.port)
+
+    def make_through(self, tmp_path: Path, address: tuple[str, int]) -> Factory:
+        url = self.redis.url_through(address)
+        return lambda: connect(f"{url}?deadline=3", SystemAmbient(), root=tmp_path, group="suite.g")
