@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 TESTS  ?=
 
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo services services-down test check format bench lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -23,6 +23,13 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
 
 demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders, waits and checks the books
 	@cd examples/shop && ../../$(BIN)/python demo.py $(ARGS)
+
+services: $(VENV)/.ready-dev  ## bring up the real brokers and databases that tests run against
+	@scripts/system-packages
+	@PYTHON="$(PYTHON)" scripts/services up $(ARGS)
+
+services-down:  ## stop them; ARGS=--wipe also deletes their data
+	@PYTHON="$(PYTHON)" scripts/services down $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)

@@ -8,12 +8,11 @@ import pytest
 
 pytest.register_assert_rewrite("oyez.testing.broker_suite")
 
-from servers import Server, server  # noqa: E402
-
 from oyez.ambient import SystemAmbient  # noqa: E402
 from oyez.brokers import connect  # noqa: E402
 from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
 from oyez.testing.proxy import Proxy  # noqa: E402
+from servers import Server, server  # noqa: E402
 
 
 class TestRedis(ServerBrokerSuite):
@@ -31,8 +30,8 @@ class TestRedis(ServerBrokerSuite):
         return self.redis.url
 
     def proxy(self, tmp_path: Path) -> Proxy:
-        return Proxy(self.redis.host, self.redis.port)
+        return self.redis.proxy()
 
-    def make_through(self, tmp_path: Path, address: tuple[str, int]) -> Factory:
-        url = self.redis.url_through(address)
-        return lambda: connect(f"{url}?deadline=3", SystemAmbient(), root=tmp_path, group="suite.g")
+    def make_through(self, tmp_path: Path, proxy: Proxy) -> Factory:
+        url = proxy.through(self.redis.url) + "?deadline=3"
+        return lambda: connect(url, SystemAmbient(), root=tmp_path, group="suite.group")

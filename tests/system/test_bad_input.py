@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 from shop import Shop, copy_shop, running_shop
-from ticks import Ticks
 
 from oyez import Event, Service, Transaction
 from oyez.testing import running
+from oyez.testing.ticks import Ticks
 
 ORDER = {
     "lines": [{"sku": "bell", "quantity": 1}],
@@ -188,14 +188,14 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("line", "replacement", "words"),
     [
-        ("replicas = 2", "replicsa = 2", ("oyez.toml:8", "replicsa", "replicas")),
-        ("replicas = 2", "replicas = -2", ("oyez.toml:8", "services.counter.replicas", "-2")),
-        ("lease = 2.0", 'lease = "2s"', ("oyez.toml:6", "services.counter.lease", "2s")),
-        ('"counter:service"', '"counter"', ("oyez.toml:5", "app", "module:attribute")),
+        ("replicas = 2", "replicsa = 2", ("oyez.toml:11", "replicsa", "replicas")),
+        ("replicas = 2", "replicas = -2", ("oyez.toml:11", "services.counter.replicas", "-2")),
+        ("lease = 2.0", 'lease = "2s"', ("oyez.toml:9", "services.counter.lease", "2s")),
+        ('"counter:service"', '"counter"', ("oyez.toml:6", "app", "module:attribute")),
         ('"counter:service"', '"contuer:service"', ("app", "contuer")),
         ('"counter:service"', '"counter:servcie"', ("app", "servcie")),
         ('"counter:service"', '"counter:Tick"', ("app", "oyez.Service")),
-        ('name = "ticks"', 'name = "ticks"\nbroker = "kafak://x"', ("system.broker", "kafka")),
+        ("embedded:.oyez/events.db", "kafak://x", ("system.broker", "kafka")),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_file_key_and_remedy(
@@ -224,7 +224,7 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     Ticks(tmp_path)
     toml = (tmp_path / "oyez.toml").read_text()
     (tmp_path / "oyez.toml").write_text(
-        toml.replace("lease = 2.0", 'store = "sqlite:/sys/oyez/counter.db"')
+        toml.replace("sqlite:.oyez/counter.db", "sqlite:/sys/oyez/counter.db")
     )
     done = run(tmp_path, "run", "counter")
     assert done.returncode == 1

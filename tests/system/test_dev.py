@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ticks import Ticks, wait_for
+
+from oyez.testing.ticks import Ticks
 
 
 class Dev:
@@ -48,6 +50,13 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
     yield dev
     dev.process.kill()
     dev.process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)  # between two looks, never instead of one
 
 
 def alive(pid: int) -> bool:

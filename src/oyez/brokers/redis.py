@@ -37,6 +37,8 @@ from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 STREAMS = "oyez:streams"
 """The hash that holds each stream's number of partitions."""
 SEQUENCE_BITS = 20
+COUNTED = 10_000
+"""Entries behind a position that are counted one by one; beyond, their number is estimated."""
 MAX_BYTES = 64 * 1024 * 1024
 """The largest record, well below the 512 MiB that Redis takes for one value."""
 
@@ -175,7 +177,18 @@ class RedisBroker:
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         """See `Broker.lag`."""
         infos = await self._look(stream)
-        return {p: infos[p].behind(at) for p, at in positions.items() if p < len(infos)}
+        asked = {p: at for p, at in positions.items() if p < len(infos)}
+        counts = {p: infos[p].behind(at) for p, at in asked.items()}
+        unknown = [p for p, count in counts.items() if count is None]
+        commands = [
+            ("EVAL_RO", _COUNT, 1, _key(stream, p), _id(asked[p]), COUNTED) for p in unknown
+        ]
+        replies = await self.call(commands, tolerant=True) if commands else []
+        for p, reply in zip(unknown, replies, strict=True):
+            counted = 0 if isinstance(reply, ResponseError) else int(reply)  # scripts may be denied
+            exact = 0 < counted < COUNTED
+            counts[p] = counted if exact else max(counted, infos[p].estimate(asked[p]))
+        return {p: count for p, count in counts.items() if count is not None}
 
     async def inspect(self) -> Sequence[Finding]:
         """See `Broker.inspect`."""
@@ -422,13 +435,15 @@ class _Info:
             return max(0, trimmed - self._shown_entries)
         return 1
 
-    def behind(self, position: Position) -> int:
-        """How many entries stand behind the position; estimated by time where nobody counted."""
+    def behind(self, position: Position) -> int | None:
+        """How many entries stand behind the position; None where nobody counted."""
         if position >= self.last:
             return 0
         before = self.entries_before(position)
-        if before is not None:
-            return max(1, self.added - before)
+        return None if before is None else max(1, self.added - before)
+
+    def estimate(self, position: Position) -> int:
+        """About how many stand behind the position, if they came at a steady rate."""
         share = (self.last - position) / max(1, self.last - self.start)
         return max(1, min(self.length, round(self.length * share)))
 
@@ -547,6 +562,13 @@ class _Arrivals:
             await self._broker._ambient.sleep(0.001)
 
 
+_COUNT = """local at, most, found = ARGV[1], tonumber(ARGV[2]), 0
+repeat
+  local entries = redis.call('XRANGE', KEYS[1], '(' .. at, '+', 'COUNT', 500)
+  found = found + #entries
+  if #entries > 0 then at = entries[#entries][1] end
+until #entries < 500 or found >= most
+return found"""
 _LOOK = (("XINFO", "STREAM"), ("XINFO", "GROUPS"))
 
 

@@ -541,8 +541,8 @@ class ServerBrokerSuite(BrokerSuite):
         """Between client and server; not started yet."""
         raise NotImplementedError
 
-    def make_through(self, tmp_path: Path, address: tuple[str, int]) -> Factory:
-        """As `make`, but connecting to the proxy's address."""
+    def make_through(self, tmp_path: Path, proxy: Proxy) -> Factory:
+        """As `make`, but connecting to the proxy; a short deadline keeps the tests short."""
         raise NotImplementedError
 
     @pytest.mark.parametrize("fault", ["cut", "stall"])
@@ -629,12 +629,12 @@ class ServerBrokerSuite(BrokerSuite):
         async with self._open(tmp_path) as (direct,), self.proxy(tmp_path) as proxy:
             stream = await _stream(direct, 1)
             proxy.cut()
-            broker = self.make_through(tmp_path, proxy.address)()
+            broker = self.make_through(tmp_path, proxy)()
             try:
                 with pytest.raises(BrokerUnavailable) as refused:
                     async with asyncio.timeout(RESUMES):
                         await broker.open()
-                assert str(proxy.address[1]) in str(refused.value)
+                assert str(proxy.port) in str(refused.value)
                 async with _listening(broker, stream, 1) as found:
                     await _turns(50)
                     proxy.restore()
@@ -708,7 +708,7 @@ class ServerBrokerSuite(BrokerSuite):
     async def _faulty(self, tmp_path: Path) -> AsyncIterator[tuple[Proxy, Broker, Broker]]:
         """A proxy, a broker behind it and one that reaches the server directly."""
         async with self._open(tmp_path) as (direct,), self.proxy(tmp_path) as proxy:
-            broker = self.make_through(tmp_path, proxy.address)()
+            broker = self.make_through(tmp_path, proxy)()
             await broker.open()
             try:
                 yield proxy, broker, direct

@@ -1,118 +1,220 @@
-"""A TCP proxy between a client and a server, for tests that cut, stall or slow the connection."""
+"""A TCP proxy that a test puts before a broker or a database, to fail as networks fail."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
+from collections.abc import Coroutine
 from types import TracebackType
+from urllib.parse import urlsplit, urlunsplit
 
-_PIECE = 65_536
+LOOPBACK = "127.0.0.1"
+CHUNK = 64 * 1024
+"""Bytes that are passed on together, at most."""
+IN_FLIGHT = 256
+"""Chunks that are under way in one direction of a connection, at most."""
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: close at once and tell the other side so, instead of an orderly end."""
 
 
 class Proxy:
-    """Passes bytes both ways until told otherwise; an asynchronous context manager."""
+    """Passes TCP connections on to one server, until told to misbehave.
+
+        async with Proxy("127.0.0.1", 5432) as proxy:
+            store = await open_store(proxy.through(url))
+            proxy.cut()
+            ...
+            proxy.restore()
+
+    It listens on loopback, on a free port or the one given, and keeps that port as long as it is
+    open. A server that tells its clients where to connect (Kafka, a cluster of NATS or Redis)
+    leads them around it, unless it is set up to tell them the proxy's port.
+    """
 
     def __init__(self, host: str, port: int, *, listen: int = 0) -> None:
-        """Before the server at ``host:port``; ``listen`` is a port of 127.0.0.1, 0 a free one."""
         self.received = 0
-        """Bytes that came from the server and were passed on."""
+        """Bytes from the server that clients have taken, of all connections."""
         self._target = (host, port)
-        self._listen = listen
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._delay = 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._refusing = False
-        self._delay = 0.0
+        self._socket: socket.socket | None = None
+        self._port = listen
+        self._listening = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.StreamWriter] = set()
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that a client connects to."""
-        return "127.0.0.1", self._listen
+    def host(self) -> str:
+        """Where it listens: 127.0.0.1."""
+        return LOOPBACK
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; RuntimeError before `async with`."""
+        if self._socket is None:
+            raise RuntimeError("the proxy is not open; use it with `async with`")
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """Host and port with a colon between, to be put in the server's place."""
+        return f"{self.host}:{self.port}"
+
+    def through(self, url: str) -> str:
+        """The same URL with this proxy in the place of its host and port."""
+        parts = urlsplit(url)
+        login, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{login}{at}{self.address}"))
+
+    def cut(self) -> None:
+        """Reset every connection and refuse new ones, as when the server's process died."""
+        self._drop()
+        if self._listening:
+            self._reserve()
+
+    def restore(self) -> None:
+        """Be an honest proxy again: accept, let flow what was held back, delay nothing."""
+        self._delay = 0.0
+        self._flowing.set()
+        self._listen()
+
+    def stall(self) -> None:
+        """Accept and keep connections but pass no byte and no end, as when the route is lost.
+
+        What was sent meanwhile arrives after `restore`.
+        """
+        self._listen()
+        self._flowing.clear()
+
+    def delay(self, seconds: float) -> None:
+        """Let all that is sent from now on, in either direction, arrive so much later."""
+        if seconds < 0:
+            raise ValueError(f"delay: {seconds} is negative; give seconds, 0 or more")
+        self._delay = seconds
 
     async def __aenter__(self) -> Proxy:
-        """Begin to listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._listen)
-        self._listen = self._server.sockets[0].getsockname()[1]
+        self._listen()
         return self
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Drop every connection and stop listening."""
-        self.cut()
-        if self._server is not None:
-            self._server.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        tasks = list(self._tasks)
+        self._drop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._listening = None, False
 
-    def cut(self) -> None:
-        """Drop every connection, and refuse new ones, until `restore`."""
-        self._refusing = True
-        for writer in list(self._writers):
-            writer.transport.abort()
-        for task in list(self._tasks):
-            task.cancel()
+    # -- the listening side ----------------------------------------------------------------------
 
-    def stall(self) -> None:
-        """Keep and accept connections but pass no byte, until `restore`.
-
-        Restoring drops the connections that were stalled, as a network that lost their state does.
-        """
-        self._flowing.clear()
-
-    def delay(self, seconds: float) -> None:
-        """Pass every piece that comes so many seconds later."""
-        self._delay = seconds
-
-    def restore(self) -> None:
-        """Pass everything at once again."""
-        if not self._flowing.is_set():
-            self.cut()
-        self._refusing = False
-        self._delay = 0.0
-        self._flowing.set()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refusing:
-            writer.transport.abort()
+    def _listen(self) -> None:
+        if self._listening:
             return
-        task = asyncio.current_task()
-        assert task is not None
+        listener = self._socket or self._reserve()
+        listener.listen()
+        self._listening = True
+        self._run(self._accept(listener))
+
+    def _reserve(self) -> socket.socket:
+        """Hold the port without listening: connections are refused, and nobody else gets it."""
+        if self._socket is not None:
+            self._socket.close()
+        self._listening = False
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((LOOPBACK, self._port))
+        self._port = self._socket.getsockname()[1]
+        return self._socket
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            self._run(self._connect(client))
+
+    def _drop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for connection in self._connections:
+            _reset(connection)
+        self._tasks.clear()
+        self._connections.clear()
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._writers.add(writer)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await self._connect(reader, writer)
-        self._writers.discard(writer)
-        writer.transport.abort()
 
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(*self._target)
-        self._writers.add(server_writer)
+    # -- one connection --------------------------------------------------------------------------
+
+    async def _connect(self, client: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=client)
+        self._connections.add(writer)
+        sides = [writer]
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass(reader, server_writer, counted=False))
-                group.create_task(self._pass(server_reader, writer, counted=True))
+            await self._flowing.wait()
+            server_reader, server_writer = await asyncio.open_connection(*self._target)
+            self._connections.add(server_writer)
+            sides.append(server_writer)
+            async with asyncio.TaskGroup() as directions:
+                directions.create_task(self._pass(reader, server_writer))
+                directions.create_task(self._pass(server_reader, writer, count=True))
         except* OSError:
-            pass
+            for side in sides:
+                _reset(side)
         finally:
-            self._writers.discard(server_writer)
-            server_writer.transport.abort()
+            for side in sides:
+                self._connections.discard(side)
+                side.close()
 
     async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, count: bool = False
     ) -> None:
-        while piece := await reader.read(_PIECE):
-            if self._delay:
-                await asyncio.sleep(self._delay)
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(self._take(source, under_way))
+            ends.create_task(self._give(under_way, sink, count))
+
+    async def _take(
+        self, source: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        data = b"not yet ended"
+        while data:
+            data = await source.read(CHUNK)
+            await under_way.put((clock() + self._delay, data))
+
+    async def _give(
+        self,
+        under_way: asyncio.Queue[tuple[float, bytes]],
+        sink: asyncio.StreamWriter,
+        count: bool,
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            due, data = await under_way.get()
+            await asyncio.sleep(due - clock())
             await self._flowing.wait()
-            writer.write(piece)
-            await writer.drain()
-            if counted:
-                self.received += len(piece)
-        raise ConnectionResetError  # one side has closed: end the other
+            if not data:
+                sink.write_eof()
+                return
+            sink.write(data)
+            await sink.drain()
+            if count:
+                self.received += len(data)
+
+
+def _reset(side: asyncio.StreamWriter) -> None:
+    connection = side.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    side.transport.abort()
