@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+BROKER ?=
+STORE  ?=
 TESTS  ?=
 
 .PHONY: help demo services services-down test check format bench lock clean
@@ -21,15 +23,13 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
 	@scripts/prepare "$(PYTHON)" "$(VENV)" bench
 	@touch $@
 
-demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders, waits and checks the books
+ifeq ($(BROKER)$(STORE),)
+demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders and checks the books; BROKER=kafka STORE=postgresql
 	@cd examples/shop && ../../$(BIN)/python demo.py $(ARGS)
-
-services: $(VENV)/.ready-dev  ## bring up the real brokers and databases that tests run against
-	@scripts/system-packages
-	@PYTHON="$(PYTHON)" scripts/services up $(ARGS)
-
-services-down:  ## stop them; ARGS=--wipe also deletes their data
-	@PYTHON="$(PYTHON)" scripts/services down $(ARGS)
+else
+demo: $(VENV)/.ready-dev
+	@$(BIN)/python scripts/demo $(BIN)/python "$(BROKER)" "$(STORE)" $(ARGS)
+endif
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)
@@ -52,4 +52,4 @@ lock: $(VENV)/.ready-dev  ## pin the requirements again, with hashes
 	@scripts/lock "$(BIN)"
 
 clean:  ## remove the environment and everything the demo wrote
-	rm -rf $(VENV) examples/shop/.oyez
+	rm -rf $(VENV) .demo examples/shop/.oyez

@@ -105,6 +105,12 @@ def _with_needs(names: Sequence[str]) -> list[str]:
     return [*names, *(need for name in names for need in KINDS[name].after)]
 
 
+def _known(name: str) -> str:
+    if name not in KINDS:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(KINDS)}")
+    return name
+
+
 def _complain(name: str, failure: ServiceError) -> None:
     print(f"{name}: {failure.what}\n{name}: {failure.remedy}", file=sys.stderr)
 
@@ -125,14 +131,16 @@ def _options() -> argparse.Namespace:
 
     def command(name: str, purpose: str, names: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=purpose, description=purpose)
-        made.add_argument("names", nargs=names, metavar="NAME", choices=[*KINDS, []])
+        made.add_argument("names", nargs=names, metavar="NAME", type=_known)
         return made
 
     command("up", "install what is missing, start, wait until each answers", "*")
     command("start", "start again on the same port and data", "+")
     command("kill", "kill -9 the server's process", "+")
     stop = command("down", "stop by process id, in order", "*")
-    stop.add_argument("--wipe", action="store_true", help="also delete data and log, and choose ports anew")
+    stop.add_argument(
+        "--wipe", action="store_true", help="also delete data and log, and choose ports anew"
+    )
     status = commands.add_parser("status", help="what runs, where")
     status.add_argument("--json", action="store_true", help="everything, passwords too")
     tool = commands.add_parser("kafka-tool", help="one of Kafka's own commands, on this Kafka")

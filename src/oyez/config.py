@@ -44,6 +44,8 @@ _BROKERS = (
     "postgresql",
 )
 _STORES = ("sqlite", "postgresql")
+_STORAGES = ("folder", "s3")
+_PLACES = {"embedded": "embedded:FILE", "sqlite": "sqlite:FILE", "folder": "folder:PATH"}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _TABLES_OF_ENVIRONMENT = ("system", "services", "gateway", "console")
 _RESERVED_PATHS = ("/session", "/livez", "/readyz")
@@ -52,6 +54,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _APP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9.-]*))):([0-9]{1,5})")
 _SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
 _VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}|\$\{")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -146,19 +149,19 @@ def _url(what: str, schemes: tuple[str, ...]) -> Rule:
         scheme, colon, rest = value.partition(":")
         if not colon or scheme not in schemes:
             raise ValueError
-        if scheme in ("embedded", "sqlite"):
+        if scheme in _PLACES:
             complete = rest.strip("/") != ""
         elif scheme == "memory":
             complete = rest == ""
         else:
             complete = rest.startswith("//") and len(rest) > 2
         hosts = re.split(r"[/?#]", rest.rpartition("@")[2].removeprefix("//"))[0]
-        ports = [] if scheme in ("embedded", "sqlite") else re.findall(r":([0-9]+)(?:,|$)", hosts)
+        ports = [] if scheme in _PLACES else re.findall(r":([0-9]+)(?:,|$)", hosts)
         if not complete or any(not 0 < int(port[:6]) < 65536 for port in ports):
             raise ValueError
         return value
 
-    shapes = {"embedded": "embedded:FILE", "sqlite": "sqlite:FILE", "memory": "memory:"}
+    shapes = {**_PLACES, "memory": "memory:"}
     listed = ", ".join(shapes.get(each, f"{each}://…") for each in schemes)
     return Rule(f"a {what}: one of {listed}", read, choices=schemes)
 
@@ -174,6 +177,17 @@ def _methods() -> Rule:
         return tuple(dict.fromkeys(value))
 
     return Rule("a list of " + ", ".join(_METHODS), read)
+
+
+def _streams() -> Rule:
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError
+        if any(not isinstance(each, str) or not _STREAM.fullmatch(each) for each in value):
+            raise ValueError
+        return tuple(dict.fromkeys(value))
+
+    return Rule('a list of streams such as "shop.orders" or "shop.*"', read)
 
 
 def _command() -> Rule:
@@ -209,6 +223,8 @@ class SystemSettings(_Settings, frozen=True, kw_only=True):
     broker: Annotated[str, _url("broker", _BROKERS)] = "embedded:.oyez/events.db"
     partitions: Annotated[int, _whole(1, 4096)] = 8
     retention_days: Annotated[float, _number(36500, "days")] = 7.0
+    claim_check: Annotated[str | None, _url("storage", _STORAGES)] = None
+    claim_check_over: Annotated[int, _whole(0, 2**30, " of bytes")] = 0
     data: Annotated[str, _text("a folder")] = ".oyez"
     log: Annotated[Literal["console", "json"], _one_of("console", "json")] = "console"
 
@@ -216,12 +232,14 @@ class SystemSettings(_Settings, frozen=True, kw_only=True):
 class ServiceSettings(_Settings, frozen=True, kw_only=True):
     """A table ``[services.NAME]``. In ``store``, ``{service}`` stands for the service's name.
 
+    ``broker`` is its own where it is not the system's: a bridge then carries streams across.
     ``http`` is where the service listens for requests, ``address`` where the gateway reaches it if
     that differs (another host or container). ``grace`` and ``lease`` are seconds.
     """
 
     name: str
     app: Annotated[str, _pattern('"module:attribute"', _APP)]
+    broker: Annotated[str | None, _url("broker", _BROKERS)] = None
     store: Annotated[str, _url("store", _STORES)] = "sqlite:.oyez/{service}.db"
     replicas: Annotated[int, _whole(1, 256)] = 1
     http: Annotated[Listen | None, _listen] = None
@@ -284,6 +302,30 @@ class ConsoleSettings(_Settings, frozen=True, kw_only=True):
     listen: Annotated[Listen, _listen] = Listen("127.0.0.1", 8081)
 
 
+class BridgeSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[bridges.NAME]``: streams that are carried from one broker to another.
+
+    ``streams`` are names, or beginnings of names such as ``shop.*``. ``store`` keeps how far it is;
+    ``{bridge}`` in it stands for the bridge's name. ``grace`` and ``lease`` are seconds.
+    """
+
+    name: str
+    source: Annotated[str, _url("broker", _BROKERS)]
+    target: Annotated[str, _url("broker", _BROKERS)]
+    streams: Annotated[tuple[str, ...], _streams()]
+    store: Annotated[str, _url("store", _STORES)] = "sqlite:.oyez/bridge-{bridge}.db"
+    admin: Annotated[Listen, _listen] = Listen("127.0.0.1", 0)
+    grace: Annotated[float, _number(3600, "seconds")] = 10.0
+    lease: Annotated[float, _number(3600, "seconds")] = 3.0
+
+    def carries(self, stream: str) -> bool:
+        """Whether the stream is one of those."""
+        return any(
+            stream.startswith(each[:-1]) if each.endswith("*") else stream == each
+            for each in self.streams
+        )
+
+
 class Companion(_Settings, frozen=True, kw_only=True):
     """A table ``[companions.NAME]``: a process that ``oyez dev`` starts beside the services."""
 
@@ -301,6 +343,7 @@ class Config(_Settings, frozen=True, kw_only=True):
     services: dict[str, ServiceSettings] = {}
     gateway: GatewaySettings | None = None
     console: ConsoleSettings | None = None
+    bridges: dict[str, BridgeSettings] = {}
     companions: dict[str, Companion] = {}
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -336,8 +379,13 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
         name: msgspec.structs.replace(each, store=each.store.replace("{service}", name))
         for name, each in config.services.items()
     }
-    config = msgspec.structs.replace(config, services=services)
+    bridges = {
+        name: msgspec.structs.replace(each, store=each.store.replace("{bridge}", name))
+        for name, each in config.bridges.items()
+    }
+    config = msgspec.structs.replace(config, services=services, bridges=bridges)
     _check_names(reader, config)
+    _check_bridges(reader, config)
     _check_routes(reader, config)
     return config
 
@@ -665,6 +713,29 @@ def _check_names(reader: _Reader, config: Config) -> None:
         if name in config.services:
             expected = "a name that no service has"
             reader.fail(("companions", name), expected, f'"{name}"')
+
+
+def _check_bridges(reader: _Reader, config: Config) -> None:
+    for name, bridge in config.bridges.items():
+        if name in config.services or name in config.companions:
+            expected = "a name that no service and no companion has"
+            reader.fail(("bridges", name), expected, f'"{name}"')
+        if bridge.source == bridge.target:
+            expected = "another broker than the source"
+            reader.fail(("bridges", name, "target"), expected, "the same")
+        others = [each for each in config.bridges.values() if _overlap(each, bridge)]
+        reached = {bridge.target}
+        for _ in others:
+            reached |= {each.target for each in others if each.source in reached}
+        if bridge.source in reached:
+            expected = "streams that no other bridge brings back to the source, in a circle"
+            reader.fail(("bridges", name, "streams"), expected, ", ".join(bridge.streams))
+
+
+def _overlap(one: BridgeSettings, other: BridgeSettings) -> bool:
+    return any(other.carries(each) for each in one.streams) or any(
+        one.carries(each) for each in other.streams
+    )
 
 
 def _check_routes(reader: _Reader, config: Config) -> None:

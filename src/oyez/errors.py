@@ -11,7 +11,7 @@
     ├── StoreError
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
-    │   ├── StoreRefused      permanent   unsupported place or version of a store
+    │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
     │   ├── ConstraintViolated transient  a statement broke a constraint of the schema
     │   ├── TransactionExpired transient  it held up all other writers for too long
     │   ├── Superseded        permanent   a parked event was settled in the meantime
@@ -82,7 +82,7 @@ class StoreCorrupt(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The store can't be used as configured: a network file system, or a newer schema."""
+    """The store can't do this at all: a network file system, a newer schema, SQL that is wrong."""
 
 
 class ConstraintViolated(StoreError):

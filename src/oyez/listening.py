@@ -51,12 +51,6 @@ def bind(host: str, port: int, refuse: Refuse, *, shared: bool = False) -> socke
     return listener
 
 
-def address_of(listener: socket.socket) -> str:
-    """``host:port`` as it turned out."""
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 class HttpServer:
     """Serves an ASGI app on one socket; started and stopped by whoever owns it."""
 
@@ -76,6 +70,12 @@ class HttpServer:
         self._server = _Server(uvicorn.Config(app, **settings))
         self._listener = listener
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port`` as it turned out."""
+        host, port = self._listener.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
         """Accept connections. Raises OyezError's kin when the app's own startup fails."""

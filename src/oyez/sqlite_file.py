@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,7 +33,7 @@ from oyez.errors import (
     StoreUnavailable,
     TransactionExpired,
 )
-from oyez.ports import Finding
+from oyez.ports import Answer, Finding
 
 T = TypeVar("T")
 Job = Callable[[apsw.Connection], T]
@@ -47,6 +47,8 @@ QUICK_CHECK = 64 * 1024 * 1024
 OLDEST_SQLITE = 3_051_003
 """Earlier versions can corrupt a WAL database when several connections write and checkpoint."""
 
+_FORGIVEN = (ConstraintViolated, StoreRefused)
+"""A statement's own faults, which a savepoint undoes."""
 _NETWORK = frozenset(
     (
         "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs lustre gpfs ncpfs ocfs2 gfs2 "
@@ -439,6 +441,8 @@ class SqliteFile:
             explained = StoreUnavailable(f"{self.path}: {error}: it must be writable")
         elif isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
             explained = StoreUnavailable(f"{self.path}: {error}: another program holds it")
+        elif isinstance(error, apsw.SQLError):
+            explained = StoreRefused(str(error))
         else:
             return error
         explained.__cause__ = error
@@ -481,6 +485,16 @@ class Turn:
             await writer.run(self._open)
         self._check()
         return await writer.run(partial(self._step, job))
+
+    async def rollback_to(self, savepoint: str) -> None:
+        """Undo what came after a savepoint that a job made, also that a job raised.
+
+        Raises the error of a job that the file itself was the cause of.
+        """
+        failure = self._failure
+        if not isinstance(failure, OyezError) or isinstance(failure, _FORGIVEN):
+            self._failure = None
+        await self.run(lambda connection: connection.execute(f"rollback to {savepoint}"))
 
     async def finish(self, job: Job[T], *, ring: bool = False) -> T:
         """Run the last job and return its result once the whole turn is durable."""
@@ -605,6 +619,30 @@ def bind(
     except apsw.ExecutionCompleteError:
         return []
     return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def answer(connection: apsw.Connection, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:
+    """Run one statement with ``?`` for each set of parameters; see `oyez.ports.Answer`."""
+    cursor = connection.cursor()
+    columns: Sequence[tuple[str, Any]] = ()
+    changes = False
+
+    def look(cursor: apsw.Cursor, statement: str, bindings: object) -> bool:
+        # Once it has run to its end, apsw does not tell the columns of a statement any more.
+        nonlocal columns, changes
+        columns, changes = cursor.get_description(), not cursor.is_readonly
+        return True
+
+    cursor.exec_trace = look
+    if len(sets) == 1:
+        rows = list(cursor.execute(sql, sets[0]))
+        return Answer(columns=columns, rows=rows, changed=connection.changes() if changes else -1)
+    changed = 0
+    for parameters in sets:
+        for _ in cursor.execute(sql, parameters):
+            pass
+        changed += connection.changes()
+    return Answer(columns=(), rows=[], changed=changed if changes else -1)
 
 
 class _Worker(Protocol):

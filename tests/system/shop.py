@@ -21,7 +21,7 @@ SERVICES = ("orders", "inventory", "payments", "shipping", "notifications")
 class Shop:
     """A running shop, with the supervisor's log read as it comes."""
 
-    def __init__(self, root: Path, ports: dict[str, int]) -> None:
+    def __init__(self, root: Path, ports: dict[str, int], environment: dict[str, str]) -> None:
         self.root = root
         self.ports = ports
         self.pids: dict[str, int] = {}
@@ -35,6 +35,7 @@ class Shop:
             "SHOP_SMS": f"http://127.0.0.1:{ports['8091']}",
             "SHOP_SMTP": f"127.0.0.1:{ports['8025']}",
             "OYEZ_PROJECT": str(root),
+            **environment,
         }
 
     @property
@@ -66,6 +67,12 @@ class Shop:
         pid = self.pids[service]
         os.kill(pid, signal.SIGKILL)
         self.wait_for(lambda: self.pids[service] != pid)
+
+    def admins(self) -> dict[str, str]:
+        """Where the admin port of each service listens, by its log."""
+        self.refresh()
+        started = [line for line in self.lines if line.get("event") == "started"]
+        return {str(line["service"]): str(line["admin"]) for line in started if "admin" in line}
 
     def refresh(self) -> None:
         """Read what the supervisor has logged since."""
@@ -106,9 +113,17 @@ class Shop:
 
 
 @contextmanager
-def running_shop(folder: Path, *, replicas: dict[str, int] | None = None) -> Iterator[Shop]:
-    """A shop of its own in ``folder``; ``replicas`` by service where more than one is wanted."""
-    shop = copy_shop(folder, replicas=replicas)
+def running_shop(
+    folder: Path,
+    *,
+    replicas: dict[str, int] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Shop]:
+    """A shop of its own in ``folder``; ``replicas`` by service where more than one is wanted.
+
+    ``environment`` is set for its processes, such as the broker.
+    """
+    shop = copy_shop(folder, replicas=replicas, environment=environment)
     shop.start()
     try:
         yield shop
@@ -116,7 +131,12 @@ def running_shop(folder: Path, *, replicas: dict[str, int] | None = None) -> Ite
         shop.stop()
 
 
-def copy_shop(folder: Path, *, replicas: dict[str, int] | None = None) -> Shop:
+def copy_shop(
+    folder: Path,
+    *,
+    replicas: dict[str, int] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Shop:
     """The shop's files in ``folder``, on free ports, not started."""
     root = folder / "shop"
     shutil.copytree(SOURCE, root, ignore=shutil.ignore_patterns(".oyez", "__pycache__", "tests"))
@@ -127,7 +147,7 @@ def copy_shop(folder: Path, *, replicas: dict[str, int] | None = None) -> Shop:
     for service, count in (replicas or {}).items():
         toml = toml.replace(f"[services.{service}]", f"[services.{service}]\nreplicas = {count}")
     (root / "oyez.toml").write_text(toml)
-    return Shop(root, ports)
+    return Shop(root, ports, environment or {})
 
 
 def free_ports(count: int) -> list[int]:

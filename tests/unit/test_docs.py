@@ -19,6 +19,7 @@ import pytest
 from oyez import signals
 from oyez.cli import _COMMANDS
 from oyez.config import (
+    BridgeSettings,
     Companion,
     ConsoleSettings,
     GatewaySettings,
@@ -203,6 +204,7 @@ def test_the_readme_lists_every_command() -> None:
         ("[gateway]", GatewaySettings),
         ("[[gateway.routes]]", Route),
         ("[console]", ConsoleSettings),
+        ("[bridges.NAME]", BridgeSettings),
         ("[companions.NAME]", Companion),
     ],
 )
@@ -210,7 +212,7 @@ def test_every_setting_is_in_the_tables(heading: str, schema: type[msgspec.Struc
     text = (ROOT / "docs" / "guide" / "operations.md").read_text()
     section = text.partition(f"### `{heading}`\n")[2].partition("\n### ")[0].partition("\n## ")[0]
     listed = re.findall(r"^\| `([a-z_]+)`", section, re.MULTILINE)
-    given = {"name"} if schema in (ServiceSettings, Companion) else set()
+    given = {"name"} if schema in (ServiceSettings, BridgeSettings, Companion) else set()
     fields = [f.name for f in msgspec.structs.fields(schema) if f.name not in given | {"routes"}]
     assert listed == fields
 

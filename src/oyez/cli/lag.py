@@ -144,16 +144,19 @@ async def _measure_all(
 ) -> tuple[list[ServiceLag], list[str]]:
     measured: list[ServiceLag] = []
     missing: list[str] = []
-    async with AsyncExitStack() as stack:
-        broker: Broker | None = None
-        try:
-            broker = await stack.enter_async_context(project.opened_broker())
-        except (BrokerError, NotCreated) as error:
-            warn(f"broker: {error}")
-        for name in names:
+    told: set[str] = set()
+    for name in names:
+        async with AsyncExitStack() as stack:
+            broker: Broker | None = None
             try:
-                async with project.opened_store(name) as store:
-                    measured.append(await measure(project, name, services.get(name), broker, store))
+                broker = await stack.enter_async_context(project.opened_broker(name))
+            except (BrokerError, NotCreated) as error:
+                if str(error) not in told:
+                    told.add(str(error))
+                    warn(f"broker: {error}")
+            try:
+                store = await stack.enter_async_context(project.opened_store(name))
+                measured.append(await measure(project, name, services.get(name), broker, store))
             except NotCreated:
                 missing.append(name)
             except StoreError as error:

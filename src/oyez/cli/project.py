@@ -16,8 +16,10 @@ import click
 
 from oyez import brokers, stores
 from oyez.ambient import Ambient, SystemAmbient
+from oyez.brokers.claim_check import ClaimCheckOptions
 from oyez.config import Config, ServiceSettings, load
 from oyez.errors import ConfigurationError, OyezError
+from oyez.event import MAX_DATA
 from oyez.ports import Broker, Store
 from oyez.service import Service
 
@@ -81,15 +83,27 @@ class Project:
             )
         return found
 
-    def broker(self) -> Broker:
-        """The system's broker, not opened yet."""
+    def broker(self, service: str = "") -> Broker:
+        """The broker of a service, which reads as its consumer group; by default the system's.
+
+        It is not opened yet.
+        """
+        system = self.config.system
+        own = self.settings(service).broker if service else None
+        return self.connect(own or system.broker, f"{system.name}.{service}" if service else "")
+
+    def connect(self, url: str, group: str = "") -> Broker:
+        """A broker by its URL, for a consumer group; not opened yet."""
         system = self.config.system
         return brokers.connect(
-            system.broker,
+            url,
             self.ambient,
             root=self.config.root,
+            group=group,
             partitions=system.partitions,
             retention=system.retention_days * 86_400,
+            claim_check=system.claim_check,
+            claims=ClaimCheckOptions(over=system.claim_check_over, most=MAX_DATA),
         )
 
     def store(self, service: str) -> Store:
@@ -124,12 +138,14 @@ class Project:
         return self.config.root / rest if scheme == wanted else None
 
     @contextlib.asynccontextmanager
-    async def opened_broker(self, *, create: bool = False) -> AsyncIterator[Broker]:
-        """The broker, open until the block ends.
+    async def opened_broker(
+        self, service: str = "", *, create: bool = False
+    ) -> AsyncIterator[Broker]:
+        """The broker as in `broker`, open until the block ends.
 
         Raises NotCreated, and makes nothing, where the system has not run yet, unless ``create``.
         """
-        broker = self.broker()
+        broker = self.broker(service)
         if not broker.capabilities.processes:
             raise self.config.error(
                 "system.broker",

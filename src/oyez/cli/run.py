@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import click
 
 from oyez.cli.project import Project, run_async
-from oyez.config import ServiceSettings
-from oyez.listening import HttpServer, address_of, bind, stop_signals
+from oyez.config import BridgeSettings, Listen, ServiceSettings
+from oyez.listening import HttpServer, bind, stop_signals
 from oyez.observe.logs import configure, log_signal
 from oyez.observe.metrics import Metrics
 from oyez.runtime.admin import admin
@@ -29,38 +30,82 @@ def command(service: str) -> None:
     handed over, then it exits with 0.
     """
     project = Project.open()
+    prepare(project)
+    run_async(_run(project, service))
+
+
+def prepare(project: Project) -> None:
+    """What every long-running process of a project does first."""
     configure(project.config.system.log)
     # The loop hands work to the threads that write files, and takes it back, thousands of times a
     # second; with Python's usual 5 ms it would often wait that long for its turn.
     sys.setswitchinterval(0.0005)
-    run_async(_run(project, service))
 
 
 async def _run(project: Project, name: str) -> None:
-    config = project.config
     settings = project.settings(name)
     service = project.service(name)
-    signals, metrics = Signals(), Metrics()
-    signals.listen(log_signal)
-    signals.listen(metrics.count)
+    signals, metrics = observed()
     process = ServiceProcess(
         service,
-        ProcessSettings(
-            system=config.system.name,
-            partitions=config.system.partitions,
-            lease=settings.lease,
-            grace=settings.grace,
-            root=config.root,
-        ),
-        broker=project.broker(),
+        process_settings(project, settings),
+        broker=project.broker(name),
         store=project.store(name),
         ambient=project.ambient,
         signals=signals,
     )
-    servers, http_at, admin_at = _servers(project, settings, process, metrics)
+    key = f"services.{name}"
+    servers = [admin_server(project, process, metrics, key, settings.admin, settings.grace)]
+    if service.http is not None and settings.http is not None:
+        # Replicas share the address. Under `oyez dev` the supervisor has checked that it is free.
+        shared = settings.replicas > 1 or "OYEZ_DEV" in os.environ
+        refuse = partial(project.config.error, f"{key}.http")
+        listener = bind(settings.http.host, settings.http.port, refuse, shared=shared)
+        servers.append(HttpServer(with_origin(service.http), listener, grace=settings.grace))
+    await serve(process, servers, settings.grace)
+
+
+def observed() -> tuple[Signals, Metrics]:
+    """Signals that go to the log and are counted."""
+    signals, metrics = Signals(), Metrics()
+    signals.listen(log_signal)
+    signals.listen(metrics.count)
+    return signals, metrics
+
+
+def process_settings(
+    project: Project, settings: ServiceSettings | BridgeSettings
+) -> ProcessSettings:
+    """How the process runs, by the project's file."""
+    return ProcessSettings(
+        system=project.config.system.name,
+        partitions=project.config.system.partitions,
+        lease=settings.lease,
+        grace=settings.grace,
+        root=project.config.root,
+    )
+
+
+def admin_server(
+    project: Project,
+    process: ServiceProcess,
+    metrics: Metrics,
+    key: str,
+    address: Listen,
+    grace: float,
+) -> HttpServer:
+    """The admin port; ``key`` is the table of its setting, for errors."""
+    app = admin(process, token=project.token(), metrics=metrics.render)
+    listener = bind(address.host, address.port, partial(project.config.error, f"{key}.admin"))
+    return HttpServer(app, listener, grace=grace, lifespan="off")
+
+
+async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: float) -> None:
+    """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port."""
     stopped = asyncio.Event()
+    admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):
-        await process.start(http=http_at, admin=admin_at)
+        await process.start(http="".join(http_at), admin=admin_at)
         try:
             for server in servers:
                 await server.start()
@@ -69,27 +114,7 @@ async def _run(project: Project, name: str) -> None:
             process.stop_soon()
             # First no new requests, then no new events; the admin port tells of it to the end.
             loop = asyncio.get_running_loop()
-            end = loop.time() + settings.grace
+            end = loop.time() + grace
             await asyncio.gather(*(server.stop() for server in servers[1:]))
             await process.drain(max(1.0, end - loop.time()))
             await servers[0].stop()
-
-
-def _servers(
-    project: Project, settings: ServiceSettings, process: ServiceProcess, metrics: Metrics
-) -> tuple[list[HttpServer], str, str]:
-    name = settings.name
-    make = partial(HttpServer, grace=settings.grace)
-    refuse = partial(project.config.error, f"services.{name}.admin")
-    listener = bind(settings.admin.host, settings.admin.port, refuse)
-    app = admin(process, token=project.token(), metrics=metrics.render)
-    servers = [make(app, listener, lifespan="off")]
-    http_at = ""
-    if process.service.http is not None and settings.http is not None:
-        # Replicas share the address. Under `oyez dev` the supervisor has checked that it is free.
-        shared = settings.replicas > 1 or "OYEZ_DEV" in os.environ
-        refuse = partial(project.config.error, f"services.{name}.http")
-        http = bind(settings.http.host, settings.http.port, refuse, shared=shared)
-        servers.append(make(with_origin(process.service.http), http))
-        http_at = address_of(http)
-    return servers, http_at, address_of(listener)

@@ -9,6 +9,7 @@ process that wakes after another took over can't commit (fencing).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from oyez.errors import BrokerError
 from oyez.ports import Claim, Row
@@ -51,9 +52,14 @@ class Claims:
     """The partitions, and perhaps the relay, that this process owns."""
 
     def __init__(
-        self, bench: Workbench, lanes: dict[Place, Lane], parked: ParkedEvents, work: Bell,
+        self,
+        bench: Workbench,
+        lanes: dict[Place, Lane],
+        parked: ParkedEvents,
+        work: Bell,
         grace: float,
-    ) -> None:  # fmt: skip
+        make_lane: Callable[..., Lane] = Lane,
+    ) -> None:
         """``lanes`` is filled and emptied here and read by others; ``grace`` is in seconds."""
         self.lanes = lanes
         self.relay: Relay | None = None
@@ -62,6 +68,7 @@ class Claims:
         self._parked = parked
         self._work = work
         self._grace = grace
+        self._make_lane = make_lane
         self._bell = Bell(bench.ambient)
         self._streams: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
@@ -211,7 +218,7 @@ class Claims:
             self.relay.start()
             return
         rows = await bench.store.fetch(_BLOCKED, {"stream": stream, "partition": partition})
-        lane = self.lanes[place] = Lane(
+        lane = self.lanes[place] = self._make_lane(
             bench,
             claim,
             row["position"],

@@ -206,17 +206,7 @@ class Lane:
         bench = self._bench
         start = bench.ambient.monotonic()
         last = batch.records[-1].position
-        if batch.restarted:
-            self._begin_anew()
-        if batch.missed:
-            self._emit(
-                EventsMissed(
-                    service=bench.service,
-                    stream=self.claim.stream,
-                    partition=self.claim.partition,
-                    events=batch.missed,
-                )
-            )
+        self._look_for_gaps(batch)
         items = await self._open(batch.records)
         if not items:
             self.position = last
@@ -232,13 +222,29 @@ class Lane:
         self._careful = False
         self.moved = bench.ambient.monotonic()
         if items:
+            self._tell_handled(len(items), self.moved - start)
+
+    def _tell_handled(self, events: int, seconds: float) -> None:
+        self._emit(
+            BatchHandled(
+                service=self._bench.service,
+                stream=self.claim.stream,
+                partition=self.claim.partition,
+                events=events,
+                seconds=seconds,
+            )
+        )
+
+    def _look_for_gaps(self, batch: Batch) -> None:
+        if batch.restarted:
+            self._begin_anew()
+        if batch.missed:
             self._emit(
-                BatchHandled(
-                    service=bench.service,
+                EventsMissed(
+                    service=self._bench.service,
                     stream=self.claim.stream,
                     partition=self.claim.partition,
-                    events=len(items),
-                    seconds=self.moved - start,
+                    events=batch.missed,
                 )
             )
 

@@ -45,6 +45,7 @@ class ParkedEvents:
         self._work = work
         self._running: dict[int, tuple[Parked, asyncio.Task[None]]] = {}
         self._ended: set[int] = set()
+        self._suspect: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -148,6 +149,11 @@ class ParkedEvents:
         lane = self._lanes.get((parked.stream, parked.partition))
         if lane is None or lane.takes_no_more or self._stopping:
             return False
+        if lane.suspects:
+            # One at a time: those that run beside the one that kills would be counted as killers.
+            if self._suspect is not None:
+                return False
+            self._suspect = parked.seq
         task = asyncio.create_task(self._settle(handler, parked, lane), name=f"event {parked.seq}")
         self._running[parked.seq] = (parked, task)
         task.add_done_callback(lambda _: self._done(parked))
@@ -155,6 +161,8 @@ class ParkedEvents:
 
     def _done(self, parked: Parked) -> None:
         del self._running[parked.seq]
+        if self._suspect == parked.seq:
+            self._suspect = None
         self._ended.add(parked.seq)
         self._work.ring()
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -65,10 +65,12 @@ class ServiceProcess:
         signals: Signals,
         provide: Mapping[type, object] | None = None,
         threads: Executor | None = None,
+        reads: Callable[[str], bool] | None = None,
+        make_lane: Callable[..., Lane] = Lane,
     ) -> None:
         """``provide`` replaces what the service's own providers would make, by type.
 
-        ``threads`` as in `Workbench`.
+        ``threads`` and ``reads`` as in `Workbench`, ``make_lane`` makes what reads a partition.
         """
         self.service = service
         self.settings = settings
@@ -85,11 +87,14 @@ class ServiceProcess:
             signals=signals,
             owner=self.owner,
             threads=threads,
+            reads=reads,
         )
         self.work = Bell(ambient)
         self.lanes: dict[Place, Lane] = {}
         self.parked = ParkedEvents(self.bench, self.lanes, self.work)
-        self.claims = Claims(self.bench, self.lanes, self.parked, self.work, settings.grace)
+        self.claims = Claims(
+            self.bench, self.lanes, self.parked, self.work, settings.grace, make_lane
+        )
         self.health = Health(self.bench, self.claims, self.parked)
         self.draining = False
         self._provide = dict(provide or {})

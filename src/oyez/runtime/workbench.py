@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from oyez.ambient import Ambient, backoff
@@ -34,8 +34,12 @@ class Workbench:
         signals: Signals,
         owner: str,
         threads: Executor | None = None,
+        reads: Callable[[str], bool] | None = None,
     ) -> None:
-        """``threads`` runs plain ``def`` handlers; by default a pool of ``THREADS``."""
+        """``threads`` runs plain ``def`` handlers; by default a pool of ``THREADS``.
+
+        ``reads`` tells by its name whether a stream is read; by default the handlers do.
+        """
         self.service = service
         self.system = system
         self.handlers = {handler.name: handler for handler in handlers}
@@ -50,7 +54,11 @@ class Workbench:
         self.signals = signals
         self.owner = owner
         self.stopping = False
-        self.announcer = Announcer(system, service, ambient)
+        self.reads = reads or self._handles
+        """Whether a stream is read at all."""
+        self.announcer = Announcer(
+            system, service, ambient, lambda: broker.capabilities.max_bytes
+        )
         self.threads = threads or ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"{service}-handler"
         )
@@ -75,8 +83,7 @@ class Workbench:
         text = str(error) if isinstance(error, OyezError) else describe_traceback(error)
         self.signals.emit(Trouble(service=self.service, part=part, error=text))
 
-    def reads(self, stream: str) -> bool:
-        """Whether any handler may find its events on the stream."""
+    def _handles(self, stream: str) -> bool:
         own_system = stream.startswith(f"{self.system}.")
         return any(
             stream == handler.stream if handler.stream else own_system

@@ -139,7 +139,8 @@ class Ticks:
         On a shared server each system has a name of its own, ``ticks`` and something.
         """
         self.root = root
-        self.name = "ticks" if broker.startswith("embedded:") else f"ticks-{uuid4().hex[:12]}"
+        alone = all(url.startswith("embedded:") for url in (broker, outside or broker))
+        self.name = "ticks" if alone else f"ticks-{uuid4().hex[:12]}"
         self.replicas: list[subprocess.Popen[bytes]] = []
         self.stream = f"{self.name}.clock"
         (root / "migrations").mkdir()

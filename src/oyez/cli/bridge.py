@@ -1,0 +1,69 @@
+"""``oyez bridge NAME``: carries streams from one broker to another, in the foreground."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from oyez import stores
+from oyez.cli.project import Project, run_async
+from oyez.cli.run import admin_server, observed, prepare, process_settings, serve
+from oyez.config import BridgeSettings
+from oyez.errors import BrokerError, BrokerRefused, ConfigurationError
+from oyez.ports import Broker
+from oyez.runtime.ferry import Ferry
+from oyez.runtime.process import ServiceProcess
+from oyez.service import Service
+
+
+@click.command("bridge")
+@click.argument("name")
+def command(name: str) -> None:
+    """Carry streams from one broker to another: [bridges.NAME] of oyez.toml.
+
+    Every record goes across in order and at least once, under its own id, so that whoever handles
+    it knows a copy. Several processes share the partitions. SIGTERM or Ctrl-C drains it.
+    """
+    project = Project.open()
+    settings = project.config.bridges.get(name)
+    if settings is None:
+        names = ", ".join(sorted(project.config.bridges)) or "none"
+        raise ConfigurationError(
+            f"{project.config.path}: there is no bridge {name!r}; there are: {names}"
+        )
+    prepare(project)
+    run_async(_run(project, settings))
+
+
+async def _run(project: Project, settings: BridgeSettings) -> None:
+    service = Service(f"bridge-{settings.name}")
+    group = f"{project.config.system.name}.{service.name}"
+    target = project.connect(settings.target)
+    signals, metrics = observed()
+    process = ServiceProcess(
+        service,
+        process_settings(project, settings),
+        broker=project.connect(settings.source, group),
+        store=stores.connect(settings.store, project.ambient, root=project.config.root),
+        ambient=project.ambient,
+        signals=signals,
+        reads=settings.carries,
+        make_lane=partial(Ferry, target=target),
+    )
+    key = f"bridges.{settings.name}"
+    admin = admin_server(project, process, metrics, key, settings.admin, settings.grace)
+    try:
+        await _open(target, process)
+        await serve(process, [admin], settings.grace)
+    finally:
+        await target.close()
+
+
+async def _open(target: Broker, process: ServiceProcess) -> None:
+    try:
+        await target.open()
+    except BrokerError as error:
+        if not error.transient:
+            raise BrokerRefused(f"target: {error}") from error
+        process.bench.trouble("target", error)  # it connects by itself, and lanes wait for it
