@@ -34,6 +34,9 @@ endif
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)
 
+capabilities: $(VENV)/.ready-dev  ## run the conformance suites and write docs/capabilities.md
+	@CAPABILITIES=docs/capabilities.md STRICT=1 $(BIN)/python -m pytest tests/conformance
+
 check: $(VENV)/.ready-dev  ## formatter, linter, type checkers, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

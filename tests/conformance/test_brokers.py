@@ -23,6 +23,8 @@ DEADLINE = 20.0
 
 
 class TestMemory(BrokerSuite):
+    row = "memory"
+
     def make(self, tmp_path: Path) -> Factory:
         broker = MemoryBroker(SystemAmbient())
         return lambda: broker
@@ -30,6 +32,8 @@ class TestMemory(BrokerSuite):
 
 class TestEmbedded(BrokerSuite):
     """It never polls here, so that only the doorbell can wake a reader."""
+
+    row = "embedded"
 
     def make(self, tmp_path: Path) -> Factory:
         options = EmbeddedOptions(poll=NEVER)

@@ -16,6 +16,8 @@ from servers import Server, server  # noqa: E402
 
 
 class TestRedis(ServerBrokerSuite):
+    row = "redis"
+
     @pytest.fixture(autouse=True)
     def _redis(self) -> None:
         self.redis = server("redis")

@@ -22,14 +22,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 from uuid import uuid4
 
 import pytest
 
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of
-from oyez.ports import BEGINNING, Batch, Broker, Position, Record
+from oyez.ports import BEGINNING, Batch, Broker, Capabilities, Position, Record
 from oyez.testing.crash import run_and_kill
 from oyez.testing.proxy import Proxy
 
@@ -75,6 +75,9 @@ class BrokerSuite:
     """Subclass it under a name that begins with ``Test`` and override `make`."""
 
     pytestmark = pytest.mark.asyncio
+
+    declared: ClassVar[Capabilities | None] = None
+    """What the broker said of itself when a test last opened it."""
 
     def make(self, tmp_path: Path) -> Factory:
         """What opens nothing yet and gives another connection to one and the same broker.
@@ -518,6 +521,7 @@ class BrokerSuite:
             for broker in brokers:
                 stack.push_async_callback(broker.close)
                 await broker.open()
+            type(self).declared = brokers[0].capabilities
             yield brokers
 
     def _needs_history(self, broker: Broker) -> None:

@@ -20,13 +20,13 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import msgspec
 import pytest
 
-from oyez.ports import Record
+from oyez.ports import Capabilities, Record
 from oyez.testing.broker_suite import RESUMES, Server
 from oyez.testing.proxy import Proxy
 from oyez.testing.ticks import Ticks, paused, ticking, until
@@ -45,6 +45,9 @@ class DeliverySuite:
 
     pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]  # noqa: RUF012 - pytest's form
 
+    declared: ClassVar[Capabilities | None] = None
+    """What the broker said of itself when a test last opened it."""
+
     def broker(self, tmp_path: Path) -> str:
         """The broker's URL."""
         raise NotImplementedError
@@ -58,6 +61,7 @@ class DeliverySuite:
         """The system under test; ``urls`` replace what `broker` and `store` say."""
         given = {"broker": self.broker(tmp_path), "store": self.store(tmp_path), **urls}
         async with ticking(tmp_path / "ticks", **given) as system:
+            type(self).declared = system.broker.capabilities
             yield system
 
     # -- nothing lost, nothing doubled, in order (G1, G2, G3) --------------------------------------
