@@ -95,8 +95,7 @@ def _commands(config: Config) -> list[tuple[str, list[str], bool]]:
         for replica in range(settings.replicas):
             label = name if settings.replicas == 1 else f"{name}.{replica + 1}"
             found.append((f"service:{label}", [*python, "run", name], True))
-    for name in config.bridges:
-        found.append((f"service:{name}", [*python, "bridge", name], False))
+    found += [(f"service:{name}", [*python, "bridge", name], False) for name in config.bridges]
     if config.gateway is not None:
         found.append(("gateway:gateway", [*python, "gateway"], False))
     return found

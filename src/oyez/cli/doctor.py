@@ -6,11 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import quote
 
 import apsw
 import click
@@ -26,6 +25,7 @@ from oyez.config import Config, Listen
 from oyez.errors import ConfigurationError, OyezError
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
+from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.process import read_migrations
 from oyez.service import Service
 from oyez.sqlite_file import OLDEST_SQLITE, refuse_network_file_system
@@ -112,6 +112,7 @@ async def _all(project: Project) -> AsyncIterator[Finding]:
     for secret in _secrets(project):
         yield _secret(secret)
     yield _clock(project.ambient.now())
+    yield _windows(config)
     running: set[str] = set()
     async for finding in _broker_and_stores(project, services, running):
         yield finding
@@ -207,6 +208,19 @@ def _clock(now: float) -> Finding:
     return Finding("clock", "ok", str(utc_time(now)))
 
 
+def _windows(config: Config) -> Finding:
+    """An event that comes again must find its inbox row: both are kept for some days."""
+    kept, known = config.system.retention_days, INBOX_RETENTION / 86_400
+    if kept > known:
+        return Finding(
+            "retention",
+            "warning",
+            f"events are kept for {kept:g} days, but services know a duplicate for {known:g}",
+            "don't replay or redrive what is older, or lower system.retention_days",
+        )
+    return Finding("retention", "ok", f"{kept:g} days; duplicates are known for {known:g}")
+
+
 # -- broker and stores -----------------------------------------------------------------------------
 
 
@@ -214,44 +228,37 @@ async def _broker_and_stores(
     project: Project, services: dict[str, Service], running: set[str]
 ) -> AsyncIterator[Finding]:
     """``running`` is filled with the services that have a living process."""
-    yield _integrity("broker", project.broker_file())
+    reached = False
     try:
         async with project.opened_broker() as broker:
-            yield await _newest(project, broker)
-            async for finding in _stores(project, services, broker, running):
+            reached = True
+            async for finding in _setup("broker", broker):
                 yield finding
+            yield await _newest(project, broker)
     except NotCreated:
         yield Finding("broker", "ok", "not created yet: it is made by the first service that runs")
-        async for finding in _stores(project, services, None, running):
-            yield finding
     except OyezError as error:
         yield Finding("broker", "problem", str(error), "correct that, then look again")
-        async for finding in _stores(project, services, None, running):
-            yield finding
+    async for finding in _stores(project, services, reached, running):
+        yield finding
 
 
-def _integrity(what: str, file: Path | None) -> Finding:
-    check = f"{what} integrity"
-    if file is None or not file.exists():
-        return Finding(check, "ok", "not a file" if file is None else "not created yet")
-    remedy = "stop the system, copy the file and its -wal aside, and restore a backup"
-    try:
-        # Read-only, so that looking changes nothing.
-        uri = f"file:{quote(str(file.resolve()))}?mode=ro"
-        connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-        try:
-            connection.set_busy_timeout(5_000)
-            verdict = next(connection.execute("pragma quick_check(1)"))[0]
-        finally:
-            connection.close()
-    except apsw.Error as error:
-        return Finding(check, "problem", f"{file}: {error}", remedy)
-    if verdict != "ok":
-        return Finding(check, "problem", f"{file}: {verdict}", remedy)
-    return Finding(check, "ok", f"{file}: {file.stat().st_size / 1e6:.1f} MB, sound")
+async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[Finding]:
+    """What loses, doubles or holds up events by how a server is set up."""
+    check = f"{what} setup"
+    found = await adapter.inspect()
+    for each in found:
+        yield Finding(check, "problem" if each.grave else "warning", each.what, each.remedy)
+    if not found:
+        survives = adapter.capabilities.durability
+        yield Finding(check, "ok", f"what it acknowledged survives: {survives}")
 
 
 async def _newest(project: Project, broker: Broker) -> Finding:
+    if not broker.capabilities.history:
+        return Finding(
+            "broker", "ok", f"{len(await broker.streams())} streams; it keeps no history"
+        )
     places = await history.ends(broker, sorted(await broker.streams()))
 
     async def last(place: history.Place, end: Position) -> float:
@@ -276,26 +283,63 @@ async def _newest(project: Project, broker: Broker) -> Finding:
 
 
 async def _stores(
-    project: Project, services: dict[str, Service], broker: Broker | None, running: set[str]
+    project: Project, services: dict[str, Service], reached: bool, running: set[str]
 ) -> AsyncIterator[Finding]:
-    for name in project.config.services:
-        yield _integrity(f"store {name}", project.store_file(name))
+    """``reached``: the system's broker is there, so lag can be told."""
+    for name, settings in project.config.services.items():
         service = services.get(name)
-        try:
-            async with project.opened_store(name) as store:
+        async with AsyncExitStack() as stack:
+            try:
+                store = await stack.enter_async_context(project.opened_store(name))
+                async for finding in _setup(f"store {name}", store):
+                    yield finding
                 if service is not None:
                     yield await _migrations(project, service, store)
+                broker: Broker | None = None
+                if reached or settings.broker is not None:
+                    broker = await stack.enter_async_context(project.opened_broker(name))
+                if broker is not None and settings.broker is not None:
+                    async for finding in _setup(f"broker of {name}", broker):
+                        yield finding
                 lag = await measure(project, name, service, broker, store)
-        except NotCreated:
-            yield Finding(f"store {name}", "ok", "not created yet: the service has not run")
-            continue
-        except OyezError as error:
-            yield Finding(f"store {name}", "problem", str(error), "correct that, then look again")
-            continue
+                if broker is not None:
+                    yield await _gaps(name, broker, lag)
+            except NotCreated:
+                yield Finding(f"store {name}", "ok", "not created yet: the service has not run")
+                continue
+            except OyezError as error:
+                remedy = "correct that, then look again"
+                yield Finding(f"store {name}", "problem", str(error), remedy)
+                continue
         if lag.replicas:
             running.add(name)
         for finding in _standing(project, lag):
             yield finding
+
+
+async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> Finding:
+    """Whether retention was faster than the service."""
+    check = f"history {name}"
+    if not broker.capabilities.history:
+        return Finding(check, "ok", "the broker keeps none")
+    starts = {
+        (stream, partition): start
+        for stream in {each.stream for each in lag.partitions}
+        for partition, start in enumerate(await broker.starts(stream))
+    }
+    lost = [
+        f"{each.stream}[{each.partition}]"
+        for each in lag.partitions
+        if 0 < each.position < starts.get((each.stream, each.partition), 0)
+    ]
+    if lost:
+        return Finding(
+            check,
+            "problem",
+            f"events were deleted before {name} handled them, in {', '.join(lost)}",
+            "raise system.retention_days above the longest time that a service may be down",
+        )
+    return Finding(check, "ok", "nothing was deleted before it was handled")
 
 
 async def _migrations(project: Project, service: Service, store: Store) -> Finding:

@@ -41,8 +41,6 @@ _OUTBOX = """select count(*) as events, sum(case when due > :now then 1 else 0 e
  from oyez_outbox"""
 _OLDEST = """select due, headers from oyez_outbox where due <= :now order by seq limit 1"""
 
-Ends = dict[history.Place, Position]
-
 
 class PartitionLag(msgspec.Struct, kw_only=True):
     """One partition as one service sees it. None is what could not be found out."""
@@ -188,7 +186,7 @@ async def measure(
         row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
         end = None if ends is None else ends.get(place)
         lag = None
-        if broker is not None and end is not None:
+        if broker is not None and ends is not None and place in ends:
             behind = await broker.lag(place[0], {place[1]: row["position"]})
             lag = behind.get(place[1])
         oldest, known = await _oldest(service, broker, place, row["position"], end)
@@ -224,20 +222,24 @@ async def measure(
 
 async def _ends(
     project: Project, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
-) -> Ends | None:
-    """The ends of the partitions that the service reads, or did; None without a broker."""
+) -> dict[history.Place, Position | None] | None:
+    """The ends of the partitions that the service reads, or did.
+
+    None without a broker; each is None on a broker that keeps no history.
+    """
     if broker is None:
         return None
     wanted = {stream for stream, _ in cursors}
-    if service is not None:
-        own = f"{project.config.system.name}."
-        for stream in await broker.streams():
-            if any(
-                stream == handler.stream if handler.stream else stream.startswith(own)
-                for handler in service.handlers
-            ):
-                wanted.add(stream)
-    return await history.ends(broker, sorted(wanted))
+    own = f"{project.config.system.name}."
+    streams = await broker.streams()
+    for handler in service.handlers if service is not None else ():
+        if handler.stream is None:
+            wanted.update(stream for stream in streams if stream.startswith(own))
+        elif handler.stream in streams:
+            wanted.add(handler.stream)
+    if not broker.capabilities.history:
+        return {(stream, p): None for stream in wanted for p in range(streams.get(stream, 0))}
+    return dict(await history.ends(broker, sorted(wanted)))
 
 
 async def _oldest(
