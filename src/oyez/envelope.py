@@ -108,6 +108,12 @@ def open_record(headers: Mapping[str, str], data: bytes | None) -> Envelope:
 
     Raises InvalidEvent naming the attribute that is missing or wrong.
     """
+    if not data and "dataref" in headers:
+        raise InvalidEvent(
+            "data",
+            f"the data at {headers['dataref'][:300]!r} is gone, or that is no place below "
+            "system.claim_check",
+        )
     if data is None:
         raise InvalidEvent("data", "is absent (a tombstone); an event needs data")
     kind = headers.get("datacontenttype") or headers.get("content-type")

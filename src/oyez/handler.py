@@ -18,6 +18,11 @@ from oyez.errors import DeclarationError
 from oyez.event import EventType, describe, is_event
 from oyez.transaction import Transaction
 
+_SESSIONS = {
+    ("sqlalchemy.ext.asyncio.session", "AsyncSession"): False,
+    ("sqlalchemy.orm.session", "Session"): True,
+}
+"""SQLAlchemy's sessions, known by name so that it need not be loaded: whether each one blocks."""
 _SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
 
 
@@ -109,7 +114,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     publishes: tuple[EventType, ...]
     function: Callable[..., Any]
     layout: tuple[object, ...]
-    """Per parameter "event", "tx", "context", or the type that the service provides."""
+    """Per parameter "event", "tx", "context", "session", or a type that the service provides."""
     retry: Retry
     timeout: float | None
     concurrency: int
@@ -123,7 +128,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def transactional(self) -> bool:
         """Whether it runs inside the lane's transaction; else it runs beside it, concurrently."""
-        return "tx" in self.layout
+        return "tx" in self.layout or "session" in self.layout
 
     @property
     def needs_context(self) -> bool:
@@ -160,8 +165,13 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
                 )
             constants[f"given{index}"] = provided[item]
             arguments.append(f"given{index}")
-        source = f"lambda event, tx, context: function({', '.join(arguments)})"
+        given = "event, tx, context, session" if "session" in self.layout else "event, tx, context"
+        source = f"lambda {given}: function({', '.join(arguments)})"
         call: Call = eval(source, constants)  # noqa: S307 - made of the names above alone
+        if "session" in self.layout:
+            from oyez.stores.sqlalchemy import with_session
+
+            return with_session(call, blocking=self.blocking, generator=self.generator)
         return call
 
 
@@ -200,6 +210,9 @@ def compile_handler(
         _role(parameter, hints.get(parameter.name), events, batch, place)
         for parameter in inspect.signature(function).parameters.values()
     )
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if "session" in layout:
+        _check_sessions(hints, blocking=not asynchronous, place=place)
     if layout.count("event") != 1:
         raise DeclarationError(f"{place}: expected exactly one parameter for the event")
     if batch and "context" in layout:
@@ -211,7 +224,6 @@ def compile_handler(
                 f"{place}: its events name different streams: subscribe to them one by one"
             )
         (stream,) = streams
-    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     return Handler(
         service=service,
         name=name or str(getattr(function, "__name__", "handler")),
@@ -255,6 +267,8 @@ def _role(
         return "tx"
     if annotation is Context:
         return "context"
+    if _session_blocks(annotation) is not None:
+        return "session"
     if annotation is None:
         if parameter.name == "event" or (batch and parameter.name == "events"):
             return "event"
@@ -276,6 +290,29 @@ def _role(
         f"{place}: parameter {parameter.name}: expected the event, Transaction, Context or a class "
         f"that the service provides, found {annotation!r}"
     )
+
+
+def _session_blocks(annotation: object) -> bool | None:
+    """Whether the session of this class blocks its thread; None for any other annotation."""
+    if not isinstance(annotation, type):
+        return None
+    return _SESSIONS.get((annotation.__module__, annotation.__qualname__))
+
+
+def _check_sessions(hints: Mapping[str, object], *, blocking: bool, place: str) -> None:
+    for name, hint in hints.items():
+        if _session_blocks(hint) is (not blocking):
+            raise DeclarationError(
+                f"{place}: parameter {name}: an async def takes SQLAlchemy's AsyncSession, "
+                "a plain def its Session"
+            )
+    try:
+        import oyez.stores.sqlalchemy  # noqa: F401 - greenlet, for one, may be missing
+    except ImportError as error:
+        raise DeclarationError(
+            f"{place}: asks for a SQLAlchemy session, but {error.name} is missing: "
+            "pip install 'oyez[sqlalchemy]'"
+        ) from error
 
 
 def _members(annotation: object, batch: bool) -> tuple[Any, ...]:

@@ -37,6 +37,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     time: float = 0.0
 
 
+def weigh(headers: Mapping[str, str], data: bytes | None) -> int:
+    """The bytes of headers and data together, which ``Capabilities.max_bytes`` limits."""
+    text = "".join((*headers, *headers.values()))
+    return len(text.encode(errors="surrogatepass")) + len(data or b"")
+
+
 class Batch(msgspec.Struct, frozen=True):
     """Records of one partition, in order, at least one.
 
@@ -261,14 +267,42 @@ class Changes(msgspec.Struct, kw_only=True):
     """Tell every process that outbox or parked events changed, though nothing above says so."""
 
 
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `StoreTransaction.run` gives."""
+
+    columns: Sequence[tuple[str, Any]]
+    """Each column's name, and the database's own code for its type; none where rows can't be."""
+    rows: Sequence[Sequence[Any]]
+    changed: int
+    """How many rows were inserted, updated or deleted; -1 where the database does not tell."""
+
+
 class StoreTransaction(Protocol):
     """One transaction of a service's store. It holds nothing until the first ``fetch``."""
+
+    dialect: str
+    """Whose SQL it speaks: ``sqlite`` or ``postgresql``."""
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         """Run the writes, then the statement, and return its rows (``:name`` parameters).
 
         From here on no other transaction that could conflict runs until this one ends. When it
         raises, the transaction can only be rolled back: ``commit`` raises the same error.
+        """
+        ...
+
+    async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
+        """As `fetch`, in the database's own words: for layers that write SQL by themselves.
+
+        ``sql`` has the database's own placeholders (``?`` or ``$1``) and runs once for each set of
+        parameters; with more than one it gives no rows.
+        """
+        ...
+
+    async def rollback_to(self, savepoint: str) -> None:
+        """Undo what came after a savepoint, also that a statement raised. `run` makes savepoints.
+
+        Raises what a statement raised that is no fault of its own: StoreUnavailable and the like.
         """
         ...
 

@@ -9,10 +9,12 @@ two calls.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import CancelledError
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,7 +23,9 @@ from oyez.contract import encode
 from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
 from oyez.errors import InvalidEvent, OyezError
 from oyez.event import MAX_KEY, describe
-from oyez.ports import Announcement, Changes, Parameters, Row, Store, Writes
+from oyez.ports import Announcement, Answer, Changes, Parameters, Row, Store, Writes, weigh
+
+T = TypeVar("T")
 
 MAX_DELAY = 366 * 86_400.0
 """The longest delay, in seconds, that an event may be announced with."""
@@ -62,7 +66,11 @@ origin: ContextVar[Origin] = ContextVar("oyez_origin", default=Origin())  # noqa
 class Announcer:
     """Wraps events of one service as announcements: source, stream, ids and trace."""
 
-    def __init__(self, system: str, service: str, ambient: Ambient) -> None:
+    def __init__(
+        self, system: str, service: str, ambient: Ambient, limit: Callable[[], int] = int
+    ) -> None:
+        """``limit`` gives the bytes of the largest record that the broker takes, 0 for no limit."""
+        self._limit = limit
         self.source = f"/{system}/{service}"
         self.stream = f"{system}.{service}"
         self.ambient = ambient
@@ -101,9 +109,15 @@ class Announcer:
         headers["traceparent"] = f"00-{trace}-{ambient.bits(64):016x}-{flags}"
         if since.tracestate:
             headers["tracestate"] = since.tracestate
-        return Announcement(
-            stream=self.stream, key=key, headers=headers, data=encode(kind, event), due=due
-        )
+        data = encode(kind, event)
+        limit = self._limit()
+        if limit and (size := weigh(headers, data)) > limit:
+            raise InvalidEvent(
+                "$",
+                f"{kind.name} is {size} bytes with its headers, and the broker takes {limit}: "
+                "set system.claim_check, so that large data goes to a folder or to S3",
+            )
+        return Announcement(stream=self.stream, key=key, headers=headers, data=data, due=due)
 
 
 class UnitOfWork:
@@ -116,6 +130,9 @@ class UnitOfWork:
         self._announcer = announcer
         self._waves: list[dict[str, list[Parameters]]] = []
         self._reached: dict[str, int] = {}
+        self._announced_at: dict[str, int] = {}
+        self._loop = asyncio._get_running_loop()
+        self._visitor: asyncio.Task[Any] | None = None
         self.closed = False
 
     def transaction(self, since: Origin, key: str | None = None) -> Transaction:
@@ -131,11 +148,58 @@ class UnitOfWork:
     async def rollback(self) -> None:
         """Undo it all. Safe at any time."""
         self.closed = True
+        if self._visitor is not None:  # the thread of a handler that ran into its timeout
+            self._visitor.cancel()
+            await asyncio.wait([self._visitor])
         await self._store.rollback()
 
-    def _queue(self, sql: str, parameters: Parameters, wave: int) -> None:
+    # -- for a layer that writes SQL by itself ----------------------------------------------------
+
+    @property
+    def dialect(self) -> str:
+        """See `StoreTransaction.dialect`."""
+        return self._store.dialect
+
+    async def run(self, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:
+        """Send what is queued, then this; see `StoreTransaction.run`."""
+        self._check()
+        return await self._store.run(sql, sets, self._drain())
+
+    async def savepoint(self, name: str) -> None:
+        """Begin what `rollback_to` undoes."""
+        await self.run(f"savepoint {name}", [()])
+        self._announced_at[name] = len(self.changes.announced)
+
+    async def rollback_to(self, name: str) -> None:
+        """Undo all since the savepoint: what was written, queued and announced."""
+        self._check()
+        self._drain()
+        del self.changes.announced[self._announced_at[name] :]
+        await self._store.rollback_to(name)
+
+    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run one of the above on the event loop, from the thread of a plain ``def``; block."""
+        if self.closed or self._loop is None:
+            work.close()
+            raise TransactionClosed("this transaction has ended, or began outside of a loop")
+        try:
+            return asyncio.run_coroutine_threadsafe(self._visit(work), self._loop).result()
+        except CancelledError as error:
+            raise TransactionClosed("this transaction was undone meanwhile") from error
+
+    async def _visit(self, work: Coroutine[Any, Any, T]) -> T:
+        self._visitor = asyncio.current_task()
+        try:
+            return await work
+        finally:
+            self._visitor = None
+
+    def _check(self) -> None:
         if self.closed:
             raise TransactionClosed("this transaction has ended; start another")
+
+    def _queue(self, sql: str, parameters: Parameters, wave: int) -> None:
+        self._check()
         waves = self._waves
         while wave >= len(waves):
             waves.append({})
@@ -146,8 +210,7 @@ class UnitOfWork:
             rows.append(parameters)
 
     async def _fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        if self.closed:
-            raise TransactionClosed("this transaction has ended; start another")
+        self._check()
         return await self._store.fetch(sql, parameters, self._drain())
 
     def _drain(self) -> Writes:
@@ -169,6 +232,11 @@ class Transaction:
         self._origin = since
         self._key = key
         self._wave = unit._reached.get(key, 0) if key is not None else 0
+
+    @property
+    def unit(self) -> UnitOfWork:
+        """What commits it; for layers such as `oyez.stores.sqlalchemy`."""
+        return self._unit
 
     @property
     def time(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from oyez.envelope import (
@@ -59,6 +59,7 @@ def envelopes(draw: st.DrawFn) -> Envelope:
 
 @given(envelopes())
 def test_the_binary_form_comes_back(envelope: Envelope) -> None:
+    assume(envelope.data or envelope.dataref is None)  # empty beside a dataref means elsewhere
     check_headers(envelope.headers())
     assert open_record(envelope.headers(), envelope.data) == envelope
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from oyez.ambient import Ambient
+from oyez.brokers.claim_check import ClaimCheck, ClaimCheckOptions, open_storage
 from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Broker
@@ -43,14 +44,27 @@ def connect(
     group: str = "",
     partitions: int = 8,
     retention: float = 7 * 86_400.0,
+    claim_check: str | None = None,
+    claims: ClaimCheckOptions | None = None,
 ) -> Broker:
     """The broker that a URL names; nothing is opened yet.
 
     ``root`` is what a relative file is relative to, ``group`` the consumer group (SYSTEM.SERVICE)
     that reads; empty for whoever only looks. ``partitions`` is what new streams get, ``retention``
-    is in seconds. Raises ConfigurationError for a scheme that has no adapter, an unknown option or
-    an adapter whose driver is not installed.
+    is in seconds. ``claim_check`` is the URL of the storage for what is too large for the broker.
+    Raises ConfigurationError for a scheme that has no adapter, an unknown option or an adapter
+    whose driver is not installed.
     """
+    broker = _connect(url, ambient, root, group, partitions, retention)
+    if claim_check is None:
+        return broker
+    storage = open_storage(claim_check, ambient, root=root, retention=retention)
+    return ClaimCheck(broker, storage, ambient, claims)
+
+
+def _connect(
+    url: str, ambient: Ambient, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
     scheme, _, rest = url.partition(":")
     if scheme == "embedded":
         from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions

@@ -107,7 +107,7 @@ async def _finish(
     start = ambient.monotonic()
     try:
         async with ambient.timeout(handler.timeout):
-            return await _Started(coroutine, first)
+            return await Begun(coroutine, first)
     except TimeoutError as error:
         if handler.timeout is None or ambient.monotonic() - start < handler.timeout:
             raise
@@ -116,7 +116,7 @@ async def _finish(
         ) from error
 
 
-class _Started:
+class Begun:
     """Awaits a coroutine that has been started, beginning with what it first waited for."""
 
     __slots__ = ("_coroutine", "_first")

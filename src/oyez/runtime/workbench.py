@@ -56,9 +56,7 @@ class Workbench:
         self.stopping = False
         self.reads = reads or self._handles
         """Whether a stream is read at all."""
-        self.announcer = Announcer(
-            system, service, ambient, lambda: broker.capabilities.max_bytes
-        )
+        self.announcer = Announcer(system, service, ambient, lambda: broker.capabilities.max_bytes)
         self.threads = threads or ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"{service}-handler"
         )

@@ -20,6 +20,7 @@ from oyez.ambient import Ambient
 from oyez.errors import Fenced, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
+    Answer,
     Capabilities,
     Changes,
     Claim,
@@ -32,7 +33,7 @@ from oyez.ports import (
     Writes,
 )
 from oyez.presence import Presence
-from oyez.sqlite_file import SqliteFile, Turn, bind
+from oyez.sqlite_file import SqliteFile, Turn, answer, bind
 
 SCHEMA = """
 create table oyez_inbox (
@@ -252,20 +253,33 @@ class SqliteTransaction:
     transaction of any process runs until this one ends, so what it read stays true.
     """
 
+    dialect = "sqlite"
+
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._turn: Turn | None = None
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         """See `StoreTransaction.fetch`."""
-        if self._turn is None:
-            self._turn = self._file.turn()
 
         def job(connection: apsw.Connection) -> list[Row]:
             _write(connection, before)
             return bind(connection, sql, parameters)
 
-        return await self._turn.run(job)
+        return await self._take_turn().run(job)
+
+    async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
+        """See `StoreTransaction.run`."""
+
+        def job(connection: apsw.Connection) -> Answer:
+            _write(connection, before)
+            return answer(connection, sql, sets)
+
+        return await self._take_turn().run(job)
+
+    async def rollback_to(self, savepoint: str) -> None:
+        """See `StoreTransaction.rollback_to`."""
+        await self._take_turn().rollback_to(savepoint)
 
     async def commit(self, changes: Changes) -> None:
         """See `StoreTransaction.commit`."""
@@ -281,6 +295,11 @@ class SqliteTransaction:
         if self._turn is not None:
             # A cancelled task must not leave the file locked, so the undoing is not cancelled.
             await asyncio.shield(self._turn.cancel())
+
+    def _take_turn(self) -> Turn:
+        if self._turn is None:
+            self._turn = self._file.turn()
+        return self._turn
 
 
 def _apply(connection: apsw.Connection, changes: Changes) -> None:

@@ -11,13 +11,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
 
@@ -27,6 +29,7 @@ from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe
 from oyez.ports import Record, Row
 from oyez.runtime.dead import list_dead
+from oyez.runtime.execution import Begun
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.runtime.relay import OUTBOX
@@ -165,11 +168,47 @@ class _Inline(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """See `Executor.submit`."""
         future: Future[T] = Future()
+        work = partial(fn, *args, **kwargs)
         try:
-            future.set_result(fn(*args, **kwargs))
+            if "oyez.stores.sqlalchemy" in sys.modules:
+                _begin_in_greenlet(work, future)
+            else:
+                future.set_result(work())
         except BaseException as error:  # noqa: BLE001 - belongs to whoever waits
             future.set_exception(error)
         return future
+
+
+def _begin_in_greenlet(work: Callable[[], T], future: Future[T]) -> None:
+    """Run work that may hold a SQLAlchemy session: where it waits for the store, the loop goes on.
+
+    What does not wait ends here and now, as without a greenlet.
+    """
+    from sqlalchemy.util import greenlet_spawn
+
+    coroutine = greenlet_spawn(work)
+    try:
+        first = coroutine.send(None)
+    except StopIteration as stop:
+        future.set_result(stop.value)
+        return
+
+    async def rest() -> T:
+        return cast(T, await Begun(coroutine, first))
+
+    def end(task: asyncio.Task[T]) -> None:
+        if future.cancelled():
+            return
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    task = asyncio.create_task(rest())
+    task.add_done_callback(end)
+    future.add_done_callback(lambda future: task.cancel() if future.cancelled() else None)
 
 
 @asynccontextmanager
