@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Store
 
@@ -13,13 +14,21 @@ def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
     """The store that a URL names; nothing is opened yet.
 
     ``root`` is what a relative file is relative to. Raises ConfigurationError for a scheme that has
-    no adapter.
+    no adapter, an unknown option or an adapter whose driver is not installed.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":
         from oyez.stores.sqlite import SqliteStore
 
         return SqliteStore(root / rest, ambient)
-    raise ConfigurationError(
-        f"store: expected sqlite:FILE, found {scheme!r}, which this version has no adapter for"
-    )
+    if scheme == "postgresql":
+        try:
+            from oyez.postgres_server import PORT
+            from oyez.stores.postgres import PostgresOptions, PostgresStore
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"store: {scheme} needs the package {error.name}: pip install 'oyez[postgresql]'"
+            ) from error
+        endpoint = Endpoint(url, port=PORT)
+        return PostgresStore(endpoint, ambient, endpoint.options(PostgresOptions))
+    raise ConfigurationError(f"store: expected sqlite or postgresql, found {scheme!r}")

@@ -279,7 +279,8 @@ class _Link:
         self._wait(self._unit.savepoint(name))
 
     def rollback_to(self, name: str) -> None:
-        if not self.ended:
+        # Where all is undone anyway, the error that leads there must not be replaced.
+        if not (self.ended or self.undone or self.lost):
             self._wait(self._unit.rollback_to(name))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -299,6 +300,9 @@ class _Link:
             raise
         except Exception as error:
             raise _Driver.ProgrammingError(str(error)) from error
+        except BaseException:  # cancelled: nobody knows how far it came
+            self.undone = True
+            raise
 
 
 _opening: ContextVar[_Link] = ContextVar("oyez_opening")

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from oyez.errors import ConstraintViolated, Fenced, StoreRefused
+from oyez.errors import ConstraintViolated, Fenced, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
     Changes,
@@ -238,6 +238,73 @@ class StoreSuite:
                 left = await _left(store)
                 assert (left["item"], left["outbox"]) == (1, 0)
 
+    async def test_an_answer_tells_columns_and_changes(self, tmp_path: Path) -> None:
+        """Also without a row; two columns of one name are two. It sees the writes before it."""
+        async with self._open(tmp_path) as (store,):
+            tx = store.begin()
+            one, two = _placeholders(tx)
+            insert = f"insert into item (id, n) values ({one}, {two})"
+            answer = await tx.run(f"{insert} returning n, id", [(1, 10)], [_item(7)])
+            assert [name for name, _ in answer.columns] == ["n", "id"]
+            assert [tuple(row) for row in answer.rows] == [(10, 1)]
+            assert answer.changed == 1
+            answer = await tx.run(insert, [(n, n) for n in range(2, 7)], [])
+            assert (list(answer.columns), list(answer.rows)) == ([], [])
+            answer = await tx.run(f"select id, n, id from item where id > {one}", [(7,)], [])
+            assert [name for name, _ in answer.columns] == ["id", "n", "id"]
+            assert list(answer.rows) == []
+            answer = await tx.run(f"update item set n = 0 where id > {one}", [(4,)], [])
+            assert (list(answer.columns), answer.changed) == ([], 3)
+            answer = await tx.run(f"delete from item where id > {one}", [(7,)], [])
+            assert answer.changed == 0
+            await tx.commit(Changes())
+            assert (await _left(store))["item"] == 7
+
+    async def test_a_savepoint_undoes_a_failed_statement(self, tmp_path: Path) -> None:
+        """However it was sent; what came before the savepoint and what comes after it is kept."""
+        async with self._open(tmp_path) as (store,):
+            tx = store.begin()
+            one, two = _placeholders(tx)
+            insert = f"insert into item (id, n) values ({one}, {two})"
+            await tx.run(insert, [(1, 1)], [])
+            for attempt in ("run", "fetch", "before", "syntax", "nothing"):
+                await tx.run("savepoint part", [()], [])
+                await tx.run(insert, [(2, 2)], [])
+                if attempt == "run":
+                    with pytest.raises(ConstraintViolated):
+                        await tx.run(insert, [(1, 1)], [])
+                elif attempt == "fetch":
+                    with pytest.raises(ConstraintViolated):
+                        await tx.fetch(_INSERT, {"id": 1, "n": 1}, [])
+                elif attempt == "before":
+                    with pytest.raises(ConstraintViolated):
+                        await tx.fetch("select 1 as one", {}, [_item(3), _item(1)])
+                elif attempt == "syntax":
+                    with pytest.raises(StoreRefused):
+                        await tx.run("select from nowhere", [()], [])
+                await tx.rollback_to("part")
+            await tx.run("release savepoint part", [()], [])
+            await tx.run(insert, [(3, 3)], [])
+            await tx.commit(Changes(writes=[_item(4)]))
+            rows = await store.fetch("select id from item order by id", {})
+            assert [row["id"] for row in rows] == [1, 3, 4]
+
+    async def test_a_failure_before_the_savepoint_is_not_forgiven(self, tmp_path: Path) -> None:
+        """Nor one after which nobody went back to it."""
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(Changes(writes=[_item(1)]))
+            tx = store.begin()
+            await tx.run("savepoint part", [()], [_item(2)])
+            for _ in range(2):
+                with pytest.raises(ConstraintViolated):
+                    await tx.fetch("select 1 as one", {}, [_item(1)])
+            with pytest.raises(ConstraintViolated):
+                await tx.run("savepoint late", [()], [])
+            with pytest.raises(ConstraintViolated):
+                await tx.commit(Changes())
+            await tx.rollback()
+            assert (await _left(store))["item"] == 1
+
     async def test_rollback_is_safe_at_any_time(self, tmp_path: Path) -> None:
         """Before anything, after a read, after a commit, and twice."""
         async with self._open(tmp_path) as (store,):
@@ -439,7 +506,7 @@ class StoreSuite:
     async def test_concurrent_commits_each_keep_their_order_in_the_outbox(
         self, tmp_path: Path
     ) -> None:
-        """And a row that was seen once is never preceded by one that comes later."""
+        """As a relay reads it: from the beginning, and what it has sent it deletes."""
         async with self._open(tmp_path) as (store,):
 
             async def announce(name: int) -> None:
@@ -448,15 +515,16 @@ class StoreSuite:
                     await store.begin().commit(Changes(announced=rows))
 
             work = asyncio.gather(*(announce(name) for name in range(8)))
-            seen: list[Announcement] = []
+            numbers: list[int] = []
             async with asyncio.timeout(DEADLINE):
-                while len(seen) < 64:
+                while len(numbers) < 64:
                     done = work.done()
-                    seen += await store.outbox(seen[-1].seq if seen else 0, 1.0, 1_000)
-                    assert not done or len(seen) == 64
-                    await asyncio.sleep(0)  # an answer that is there at once gives no one a turn
+                    rows = await store.outbox(0, 1.0, 1_000)
+                    numbers += [int(row.headers["id"]) for row in rows]
+                    await store.begin().commit(Changes(sent=[row.seq for row in rows]))
+                    assert not done or len(numbers) == 64
             await work
-            numbers = [int(row.headers["id"]) for row in seen]
+            assert await store.outbox(0, 1.0, 1_000) == []
             for name in range(8):
                 mine = [n for n in numbers if n // 100 == name]
                 assert mine == [name * 100 + n for n in range(8)]
@@ -533,6 +601,66 @@ class StoreSuite:
             await store.begin().commit(Changes(settled=[head], time=200.0))
             (following,) = await store.due("me", "handler", 200.0, 10)
             assert following.event_id == "2"
+
+    async def test_ends_within_one_commit_free_one_another(self, tmp_path: Path) -> None:
+        """Settled one after the other, also of one chain; then what is retried, then parked."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me")
+            parked = [_parked(str(n), chain="k") for n in range(4)]
+            parked += [_parked("4", chain="l"), _parked("5", chain=None)]
+            await store.begin().commit(Changes(parked=parked, claim=claim))
+            rows = await store.fetch("select event_id, seq from oyez_inbox", {})
+            numbers = {row["event_id"]: row["seq"] for row in rows}
+            for one in parked:
+                one.seq = numbers[one.event_id]
+            parked[2].due = 50.0
+            await store.begin().commit(
+                Changes(
+                    settled=[parked[n] for n in (0, 4, 1, 5)],
+                    retried=[parked[2]],
+                    parked=[_parked("6", chain="l"), _parked("7", chain="l")],
+                    claim=claim,
+                    time=2.0,
+                )
+            )
+
+            async def ids(now: float) -> list[str]:
+                return [p.event_id for p in await store.due("me", "handler", now, 10)]
+
+            assert await ids(49.0) == ["6"]
+            assert await ids(50.0) == ["6", "2"]
+            with pytest.raises(Superseded):
+                await store.begin().commit(Changes(settled=[parked[3]], claim=claim))
+            with pytest.raises(Superseded):
+                await store.begin().commit(Changes(retried=[parked[0]], claim=claim))
+
+    async def test_none_is_left_behind_when_one_joins_a_chain_as_another_ends(
+        self, tmp_path: Path
+    ) -> None:
+        """At the same moment, from different tasks: who waits is always freed (G4)."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me")
+            count = 40
+
+            async def park() -> None:
+                for number in range(count):
+                    one = _parked(str(number), chain="k")
+                    await store.begin().commit(Changes(parked=[one], claim=claim))
+
+            parking = asyncio.ensure_future(park())
+            settled: list[str] = []
+            async with asyncio.timeout(DEADLINE):
+                while len(settled) < count:
+                    done = parking.done()
+                    due = await store.due("me", "handler", 100.0, 10)
+                    assert len(due) <= 1
+                    assert due or not done, "no one comes due any more"
+                    for head in due:
+                        await store.begin().commit(Changes(settled=[head], claim=claim, time=1.0))
+                        settled.append(head.event_id)
+                    await asyncio.sleep(0)
+            await parking
+            assert settled == [str(number) for number in range(count)]
 
     async def test_chains_are_independent(self, tmp_path: Path) -> None:
         """Of each other and between partitions; events without one stand alone."""
@@ -778,6 +906,10 @@ class StoreSuite:
             )
             await stores[0].migrate([("000-suite.sql", tables)])
             yield stores
+
+
+def _placeholders(tx: StoreTransaction) -> tuple[str, str]:
+    return ("?", "?") if tx.dialect == "sqlite" else ("$1", "$2")
 
 
 async def _unit(store: Store, number: int) -> None:

@@ -1,0 +1,123 @@
+"""The tables that Oyez keeps in a service's schema, and how they come to be."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+from asyncpg import exceptions as pg
+
+from oyez.errors import StoreRefused, StoreUnavailable
+from oyez.postgres_server import Connection
+
+VERSION = 1
+
+TABLES = """
+create table oyez_schema (version integer not null);
+
+create table oyez_inbox (
+  seq bigint generated always as identity primary key,
+  event_id text not null, source text not null, handler text not null,
+  seen double precision not null,
+  state integer not null default 0,      -- 0 handled, 1 behind another of its chain, 2 may come due
+  stream text, partition integer, position bigint, chain text,
+  due double precision, attempt integer, history bytea, key text, headers bytea, data bytea
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+create unique index oyez_inbox_event on oyez_inbox (event_id, source, handler);
+create index oyez_inbox_due on oyez_inbox (handler, due, seq) where state = 2;
+create index oyez_inbox_chain on oyez_inbox (stream, partition, chain, seq) where state > 0;
+create index oyez_inbox_seen on oyez_inbox using brin (seen) with (autosummarize = on);
+
+create table oyez_outbox (
+  seq bigint generated always as identity primary key,
+  due double precision not null default 0,           -- 0: as soon as possible
+  stream text not null, key text, headers bytea not null, data bytea not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+create index oyez_outbox_due on oyez_outbox (due, seq);
+
+create table oyez_cursor (
+  stream text not null, partition integer not null, position bigint not null default 0,
+  owner text, epoch bigint not null default 0,
+  crashes integer not null default 0, crashed_at bigint not null default -1,
+  primary key (stream, partition)
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+create table oyez_replica (
+  owner text primary key, until double precision not null, started double precision not null,
+  note text not null,
+  presence bigint not null,              -- the lock that it holds while it lives …
+  server text                            -- … in this run of the server; null: it holds none
+) with (fillfactor = 20);
+
+create table oyez_dead (
+  id bigint generated always as identity primary key,
+  event_id text not null, source text not null, type text not null, handler text not null,
+  stream text not null, partition integer not null, position bigint not null, key text,
+  reason text not null, traceback text not null, attempts integer not null,
+  history bytea not null, headers bytea not null, data bytea, time double precision not null,
+  state text not null default 'dead', note text not null default ''
+);
+create index oyez_dead_state on oyez_dead (state, id);
+
+create table oyez_migration (
+  name text primary key, digest text not null, applied double precision not null
+);
+"""
+
+NAMES = tuple(re.findall(r"create table (\w+)", TABLES))
+_OWN = re.compile(r"\b(?=" + "|".join(NAMES) + r"\b)")
+
+
+def lock_key(*names: str) -> int:
+    """A number of 64 bits for an advisory lock of that name."""
+    return int.from_bytes(sha256("\0".join(("oyez", *names)).encode()).digest()[:8], signed=True)
+
+
+def qualified(sql: str, schema: str) -> str:
+    """The statement with our tables named in full, for where no search_path is set."""
+    return _OWN.sub(f'"{schema}".', sql)
+
+
+async def prepare(connection: Connection, schema: str) -> None:
+    """Make the schema and our tables, or check that they are of this version.
+
+    Several processes may do so at once. Raises StoreRefused, and what the driver raises.
+    """
+    made = await connection.fetchrow(
+        "select to_regclass($1) is not null as tables, pg_is_in_recovery() as standby",
+        f'"{schema}".oyez_schema',
+    )
+    assert made is not None
+    if not made["tables"]:
+        if made["standby"]:
+            raise StoreUnavailable("this server is a standby, which takes no writes")
+        await _make(connection, schema)
+    version = await connection.fetchval(qualified("select version from oyez_schema", schema))
+    if version > VERSION:
+        raise StoreRefused(
+            f"schema {schema} was made by a newer Oyez (version {version}, this one knows "
+            f"{VERSION}): upgrade Oyez"
+        )
+
+
+async def _make(connection: Connection, schema: str) -> None:
+    key = lock_key("schemas")
+    await connection.execute(f"begin; select pg_advisory_xact_lock({key})")
+    try:
+        exists = await connection.fetchval(
+            "select exists (select from pg_namespace where nspname = $1)", schema
+        )
+        if not exists:
+            await connection.execute(f'create schema "{schema}"')
+        if await connection.fetchval("select to_regclass($1)", f'"{schema}".oyez_schema') is None:
+            await connection.execute(f'set local search_path = "{schema}"')
+            await connection.execute(TABLES)
+            await connection.execute(f"insert into oyez_schema values ({VERSION})")
+    except pg.InsufficientPrivilegeError as error:
+        await connection.execute("rollback")
+        user = await connection.fetchval("select current_user")
+        raise StoreRefused(
+            f"{error.args[0]}: as an administrator of the database, run: create schema if not "
+            f'exists "{schema}"; grant create, usage on schema "{schema}" to "{user}";'
+        ) from None
+    await connection.execute("commit")
