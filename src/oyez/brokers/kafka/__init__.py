@@ -1,0 +1,23 @@
+"""Apache Kafka: a stream is a topic, a position is the offset behind a record.
+
+A producer in another language writes binary or structured CloudEvents (Kafka protocol binding
+1.0.2) with the key as the message key. The default partitioner of Kafka's own clients computes
+``murmur2(key) mod P`` as Oyez does; for clients of librdkafka set ``partitioner=murmur2_random``.
+Positions belong to the service's own store; the consumer group's offsets only show them to
+``kafka-consumer-groups`` and to scalers. Every topic that is not internal counts as a stream.
+
+::
+
+    broker.py      the face, `oyez.ports.Broker`
+    options.py     the URL's options, and the settings of the driver that follow from them
+    cluster.py     what is asked of the cluster as a whole: topics, offsets, configuration
+    writer.py      one producer: in order, or not at all
+    fetcher.py     one consumer for many readers
+    wire.py        a record as a Kafka message, and back
+    inspection.py  what of a cluster's configuration loses events
+"""
+
+from oyez.brokers.kafka.broker import KafkaBroker
+from oyez.brokers.kafka.options import KafkaOptions
+
+__all__ = ["KafkaBroker", "KafkaOptions"]
