@@ -1,0 +1,17 @@
+"""NATS JetStream: a stream of ours is one of JetStream's, its partitions are its subjects.
+
+The stream ``shop.orders`` is JetStream's ``shop_orders`` on the subjects ``shop.orders.0`` to
+``shop.orders.7``; how many there are is its number of partitions. A producer in another language
+publishes to ``STREAM.`` and murmur2(key) mod P as Kafka computes it, with CloudEvents headers
+(``ce-id`` …) or one structured event, and waits for JetStream's acknowledgement. A subject beyond
+the last partition has no stream, so that such a record is refused rather than lost.
+
+Positions are JetStream's sequence numbers. A stream that we make starts at the microseconds since
+1970: what is made anew under an old name has higher positions, so an old one is known as such.
+"""
+
+from __future__ import annotations
+
+from oyez.brokers.nats.broker import NatsBroker, NatsOptions
+
+__all__ = ["NatsBroker", "NatsOptions"]

@@ -1,0 +1,246 @@
+"""Puts records on one stream: whatever waits goes together, and the next only behind it.
+
+A resend after any failure must not leave the second of a key before the first. So each partition
+has one record on its way at a time, or all travel as one atomic batch, which is stored in order or
+not at all. A batch costs the server some 15 ms, whatever its size: it pays for many records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+
+import msgspec
+
+from oyez.ambient import Ambient, backoff
+from oyez.brokers.nats.jetstream import (
+    NO_BATCHES,
+    PATIENCE,
+    TOO_MANY_BATCHES,
+    Acknowledgement,
+    StreamInfo,
+    decode_acknowledgement,
+    within,
+)
+from oyez.brokers.nats.link import NO_RESPONDERS, Connection, Link
+from oyez.errors import BrokerError, BrokerUnavailable
+
+BATCH = 512
+"""Records in one atomic batch; the server takes 1,000 unless told otherwise."""
+BATCH_BYTES = 1024 * 1024
+"""Bytes in one batch, about; one record may exceed it alone."""
+CHAIN = 16
+"""Records of one partition that go one after the other; more of them go as a batch."""
+
+Message = tuple[str, bytes, bytes]
+"""Subject, header without its last line, payload."""
+
+
+class Publisher:
+    """What is on its way to one stream."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        ambient: Ambient,
+        made: Callable[[], Awaitable[StreamInfo]],
+        info: StreamInfo,
+        deadline: float,
+    ) -> None:
+        """``made`` makes the stream, described by ``info``, once more if it is gone."""
+        self._connection = connection
+        self._ambient = ambient
+        self._made = made
+        self._info = info
+        self._deadline = deadline
+        self._posts: deque[_Post] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._batches = info.config.allow_atomic
+        self._last_batch = 0
+        self._nonce = f"{ambient.bits(96):024x}"
+
+    def add(self, messages: Sequence[Message]) -> asyncio.Future[None]:
+        """Done when all are stored; cancel it to leave out what has not been sent."""
+        post = _Post(messages)
+        self._posts.append(post)
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_all(), name="nats publisher")
+        return post.done
+
+    async def close(self) -> None:
+        """Give up what has not been sent."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait([self._sending])
+
+    async def _send_all(self) -> None:
+        owners: list[_Post] = []
+        try:
+            while self._posts:
+                batch, owners = self._next()
+                if not batch:
+                    continue
+                try:
+                    await self._store(batch)
+                except BrokerError as error:
+                    for post in owners:
+                        post.fail(error)
+                else:
+                    for post in owners:
+                        post.confirm()
+        finally:
+            for post in (*owners, *self._posts):
+                post.fail(BrokerUnavailable(f"{self._connection.url} is closed"))
+
+    def _next(self) -> tuple[list[Message], list[_Post]]:
+        """As many messages as fit, and whose they are; posts leave the queue with their last."""
+        batch: list[Message] = []
+        owners: list[_Post] = []
+        room = BATCH_BYTES
+        while self._posts and len(batch) < BATCH and room > 0:
+            post = self._posts[0]
+            taken = post.sent
+            if not post.done.done():
+                owners.append(post)
+                for message in islice(post.messages, taken, taken + BATCH - len(batch)):
+                    batch.append(message)
+                    post.sent += 1
+                    room -= len(message[1]) + len(message[2])
+                    if room <= 0:
+                        break
+            if post.done.done() or post.sent == len(post.messages):
+                self._posts.popleft()
+        return batch, owners
+
+    # -- one batch ---------------------------------------------------------------------------------
+
+    async def _store(self, batch: list[Message]) -> None:
+        """Return when the batch is stored. Raises BrokerError."""
+        failures = 0
+        made = False
+        patience: float | None = self._deadline * PATIENCE
+        chains = _chains(batch)
+        together = self._batches and max(map(len, chains)) > CHAIN
+        async with within(self._deadline, self._connection.url):
+            while True:
+                link = await self._connection.link()
+                try:
+                    async with asyncio.timeout(patience):
+                        if together:
+                            answer = await self._exchange(link, batch)
+                        else:
+                            answer = await self._one_by_one(link, chains)
+                except TimeoutError:
+                    patience = None
+                    continue
+                if answer is None:
+                    if made:
+                        raise BrokerUnavailable(f"{link.place}: {batch[0][0]} has no stream now")
+                    made = True
+                    await self._make_again()
+                    continue
+                error = answer.error
+                if error is None:
+                    return
+                if error.err_code == NO_BATCHES:
+                    together = self._batches = False
+                elif error.err_code == TOO_MANY_BATCHES:
+                    failures += 1
+                    await self._ambient.sleep(backoff(failures, self._ambient.chance(), most=1.0))
+                else:
+                    raise error.explain(f"{self._info.stream} at {link.place}")
+
+    async def _make_again(self) -> None:
+        partitions = self._info.partitions
+        self._info = await self._made()
+        self._batches = self._info.config.allow_atomic
+        if self._info.partitions != partitions:
+            raise BrokerUnavailable(
+                f"stream {self._info.stream} was made anew with {self._info.partitions} partitions "
+                f"instead of {partitions}"
+            )
+
+    async def _exchange(self, link: Link, batch: list[Message]) -> Acknowledgement | None:
+        """What the server says to one message or one atomic batch; None when there is no stream."""
+        reply, answer = link.expect(batch[-1][0])
+        try:
+            link.send(self._encode(batch, reply))
+            header, payload = await answer
+        finally:
+            link.forget(reply)
+        if header.startswith(NO_RESPONDERS):
+            return None
+        try:
+            told = decode_acknowledgement(payload)
+        except msgspec.MsgspecError:
+            told = Acknowledgement()
+        if told.error is None and told.stream != self._info.config.name:
+            raise BrokerUnavailable(
+                f"{link.place}: {batch[-1][0]} was answered by {told.stream or 'someone else'}, "
+                f"not by the stream {self._info.config.name}"
+            )
+        return told
+
+    async def _one_by_one(
+        self, link: Link, chains: Sequence[deque[Message]]
+    ) -> Acknowledgement | None:
+        """The same for messages each behind the one before it; what is stored leaves its chain."""
+
+        async def send(chain: deque[Message]) -> Acknowledgement | None:
+            told: Acknowledgement | None = Acknowledgement()
+            while chain:
+                told = await self._exchange(link, [chain[0]])
+                if told is None or told.error is not None:
+                    break
+                chain.popleft()
+            return told
+
+        if len(chains) == 1:
+            return await send(chains[0])
+        answers = await asyncio.gather(*map(send, chains))
+        failed = (told for told in answers if told is None or told.error is not None)
+        return next(failed, answers[0])
+
+    def _encode(self, batch: list[Message], reply: str) -> list[bytes]:
+        if len(batch) == 1:
+            return _publish(*batch[0], reply, "\r\n")
+        self._last_batch += 1
+        mark = f"Nats-Batch-Id: {self._nonce}{self._last_batch:x}\r\nNats-Batch-Sequence: "
+        parts: list[bytes] = []
+        for number, message in enumerate(batch[:-1], 1):
+            parts += _publish(*message, "", f"{mark}{number}\r\n\r\n")
+        end = f"{mark}{len(batch)}\r\nNats-Batch-Commit: 1\r\n\r\n"
+        return parts + _publish(*batch[-1], reply, end)
+
+
+def _chains(batch: list[Message]) -> list[deque[Message]]:
+    """The messages of each partition."""
+    chains: dict[str, deque[Message]] = {}
+    for message in batch:
+        chains.setdefault(message[0], deque()).append(message)
+    return list(chains.values())
+
+
+def _publish(subject: str, header: bytes, payload: bytes, reply: str, end: str) -> list[bytes]:
+    size = len(header) + len(end)
+    line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n"
+    return [line.encode(), header, end.encode(), payload, b"\r\n"]
+
+
+class _Post:
+    """What one call publishes to the stream."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self.sent = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def confirm(self) -> None:
+        if self.sent == len(self.messages) and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: BrokerError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
