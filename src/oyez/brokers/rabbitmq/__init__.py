@@ -1,0 +1,27 @@
+"""RabbitMQ: each partition is a stream queue, read by offset over AMQP 0.9.1.
+
+A stream ``shop.orders`` is the direct exchange ``shop.orders`` and one queue a partition,
+``shop.orders.0``, ``shop.orders.1`` and so on, bound under its number; how many there are stands in
+the stream queue ``oyez.streams`` as JSON, ``{"stream": "shop.orders", "partitions": 8}``, where
+the first entry of a name counts. A producer in another language publishes to the exchange, with the
+routing key ``(murmur2(KEY) & 0x7fffffff) mod PARTITIONS``, persistent, with the headers of the
+CloudEvents AMQP binding (``cloudEvents:id`` …) and the key in ``cloudEvents:partitionkey`` or
+``cloudEvents:subject``. A structured event has the content type ``application/cloudevents+json``.
+
+A position is the stream's offset plus one; the server keeps notes of its own between the records,
+so some are left out. RabbitMQ confirms a message of a stream when most
+replicas have it, but leaves the flush to the system: an acknowledged record survives the crash of
+a server, and a power cut where it does not hit most replicas at once. ``queue=quorum`` flushes
+before it confirms, at the price of history: each consumer group has queues of its own then,
+``shop.orders.0@GROUP``, in every stream from the moment the group is first opened; what was
+published before is not for it. Positions count on from what the reader asked for, and `handled`
+deletes.
+
+The time of a record is its publisher's clock (``timestamp_in_ms``, else ``timestamp``).
+"""
+
+from __future__ import annotations
+
+from oyez.brokers.rabbitmq.broker import RabbitMqBroker, RabbitMqOptions
+
+__all__ = ["RabbitMqBroker", "RabbitMqOptions"]

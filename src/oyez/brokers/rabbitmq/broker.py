@@ -1,0 +1,489 @@
+"""The broker itself: `oyez.ports.Broker` over two connections, one to publish and one to read.
+
+A server that is short of memory or disk stops reading from a connection that publishes, so whatever
+else there is to say goes over the other one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, TypeVar
+
+from oyez.ambient import Ambient, backoff
+from oyez.brokers.rabbitmq.amqp import FRAME_MAX, NOT_FOUND, AmqpError
+from oyez.brokers.rabbitmq.binding import seal
+from oyez.brokers.rabbitmq.inspection import inspect_queues, inspect_server
+from oyez.brokers.rabbitmq.link import Link
+from oyez.brokers.rabbitmq.look import ends, starts
+from oyez.brokers.rabbitmq.publisher import Message, Publisher, Unconfirmed, check_size, publisher
+from oyez.brokers.rabbitmq.reader import Bounds, QueueReader, StreamReader
+from oyez.brokers.rabbitmq.registry import QUEUE, Entry, Registry
+from oyez.brokers.rabbitmq.topology import (
+    Arguments,
+    check_name,
+    count,
+    make,
+    message_counts,
+    queue_name,
+)
+from oyez.endpoint import Endpoint, Tls
+from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from oyez.partitioning import partition_of, partition_without_key
+from oyez.ports import Batch, Capabilities, Finding, Position, Record
+
+T = TypeVar("T")
+Place = tuple[str, int]
+
+UNLIMITED = 2**31 - 1
+"""Deliveries after which a quorum queue would drop a message: the lanes count them, not it."""
+
+
+class RabbitMqOptions(Tls, frozen=True, kw_only=True):
+    """How the RabbitMQ broker behaves."""
+
+    partitions: int = 8
+    """How many a stream gets that is made by its first record."""
+    retention: float = 7 * 86_400.0
+    """Records older than this many seconds are deleted, a segment at a time."""
+    segment_bytes: int = 64 * 1024 * 1024
+    """Bytes of a segment; each partition keeps at least one."""
+    queue: Literal["stream", "quorum"] = "stream"
+    """``stream`` keeps history; ``quorum`` flushes to disk before it confirms."""
+    replicas: int = 0
+    """Servers that keep each partition; 0 stands for all there are when it is made."""
+    deadline: float = 10.0
+    """Seconds after which a call gives up with BrokerUnavailable."""
+    batch: int = 256
+    """Records in one batch, at most."""
+    batch_bytes: int = 4 * 1024 * 1024
+    """Bytes that one reader holds, at most; one record may exceed it alone."""
+    max_bytes: int = 16 * 1024 * 1024
+    """The largest record; ``max_message_size`` of the server, whose default is 16 MiB since 4.0."""
+    poll: float = 1.0
+    """Seconds between two looks for new streams."""
+    management: str | None = None
+    """Where the management plugin answers (``http://HOST:15672``): `inspect` sees more with it."""
+
+
+class RabbitMqBroker:
+    """Streams on RabbitMQ; the face is `oyez.ports.Broker`."""
+
+    def __init__(
+        self, endpoint: Endpoint, ambient: Ambient, options: RabbitMqOptions, group: str = ""
+    ) -> None:
+        """``group`` owns the queues that it reads from; streams need none."""
+        self.options = options
+        stream = options.queue == "stream"
+        self.capabilities = Capabilities(
+            durability="process-crash" if stream else "power-loss",
+            history=stream,
+            processes=True,
+            max_bytes=options.max_bytes,
+        )
+        self._endpoint = endpoint
+        self._ambient = ambient
+        self._group = group
+        tls = options.context() if endpoint.scheme == "amqps" else None
+        self._writing, self._reading = (
+            Link(endpoint, ambient, tls=tls, deadline=options.deadline, name=f"oyez {group} {what}")
+            for what in ("publishes", "reads")
+        )
+        self._registry = Registry(self._reading.get, self._append, self._base("stream"))
+        self._made: set[str] = set()
+        self._making = asyncio.Lock()
+        self._publisher: Publisher | None = None
+        self._opening = asyncio.Lock()
+        self._known: dict[Place, Position] = {}
+        self._readers: dict[Place, QueueReader] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """See `Broker.open`."""
+        if self._watching is None:
+            self._writing.reopen()
+            self._reading.reopen()
+            self._watching = asyncio.create_task(self._watch(), name="rabbitmq streams")
+        await self._call(self._enrol)
+
+    async def close(self) -> None:
+        """See `Broker.close`."""
+        task, self._watching = self._watching, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        await self._writing.close()
+        await self._reading.close()
+
+    async def publish(self, records: Sequence[Record]) -> None:
+        """See `Broker.publish`."""
+        now = self._ambient.now()
+        sealed = []
+        for record in records:
+            properties = seal(record, now)
+            what = f"a record for {record.stream}"
+            size = len(record.data or b"")
+            check_size(what, size, len(properties), self.options.max_bytes, FRAME_MAX)
+            sealed.append(properties)
+        if not sealed:
+            return
+        failure: list[Exception] = []
+        try:
+            async with asyncio.timeout(self.options.deadline):
+                messages: list[Message] = []
+                while not await self._sent(records, sealed, messages, failure):
+                    wait = backoff(len(failure), self._ambient.chance(), most=1.0)
+                    await self._ambient.sleep(wait)
+        except TimeoutError:
+            late = self._late(failure[-1] if failure else None)
+            self._publishing_anew()
+            raise late from None
+
+    async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
+        """See `Broker.read`."""
+        kind = StreamReader if self.capabilities.history else QueueReader
+        bounds = Bounds(self.options.batch, self.options.batch_bytes)
+        reader = kind(
+            self._reading,
+            self._queue,
+            self._made.discard,
+            self._ambient,
+            bounds,
+            stream,
+            partition,
+            after,
+        )
+        if isinstance(reader, QueueReader):
+            self._readers[stream, partition] = reader
+        try:
+            while True:
+                batch = await reader.next()
+                self._known[stream, partition] = reader.position
+                yield batch
+        finally:
+            reader.stop()
+            if self._readers.get((stream, partition)) is reader:
+                del self._readers[stream, partition]
+
+    def handled(self, stream: str, partition: int, position: Position) -> None:
+        """See `Broker.handled`."""
+        reader = self._readers.get((stream, partition))
+        if reader is not None:
+            reader.handled(position)
+
+    async def streams(self) -> Mapping[str, int]:
+        """See `Broker.streams`."""
+        await self._call(self._registry.refresh)
+        kind = self.options.queue
+        known = self._registry.streams.values()
+        return {entry.stream: entry.partitions for entry in known if entry.queue == kind}
+
+    async def create(self, stream: str, partitions: int) -> None:
+        """See `Broker.create`."""
+        found = await self._call(lambda: self._ensure(stream, partitions))
+        if found != partitions:
+            raise BrokerRefused(
+                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
+                "when a stream is made; set system.partitions to it or use a new stream"
+            )
+
+    async def ends(self, stream: str) -> Sequence[Position]:
+        """See `Broker.ends`. A quorum queue has none: it raises BrokerRefused."""
+        self._needs_history("ends")
+        return await self._call(lambda: self._ends(stream))
+
+    async def starts(self, stream: str) -> Sequence[Position]:
+        """See `Broker.starts`. A quorum queue has none: it raises BrokerRefused."""
+        self._needs_history("starts")
+        return await self._call(lambda: self._starts(stream))
+
+    async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
+        """See `Broker.lag`. Of a quorum queue: what waits in it and what this process has of it."""
+        if self.capabilities.history:
+            last = await self.ends(stream)
+            return {p: max(0, last[p] - at) for p, at in positions.items() if p < len(last)}
+        return await self._call(lambda: self._waiting(stream, positions))
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See `Broker.inspect`."""
+        return await self._call(self._inspect)
+
+    def on_streams(self, callback: Callable[[], None]) -> None:
+        """See `Broker.on_streams`."""
+        self._registry.listeners.append(callback)
+
+    # -- publishing -------------------------------------------------------------------------------
+
+    async def _sent(
+        self,
+        records: Sequence[Record],
+        sealed: Sequence[bytes],
+        messages: list[Message],
+        failure: list[Exception],
+    ) -> bool:
+        """Send what is not confirmed yet; False when some of it has to be sent again."""
+        streams = dict.fromkeys(record.stream for record in records)
+        try:
+            counts = {stream: await self._ensure(stream, 0) for stream in streams}
+            if not messages:
+                for record, properties in zip(records, sealed, strict=True):
+                    partition = _partition(record, counts[record.stream])
+                    messages.append(
+                        Message(record.stream, str(partition), properties, record.data or b"")
+                    )
+            await (await self._publishing()).send(messages)
+        except Unconfirmed as error:
+            self._made -= error.unroutable
+            failure.append(error)
+        except AmqpError as error:
+            if error.code == NOT_FOUND:
+                self._made -= streams.keys()
+            refused = self._writing.error(error)
+            if isinstance(refused, BrokerRefused):
+                raise refused from error
+            failure.append(error)
+        except BrokerUnavailable as error:
+            failure.append(error)
+        else:
+            return True
+        return False
+
+    async def _publishing(self) -> Publisher:
+        async with self._opening:
+            connection = await self._writing.get()
+            current = self._publisher
+            if (
+                current is None
+                or current.channel.ended is not None
+                or current.channel.connection is not connection
+            ):
+                current = await publisher(connection, lenient=not self.capabilities.history)
+                self._publisher = current
+            return current
+
+    def _publishing_anew(self) -> None:
+        """A queue whose leader was not there at the time never confirms on the same channel."""
+        connection = self._writing.current
+        blocked = connection is not None and connection.blocked is not None
+        if self._publisher is not None and not blocked:
+            self._publisher.stop()
+            self._publisher = None
+
+    async def _append(self, queue: str, body: bytes) -> None:
+        message = Message(
+            "", queue, seal(Record(stream="", key=None, headers={}, data=b""), 0), body
+        )
+        try:
+            await (await self._publishing()).send([message])
+        except Unconfirmed as error:
+            raise AmqpError(0, f"{queue}: {error}") from error
+
+    def _late(self, failure: Exception | None) -> BrokerUnavailable:
+        connection = self._writing.current
+        if connection is not None and connection.blocked is not None:
+            return BrokerUnavailable(
+                f"RabbitMQ at {self._writing.place} takes no messages ({connection.blocked}): an "
+                "alarm is set: rabbitmq-diagnostics alarms; free memory or disk"
+            )
+        if isinstance(failure, BrokerUnavailable):
+            return failure
+        why = f": {failure}" if failure else ""
+        return BrokerUnavailable(
+            f"RabbitMQ at {self._writing.place} did not confirm within "
+            f"{self.options.deadline:g} s{why}"
+        )
+
+    # -- streams ----------------------------------------------------------------------------------
+
+    async def _ensure(self, stream: str, partitions: int) -> int:
+        """Make sure that the stream's exchange and queues are there; how many partitions it has."""
+        if stream not in self._made:
+            check_name(stream)
+            async with self._making:
+                await self._make(stream, partitions)
+        return self._registry.streams[stream].partitions
+
+    async def _make(self, stream: str, partitions: int) -> None:
+        if stream in self._made:
+            return
+        await self._registry.refresh()
+        connection = await self._reading.get()
+        entry = self._registry.streams.get(stream)
+        kind = self.options.queue
+        if entry is None:
+            found = await count(connection, stream) or partitions or self.options.partitions
+            await self._registry.add(Entry(stream, found, kind))
+            entry = self._registry.streams[stream]
+        if entry.queue != kind:
+            raise BrokerRefused(
+                f"stream {stream} was made with queue={entry.queue}, not {kind}: the type is fixed "
+                f"when a stream is made; put queue={entry.queue} into the broker's URL or use a "
+                "new stream"
+            )
+        await make(connection, stream, self._queues(entry), self._arguments())
+        self._made.add(stream)
+
+    async def _enrol(self) -> None:
+        """Learn what streams there are, and have this group's queues made in all of them."""
+        await self._registry.refresh()
+        group = self._own_group
+        if group and group not in self._registry.groups:
+            await self._registry.add(Entry(group=group))
+            self._made.clear()
+            for stream in await self.streams():
+                await self._call(partial(self._ensure, stream, 0))
+
+    @property
+    def _own_group(self) -> str:
+        """Whose queues this process reads; empty where everybody reads the same."""
+        return "" if self.capabilities.history else self._group
+
+    async def _queue(self, stream: str, partition: int) -> str:
+        """See `oyez.brokers.rabbitmq.reader.Queue`."""
+        if not self.capabilities.history and not self._group:
+            raise BrokerRefused(
+                "a quorum queue keeps no history: only a consumer group can read; use queue=stream"
+            )
+        partitions = await self._registry.wait(stream)
+        if partition >= partitions:
+            raise BrokerRefused(f"stream {stream} has {partitions} partitions, no {partition}")
+        await self._call(self._enrol_once)
+        await self._call(partial(self._ensure, stream, 0))
+        return queue_name(stream, partition, self._own_group)
+
+    async def _enrol_once(self) -> None:
+        if self._own_group and self._own_group not in self._registry.groups:
+            await self._enrol()
+
+    def _queues(self, entry: Entry) -> list[tuple[int, str]]:
+        groups = [""] if self.capabilities.history else sorted(self._registry.groups)
+        partitions = range(entry.partitions)
+        return [(p, queue_name(entry.stream, p, group)) for group in groups for p in partitions]
+
+    def _base(self, kind: str) -> Arguments:
+        arguments: Arguments = {"x-queue-type": kind}
+        if self.options.replicas:
+            name = "x-initial-cluster-size" if kind == "stream" else "x-quorum-initial-group-size"
+            arguments[name] = self.options.replicas
+        return arguments
+
+    def _arguments(self) -> Arguments:
+        options = self.options
+        if options.queue == "stream":
+            return self._base("stream") | {
+                "x-max-age": f"{max(1, int(options.retention))}s",
+                "x-stream-max-segment-size-bytes": options.segment_bytes,
+            }
+        return self._base("quorum") | {
+            "x-delivery-limit": UNLIMITED,
+            "x-message-ttl": max(1, int(options.retention * 1000)),
+            "x-single-active-consumer": True,
+        }
+
+    def _expected(self) -> dict[str, Arguments]:
+        """Every queue that there should be, with its arguments."""
+        expected = {QUEUE: self._base("stream")}
+        for entry in self._registry.streams.values():
+            if entry.queue == self.options.queue:
+                expected |= {queue: self._arguments() for _, queue in self._queues(entry)}
+        return expected
+
+    async def _inspect(self) -> list[Finding]:
+        await self._registry.refresh()
+        expected = self._expected()
+        findings = list(await inspect_queues(await self._reading.get(), expected, self._endpoint))
+        publishing = self._writing.current
+        if publishing is not None and publishing.blocked is not None:
+            findings.append(
+                Finding(
+                    grave=False,
+                    what=f"the server takes no messages: {publishing.blocked}",
+                    remedy="free memory or disk there; rabbitmq-diagnostics alarms tells which",
+                )
+            )
+        if self.options.management is not None:
+            findings += await inspect_server(
+                self.options.management, self._endpoint, expected, self.options.replicas
+            )
+        return findings
+
+    async def _watch(self) -> None:
+        while True:
+            await self._ambient.sleep(self.options.poll)
+            try:
+                async with asyncio.timeout(self.options.deadline):
+                    await self._enrol()
+            except (AmqpError, BrokerError, TimeoutError):
+                continue  # whoever reads or publishes meets the same error and reports it
+
+    # -- where streams begin and end --------------------------------------------------------------
+
+    async def _ends(self, stream: str) -> list[Position]:
+        if stream not in self._registry.streams:
+            await self._registry.refresh()
+            if stream not in self._registry.streams:
+                return []
+        partitions = await self._ensure(stream, 0)
+        known = [
+            (queue_name(stream, p), self._known.get((stream, p), 0)) for p in range(partitions)
+        ]
+        try:
+            found = await ends(await self._reading.get(), known)
+        except AmqpError as error:
+            if error.code == NOT_FOUND:
+                self._made.discard(stream)
+            raise
+        self._known |= {(stream, p): end for p, end in enumerate(found)}
+        return found
+
+    async def _starts(self, stream: str) -> list[Position]:
+        last = await self._ends(stream)
+        queues = [queue_name(stream, p) for p in range(len(last))]
+        return await starts(await self._reading.get(), queues, last)
+
+    async def _waiting(self, stream: str, positions: Mapping[int, Position]) -> dict[int, int]:
+        if stream not in self._registry.streams:
+            await self._registry.refresh()
+        entry = self._registry.streams.get(stream)
+        if entry is None or self._group not in self._registry.groups:
+            return {}
+        partitions = entry.partitions
+        asked = [p for p in positions if p < partitions]
+        queues = [queue_name(stream, p, self._group) for p in asked]
+        counts = await message_counts(await self._reading.get(), queues)
+        lag = dict(zip(asked, counts, strict=True))
+        for partition in asked:
+            reader = self._readers.get((stream, partition))
+            lag[partition] += reader.unhandled if reader is not None else 0
+        return lag
+
+    def _needs_history(self, what: str) -> None:
+        if not self.capabilities.history:
+            raise BrokerRefused(
+                f"a quorum queue keeps no history, so it has no {what}: use queue=stream"
+            )
+
+    async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs the server, once more if the connection is lost meanwhile."""
+        try:
+            async with asyncio.timeout(self.options.deadline):
+                try:
+                    return await work()
+                except AmqpError as error:
+                    if not isinstance(self._reading.error(error), BrokerUnavailable):
+                        raise
+                return await work()
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self._reading.place} did not answer within "
+                f"{self.options.deadline:g} s"
+            ) from None
+        except AmqpError as error:
+            raise self._reading.error(error) from error
+
+
+def _partition(record: Record, partitions: int) -> int:
+    if record.key is None:
+        return partition_without_key(record.headers.get("id", ""), partitions)
+    return partition_of(record.key, partitions)

@@ -1,0 +1,121 @@
+"""Which streams there are: a log of its own, ``oyez.streams``, that every process reads.
+
+AMQP can't list queues or exchanges, nor tell their arguments. So whoever makes a stream first
+appends its name and number of partitions here; the first entry of a name counts, which is how two
+that make it at once agree. An entry ``group`` says that a consumer group has queues of its own,
+which whoever makes a stream makes with it. A log that was deleted is written anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Connection
+from oyez.brokers.rabbitmq.look import GLANCE, PATIENCE, look
+from oyez.brokers.rabbitmq.topology import Arguments, declare
+
+QUEUE = "oyez.streams"
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the log; an empty one only shows where the log ends."""
+
+    stream: str = ""
+    partitions: int = 0
+    queue: str = "stream"
+    """The type of its queues."""
+    group: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Entry).decode
+
+
+class Registry:
+    """What the log says, as of the last `refresh`."""
+
+    def __init__(
+        self,
+        connected: Callable[[], Awaitable[Connection]],
+        append: Callable[[str, bytes], Awaitable[None]],
+        arguments: Arguments,
+    ) -> None:
+        """``append`` makes a message durable in a queue, ``arguments`` declare that queue."""
+        self._connected = connected
+        self._append = append
+        self._arguments = arguments
+        self._last = -1
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self.streams: dict[str, Entry] = {}
+        self.groups: set[str] = set()
+        """The consumer groups that have queues of their own."""
+        self.listeners: list[Callable[[], None]] = []
+
+    async def refresh(self) -> None:
+        """Read what was appended up to now. Raises AmqpError, BrokerError."""
+        async with self._lock:
+            connection = await self._connected()
+            if not await self._read(connection):
+                await self._begin(connection)
+                await self._read(connection)
+
+    async def add(self, entry: Entry) -> None:
+        """Append; once it returns, what counts is known. Raises AmqpError, BrokerError."""
+        await self._append(QUEUE, _encode(entry))
+        await self.refresh()
+
+    async def wait(self, stream: str) -> int:
+        """Wait until the stream exists; how many partitions it has."""
+        while stream not in self.streams:
+            await self._changed.wait()
+        return self.streams[stream].partitions
+
+    async def _read(self, connection: Connection) -> bool:
+        """Read on; whether there was anything, be it only the last entry known."""
+        known = self._last >= 0
+        if not known:
+            await declare(connection, QUEUE, self._arguments)
+        place = (QUEUE, max(self._last, 0))
+        patience = PATIENCE if known else GLANCE
+        try:
+            (glimpse,) = await look(
+                connection, [place], prefetch=1_000, patience=patience, keep=True
+            )
+        except AmqpError as error:
+            if error.code != NOT_FOUND:
+                raise
+            self._last = -1
+            return False
+        if not glimpse.bodies:
+            self._last = -1
+            return False
+        for offset, body in glimpse.bodies:
+            if offset > self._last:
+                self._last = offset
+                self._learn(body)
+        return True
+
+    async def _begin(self, connection: Connection) -> None:
+        """Write the log's first entries, again if it was deleted."""
+        await declare(connection, QUEUE, self._arguments)
+        known = [*self.streams.values(), *(Entry(group=group) for group in sorted(self.groups))]
+        for entry in known or [Entry()]:
+            await self._append(QUEUE, _encode(entry))
+
+    def _learn(self, body: bytes) -> None:
+        try:
+            entry = _decode(body)
+        except msgspec.MsgspecError:
+            return  # somebody else's message
+        if entry.group:
+            self.groups.add(entry.group)
+        elif entry.stream and entry.partitions > 0 and entry.stream not in self.streams:
+            self.streams[entry.stream] = entry
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+            for listener in self.listeners:
+                listener()
