@@ -1,0 +1,51 @@
+"""Amazon SNS and SQS: each partition is a FIFO topic, and a FIFO queue for each group that reads.
+
+``sns+sqs://REGION``, credentials from where AWS tools look for them, or before the region as
+``KEY:SECRET@``. SQS keeps a message until it is deleted and no longer: there is no history, and a
+group gets what is published from its first `open` on.
+
+**Layout.** Stream ``shop.orders`` has for partition 3 the topic ``shop_orders__3.fifo``, and group
+``shop.payments`` the queue ``shop_payments__shop_orders__3.fifo`` on it, subscribed with raw
+delivery and without a filter policy (a change of those takes up to 15 minutes to hold, and a
+message without the attribute would be lost): so each partition has the throughput of a topic, and a
+stream may have 100 groups. An empty queue ``oyez-stream-NAME`` says that a stream exists, with name
+and count in its tags, and ``oyez-group-NAME`` that a group does: one ListQueues finds both. Whoever
+makes a stream of a system first subscribes all groups of that system, then publishes; a group that
+opens first says that it exists, then subscribes to all streams of its system. So whichever comes
+first, a running group misses nothing of a new stream. What is lost to a group: what was published
+before it first opened; what is published in the moment in which AWS makes a new subscription or a
+new queue effective everywhere, of which it promises no length; and, of a stream of *another*
+system, what came before `read` was first called. A group has queues for all streams of its system,
+read or not; what nobody reads is deleted after ``retention``, and costs until then.
+
+**Order.** The message group is the key, or its hash where SQS does not allow the key, or the
+event's id where there is none. Each message has a deduplication id of its own, so a redrive within
+5 minutes is not swallowed; only a retry within one `publish` repeats it.
+
+**Foreign producers** publish a structured CloudEvent with the key as MessageGroupId to the topic of
+partition murmur2(key) mod P (Kafka's function); messages in binary form (attributes ``ce-…`` or
+``ce_…``), in an SNS envelope and CloudEvents batches are read too.
+
+**Hand-over.** What a process held that was killed comes again after ``visibility``, what a reader
+held that ended at once. An event that comes again has another position; the inbox knows it.
+
+**Costs.** An idle reader asks SQS once in ``wait`` seconds for each partition, and each such
+request is billed and has a connection of its own: take few partitions. Every process looks for
+streams once in ``poll`` seconds. Events of one key that are published at once share a message.
+
+::
+
+    broker.py      the face, `oyez.ports.Broker`
+    options.py     what the URL may set
+    topology.py    topics, queues, subscriptions: which there are, and how they come to be
+    topic.py       publishing to one partition, in order
+    queue.py       reading one partition: what is held, for how long, and what becomes of it
+    message.py     a record as a message, and back
+    aws.py         requests and their errors
+    inspection.py  what of the setup loses events
+"""
+
+from oyez.brokers.sns_sqs.broker import SnsSqsBroker
+from oyez.brokers.sns_sqs.options import SnsSqsOptions
+
+__all__ = ["SnsSqsBroker", "SnsSqsOptions"]

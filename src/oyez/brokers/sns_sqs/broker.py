@@ -1,0 +1,203 @@
+"""The broker itself: what is published goes to topics, what is read comes from queues."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from oyez.ambient import Ambient
+from oyez.brokers.sns_sqs.aws import Aws
+from oyez.brokers.sns_sqs.inspection import inspect
+from oyez.brokers.sns_sqs.message import MAX_BYTES, encode
+from oyez.brokers.sns_sqs.options import SnsSqsOptions
+from oyez.brokers.sns_sqs.queue import Queue
+from oyez.brokers.sns_sqs.topic import Call, Topic
+from oyez.brokers.sns_sqs.topology import Topology
+from oyez.endpoint import Endpoint
+from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from oyez.partitioning import partition_of, partition_without_key
+from oyez.ports import Batch, Capabilities, Finding, Position, Record
+
+Place = tuple[str, int]
+
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9._-]+(?::[0-9]{1,5})?/?")
+
+
+class SnsSqsBroker:
+    """Topics and queues in one region; the face is `oyez.ports.Broker`."""
+
+    def __init__(
+        self, endpoint: Endpoint, ambient: Ambient, options: SnsSqsOptions, group: str = ""
+    ) -> None:
+        """``group`` owns the queues that are read; without one there is only publishing."""
+        if len(endpoint.hosts) > 1 or endpoint.path:
+            raise endpoint.error("expected sns+sqs://REGION with nothing but options behind it")
+        if options.endpoint is not None and not _ADDRESS.fullmatch(options.endpoint):
+            raise endpoint.error("option endpoint: expected http://HOST:PORT or https://HOST:PORT")
+        self.options = options
+        self.capabilities = Capabilities(
+            durability="volatile" if options.emulated else "power-loss",
+            history=False,
+            processes=True,
+            max_bytes=MAX_BYTES,
+        )
+        self._ambient = ambient
+        self._group = group
+        self._aws = Aws(endpoint, ambient, options)
+        self._topology = Topology(self._aws, ambient, options, group)
+        self._topics: dict[Place, Topic] = {}
+        self._queues: dict[Place, Queue] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """See `Broker.open`."""
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._look(), name="sns_sqs streams"),
+                asyncio.create_task(self._extend(), name="sns_sqs visibility"),
+            ]
+        try:
+            async with self._ambient.timeout(self.options.deadline):
+                await self._topology.look()
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                f"{self._aws.where} has not let the group subscribe to all streams within "
+                f"{self.options.deadline:g} s; it goes on"
+            ) from error
+
+    async def close(self) -> None:
+        """See `Broker.close`."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        topics, self._topics = self._topics, {}
+        queues, self._queues = self._queues, {}
+        await asyncio.gather(*(topic.close() for topic in topics.values()))
+        await asyncio.gather(*(queue.close() for queue in queues.values()))
+        await self._aws.close()
+
+    async def publish(self, records: Sequence[Record]) -> None:
+        """See `Broker.publish`."""
+        texts = [encode(record) for record in records]
+        counts = {}
+        for stream in {record.stream for record in records}:
+            counts[stream] = await self._topology.count(stream)
+        call = Call()
+        topics: set[Topic] = set()
+        for record, text in zip(records, texts, strict=True):
+            key, partitions = record.key, counts[record.stream]
+            identity = record.headers.get("id", "")
+            if key is None:
+                partition = partition_without_key(identity, partitions)
+            else:
+                partition = partition_of(key, partitions)
+            topic = self._topic(record.stream, partition)
+            topic.send(call, key, identity, text)
+            topics.add(topic)
+        try:
+            if records:
+                await call.wait(self.options.deadline, self._aws.where)
+        finally:
+            if call.unconfirmed:
+                for topic in topics:
+                    topic.drop(call)
+
+    async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
+        """See `Broker.read`. ``after`` is only where positions are counted on from."""
+        if not self._group:
+            raise BrokerRefused(
+                "SQS keeps no history: only a service, which has queues of its own, can read"
+            )
+        queue = self._queues.get((stream, partition))
+        if queue is None:
+            queue = self._queues[stream, partition] = Queue(
+                self._aws,
+                self._ambient,
+                self.options,
+                (stream, partition),
+                lambda lost: self._topology.queue(stream, partition, lost=lost),
+            )
+        reader = queue.read(after)
+        try:
+            async for batch in reader:
+                yield batch
+        finally:
+            await reader.aclose()
+
+    def handled(self, stream: str, partition: int, position: Position) -> None:
+        """See `Broker.handled`."""
+        queue = self._queues.get((stream, partition))
+        if queue is not None:
+            queue.handled(position)
+
+    async def streams(self) -> Mapping[str, int]:
+        """See `Broker.streams`."""
+        await self._topology.look()
+        return dict(self._topology.streams)
+
+    async def create(self, stream: str, partitions: int) -> None:
+        """See `Broker.create`."""
+        found = await self._topology.make(stream, partitions)
+        if found != partitions:
+            raise BrokerRefused(
+                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
+                "when a stream is made; set system.partitions to it or use a new stream"
+            )
+
+    async def ends(self, stream: str) -> Sequence[Position]:
+        """Raises BrokerRefused: positions in a queue are counted by whoever reads it."""
+        raise BrokerRefused("SQS keeps no history: a stream there has no positions to look at")
+
+    async def starts(self, stream: str) -> Sequence[Position]:
+        """Raises BrokerRefused: positions in a queue are counted by whoever reads it."""
+        raise BrokerRefused("SQS keeps no history: a stream there has no positions to look at")
+
+    async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
+        """What is in the group's queues, in messages; SQS counts a minute behind at worst."""
+        if not self._group:
+            raise BrokerRefused("SQS knows how much is left for a service only: ask as one")
+        counts = await self._topology.waiting(stream, sorted(positions))
+        for partition in counts:
+            queue = self._queues.get((stream, partition))
+            if queue is not None:
+                counts[partition] = max(0, counts[partition] - queue.undeleted)
+        return counts
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See `Broker.inspect`."""
+        await self._topology.look()
+        return await inspect(self._aws, self._topology, self.options)
+
+    def on_streams(self, callback: Callable[[], None]) -> None:
+        """See `Broker.on_streams`."""
+        self._topology.listeners.append(callback)
+
+    def _topic(self, stream: str, partition: int) -> Topic:
+        topic = self._topics.get((stream, partition))
+        if topic is None:
+            arn = self._topology.topic_arn(stream, partition)
+            topic = Topic(self._aws, self._ambient, arn, lambda: self._topology.mend(stream))
+            self._topics[stream, partition] = topic
+        return topic
+
+    async def _look(self) -> None:
+        while True:
+            await self._ambient.sleep(self.options.poll)
+            if self._ambient.monotonic() - self._topology.looked < self.options.poll:
+                continue  # someone asked for the streams meanwhile
+            with contextlib.suppress(BrokerError):  # whoever reads or publishes reports it
+                await self._topology.look()
+
+    async def _extend(self) -> None:
+        while True:
+            await self._ambient.sleep(self.options.visibility / 3)
+            await asyncio.gather(*map(_extend, list(self._queues.values())))
+
+
+async def _extend(queue: Queue) -> None:
+    with contextlib.suppress(BrokerError):  # what expires comes again, and the inbox knows it
+        await queue.extend()

@@ -1,0 +1,45 @@
+"""What can be set about the SNS and SQS broker."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+from oyez.endpoint import Tls
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class SnsSqsOptions(Tls, frozen=True, kw_only=True):
+    """How the SNS and SQS broker behaves."""
+
+    endpoint: str | None = None
+    """Address of an emulator or a VPC endpoint for both services, e.g. http://127.0.0.1:5000."""
+    partitions: Count = 8
+    """How many a stream gets that is made by its first record: each is a topic, and a queue and a
+    long poll for each group, so few are cheaper here."""
+    retention: Seconds = 7 * 86_400.0
+    """Messages that nobody took for so many seconds are deleted by SQS; 14 days at most."""
+    batch: Count = 256
+    """Records in one batch, at most."""
+    batch_bytes: Count = 4 * 1024 * 1024
+    """Bytes of messages that a reader holds untaken, beyond which it receives no more."""
+    deadline: Seconds = 10.0
+    """Seconds after which a call, or a publish that makes no progress, gives up."""
+    wait: Annotated[int, msgspec.Meta(ge=1, le=20)] = 10
+    """Seconds that a long poll lasts. A dead connection is noticed 5 s after."""
+    visibility: Annotated[int, msgspec.Meta(ge=3, le=3600)] = 5
+    """Seconds after which what a dead reader held comes again; a living one extends them."""
+    poll: Seconds = 1.0
+    """Seconds between two looks for streams that others made."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether ``endpoint`` is something else than AWS."""
+        host = urlsplit(self.endpoint or "").hostname or ""
+        return self.endpoint is not None and not host.endswith(
+            (".amazonaws.com", ".amazonaws.com.cn")
+        )
