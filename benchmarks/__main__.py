@@ -16,7 +16,14 @@ from benchmarks.machine import Surroundings, describe
 from oyez.ambient import SystemAmbient
 from oyez.cli.project import run_async
 
-NAMES = ("embedded_append", "embedded_latency", "consume_job", "dispatch", "idle_tail")
+NAMES = (
+    "embedded_append",
+    "embedded_latency",
+    "consume_job",
+    "dispatch",
+    "idle_tail",
+    "postgres_store",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

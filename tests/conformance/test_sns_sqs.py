@@ -420,7 +420,7 @@ async def test_what_may_be_on_its_way_is_settled_before_anything_follows(
     account: Account, limits: Limits
 ) -> None:
     """A publish that was given up comes before the next of its key, or not at all."""
-    async with opened(account, options="deadline=0.5") as broker:
+    async with opened(account, options="deadline=2") as broker:
         await broker.create("suite.s", 1)
         failing = True
 

@@ -870,12 +870,15 @@ async def test_a_statement_that_outlasts_the_timeout(
             async with db.begin_nested():
                 db.add(Order(name=event.name))
                 await db.execute(text(sql))
-        db.add(Order(name=event.name))
+
+    @service.on(Placed)
+    async def place(event: Placed, db: AsyncSession) -> None:
+        db.add(Order(name=f"{event.name}-placed"))
 
     async with start(service) as system:
         await handle(system, "slow", "good")
         assert "HandlerTimeout" in await dead(system)
-        assert await names(system) == ["good"]
+        assert await names(system) == ["good-placed", "slow-placed"]
 
 
 async def test_a_thread_that_waits_for_its_turn_is_let_go(

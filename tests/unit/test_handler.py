@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from oyez import Context, Event, Retry, Transaction
 from oyez.envelope import Envelope
@@ -31,6 +34,10 @@ class Gateway:
 
 
 class Clock:
+    pass
+
+
+class OwnSession(AsyncSession):
     pass
 
 
@@ -207,6 +214,38 @@ class TestRefused:
         def handle(event: Placed, gateway: Gateway) -> None: ...
 
         with pytest.raises(DeclarationError, match=r"orders\.handle asks for Gateway"):
+            compiled(handle).bind({})
+
+
+class TestSessions:
+    def test_they_are_known_by_their_type(self) -> None:
+        async def both(db: AsyncSession, event: Placed, tx: Transaction) -> None: ...
+        def plain(event: Placed, db: Session) -> None: ...
+
+        assert compiled(both).layout == ("session", "event", "tx")
+        for function in (both, plain):
+            assert compiled(function).transactional
+            assert compiled(function).bind({})
+
+    def test_one_that_blocks_goes_with_a_plain_def(self) -> None:
+        async def asynchronous(event: Placed, db: Session) -> None: ...
+        def plain(event: Placed, db: AsyncSession) -> None: ...
+
+        for function in (asynchronous, plain):
+            with pytest.raises(DeclarationError, match="parameter db: an async def takes"):
+                compiled(function)
+
+    def test_a_package_that_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def handle(event: Placed, db: AsyncSession) -> None: ...
+
+        monkeypatch.setitem(sys.modules, "oyez.stores.sqlalchemy", None)
+        with pytest.raises(DeclarationError, match=r"pip install 'oyez\[sqlalchemy\]'"):
+            compiled(handle)
+
+    def test_a_class_of_ones_own_is_a_provided_one(self) -> None:
+        async def handle(event: Placed, db: OwnSession) -> None: ...
+
+        with pytest.raises(DeclarationError, match="asks for OwnSession, which nothing provides"):
             compiled(handle).bind({})
 
 
