@@ -102,7 +102,7 @@ class PostgresServer:
             self._listen_at = Endpoint(f"{endpoint.scheme}://{options.listen}", port=PORT).hosts
         self._ssl: Ssl = _ssl(options)
         self._slots = asyncio.Semaphore(options.connections)
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[float, Connection]] = []
         self._used: set[Connection] = set()
 
     async def close(self) -> None:
@@ -110,7 +110,7 @@ class PostgresServer:
         idle, self._idle = self._idle, []
         for connection in tuple(self._used):
             connection.terminate()
-        closing = [connection.close(timeout=1.0) for connection in idle]
+        closing = [connection.close(timeout=1.0) for _, connection in idle]
         await asyncio.gather(*closing, return_exceptions=True)
 
     @asynccontextmanager
@@ -144,16 +144,17 @@ class PostgresServer:
         The driver's own error would show values in a traceback, so it is not kept as the cause.
         """
         seconds = self.options.deadline if deadline is None else deadline
+        began = self.ambient.monotonic()
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            self._drop_idle()
+            self._drop_idle(began)
             raise StoreUnavailable(f"{self.name} did not answer within {seconds:g} s") from None
         except DRIVER as error:
             explained = self.explain(error)
             if isinstance(explained, StoreUnavailable):
-                self._drop_idle()
+                self._drop_idle(began)
             raise explained from None
 
     async def acquire(self) -> Connection:
@@ -171,7 +172,7 @@ class PostgresServer:
         """Give it back; one that is not ``sound``, or has a transaction open, is not used again."""
         self._used.discard(connection)
         if sound and not connection.is_closed() and not connection.is_in_transaction():
-            self._idle.append(connection)
+            self._idle.append((self.ambient.monotonic(), connection))
         else:
             connection.terminate()
         self._slots.release()
@@ -258,16 +259,21 @@ class PostgresServer:
 
     def _take(self) -> Connection | None:
         while self._idle:
-            connection = self._idle.pop()
+            _, connection = self._idle.pop()
             if not connection.is_closed():
                 return connection
             connection.terminate()
         return None
 
-    def _drop_idle(self) -> None:
-        # Where one connection has died the others may have too, and only look alive.
-        while self._idle:
-            self._idle.pop().terminate()
+    def _drop_idle(self, began: float) -> None:
+        # Where one connection has died the others may have too, and only look alive; those that
+        # have answered since the failed work began are not among them.
+        idle, self._idle = self._idle, []
+        for answered, connection in idle:
+            if answered >= began:
+                self._idle.append((answered, connection))
+            else:
+                connection.terminate()
 
     async def _connect(self, hosts: list[tuple[str, int]], *, cache: int) -> Connection:
         hostnames: list[str] = [host for host, _ in hosts]

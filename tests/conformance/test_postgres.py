@@ -63,7 +63,7 @@ class TestPostgres(ServerBrokerSuite):
         return Proxy(self.postgresql.host, self.postgresql.port)
 
     def make_through(self, tmp_path: Path, proxy: Proxy) -> Factory:
-        return lambda: _broker(proxy.through(self.postgresql.url), SUITE, deadline=3)
+        return lambda: _broker(proxy.through(self.postgresql.url), SUITE, deadline=4)
 
 
 class TestPostgresToldOnly(BrokerSuite):

@@ -71,7 +71,7 @@ class SnsSqs(Moto):
 
     @property
     def url(self) -> str:
-        return f"sns+sqs://{REGION}?endpoint={self.endpoint}"
+        return f"sns+sqs://testing:testing@{REGION}?endpoint={self.endpoint}"
 
 
 class S3(Moto):
