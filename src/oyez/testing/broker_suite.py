@@ -490,6 +490,7 @@ class BrokerSuite:
             self._needs_processes(broker)
             stream = await _stream(broker, 1)
             acknowledged: set[int] = set()
+            mark = 0
             for turn in range(5):
                 start = turn * 1_000_000
                 arguments = (self.url(tmp_path), str(tmp_path), stream, str(start))

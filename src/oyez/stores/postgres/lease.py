@@ -29,13 +29,14 @@ _RECONNECT = 0.3
 """Seconds between two attempts to do so, at most."""
 
 _SHOW = """select pg_try_advisory_lock($1::int, $2::int) as shown,
-  pg_postmaster_start_time()::text as server"""
+  extract(epoch from pg_postmaster_start_time())::text as server"""
 _RENEW = """insert into oyez_replica (owner, until, started, note, presence, server)
  values ($1, $2, $3, $4, $5, $6)
  on conflict (owner) do update set until = excluded.until, note = excluded.note,
   presence = excluded.presence, server = excluded.server"""
 _OTHERS = """select owner, until, presence from oyez_replica
- where owner <> $1 and until > 0 and server = pg_postmaster_start_time()::text"""
+ where owner <> $1 and until > 0
+  and server = extract(epoch from pg_postmaster_start_time())::text"""
 _SHOWN = """select objid::bigint as presence from pg_locks
  where locktype = 'advisory' and classid = $1::bigint::oid and objsubid = 2 and granted
   and database = (select oid from pg_database where datname = current_database())"""
