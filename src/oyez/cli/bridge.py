@@ -43,7 +43,7 @@ async def _run(project: Project, settings: BridgeSettings) -> None:
     signals, metrics = observed()
     process = ServiceProcess(
         service,
-        process_settings(project, settings),
+        process_settings(project, settings, settings.source),
         broker=project.connect(settings.source, group),
         store=stores.connect(settings.store, project.ambient, root=project.config.root),
         ambient=project.ambient,

@@ -37,7 +37,8 @@ BORN = 1_700_000_000.0
 NEWEST = 64
 """Partitions whose newest record is looked at."""
 
-_MIGRATIONS = "select name, digest from oyez_migration order by name"
+_MIGRATIONS = """select name, digest from oyez_migration where name not like 'oyez:%'
+ order by name"""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 

@@ -48,7 +48,7 @@ async def _run(project: Project, name: str) -> None:
     signals, metrics = observed()
     process = ServiceProcess(
         service,
-        process_settings(project, settings),
+        process_settings(project, settings, settings.broker),
         broker=project.broker(name),
         store=project.store(name),
         ambient=project.ambient,
@@ -74,15 +74,17 @@ def observed() -> tuple[Signals, Metrics]:
 
 
 def process_settings(
-    project: Project, settings: ServiceSettings | BridgeSettings
+    project: Project, settings: ServiceSettings | BridgeSettings, broker: str | None
 ) -> ProcessSettings:
-    """How the process runs, by the project's file."""
+    """How the process runs, by the project's file; ``broker`` is the URL that it reads from."""
+    scheme = (broker or project.config.system.broker).partition(":")[0]
     return ProcessSettings(
         system=project.config.system.name,
         partitions=project.config.system.partitions,
         lease=settings.lease,
         grace=settings.grace,
         root=project.config.root,
+        broker={"amqps": "amqp", "rediss": "redis"}.get(scheme, scheme),
     )
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.errors import BrokerError, ConfigurationError, StoreError
-from oyez.ports import Broker, Changes, Store
+from oyez.errors import BrokerError, ConfigurationError, StoreError, StoreRefused
+from oyez.ports import Broker, Changes, Parameters, Store
 from oyez.runtime.claims import Claims, Place
 from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.health import Health
@@ -30,6 +30,14 @@ DEAD_RETENTION = 90 * 86_400.0
 HOUSEKEEPING = 60.0
 """Seconds between two rounds of deleting what is no longer needed."""
 
+POSITIONS = "oyez:broker"
+"""The row of ``oyez_migration`` that says which kind of broker the positions are of."""
+
+_NEW_KIND = """insert into oyez_migration (name, digest, applied) values (:name, :kind, :now)
+ on conflict (name) do nothing"""
+_OTHER_KIND = "update oyez_migration set digest = :kind, applied = :now where name = :name"
+_KIND = """select digest as kind, (select max(position) from oyez_cursor) as last
+ from oyez_migration where name = :name"""
 _OLD_INBOX = """delete from oyez_inbox where seq in
  (select seq from oyez_inbox where state = 0 and seen < :then order by seq limit 1000)
  returning seq"""
@@ -49,6 +57,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What is in flight when the process is told to stop gets this long to finish."""
     root: Path = Path()
     """What migration folders are relative to."""
+    broker: str = ""
+    """The kind of broker, such as ``kafka``: the positions in a store mean nothing on another."""
 
 
 class ServiceProcess:
@@ -112,6 +122,7 @@ class ServiceProcess:
         try:
             await bench.store.open()
             await bench.store.migrate(read_migrations(self.service, self.settings.root))
+            await self._check_positions()
             await self._open_broker()
             await self._make_resources()
             await bench.store.keep(self.owner, self.settings.lease, admin)
@@ -183,6 +194,30 @@ class ServiceProcess:
         finally:
             await begun.rollback()
         return bool(deleted)
+
+    async def _check_positions(self) -> None:
+        """Refuse a store whose positions are another kind of broker's."""
+        kind = self.settings.broker
+        if not kind:
+            return
+        now = self.bench.ambient.now()
+        row: Parameters = {"name": POSITIONS, "kind": kind, "now": now}
+        begun = self.bench.store.begin()
+        try:
+            (found,) = await begun.fetch(_KIND, {"name": POSITIONS}, [(_NEW_KIND, [row])])
+            if found["kind"] != kind:
+                if found["last"]:
+                    raise StoreRefused(
+                        f"the store of {self.service.name} holds positions of {found['kind']}, and "
+                        f"the broker is {kind}: carry the streams across with a bridge and give "
+                        "the service a new store; or, to read the new broker from its beginning, "
+                        "run on it `delete from oyez_cursor` and `delete from oyez_migration "
+                        f"where name = '{POSITIONS}'`"
+                    )
+                await begun.fetch(_KIND, {"name": POSITIONS}, [(_OTHER_KIND, [row])])
+            await begun.commit(Changes(time=now))
+        finally:
+            await begun.rollback()
 
     async def _open_broker(self) -> None:
         try:
