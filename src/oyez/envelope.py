@@ -3,7 +3,8 @@
 *Binary*: each attribute is a header of its own beside the data, under its plain name; a broker's
 adapter adds and strips the prefix of its protocol (``ce_`` on Kafka, ``ce-`` on HTTP and NATS).
 *Structured*: one JSON object holds attributes and data, with content type
-``application/cloudevents+json``. Both are read; binary is written.
+``application/cloudevents+json``. Both are read; binary is written. An event without data has empty
+data.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         """The structured form: JSON data stands in it as JSON, other data in base64."""
         body: dict[str, object] = dict(self.headers())
         if _is_json(self.datacontenttype):
-            body["data"] = msgspec.Raw(self.data)
+            if self.data:
+                body["data"] = msgspec.Raw(self.data)
         else:
             body["data_base64"] = base64.b64encode(self.data).decode()
         return msgspec.json.encode(body)
@@ -109,15 +111,11 @@ def open_record(headers: Mapping[str, str], data: bytes | None) -> Envelope:
     Raises InvalidEvent naming the attribute that is missing or wrong.
     """
     if not data and "dataref" in headers:
-        raise InvalidEvent(
-            "data",
-            f"the data at {headers['dataref'][:300]!r} is gone, or that is no place below "
-            "system.claim_check",
-        )
+        raise _is_gone(headers["dataref"])
     if data is None:
         raise InvalidEvent("data", "is absent (a tombstone); an event needs data")
     kind = headers.get("datacontenttype") or headers.get("content-type")
-    if kind is not None and kind.startswith(STRUCTURED):
+    if kind is not None and kind.lower().startswith(STRUCTURED):
         return _open_structured(headers, data)
     return _open_binary(headers, data)
 
@@ -210,10 +208,29 @@ def _open_structured(headers: Mapping[str, str], data: bytes) -> Envelope:
         except (binascii.Error, msgspec.MsgspecError, ValueError) as error:
             raise InvalidEvent("data_base64", f"is not base64: {error}") from error
     elif raw is None:
-        raise InvalidEvent("data", "is missing")
+        if "dataref" in attributes:
+            raise _is_gone(attributes["dataref"])
+        payload = b""
     else:
         payload = bytes(raw)
+        if payload.startswith(b'"') and not _is_json(attributes.get("datacontenttype", JSON)):
+            payload = _text(payload)
     return _open_binary(attributes, payload)
+
+
+def _text(string: bytes) -> bytes:
+    """What a JSON string says: data that is text, but no JSON, may stand in one."""
+    try:
+        return msgspec.json.decode(string, type=str).encode()
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise InvalidEvent("data", f"is not valid: {error}") from error
+
+
+def _is_gone(dataref: str) -> InvalidEvent:
+    return InvalidEvent(
+        "data",
+        f"the data at {dataref[:300]!r} is gone, or that is no place below system.claim_check",
+    )
 
 
 def _is_our_time(text: str) -> bool:

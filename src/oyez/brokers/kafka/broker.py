@@ -287,7 +287,10 @@ class KafkaBroker:
         for fetcher in self._fetchers:
             if place not in fetcher.readings and not fetcher.ended:
                 return fetcher.begin(place, after)
-        fetcher = Fetcher(self._cluster.settings, self.options, self._explain)
+        try:
+            fetcher = Fetcher(self._cluster.settings, self.options, self._explain)
+        except KafkaException as error:
+            raise self._explain(cause(error)) from error
         self._fetchers.append(fetcher)
         return fetcher.begin(place, after)
 
@@ -349,6 +352,7 @@ class KafkaBroker:
         self._limits = {
             stream: self._limits[stream] for stream in self._limits if stream in streams
         }
+        self._ends = {place: self._ends[place] for place in self._ends if place[0] in streams}
         self._changed.set()
         self._changed = asyncio.Event()
         if streams.keys() - before.keys():

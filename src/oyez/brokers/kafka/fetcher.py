@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from oyez.brokers.kafka.options import KafkaOptions, cause
 from oyez.brokers.kafka.wire import WEIGHT, decode
-from oyez.errors import BrokerCorrupt, BrokerError
+from oyez.errors import BrokerCorrupt, BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import Position, Record
 
 Place = tuple[str, int]
@@ -132,6 +132,8 @@ class Fetcher:
         reading = self.readings[place] = Reading(place, offset)
         self._commands.append((True, reading))
         self._work.set()
+        if self.ended:  # it may have died just now, too early to have seen this command
+            reading.interrupt(BrokerUnavailable("the Kafka consumer has ended"))
         return reading
 
     def end(self, reading: Reading) -> None:
@@ -166,8 +168,9 @@ class Fetcher:
                     self._work.wait()
                     self._work.clear()
         except KafkaException as error:
-            self.ended = True
-            self._interrupt(active.values(), self._explain(cause(error)))
+            self._die(active.values(), self._explain(cause(error)))
+        except Exception as error:  # noqa: BLE001 - no reader may wait for a thread that has died
+            self._die(active.values(), BrokerRefused(f"the Kafka consumer failed: {error!r}"))
         finally:
             consumer.close()
             self._call(_settle, self._gone)
@@ -237,8 +240,9 @@ class Fetcher:
         elif not error.retriable():
             reading.interrupt(self._explain(error))
 
-    def _interrupt(self, readings: Iterable[Reading], why: BrokerError) -> None:
-        for reading in {*readings, *(reading for _, reading in self._commands)}:
+    def _die(self, readings: Iterable[Reading], why: BrokerError) -> None:
+        self.ended = True
+        for reading in {*readings, *(reading for _, reading in list(self._commands))}:
             reading.interrupt(why)
             self._call(reading.wake)
 
