@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 import tomllib
 import types
@@ -124,7 +125,7 @@ def test_there_is_code_to_run() -> None:
     without = {
         named(page) for page in GUIDE if not any(b.language == "python" for b in blocks(page))
     }
-    assert without == {"docs/guide/bridges.md", "docs/guide/operations.md"}
+    assert without == {f"docs/guide/{name}.md" for name in ("bridges", "operations", "options")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -228,3 +229,11 @@ def test_every_metric_and_signal_is_in_the_tables() -> None:
         and each is not signals.Signal
     ]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_options_are_those_of_the_code() -> None:
+    ran = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "options"], capture_output=True, text=True, check=True
+    )
+    page = ROOT / "docs" / "guide" / "options.md"
+    assert ran.stdout == page.read_text(), "run: python scripts/options > docs/guide/options.md"
