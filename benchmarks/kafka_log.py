@@ -10,8 +10,6 @@ records, readers of their own for each partition. The server is the one that
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
+from benchmarks import servers
 from benchmarks.comparison import Figures, Report, Way, interleave, percentile
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
@@ -33,7 +32,7 @@ PARTITIONS = 8
 
 async def run(here: Surroundings) -> Report:
     """Batches of 1 and 256, 16 publishers of one record each at once, a backlog, and waiting."""
-    url, rounds, rows = _url(), here.pick(3, 9), []
+    url, rounds, rows = servers.url("kafka"), here.pick(3, 9), []
     async with AsyncExitStack() as stack:
         broker = connect(url, here.ambient, root=Path(), partitions=PARTITIONS)
         await broker.open()
@@ -197,9 +196,3 @@ def _consume_now(url: str, stream: str, count: int) -> Figures:
 
 def _settings(url: str) -> dict[str, str]:
     return {"bootstrap.servers": url.removeprefix("kafka://")}
-
-
-def _url() -> str:
-    services = Path(os.environ.get("OYEZ_SERVICES", ".services")) / "services.json"
-    url: str = json.loads(services.read_text())["kafka"]["url"]
-    return url

@@ -10,8 +10,6 @@ server is the one that ``scripts/services up nats`` started.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -22,6 +20,7 @@ import nats
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from benchmarks import servers
 from benchmarks.comparison import Figures, Report, Way, interleave, percentile
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
@@ -34,7 +33,7 @@ PARTITIONS = 8
 
 async def run(here: Surroundings) -> Report:
     """Batches of 1 and 256, 16 publishers of one record each at once, a backlog, and waiting."""
-    url, rounds, rows = _url(), here.pick(3, 9), []
+    url, rounds, rows = servers.url("nats"), here.pick(3, 9), []
     async with AsyncExitStack() as stack:
         broker = connect(url, here.ambient, root=Path(), partitions=PARTITIONS)
         await broker.open()
@@ -172,9 +171,3 @@ async def _wait(broker: Broker, stream: str, count: int) -> list[float]:
         waits.append(time.perf_counter() - start)
     await batches.aclose()  # type: ignore[attr-defined]
     return waits[count // 10 :]
-
-
-def _url() -> str:
-    services = Path(os.environ.get("OYEZ_SERVICES", ".services")) / "services.json"
-    url: str = json.loads(services.read_text())["nats"]["url"]
-    return url

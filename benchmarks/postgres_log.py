@@ -9,8 +9,6 @@ The server is the one that ``scripts/services up postgresql`` started.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -20,6 +18,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
+from benchmarks import servers
 from benchmarks.comparison import Figures, Report, Way, interleave
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
@@ -42,7 +41,7 @@ _headers = msgspec.json.Decoder(dict[str, str]).decode
 
 async def run(here: Surroundings) -> Report:
     """Batches of 1 and 256, 16 publishers of one record each at once, and a backlog."""
-    url, rounds, rows = _url(), here.pick(3, 9), []
+    url, rounds, rows = servers.url("postgresql"), here.pick(3, 9), []
     async with AsyncExitStack() as stack:
         by_hand = await asyncpg.connect(url)
         stack.push_async_callback(by_hand.close)
@@ -81,11 +80,6 @@ async def run(here: Surroundings) -> Report:
         rows=rows,
         notes=["at once: by hand each publisher has a connection of its own, the broker has one"],
     )
-
-
-def _url() -> str:
-    folder = Path(os.environ.get("OYEZ_SERVICES", ".services"))
-    return str(json.loads((folder / "services.json").read_text())["postgresql"]["url"])
 
 
 async def _publish(broker: Broker, batches: Sequence[list[Record]], publishers: int) -> Figures:

@@ -7,17 +7,15 @@ server is the one that ``scripts/services up postgresql`` runs; tables are made 
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import msgspec
 
+from benchmarks import servers
 from benchmarks.comparison import Figures, Report, Way, interleave
 from benchmarks.machine import Surroundings
 from oyez.ports import Announcement, Changes, Claim
@@ -32,7 +30,6 @@ create table outbox (seq bigint generated always as identity primary key, key te
   headers bytea not null, data bytea not null);
 create table position (at bigint not null);
 insert into position values (0);"""
-_SERVICES = Path(os.environ.get("OYEZ_SERVICES") or Path(__file__).parent.parent / ".services")
 _encode = msgspec.json.Encoder().encode
 
 Batch = list[tuple[str, str, int]]
@@ -41,11 +38,7 @@ Batch = list[tuple[str, str, int]]
 
 async def run(here: Surroundings) -> Report:
     """The store against asyncpg by hand."""
-    try:
-        url = json.loads((_SERVICES / "services.json").read_text())["postgresql"]["url"]
-    except (FileNotFoundError, KeyError):
-        note = "left out: no PostgreSQL; scripts/services up postgresql"
-        return Report(benchmark="postgres_store", about="events a second", rows=[], notes=[note])
+    url = servers.url("postgresql")
     rows = []
     for size, full in ((256, 6_400), (16, 1_600), (1, 200)):
         count = here.pick(size * 2, full)

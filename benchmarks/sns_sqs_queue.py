@@ -10,8 +10,6 @@ is slower than AWS by itself and nearer by its network: CPU seconds are those of
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ import msgspec
 from benchmarks.comparison import Figures, Report, Way, interleave
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
+from benchmarks.servers import url
 from oyez.brokers import connect
 from oyez.partitioning import partition_of
 from oyez.ports import BEGINNING, Broker, Record
@@ -85,9 +84,7 @@ async def run(here: Surroundings) -> Report:
 
 
 def _url() -> str:
-    services = Path(os.environ.get("OYEZ_SERVICES", ".services")) / "services.json"
-    url: str = json.loads(services.read_text())["sns_sqs"]["url"]
-    return url.replace("://", f"://{KEY}:{SECRET}@", 1)
+    return url("sns_sqs").replace("testing:testing@", f"{KEY}:{SECRET}@", 1)
 
 
 class _Clock:
