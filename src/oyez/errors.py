@@ -10,6 +10,7 @@
     │   └── UnknownVersion                its contract version is newer than the handler knows
     ├── StoreError
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
+    │   ├── StoreMissing      permanent   nobody has made it yet
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
     │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
     │   ├── ConstraintViolated transient  a statement broke a constraint of the schema
@@ -75,6 +76,10 @@ class StoreUnavailable(StoreError):
     """The store can't be written or read now: locked, full or out of reach."""
 
     transient = True
+
+
+class StoreMissing(StoreError):
+    """The store does not exist yet, and was not to be made."""
 
 
 class StoreCorrupt(StoreError):

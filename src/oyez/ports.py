@@ -325,8 +325,12 @@ class Store(Protocol):
     capabilities: Capabilities
     """Final once `open` has returned: some of it is asked of the server."""
 
-    async def open(self) -> None:
-        """Connect, and create or migrate Oyez's own tables. Raises StoreError."""
+    async def open(self, *, create: bool = True) -> None:
+        """Connect, and create or migrate Oyez's own tables.
+
+        Without ``create`` nothing is made, and StoreMissing raised where there is none. Raises
+        StoreError.
+        """
         ...
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from oyez import brokers, stores
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.brokers.claim_check import ClaimCheckOptions
 from oyez.config import Config, ServiceSettings, load
-from oyez.errors import ConfigurationError, OyezError
+from oyez.errors import ConfigurationError, OyezError, StoreMissing
 from oyez.event import MAX_DATA
 from oyez.ports import Broker, Store
 from oyez.service import Service
@@ -152,7 +152,9 @@ class Project:
                 "a broker that several processes use",
                 f'"{self.config.system.broker}", whose events no other process can see',
             )
-        _check_created(None if create else self.broker_file(), "oyez dev")
+        file = self.broker_file()
+        if not create and file is not None and not file.exists():
+            raise NotCreated(f"{file} does not exist yet: `oyez dev` makes it")
         try:
             await broker.open()
             yield broker
@@ -166,9 +168,11 @@ class Project:
         Raises NotCreated, and makes nothing, where the service has not run yet.
         """
         store = self.store(service)
-        _check_created(self.store_file(service), f"oyez run {service}")
         try:
-            await store.open()
+            try:
+                await store.open(create=False)
+            except StoreMissing as error:
+                raise NotCreated(f"{error}: `oyez run {service}` makes it") from error
             yield store
         finally:
             await store.close()
@@ -191,11 +195,6 @@ class Project:
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
         return path.read_text().strip()
-
-
-def _check_created(file: Path | None, command: str) -> None:
-    if file is not None and not file.exists():
-        raise NotCreated(f"{file} does not exist yet: `{command}` makes it")
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:

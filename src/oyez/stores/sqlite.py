@@ -17,7 +17,7 @@ import apsw
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.errors import Fenced, StoreRefused, Superseded
+from oyez.errors import Fenced, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
     Answer,
@@ -143,8 +143,10 @@ class SqliteStore:
         self._presence = Presence(path)
         self._stop_keeping: Callable[[], None] | None = None
 
-    async def open(self) -> None:
+    async def open(self, *, create: bool = True) -> None:
         """See `Store.open`."""
+        if not create and not self._file.path.exists():
+            raise StoreMissing(f"{self._file.path} does not exist yet")
         await self._file.open()
 
     async def close(self) -> None:

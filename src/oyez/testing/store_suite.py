@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from oyez.errors import ConstraintViolated, Fenced, StoreRefused, Superseded
+from oyez.errors import ConstraintViolated, Fenced, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
     Changes,
@@ -849,6 +849,20 @@ class StoreSuite:
             assert await store.fetch("select n from a", {}) == []
 
     # -- the end -----------------------------------------------------------------------------------
+
+    async def test_looking_makes_nothing(self, tmp_path: Path) -> None:
+        """Opened without ``create``, a store that is not there stays so."""
+        connect = self.make(tmp_path)
+        for _ in range(2):
+            store = connect()
+            with pytest.raises(StoreMissing):
+                await store.open(create=False)
+            await store.close()
+        store = connect()
+        await store.open()
+        await store.close()
+        await store.open(create=False)
+        await store.close()
 
     async def test_closing_is_safe_at_any_time(self, tmp_path: Path) -> None:
         """Never opened, and twice; what was committed is there afterwards."""

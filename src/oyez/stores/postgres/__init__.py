@@ -135,13 +135,13 @@ class PostgresStore:
         self._deaths = Deaths(self.server)
         self._open = False
 
-    async def open(self) -> None:
+    async def open(self, *, create: bool = True) -> None:
         """See `Store.open`."""
         if self._open:
             return
         try:
             async with self.server.connection() as connection:
-                await schema.prepare(connection, self.options.schema)
+                await schema.prepare(connection, self.options.schema, create=create)
             durability = await self.server.durability()
             self._reads.pooled = self.server.pooled
             self.capabilities = msgspec.structs.replace(self.capabilities, durability=durability)

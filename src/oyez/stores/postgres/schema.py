@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from asyncpg import exceptions as pg
 
-from oyez.errors import StoreRefused, StoreUnavailable
+from oyez.errors import StoreMissing, StoreRefused, StoreUnavailable
 from oyez.postgres_server import Connection
 
 VERSION = 1
@@ -78,10 +78,11 @@ def qualified(sql: str, schema: str) -> str:
     return _OWN.sub(f'"{schema}".', sql)
 
 
-async def prepare(connection: Connection, schema: str) -> None:
+async def prepare(connection: Connection, schema: str, *, create: bool) -> None:
     """Make the schema and our tables, or check that they are of this version.
 
-    Several processes may do so at once. Raises StoreRefused, and what the driver raises.
+    Several processes may do so at once. Raises StoreRefused, StoreMissing without ``create``, and
+    what the driver raises.
     """
     made = await connection.fetchrow(
         "select to_regclass($1) is not null as tables, pg_is_in_recovery() as standby",
@@ -89,6 +90,8 @@ async def prepare(connection: Connection, schema: str) -> None:
     )
     assert made is not None
     if not made["tables"]:
+        if not create:
+            raise StoreMissing(f"schema {schema} has no tables of Oyez yet")
         if made["standby"]:
             raise StoreUnavailable("this server is a standby, which takes no writes")
         await _make(connection, schema)
