@@ -260,6 +260,20 @@ class TestPublishing:
             )
             assert _numbers(await _take(broker, stream, 18)) == list(range(18))
 
+    @pytest.mark.parametrize("trip", [0.0, 1.0])
+    async def test_order_stands_one_by_one_and_in_batches(self, trip: float) -> None:
+        async with _opened(partitions=4) as (broker, stream, _):
+            assert isinstance(broker, NatsBroker)
+            for start in range(0, 900, 300):
+                broker._publisher(stream)._trip = trip
+                await broker.publish(
+                    [_record(stream, n, f"k{n % 7}") for n in range(start, start + 300)]
+                )
+            counts = await broker.lag(stream, dict.fromkeys(range(4), BEGINNING))
+            found = [r for p, n in counts.items() for r in await _take(broker, stream, n, p)]
+        for name in range(7):
+            assert _numbers([r for r in found if r.key == f"k{name}"]) == list(range(name, 900, 7))
+
     @pytest.mark.parametrize("count", [10, 100])
     async def test_a_stream_without_atomic_batches_keeps_order(self, count: int) -> None:
         async with _opened() as (broker, stream, plain):

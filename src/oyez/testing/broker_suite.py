@@ -585,7 +585,7 @@ class ServerBrokerSuite(BrokerSuite):
                     await _turns(50)
                     proxy.restore()
                     await _until(partial(_arrived, found, turn * 20 + 19))
-                await _until(lambda: len(found) >= 38)
+                await _until(lambda: len(set(_numbers(found))) >= 38)
             for partition in range(2):
                 places = [record.position for record in found if record.partition == partition]
                 assert places == sorted(places)
@@ -641,7 +641,7 @@ class ServerBrokerSuite(BrokerSuite):
                     await broker.publish(
                         [_record(stream, "one", n) for n in range(start, start + 10)]
                     )
-                await _until(lambda: len(found) >= 30)
+                await _until(lambda: 30 in _numbers(found))
         assert list(dict.fromkeys(_numbers(found)))[-30:] == list(range(1, 31))
 
     async def test_a_broker_out_of_reach_is_open_all_the_same(self, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A record as a NATS message and back, by the binary mode of CloudEvents' NATS binding.
 
-Each attribute is a header, ``ce-`` and its name, the value percent-encoded. Two headers of our own
-say what these can't: ``Oyez-Key`` holds a key that is not the partition key (or else the subject)
-among the attributes, ``Oyez-Absent`` names what is None rather than empty, ``key`` or ``data``.
+Each attribute is a header, ``ce-`` and its name, the value percent-encoded; a structured event has
+its content type in ``content-type``. Two headers of our own say what these can't: ``Oyez-Key``
+holds a key that is not the partition key (or else the subject) among the attributes,
+``Oyez-Absent`` names what is None rather than empty, ``key`` or ``data``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from oyez.errors import BrokerRefused
 from oyez.ports import Position, Record
 
 STRUCTURED = "application/cloudevents"
+STRUCTURED_JSON = f"{STRUCTURED}+json"
 
 _PLAIN = re.compile(r"[!#$&-~]*").fullmatch
 """Printable ASCII without space, double quote and percent: what stands in a header as it is."""
@@ -34,6 +36,10 @@ def encode(record: Record) -> bytes:
     """
     headers = record.headers
     parts = ["NATS/1.0\r\n"]
+    kind = headers.get("datacontenttype")
+    if kind is not None and kind.startswith(STRUCTURED_JSON) and _PLAIN(kind.replace(" ", "")):
+        parts.append(f"content-type: {kind}\r\n")
+        headers = {name: value for name, value in headers.items() if name != "datacontenttype"}
     if _PLAIN("".join(headers.values())):
         parts += [f"{_line(name)}{value}\r\n" for name, value in headers.items()]
     else:
@@ -41,7 +47,7 @@ def encode(record: Record) -> bytes:
     key = record.key
     if key is None:
         parts.append("Oyez-Absent: key\r\n")
-    elif key != _usual_key(headers):
+    elif key != _usual_key(record.headers):
         parts.append(f"Oyez-Key: {_escape(key)}\r\n")
     if record.data is None:
         parts.append("Oyez-Absent: data\r\n")
@@ -53,7 +59,8 @@ def decode(
 ) -> Record:
     """The record in a message, whoever wrote it: never raises, for the lane to judge.
 
-    Headers that are no attributes are left out beside attributes, and kept where there are none.
+    Headers that are no attributes are left out beside attributes, and kept where there are none. An
+    object without any header is structured, which the binding 1.0.2 knows alone.
     """
     try:
         text = header.decode("ascii")
@@ -78,6 +85,8 @@ def decode(
     data: bytes | None = payload
     if others:
         key, data = _take_in(others, headers, key, payload)
+    elif not headers and payload[:1] == b"{":
+        headers["datacontenttype"] = STRUCTURED_JSON
     return Record(
         stream=stream,
         key=key,
@@ -146,8 +155,10 @@ def _take_in(
             data = None if value == "data" else data
         elif name == _TYPE:
             media = value.strip().lower()
-            if media.startswith(STRUCTURED) and not media.startswith(f"{STRUCTURED}-batch"):
-                headers["datacontenttype"] = f"{STRUCTURED}+json"
+            if value.startswith(STRUCTURED_JSON):
+                headers["datacontenttype"] = value
+            elif media.startswith(STRUCTURED) and not media.startswith(f"{STRUCTURED}-batch"):
+                headers["datacontenttype"] = STRUCTURED_JSON
             else:
                 headers.setdefault("datacontenttype", value)
         elif alone:

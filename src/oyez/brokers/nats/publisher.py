@@ -2,7 +2,7 @@
 
 A resend after any failure must not leave the second of a key before the first. So each partition
 has one record on its way at a time, or all travel as one atomic batch, which is stored in order or
-not at all. A batch costs the server some 15 ms, whatever its size: it pays for many records.
+not at all: whichever is faster by what the last round trips took.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ BATCH = 512
 """Records in one atomic batch; the server takes 1,000 unless told otherwise."""
 BATCH_BYTES = 1024 * 1024
 """Bytes in one batch, about; one record may exceed it alone."""
-CHAIN = 16
-"""Records of one partition that go one after the other; more of them go as a batch."""
+COST = 0.015
+"""Seconds, about, that a batch takes a server longer than one record does."""
 
 Message = tuple[str, bytes, bytes]
 """Subject, header without its last line, payload."""
@@ -60,6 +60,8 @@ class Publisher:
         self._batches = info.config.allow_atomic
         self._last_batch = 0
         self._nonce = f"{ambient.bits(96):024x}"
+        self._trip = 0.001
+        """Seconds from a record to its acknowledgement, lately."""
 
     def add(self, messages: Sequence[Message]) -> asyncio.Future[None]:
         """Done when all are stored; cancel it to leave out what has not been sent."""
@@ -122,16 +124,15 @@ class Publisher:
         made = False
         patience: float | None = self._deadline * PATIENCE
         chains = _chains(batch)
-        together = self._batches and max(map(len, chains)) > CHAIN
+        together = self._batches and (max(map(len, chains)) - 1) * self._trip > COST
         async with within(self._deadline, self._connection.url):
             while True:
                 link = await self._connection.link()
                 try:
-                    async with asyncio.timeout(patience):
-                        if together:
-                            answer = await self._exchange(link, batch)
-                        else:
-                            answer = await self._one_by_one(link, chains)
+                    if together:
+                        answer = await self._exchange(link, batch, patience)
+                    else:
+                        answer = await self._one_by_one(link, chains, patience)
                 except TimeoutError:
                     patience = None
                     continue
@@ -162,14 +163,26 @@ class Publisher:
                 f"instead of {partitions}"
             )
 
-    async def _exchange(self, link: Link, batch: list[Message]) -> Acknowledgement | None:
-        """What the server says to one message or one atomic batch; None when there is no stream."""
+    async def _exchange(
+        self, link: Link, batch: list[Message], patience: float | None
+    ) -> Acknowledgement | None:
+        """What the server says to one message or one atomic batch; None when there is no stream.
+
+        Raises TimeoutError after so many seconds of ``patience``.
+        """
         reply, answer = link.expect(batch[-1][0])
+        start = self._ambient.monotonic()
         try:
-            link.send(self._encode(batch, reply))
-            header, payload = await answer
+            async with asyncio.timeout(patience):
+                link.send(self._encode(batch, reply))
+                header, payload = await answer
         finally:
             link.forget(reply)
+        took = self._ambient.monotonic() - start
+        if len(batch) == 1:
+            self._trip += 0.2 * (took - self._trip)
+        else:
+            self._trip = min(self._trip, took)
         if header.startswith(NO_RESPONDERS):
             return None
         try:
@@ -184,14 +197,14 @@ class Publisher:
         return told
 
     async def _one_by_one(
-        self, link: Link, chains: Sequence[deque[Message]]
+        self, link: Link, chains: Sequence[deque[Message]], patience: float | None
     ) -> Acknowledgement | None:
         """The same for messages each behind the one before it; what is stored leaves its chain."""
 
         async def send(chain: deque[Message]) -> Acknowledgement | None:
             told: Acknowledgement | None = Acknowledgement()
             while chain:
-                told = await self._exchange(link, [chain[0]])
+                told = await self._exchange(link, [chain[0]], patience)
                 if told is None or told.error is not None:
                     break
                 chain.popleft()
@@ -199,9 +212,15 @@ class Publisher:
 
         if len(chains) == 1:
             return await send(chains[0])
-        answers = await asyncio.gather(*map(send, chains))
-        failed = (told for told in answers if told is None or told.error is not None)
-        return next(failed, answers[0])
+        # All are waited for, so that none still sends when the next attempt or batch begins.
+        answers = await asyncio.gather(*map(send, chains), return_exceptions=True)
+        told: Acknowledgement | None = Acknowledgement()
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer is None or answer.error is not None:
+                told = answer
+        return told
 
     def _encode(self, batch: list[Message], reply: str) -> list[bytes]:
         if len(batch) == 1:
