@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -31,32 +31,35 @@ from servers import SERVICES, Server, server  # noqa: E402
 DEADLINE = 20.0
 
 
+@pytest.fixture(scope="module")
+def vhost() -> Iterator[str]:
+    """Of these tests alone, and gone after them."""
+    server("rabbitmq")
+    name = f"oyez-{uuid4().hex}"
+    _control("add_vhost", name)
+    _control("set_permissions", "-p", name, "oyez", ".*", ".*", ".*")
+    yield name
+    _control("delete_vhost", name)
+
+
+def _control(*command: str) -> None:
+    """rabbitmqctl, with the surroundings of the server that runs."""
+    pid = json.loads((SERVICES / "services.json").read_text())["rabbitmq"]["pid"]
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    surroundings = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
+    program = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+    environment = {os.fsdecode(k): os.fsdecode(v) for k, v in surroundings.items()}
+    subprocess.run([program, *command], env=environment, check=True, capture_output=True)
+
+
 class TestRabbitMq(ServerBrokerSuite):
     @pytest.fixture(autouse=True)
-    def _rabbitmq(self) -> None:
+    def _rabbitmq(self, vhost: str) -> None:
         self.rabbitmq = server("rabbitmq")
+        self.place = self.rabbitmq.url.rstrip("/") + "/" + vhost
 
     def server(self, tmp_path: Path) -> Server:
         return self.rabbitmq
-
-    def make(self, tmp_path: Path) -> Factory:
-        return lambda: connect(
-            self.rabbitmq.url, SystemAmbient(), root=tmp_path, group="suite.group"
-        )
-
-    def url(self, tmp_path: Path) -> str:
-        return self.rabbitmq.url
-
-    def proxy(self, tmp_path: Path) -> Proxy:
-        return self.rabbitmq.proxy()
-
-    def make_through(self, tmp_path: Path, proxy: Proxy) -> Factory:
-        url = proxy.through(self.rabbitmq.url) + "?deadline=3"
-        return lambda: connect(url, SystemAmbient(), root=tmp_path, group="suite.group")
-
-
-class TestRabbitMqQuorum(TestRabbitMq):
-    """Queues instead of streams: no history, acknowledged after the commit."""
 
     def make(self, tmp_path: Path) -> Factory:
         return lambda: connect(
@@ -64,17 +67,55 @@ class TestRabbitMqQuorum(TestRabbitMq):
         )
 
     def url(self, tmp_path: Path) -> str:
-        return self.rabbitmq.url + "?queue=quorum"
+        return self.place
+
+    def proxy(self, tmp_path: Path) -> Proxy:
+        return self.rabbitmq.proxy()
 
     def make_through(self, tmp_path: Path, proxy: Proxy) -> Factory:
-        url = proxy.through(self.rabbitmq.url) + "?deadline=3&queue=quorum"
+        url = proxy.through(self.place) + "?deadline=3"
         return lambda: connect(url, SystemAmbient(), root=tmp_path, group="suite.group")
+
+
+class TestRabbitMqQuorum(TestRabbitMq):
+    """Queues instead of streams: no history, acknowledged after the commit."""
+
+    def url(self, tmp_path: Path) -> str:
+        return self.place + "?queue=quorum"
+
+    def make_through(self, tmp_path: Path, proxy: Proxy) -> Factory:
+        url = proxy.through(self.place) + "?deadline=3&queue=quorum"
+        return lambda: connect(url, SystemAmbient(), root=tmp_path, group="suite.group")
+
+    async def test_a_queue_outlives_a_kill_right_after_it_was_made(self, tmp_path: Path) -> None:
+        """RabbitMQ alone loses what it confirmed in a queue's first half second (G1)."""
+        stream = f"young.{uuid4().hex}"
+        records = [
+            Record(stream=stream, key="k", headers={"id": str(n)}, data=b"x") for n in range(20)
+        ]
+        broker = self.make(tmp_path)()
+        try:
+            await broker.open()
+            await broker.create(stream, 1)
+            await broker.publish(records)
+            await asyncio.to_thread(self.rabbitmq.kill)
+            await asyncio.to_thread(self.rabbitmq.start)
+            found: list[str] = []
+            batches = broker.read(stream, 0, 0)
+            async with asyncio.timeout(DEADLINE):
+                while len(found) < len(records):
+                    found += [record.headers["id"] for record in (await anext(batches)).records]
+            await batches.aclose()  # type: ignore[attr-defined]
+        finally:
+            await broker.close()
+        assert found == [record.headers["id"] for record in records]
 
 
 class TestRabbitMqTraps:
     @pytest.fixture(autouse=True)
-    def _rabbitmq(self, tmp_path: Path) -> None:
-        self.rabbitmq = server("rabbitmq")
+    def _rabbitmq(self, tmp_path: Path, vhost: str) -> None:
+        self.url = server("rabbitmq").url.rstrip("/") + "/" + vhost
+        self.vhost = vhost
         self.root = tmp_path
         self.stream = f"trap.{uuid4().hex}"
 
@@ -148,7 +189,7 @@ class TestRabbitMqTraps:
             assert await broker.ends(self.stream) == [0]
 
     async def test_a_wrong_password_is_refused_without_telling_it(self) -> None:
-        user, _, rest = self.rabbitmq.url.partition("@")
+        user, _, rest = self.url.partition("@")
         url = f"{user[: user.rindex(':')]}:canary@{rest}"
         broker = connect(url, SystemAmbient(), root=self.root)
         with pytest.raises(BrokerRefused, match="ACCESS_REFUSED") as refused:
@@ -173,6 +214,8 @@ class TestRabbitMqTraps:
             assert not [f for f in await broker.inspect() if self.stream in f.what]
         async with self._open("partitions=1&retention=3600") as broker:
             (finding,) = [f for f in await broker.inspect() if self.stream in f.what]
+            async with self._channel() as channel:
+                await channel.ask(commands.Queue.Delete(queue=f"{self.stream}.0"))
         assert finding.grave
         assert "60s" in finding.what
         assert "3600s" in finding.remedy
@@ -227,6 +270,8 @@ class TestRabbitMqTraps:
             batch = await anext(batches)
             assert (batch.missed, batch.records[0].position) == (0, end)
             await batches.aclose()
+            async with self._channel() as channel:
+                await channel.ask(commands.Queue.Delete(queue=f"{self.stream}.0"))
 
     async def test_a_lost_registry_is_written_again(self) -> None:
         async with self._open("partitions=2") as broker, self._channel() as channel:
@@ -239,7 +284,7 @@ class TestRabbitMqTraps:
     async def test_an_alarm_blocks_publishers_and_nobody_else(self) -> None:
         async with self._open("partitions=1&deadline=2") as broker:
             await self._publish(broker, range(3))
-            await asyncio.to_thread(self._control, "set_vm_memory_high_watermark", "0.0000001")
+            await asyncio.to_thread(_control, "set_vm_memory_high_watermark", "0.0000001")
             try:
                 with pytest.raises(BrokerUnavailable, match=r"takes no messages.*alarm"):
                     await self._publish_for_ever(broker)
@@ -248,7 +293,7 @@ class TestRabbitMqTraps:
                 await batches.aclose()
                 assert any("takes no messages" in f.what for f in await broker.inspect())
             finally:
-                await asyncio.to_thread(self._control, "set_vm_memory_high_watermark", "0.4")
+                await asyncio.to_thread(_control, "set_vm_memory_high_watermark", "0.4")
             async with asyncio.timeout(DEADLINE):
                 while True:
                     try:
@@ -275,7 +320,7 @@ class TestRabbitMqTraps:
         retention = float(given.pop("retention", "604800"))
         query = "&".join(f"{name}={value}" for name, value in given.items())
         broker = connect(
-            f"{self.rabbitmq.url}?{query}",
+            f"{self.url}?{query}",
             SystemAmbient(),
             root=self.root,
             partitions=partitions,
@@ -290,16 +335,16 @@ class TestRabbitMqTraps:
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[amqp.Channel]:
-        credentials, _, place = self.rabbitmq.url.removeprefix("amqp://").partition("@")
+        credentials, _, place = self.url.removeprefix("amqp://").partition("@")
         user, _, password = credentials.partition(":")
-        host, _, port = place.rstrip("/").partition(":")
+        host, _, port = place.partition("/")[0].partition(":")
         connection = await amqp.connect(
             host,
             int(port),
             tls=None,
             user=user,
             password=password,
-            vhost="/",
+            vhost=self.vhost,
             name="a plain client",
         )
         try:
@@ -319,7 +364,8 @@ class TestRabbitMqTraps:
                 channel.on_confirm = lambda *_: confirmed.set_result(None)
                 pieces = [channel.route(exchange, key), *channel.content(head, body)]
                 channel.connection.write(b"".join(pieces))
-                await confirmed
+                async with asyncio.timeout(DEADLINE):
+                    await confirmed
 
             yield send
 
@@ -351,12 +397,3 @@ class TestRabbitMqTraps:
             while len(numbers) < count:
                 numbers += [int(r.headers["id"]) for r in (await anext(batches)).records]
         return numbers
-
-    def _control(self, *command: str) -> None:
-        """rabbitmqctl, with the surroundings of the server that runs."""
-        pid = json.loads((SERVICES / "services.json").read_text())["rabbitmq"]["pid"]
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        surroundings = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
-        program = "/usr/lib/rabbitmq/bin/rabbitmqctl"
-        environment = {os.fsdecode(k): os.fsdecode(v) for k, v in surroundings.items()}
-        subprocess.run([program, *command], env=environment, check=True, capture_output=True)

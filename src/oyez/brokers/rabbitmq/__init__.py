@@ -11,11 +11,11 @@ CloudEvents AMQP binding (``cloudEvents:id`` …) and the key in ``cloudEvents:p
 A position is the stream's offset plus one; the server keeps notes of its own between the records,
 so some are left out. RabbitMQ confirms a message of a stream when most
 replicas have it, but leaves the flush to the system: an acknowledged record survives the crash of
-a server, and a power cut where it does not hit most replicas at once. ``queue=quorum`` flushes
-before it confirms, at the price of history: each consumer group has queues of its own then,
-``shop.orders.0@GROUP``, in every stream from the moment the group is first opened; what was
-published before is not for it. Positions count on from what the reader asked for, and `handled`
-deletes.
+a server. ``queue=quorum`` trades history for queues that are empty once all is handled: each
+consumer group has queues of its own then, ``shop.orders.0@GROUP``, in every stream from the moment
+the group is first opened; what was published before is not for it. Positions count on from what the
+reader asked for, and `handled` deletes. RabbitMQ says that quorum queues flush before they confirm;
+a power cut was not tried here, so no more than the crash of a server is promised for them either.
 
 The time of a record is its publisher's clock (``timestamp_in_ms``, else ``timestamp``).
 """

@@ -8,6 +8,7 @@ unless it is ``partitionkey``, or else ``subject``), ``oyez-no-key`` and ``oyez-
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from struct import Struct
 
 from pamqp import decode
@@ -16,7 +17,8 @@ from oyez.errors import BrokerRefused
 from oyez.ports import Position, Record
 
 PREFIX = "cloudEvents:"
-PREFIXES = (b"cloudEvents:", b"cloudEvents_")
+PREFIXES = (b"cloudEvents:", b"cloudEvents_", b"ce-")
+"""What is read: both of the binding for AMQP, and that of Knative's binding for RabbitMQ."""
 STRUCTURED = "application/cloudevents+json"
 
 _KEY = b"oyez-key"
@@ -192,7 +194,7 @@ def _open_table(data: bytes, at: int, stop: int, message: _Message) -> None:
             at += used - 1
         name = names[raw] if raw in names else _plain_name(raw)
         if name is not None:
-            headers[name] = value if type(value) is str else _text(value)
+            headers[name] = value if type(value) is str else _canonical(name, value)
         elif raw == _OFFSET:
             message.offset = value if isinstance(value, int) else None
         elif raw == _TIME:
@@ -220,8 +222,21 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _canonical(name: str, value: object) -> str:
+    """A value of AMQP's own types as CloudEvents writes it; a number as time is milliseconds."""
+    if name == "time" and type(value) is int:
+        try:
+            value = datetime.fromtimestamp(value / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            pass  # the lane will say that this is no time
+    return value.isoformat() if isinstance(value, datetime) else _text(value)
+
+
 def _plain_name(raw: bytes) -> str | None:
-    name = raw[12:].decode(errors="backslashreplace") if raw[:12] in PREFIXES else None
+    name = None
+    for prefix in PREFIXES:
+        if raw.startswith(prefix):
+            name = raw[len(prefix) :].decode(errors="backslashreplace")
     if len(_plain) < _REMEMBERED:
         _plain[raw] = name
     return name

@@ -21,6 +21,7 @@ from oyez.brokers.rabbitmq.publisher import Message, Publisher, Unconfirmed, che
 from oyez.brokers.rabbitmq.reader import Bounds, QueueReader, StreamReader
 from oyez.brokers.rabbitmq.registry import QUEUE, Entry, Registry
 from oyez.brokers.rabbitmq.topology import (
+    SETTLING,
     Arguments,
     check_name,
     count,
@@ -50,7 +51,7 @@ class RabbitMqOptions(Tls, frozen=True, kw_only=True):
     segment_bytes: int = 64 * 1024 * 1024
     """Bytes of a segment; each partition keeps at least one."""
     queue: Literal["stream", "quorum"] = "stream"
-    """``stream`` keeps history; ``quorum`` flushes to disk before it confirms."""
+    """``stream`` keeps history; ``quorum`` deletes what every group has handled."""
     replicas: int = 0
     """Servers that keep each partition; 0 stands for all there are when it is made."""
     deadline: float = 10.0
@@ -77,7 +78,7 @@ class RabbitMqBroker:
         self.options = options
         stream = options.queue == "stream"
         self.capabilities = Capabilities(
-            durability="process-crash" if stream else "power-loss",
+            durability="process-crash",
             history=stream,
             processes=True,
             max_bytes=options.max_bytes,
@@ -90,7 +91,7 @@ class RabbitMqBroker:
             Link(endpoint, ambient, tls=tls, deadline=options.deadline, name=f"oyez {group} {what}")
             for what in ("publishes", "reads")
         )
-        self._registry = Registry(self._reading.get, self._append, self._base("stream"))
+        self._registry = Registry(self._reading.get, self._append, self._base("stream"), ambient)
         self._made: set[str] = set()
         self._making = asyncio.Lock()
         self._publisher: Publisher | None = None
@@ -136,9 +137,7 @@ class RabbitMqBroker:
                     wait = backoff(len(failure), self._ambient.chance(), most=1.0)
                     await self._ambient.sleep(wait)
         except TimeoutError:
-            late = self._late(failure[-1] if failure else None)
-            self._publishing_anew()
-            raise late from None
+            raise self._late(failure[-1] if failure else None) from None
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""
@@ -262,14 +261,6 @@ class RabbitMqBroker:
                 self._publisher = current
             return current
 
-    def _publishing_anew(self) -> None:
-        """A queue whose leader was not there at the time never confirms on the same channel."""
-        connection = self._writing.current
-        blocked = connection is not None and connection.blocked is not None
-        if self._publisher is not None and not blocked:
-            self._publisher.stop()
-            self._publisher = None
-
     async def _append(self, queue: str, body: bytes) -> None:
         message = Message(
             "", queue, seal(Record(stream="", key=None, headers={}, data=b""), 0), body
@@ -301,12 +292,12 @@ class RabbitMqBroker:
         if stream not in self._made:
             check_name(stream)
             async with self._making:
-                await self._make(stream, partitions)
+                if stream not in self._made:
+                    await self._make(stream, partitions)
+                    await self._settle([stream])
         return self._registry.streams[stream].partitions
 
     async def _make(self, stream: str, partitions: int) -> None:
-        if stream in self._made:
-            return
         await self._registry.refresh()
         connection = await self._reading.get()
         entry = self._registry.streams.get(stream)
@@ -322,17 +313,31 @@ class RabbitMqBroker:
                 "new stream"
             )
         await make(connection, stream, self._queues(entry), self._arguments())
-        self._made.add(stream)
+
+    async def _settle(self, streams: Sequence[str]) -> None:
+        """The queues of these streams were made: wait until they outlive a crash of the server."""
+        if streams and not self.capabilities.history:
+            await self._ambient.sleep(SETTLING)
+        self._made.update(streams)
 
     async def _enrol(self) -> None:
         """Learn what streams there are, and have this group's queues made in all of them."""
         await self._registry.refresh()
         group = self._own_group
         if group and group not in self._registry.groups:
+            await self._make_all()
+            # From here on whoever makes a stream makes this group's queues with it.
             await self._registry.add(Entry(group=group))
-            self._made.clear()
-            for stream in await self.streams():
-                await self._call(partial(self._ensure, stream, 0))
+            await self._make_all()
+
+    async def _make_all(self) -> None:
+        async with self._making:
+            kind = self.options.queue
+            known = self._registry.streams.values()
+            streams = [e.stream for e in known if e.queue == kind and e.stream not in self._made]
+            for stream in streams:
+                await self._make(stream, 0)
+            await self._settle(streams)
 
     @property
     def _own_group(self) -> str:
@@ -357,7 +362,10 @@ class RabbitMqBroker:
             await self._enrol()
 
     def _queues(self, entry: Entry) -> list[tuple[int, str]]:
-        groups = [""] if self.capabilities.history else sorted(self._registry.groups)
+        if self.capabilities.history:
+            groups = [""]
+        else:
+            groups = sorted(self._registry.groups | ({self._own_group} - {""}))
         partitions = range(entry.partitions)
         return [(p, queue_name(entry.stream, p, group)) for group in groups for p in partitions]
 

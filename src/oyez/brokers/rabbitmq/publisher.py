@@ -89,11 +89,6 @@ class Publisher:
         if call.refused or call.unroutable:
             raise Unconfirmed(call.unroutable)
 
-    def stop(self) -> None:
-        """Close the channel; every call under way learns that it has ended."""
-        self.channel.discard()
-        self._end()
-
     def _write(self, call: _Call, todo: list[Message], at: int) -> int:
         pieces: list[bytes] = []
         size, stop = 0, min(at + SLICE, len(todo))
@@ -163,7 +158,11 @@ async def publisher(connection: Connection, lenient: bool) -> Publisher:
     """Open a channel for publishing. Raises AmqpError."""
     channel = await connection.channel()
     made = Publisher(channel, lenient)
-    await channel.ask(commands.Confirm.Select())
+    try:
+        await channel.ask(commands.Confirm.Select())
+    except BaseException:
+        channel.discard()
+        raise
     return made
 
 

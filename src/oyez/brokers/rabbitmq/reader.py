@@ -178,8 +178,8 @@ class StreamReader(_Reader):
         self.position, self._mark, self._restarted = 0, None, True
 
     def _widen(self, tail: Tail, taken: list[Delivery]) -> None:
-        """Have more on their way again once records are small again."""
-        if self._prefetch < self._bounds.prefetch and not tail.cut and not tail.holds:
+        """Have more on their way once records are small; what is held of few comes again."""
+        if self._prefetch < self._bounds.prefetch and not tail.cut:
             size = sum(len(p) + len(b) for _, p, b in taken) / len(taken)
             if self._bounds.fitting(size) >= 4 * self._prefetch:
                 self._prefetch = self._bounds.fitting(size)

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from oyez.ambient import Ambient
 from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Connection
 from oyez.brokers.rabbitmq.look import GLANCE, PATIENCE, look
-from oyez.brokers.rabbitmq.topology import Arguments, declare
+from oyez.brokers.rabbitmq.topology import SETTLING, Arguments, declare
 
 QUEUE = "oyez.streams"
 
@@ -42,11 +43,13 @@ class Registry:
         connected: Callable[[], Awaitable[Connection]],
         append: Callable[[str, bytes], Awaitable[None]],
         arguments: Arguments,
+        ambient: Ambient,
     ) -> None:
         """``append`` makes a message durable in a queue, ``arguments`` declare that queue."""
         self._connected = connected
         self._append = append
         self._arguments = arguments
+        self._ambient = ambient
         self._last = -1
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -102,6 +105,7 @@ class Registry:
     async def _begin(self, connection: Connection) -> None:
         """Write the log's first entries, again if it was deleted."""
         await declare(connection, QUEUE, self._arguments)
+        await self._ambient.sleep(SETTLING)
         known = [*self.streams.values(), *(Entry(group=group) for group in sorted(self.groups))]
         for entry in known or [Entry()]:
             await self._append(QUEUE, _encode(entry))

@@ -16,6 +16,13 @@ from oyez.brokers.rabbitmq.amqp import NOT_FOUND, PRECONDITION_FAILED, AmqpError
 from oyez.errors import BrokerRefused
 
 Arguments = dict[str, Any]
+SETTLING = 1.0
+"""Seconds before what was just made is used: a quorum queue, or the first stream of a server.
+
+RabbitMQ writes down which files belong to such a group of servers up to half a second later. Killed
+before, it comes back with a quorum queue that is empty and never finds a leader, or with a
+coordinator that knows no stream: what was confirmed is lost (measured on 3.10.8; 4.x reads alike).
+"""
 LONGEST = 200
 """Bytes of a stream's name, at most; AMQP has 255 for the name of a queue."""
 
