@@ -9,6 +9,8 @@ import pytest
 
 pytest.register_assert_rewrite("oyez.testing.delivery_suite", "oyez.testing.ticks")
 
+from aws import Account  # noqa: E402
+
 from oyez.testing.delivery_suite import (  # noqa: E402
     DeliverySuite,
     ServerDeliverySuite,
@@ -69,6 +71,20 @@ class Postgres(Behind):
     row = "postgresql"
 
 
+class SnsSqs(Behind):
+    row = "sns_sqs"
+
+    @pytest.fixture(autouse=True)
+    def _account(self) -> None:
+        self.account = Account()
+
+    def broker(self, tmp_path: Path) -> str:
+        return self.account.url()
+
+    def broker_through(self, tmp_path: Path, proxy: Proxy) -> str:
+        return self.account.url(proxy.through(self.account.endpoint), "wait=1&deadline=3")
+
+
 class OnSqlite:
     store_row = "sqlite"
 
@@ -124,6 +140,12 @@ class TestPostgresOnSqlite(OnSqlite, Postgres): ...
 
 
 class TestPostgresOnPostgres(OnPostgres, Postgres): ...
+
+
+class TestSnsSqsOnSqlite(OnSqlite, SnsSqs): ...
+
+
+class TestSnsSqsOnPostgres(OnPostgres, SnsSqs): ...
 
 
 def _with(url: str, options: str) -> str:

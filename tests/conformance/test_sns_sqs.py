@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import botocore.session
 import pytest
 from botocore.exceptions import ClientError
 
 pytest.register_assert_rewrite("oyez.testing.broker_suite")
+
+from aws import Account  # noqa: E402
 
 from oyez.ambient import SystemAmbient  # noqa: E402
 from oyez.brokers import connect  # noqa: E402
@@ -34,44 +35,11 @@ from oyez.ports import BEGINNING, Record  # noqa: E402
 from oyez.testing import VirtualAmbient  # noqa: E402
 from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
 from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import Server, server  # noqa: E402
+from servers import Server  # noqa: E402
 
-REGION = "us-east-1"
 GROUP = "suite.reader"
 DEADLINE = 20.0
 VISIBILITY = 3
-
-
-class Account:
-    """An AWS account of the test's own, so that no test meets another's topics and queues."""
-
-    def __init__(self) -> None:
-        self.server = server("sns_sqs")
-        self.endpoint = f"http://{self.server.host}:{self.server.port}"
-        account = random.randrange(10**11, 10**12)
-        sts = self._client("sts", "testing", "testing")
-        role = f"arn:aws:iam::{account}:role/oyez"
-        self._keys: dict[str, str] = sts.assume_role(RoleArn=role, RoleSessionName="oyez")[
-            "Credentials"
-        ]
-
-    def url(self, endpoint: str = "", options: str = "wait=1") -> str:
-        keys = f"{self._keys['AccessKeyId']}:{self._keys['SecretAccessKey']}"
-        keys = keys.replace("/", "%2F").replace("+", "%2B")
-        return f"sns+sqs://{keys}@{REGION}?endpoint={endpoint or self.endpoint}&{options}"
-
-    def client(self, service: str) -> Any:
-        """The plain driver."""
-        return self._client(service, self._keys["AccessKeyId"], self._keys["SecretAccessKey"])
-
-    def _client(self, service: str, key: str, secret: str) -> Any:
-        return botocore.session.get_session().create_client(
-            service,
-            region_name=REGION,
-            endpoint_url=self.endpoint,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-        )
 
 
 class Limits:
@@ -792,7 +760,7 @@ async def test_errors_of_aws_are_told_without_the_password(
 )
 def test_an_endpoint_is_an_address_and_no_more(endpoint: str) -> None:
     with pytest.raises(ConfigurationError, match="endpoint: expected http") as refused:
-        connect(f"sns+sqs://{REGION}?endpoint={endpoint}", SystemAmbient(), root=Path())
+        connect(f"sns+sqs://us-east-1?endpoint={endpoint}", SystemAmbient(), root=Path())
     assert "canary" not in str(refused.value)
 
 
@@ -804,7 +772,7 @@ async def test_without_credentials_it_says_where_they_belong(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    url = f"sns+sqs://{REGION}?endpoint={account.endpoint}"
+    url = f"sns+sqs://us-east-1?endpoint={account.endpoint}"
     broker = connect(url, SystemAmbient(), root=tmp_path)
     with pytest.raises(BrokerRefused, match="AWS_ACCESS_KEY_ID"):
         await broker.open()

@@ -174,7 +174,7 @@ def test_a_broken_structured_event_names_the_attribute(field: str, headers: dict
         ("$", b"1"),
         ("$", b"\xff"),
         ("id", b'{"id": "' + b"\xff" + b'"}'),
-        ("data", json.dumps(GOOD).encode()),
+        ("data", json.dumps({**GOOD, "dataref": "s3://elsewhere/1"}).encode()),
         ("data_base64", json.dumps({**GOOD, "data": 1, "data_base64": "eA=="}).encode()),
         ("data_base64", json.dumps({**GOOD, "data_base64": "%%%"}).encode()),
         ("data_base64", json.dumps({**GOOD, "data_base64": "eA"}).encode()),
@@ -216,6 +216,28 @@ def test_structured_attributes_may_be_booleans_and_integers() -> None:
     envelope = open_record({"content-type": STRUCTURED}, json.dumps(body).encode())
     assert envelope.extensions == {"xbool": "true", "xint": "-5"}
     assert json.loads(envelope.data) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "member", "data"),
+    [
+        ("text/plain", '"Grüße"', "Grüße".encode()),
+        ("application/octet-stream", '"abc"', b"abc"),
+        ("text/plain", '{"a": 1}', b'{"a": 1}'),
+        ("application/json", '"abc"', b'"abc"'),
+        ("application/vnd.a+json; charset=utf-8", '"abc"', b'"abc"'),
+        ("application/json", "null", b"null"),
+    ],
+)
+def test_text_that_is_no_json_stands_as_a_json_string(kind: str, member: str, data: bytes) -> None:
+    body = json.dumps({**GOOD, "datacontenttype": kind})[:-1] + f', "data": {member}}}'
+    assert open_record({"content-type": STRUCTURED}, body.encode()).data == data
+
+
+def test_a_structured_event_without_data_has_empty_data() -> None:
+    envelope = open_record({"content-type": STRUCTURED}, json.dumps(GOOD).encode())
+    assert envelope.data == b""
+    assert open_record({"content-type": STRUCTURED}, envelope.structured()) == envelope
 
 
 def test_binary_data_in_a_structured_event() -> None:

@@ -13,6 +13,7 @@ from process import Command
 from server import LOOPBACK, Server, get
 from state import ROOT
 
+SERVER = ROOT / "scripts" / "services.d" / "emulated_aws.py"
 REGION = "us-east-1"
 CREDENTIALS = {"access_key": "testing", "secret_key": "testing", "region": REGION}
 
@@ -53,7 +54,7 @@ class Moto(Server):
 
     def command(self) -> Command:
         return Command(
-            (_python(), "-m", "moto.server", "-H", LOOPBACK, "-p", str(self.port)),
+            (_python(), SERVER, "-H", LOOPBACK, "-p", str(self.port)),
             os.environ | {"AWS_DEFAULT_REGION": REGION},
         )
 
