@@ -1,0 +1,71 @@
+"""Node with the packages of ``node/``, which npm installs once; without them tests are skipped."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wires import Node
+
+FOLDER = Path(__file__).parent / "node"
+DEADLINE = 60.0
+OLDEST = 20
+"""Of Node's versions, the oldest that the CloudEvents SDK runs on."""
+
+
+@pytest.fixture(scope="session")
+def node_packages() -> Path:
+    """The folder with the installed packages."""
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: scripts/system-packages")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.strip().lstrip("v").split(".")[0]) < OLDEST:
+        pytest.skip(f"node is {version.stdout.strip()}; the CloudEvents SDK needs {OLDEST}")
+    lock = FOLDER / "package-lock.json"
+    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    stamp = FOLDER / "node_modules" / ".installed"
+    with lock.open() as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # several test runs may share the tree
+        if not stamp.exists() or stamp.read_text() != wanted:
+            command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            try:
+                done = subprocess.run(
+                    command, cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False
+                )
+                failure = done.stderr if done.returncode else ""
+            except subprocess.TimeoutExpired:
+                failure = "no answer within 300 s"
+            if failure:
+                pytest.skip(f"npm can't install tests/interop/node: {failure.strip()[-300:]}")
+            stamp.write_text(wanted)
+    return FOLDER
+
+
+@pytest.fixture(scope="session")
+def node(node_packages: Path) -> Node:
+    """Run a script with a job on its standard input; what it answers, as JSON."""
+
+    async def run(job: Any, script: Path = node_packages / "events.mjs") -> Any:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            "node", str(script), stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        try:
+            async with asyncio.timeout(DEADLINE):
+                said, error = await process.communicate(json.dumps(job).encode())
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+        assert process.returncode == 0, error.decode()
+        return json.loads(said)
+
+    return run
