@@ -210,7 +210,8 @@ class Lane:
         items = await self._open(batch.records)
         if not items:
             self.position = last
-            if start - self._saved_at > SAVE:
+            # A queue holds back later events of a key until it hears that this one is done with.
+            if start - self._saved_at > SAVE or not bench.broker.capabilities.history:
                 await self.save()
         else:
             if self._careful:
