@@ -7,7 +7,7 @@ BROKER ?=
 STORE  ?=
 TESTS  ?=
 
-.PHONY: help demo services services-down test check format bench lock clean
+.PHONY: capabilities help demo services services-down test check format bench lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -30,6 +30,13 @@ else
 demo: $(VENV)/.ready-dev
 	@$(BIN)/python scripts/demo $(BIN)/python "$(BROKER)" "$(STORE)" $(ARGS)
 endif
+
+services: $(VENV)/.ready-dev  ## bring up the real brokers and databases that tests run against
+	@scripts/system-packages
+	@PYTHON="$(PYTHON)" scripts/services up $(ARGS)
+
+services-down:  ## stop them; ARGS=--wipe also deletes their data
+	@PYTHON="$(PYTHON)" scripts/services down $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)
