@@ -125,7 +125,7 @@ def _options() -> argparse.Namespace:
         prog="scripts/services",
         description="The real brokers and databases that tests run against, on loopback.",
         epilog=f"names: {' '.join(KINDS)}. State is kept in $OYEZ_SERVICES (default .services), "
-        "downloads in $OYEZ_SERVICES_CACHE (default .services-cache).",
+        "downloads in $SERVICES_CACHE (default .services-cache).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

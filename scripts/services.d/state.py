@@ -38,10 +38,10 @@ class State:
 
     @classmethod
     def here(cls) -> State:
-        """The folder and the cache that OYEZ_SERVICES and OYEZ_SERVICES_CACHE name."""
+        """The folder and the cache that OYEZ_SERVICES and SERVICES_CACHE name."""
         state = cls(
             Path(os.environ.get("OYEZ_SERVICES") or ROOT / ".services").absolute(),
-            Path(os.environ.get("OYEZ_SERVICES_CACHE") or ROOT / ".services-cache").absolute(),
+            Path(os.environ.get("SERVICES_CACHE") or ROOT / ".services-cache").absolute(),
         )
         state.path.mkdir(parents=True, exist_ok=True)
         state.cache.mkdir(parents=True, exist_ok=True)

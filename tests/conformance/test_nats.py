@@ -551,7 +551,7 @@ def _connections(port: int) -> dict[int, int]:
 @contextmanager
 def _own_server(folder: Path, settings: str, *, jetstream: bool = True) -> Iterator[int]:
     """The port of a nats-server with settings of its own."""
-    cache = Path(os.environ.get("OYEZ_SERVICES_CACHE") or ROOT / ".services-cache")
+    cache = Path(os.environ.get("SERVICES_CACHE") or ROOT / ".services-cache")
     program = next(map(str, cache.glob("nats-*/nats-server")), shutil.which("nats-server"))
     if program is None:
         pytest.skip("nats-server is not installed: make services")
