@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,25 +29,29 @@ GUARANTEES = {
 }
 DECLARED = "capabilities."
 INTRODUCTION = """\
-Written by the last run of the conformance suites (`make capabilities`) against the real servers of
+Written by the last runs of the conformance suites (`make capabilities`) against the real servers of
 [scripts/services](guide/servers.md). A number counts the tests that hold the broker to a guarantee,
 on every store together; `no` is what the broker declares that it can't do, which the suite then
 skips by name. *Survives* is what an acknowledged record survives: a power loss, a crash of the
 server's process, or nothing."""
 PAGE = os.environ.get("CAPABILITIES", "")
-"""Where to write the page; it is written only by a run in which nothing failed."""
+"""Where to write the page: from the last result of every test, of which none may have failed."""
+KEPT = "conformance/results"
+"""Where pytest's cache keeps these results, so that a page may come of several runs."""
 
 
-class Line(msgspec.Struct):
-    """What is known of one adapter."""
+class Result(msgspec.Struct):
+    """What became of one suite's test."""
 
-    passed: dict[str, Counter[str]] = {}
-    """Outcomes by guarantee."""
-    declared: Capabilities | None = None
-    stores: set[str] = set()
+    row: str
+    store: str
+    guarantees: list[str]
+    outcome: str
+    declared: Capabilities | None
 
 
-lines: dict[str, Line] = defaultdict(lambda: Line({g: Counter() for g in GUARANTEES}, None, set()))
+results: dict[str, Result] = {}
+"""Of this run, by the test's name."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,63 +60,70 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note what became of a suite's test."""
     report = yield
-    row = getattr(getattr(item, "cls", None), "row", "")
-    ended = report.when == "call" or report.outcome != "passed"
-    if row and ended:
-        line = lines[row]
-        line.declared = getattr(item.cls, "declared", None) or line.declared  # type: ignore[attr-defined]
-        if store := getattr(item.cls, "store_row", ""):  # type: ignore[attr-defined]
-            line.stores.add(store)
+    suite = getattr(item, "cls", None)
+    row = getattr(suite, "row", "")
+    if row and (report.when == "call" or report.outcome != "passed"):
         outcome: str = report.outcome
         if report.skipped and DECLARED in str(report.longrepr):
             outcome = "declared"
-        named = re.findall(r"G[1-8]\b", getattr(item.function, "__doc__", "") or "")  # type: ignore[attr-defined]
-        for guarantee in set(named):
-            line.passed[guarantee][outcome] += 1
+        told = getattr(getattr(item, "function", None), "__doc__", None) or ""
+        results[item.nodeid] = Result(
+            row=row,
+            store=getattr(suite, "store_row", ""),
+            guarantees=sorted(set(re.findall(r"G[1-8]\b", told))),
+            outcome=outcome,
+            declared=getattr(suite, "declared", None),
+        )
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table; write the page."""
-    if not lines:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the table of this run; write the page."""
+    if not results:
         return
     terminalreporter.section("broker by guarantee")
     widths = (22, 14, 8, 20, *(7 for _ in GUARANTEES))
-    for cells in [("", "survives", "history", "stores", *GUARANTEES), *map(_cells, sorted(lines))]:
+    for cells in [("", "survives", "history", "stores", *GUARANTEES), *_table(results)]:
         text = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         terminalreporter.write_line("".join(text).rstrip())
-    if PAGE and not terminalreporter.stats.get("failed"):
-        Path(PAGE).write_text(_page())
+    if PAGE and config.cache is not None:
+        kept = msgspec.convert(config.cache.get(KEPT, {}), dict[str, Result]) | results
+        config.cache.set(KEPT, msgspec.to_builtins(kept))
+        if all(each.outcome != "failed" for each in kept.values()):
+            Path(PAGE).write_text(_page(kept))
 
 
-def _cells(row: str) -> tuple[str, ...]:
-    line = lines[row]
-    declared = line.declared
-    return (
-        row,
-        declared.durability if declared else "?",
-        "?" if declared is None else "yes" if declared.history else "no",
-        ", ".join(sorted(line.stores)) or "-",
-        *(_cell(line.passed[guarantee]) for guarantee in GUARANTEES),
-    )
+def _table(found: dict[str, Result]) -> Iterator[tuple[str, ...]]:
+    for row in sorted({each.row for each in found.values()}):
+        mine = [each for each in found.values() if each.row == row]
+        declared = next((each.declared for each in mine if each.declared), None)
+        yield (
+            row,
+            declared.durability if declared else "?",
+            "?" if declared is None else "yes" if declared.history else "no",
+            ", ".join(sorted({each.store for each in mine} - {""})) or "-",
+            *(_cell([e.outcome for e in mine if name in e.guarantees]) for name in GUARANTEES),
+        )
 
 
-def _cell(outcomes: Counter[str]) -> str:
+def _cell(outcomes: list[str]) -> str:
     """How many tests passed; or that one failed, that all were skipped, that none ran."""
-    if outcomes["failed"]:
-        return f"✗ {outcomes['failed']}"
-    if outcomes["passed"]:
-        return f"✓ {outcomes['passed']}"
-    return "no" if outcomes["declared"] else "not run" if outcomes["skipped"] else "·"
+    count = Counter(outcomes)
+    if count["failed"]:
+        return f"✗ {count['failed']}"
+    if count["passed"]:
+        return f"✓ {count['passed']}"
+    return "no" if count["declared"] else "not run" if count["skipped"] else "·"
 
 
-def _page() -> str:
+def _page(found: dict[str, Result]) -> str:
     head = "| | survives | history | largest record | on stores | " + " | ".join(GUARANTEES) + " |"
+    limits = {each.row: each.declared.max_bytes for each in found.values() if each.declared}
     rows = []
-    for row in sorted(lines):
-        name, durability, history, stores, *cells = _cells(row)
-        declared = lines[row].declared
-        largest = f"{declared.max_bytes:,} B" if declared and declared.max_bytes else "any"
+    for name, durability, history, stores, *cells in _table(found):
+        largest = f"{limits[name]:,} B" if limits.get(name) else "any"
         rows.append(" | ".join(("", f"`{name}`", durability, history, largest, stores, *cells, "")))
     return "\n".join(
         (

@@ -44,6 +44,8 @@ DEADLINE = 20.0
 
 
 class TestKafka(ServerBrokerSuite):
+    row = "kafka"
+
     @pytest.fixture(autouse=True)
     def _kafka(self) -> None:
         self.kafka = server("kafka")

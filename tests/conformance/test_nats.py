@@ -38,6 +38,8 @@ DEADLINE = 20.0
 
 
 class TestNats(ServerBrokerSuite):
+    row = "nats"
+
     @pytest.fixture(autouse=True)
     def _nats(self) -> None:
         self.nats = server("nats")

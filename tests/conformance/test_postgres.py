@@ -46,6 +46,8 @@ def _tidy() -> Iterator[None]:
 
 
 class TestPostgres(ServerBrokerSuite):
+    row = "postgresql"
+
     @pytest.fixture(autouse=True)
     def _postgresql(self) -> None:
         self.postgresql = server("postgresql")

@@ -53,6 +53,8 @@ def _control(*command: str) -> None:
 
 
 class TestRabbitMq(ServerBrokerSuite):
+    row = "rabbitmq"
+
     @pytest.fixture(autouse=True)
     def _rabbitmq(self, vhost: str) -> None:
         self.rabbitmq = server("rabbitmq")
@@ -79,6 +81,8 @@ class TestRabbitMq(ServerBrokerSuite):
 
 class TestRabbitMqQuorum(TestRabbitMq):
     """Queues instead of streams: no history, acknowledged after the commit."""
+
+    row = "rabbitmq, quorum queues"
 
     def url(self, tmp_path: Path) -> str:
         return self.place + "?queue=quorum"

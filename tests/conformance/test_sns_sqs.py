@@ -116,6 +116,8 @@ def account() -> Account:
 
 
 class TestSnsSqs(ServerBrokerSuite):
+    row = "sns_sqs"
+
     @pytest.fixture(autouse=True)
     def _account(self, account: Account) -> None:
         self.account = account

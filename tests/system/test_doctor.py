@@ -19,6 +19,7 @@ import pytest
 import redis
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
+from oyez import stores
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
 from servers import Server, server
@@ -38,18 +39,22 @@ class Doctored:
         self.name = f"doctored-{uuid4().hex[:8]}"
         self.stream = f"{self.name}.desk"
         self.broker = broker
+        self.store = store or "sqlite:desk.db"
         toml = f'[system]\nname = "{self.name}"\nbroker = "{broker}"\n'
-        toml += f'[services.desk]\napp = "desk:service"\nstore = "{store or "sqlite:desk.db"}"\n'
+        toml += f'[services.desk]\napp = "desk:service"\nstore = "{self.store}"\n'
         (root / "oyez.toml").write_text(toml)
         (root / "desk.py").write_text(SERVICE)
 
     async def make_stream(self) -> None:
         broker = connect(self.broker, SystemAmbient(), root=self.root, group=f"{self.name}.desk")
+        store = stores.connect(self.store, SystemAmbient(), root=self.root)
         try:
             await broker.open()
             await broker.create(self.stream, 2)
+            await store.open()
         finally:
             await broker.close()
+            await store.close()
 
     def problems(self) -> str:
         """All that is grave, with the remedies; and every finding has one."""
@@ -133,6 +138,9 @@ async def test_kafka_topics(tmp_path: Path, setting: str, value: str, told: str)
     for future in admin.incremental_alter_configs([topic]).values():
         future.result(20)
     found = doctored.problems()
+    # Other systems on the same cluster would be told of it as well.
+    for future in admin.delete_topics([doctored.stream]).values():
+        future.result(20)
     assert told in found
     assert f"{setting}=" in found
 
@@ -227,10 +235,7 @@ async def test_sqs_that_moves_events_away_before_they_are_handled(tmp_path: Path
         aws_secret_access_key="testing",
     )
     prefix = doctored.name
-    queues = [
-        url for url in client.list_queues(QueueNamePrefix="").get("QueueUrls", []) if prefix in url
-    ]
-    assert queues
+    queues = client.list_queues(QueueNamePrefix=prefix)["QueueUrls"]
     dead = client.create_queue(QueueName=f"{prefix}-dead.fifo", Attributes={"FifoQueue": "true"})[
         "QueueUrl"
     ]
@@ -238,4 +243,4 @@ async def test_sqs_that_moves_events_away_before_they_are_handled(tmp_path: Path
     arn = attributes["Attributes"]["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 2})
     client.set_queue_attributes(QueueUrl=queues[0], Attributes={"RedrivePolicy": policy})
-    assert "maxReceiveCount" in doctored.problems()
+    assert "has a redrive policy" in doctored.problems()
