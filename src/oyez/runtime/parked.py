@@ -45,7 +45,10 @@ class ParkedEvents:
         self._work = work
         self._running: dict[int, tuple[Parked, asyncio.Task[None]]] = {}
         self._ended: set[int] = set()
-        self._suspect: int | None = None
+        self._suspects: dict[int, bool] = {}
+        """Which of those that run may be what kills the process, and whether it runs alone."""
+        self._refused = self._waiting = False
+        """Whether one that must run alone could not, in this look and in the one before."""
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -105,6 +108,7 @@ class ParkedEvents:
         now = bench.ambient.now()
         wait = POLL
         quiet = set(self._lanes)
+        self._waiting, self._refused = self._refused, False
         for handler in bench.handlers.values():
             # A row that ends while the store is being asked may still be in its answer.
             self._ended.clear()
@@ -149,11 +153,8 @@ class ParkedEvents:
         lane = self._lanes.get((parked.stream, parked.partition))
         if lane is None or lane.takes_no_more or self._stopping:
             return False
-        if lane.suspects:
-            # One at a time: those that run beside the one that kills would be counted as killers.
-            if self._suspect is not None:
-                return False
-            self._suspect = parked.seq
+        if lane.suspects and not self._may_run(handler, parked):
+            return False
         task = asyncio.create_task(self._settle(handler, parked, lane), name=f"event {parked.seq}")
         self._running[parked.seq] = (parked, task)
         task.add_done_callback(lambda _: self._done(parked))
@@ -161,8 +162,7 @@ class ParkedEvents:
 
     def _done(self, parked: Parked) -> None:
         del self._running[parked.seq]
-        if self._suspect == parked.seq:
-            self._suspect = None
+        self._suspects.pop(parked.seq, None)
         self._ended.add(parked.seq)
         self._work.ring()
 
@@ -274,6 +274,24 @@ class ParkedEvents:
         bench.signals.emit(signal)
 
     # -- events that may kill their process -------------------------------------------------------
+
+    def _may_run(self, handler: Handler, parked: Parked) -> bool:
+        """Whether a suspect may run now: together with others at first, then alone.
+
+        All that run when the process dies are counted as killers. So whoever was among them once,
+        or has no attempt to spare, runs without other suspects beside it: only a killer is counted
+        again.
+        """
+        died = any(entry["error"] == DIED for entry in parked.history)
+        alone = died or parked.attempt + 1 >= handler.retry.attempts
+        if alone:
+            free = not self._suspects
+            self._refused |= not free
+        else:
+            free = not self._waiting and not any(self._suspects.values())
+        if free:
+            self._suspects[parked.seq] = alone
+        return free
 
     async def _record_start(self, parked: Parked, lane: Lane) -> None:
         parked.attempt += 1

@@ -688,6 +688,7 @@ class ServerBrokerSuite(BrokerSuite):
                     broker.handled(stream, 0, batch.records[-1].position)
         assert list(dict.fromkeys(numbers)) == list(range(count))
 
+    @pytest.mark.timeout(300)
     async def test_the_server_is_killed_and_comes_back(self, tmp_path: Path) -> None:
         """Twice: what was acknowledged is there, readers and publishers go on (G1, G5)."""
         server = self.server(tmp_path)
