@@ -19,7 +19,7 @@ from oyez.testing import VirtualAmbient  # noqa: E402
 from oyez.testing.broker_suite import BrokerSuite, Factory  # noqa: E402
 
 NEVER = 3_600.0
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class TestMemory(BrokerSuite):

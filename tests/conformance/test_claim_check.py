@@ -30,7 +30,7 @@ from oyez.testing.delivery_suite import DeliverySuite  # noqa: E402
 from oyez.testing.proxy import Proxy  # noqa: E402
 from servers import Server, server  # noqa: E402
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 SECRET = "canary-7f3a"
 EVERY = ClaimCheckOptions(over=1)
 """Every record with data goes by claim check."""

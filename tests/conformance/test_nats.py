@@ -34,7 +34,7 @@ from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
 from oyez.testing.proxy import Proxy  # noqa: E402
 from servers import ROOT, Server, server  # noqa: E402
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class TestNats(ServerBrokerSuite):

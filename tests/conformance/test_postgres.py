@@ -32,7 +32,7 @@ from oyez.testing.broker_suite import BrokerSuite, Factory, ServerBrokerSuite  #
 from oyez.testing.proxy import Proxy  # noqa: E402
 from servers import Server, server  # noqa: E402
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 NEVER = 3_600.0
 SUITE = f"suite_{uuid4().hex[:8]}"
 """The schema that the suites share; dropped at the end."""

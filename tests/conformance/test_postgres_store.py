@@ -46,7 +46,7 @@ from oyez.testing.delivery_suite import StoreServerSuite  # noqa: E402
 from oyez.testing.store_suite import Factory, StoreSuite  # noqa: E402
 from servers import Server, server  # noqa: E402
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 """Seconds that a test waits, at most, for what must come."""
 
 

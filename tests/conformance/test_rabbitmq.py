@@ -28,7 +28,7 @@ from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
 from oyez.testing.proxy import Proxy  # noqa: E402
 from servers import SERVICES, Server, server  # noqa: E402
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @pytest.fixture(scope="module")

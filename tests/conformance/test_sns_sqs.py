@@ -38,7 +38,7 @@ from oyez.testing.proxy import Proxy  # noqa: E402
 from servers import Server  # noqa: E402
 
 GROUP = "suite.reader"
-DEADLINE = 20.0
+DEADLINE = 60.0
 VISIBILITY = 3
 
 

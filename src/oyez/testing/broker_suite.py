@@ -33,7 +33,7 @@ from oyez.ports import BEGINNING, Batch, Broker, Capabilities, Position, Record
 from oyez.testing.crash import run_and_kill
 from oyez.testing.proxy import Proxy
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 """Seconds that a test waits, at most, for what must come."""
 RESUMES = 30.0
 """Seconds after the return of server or connection within which reading must go on."""

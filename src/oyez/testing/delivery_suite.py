@@ -43,7 +43,7 @@ MEMORY = 256 * 1024 * 1024
 class DeliverySuite:
     """Subclass it under a name that begins with ``Test`` and override `broker` and `store`."""
 
-    pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]  # noqa: RUF012 - pytest's form
+    pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300)]  # noqa: RUF012 - pytest's form
 
     declared: ClassVar[Capabilities | None] = None
     """What the broker said of itself when a test last opened it."""

@@ -32,7 +32,7 @@ from oyez.ports import Broker, Record, Row, Store
 from oyez.runtime.relay import OUTBOX
 from oyez.transaction import Announcer, Origin
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds that a test waits, at most, for what must come."""
 
 PARTITIONS = 16
