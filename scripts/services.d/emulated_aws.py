@@ -1,45 +1,48 @@
 """moto's server, with the queues corrected where they break what AWS documents for FIFO queues.
 
-moto 5.2 looks which message groups are in flight once, as a long poll begins, so of two polls that
-wait one hands out a group's fourth message while its first is in flight; it replaces the list of
-messages without a lock, so one that is sent during a deletion is lost; and it deletes by a receipt
-that has expired. AWS: "when you receive a message with a message group ID, no more messages for the
-same message group ID are returned unless you delete the message or it becomes visible" (SQS
-Developer Guide, FIFO delivery logic); "if the visibility timeout … has expired, the delete fails"
-(API reference, DeleteMessage, FIFO queues). Redrive policies are kept but not acted upon.
+moto 5.2 looks which message groups are in flight once, as a long poll begins: of two polls that
+wait one hands out a group's fourth message while its first is in flight, and while one does wait
+for a group it turns without a pause. It replaces the list of messages without a lock, so one that
+is sent during a deletion is lost. It deletes by a receipt that has expired. AWS: "when you receive
+a message with a message group ID, no more messages for the same message group ID are returned
+unless you delete the message or it becomes visible" (SQS Developer Guide, FIFO delivery logic);
+"if the visibility timeout … has expired, the delete fails" (API reference, DeleteMessage, FIFO
+queues). Redrive policies are kept but not acted upon. Its clock is asked four times of each message
+that waits whenever one is sent, so it is a quick one here.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from copy import deepcopy
 
 from moto.server import main
 from moto.sqs import models
 
-PAUSE = 0.02
-"""Seconds between two looks of a long poll."""
+LOOK = 0.1
+"""Seconds between two looks whether what is in flight or delayed has become visible by itself."""
 
-_lock = threading.RLock()
 _add, _delete = models.Queue.add_message, models.Queue.delete_message
+_change = models.SQSBackend.change_message_visibility
 
 
 def receive_message(backend, queue_name, count, wait, visibility, names=None):
     """Up to ``count`` messages, waiting ``wait`` seconds for the first."""
     queue = backend.get_queue(queue_name)
+    changed = queue._messages_lock
     end = time.monotonic() + wait
-    while True:
-        with _lock:
+    with changed:
+        while True:
             taken = _take(queue, count, visibility, names or [])
-        if taken or time.monotonic() >= end:
-            return taken
-        time.sleep(PAUSE)
+            left = end - time.monotonic()
+            if taken or left <= 0:
+                return taken
+            changed.wait(min(left, LOOK) if queue._messages else left)
 
 
 def _take(queue, count, visibility, names):
     taken, locked = [], set()
-    for message in list(queue._messages):
+    for message in queue._messages:
         group = message.group_id if queue.fifo_queue else None
         if group in locked:
             continue
@@ -59,21 +62,32 @@ def _take(queue, count, visibility, names):
 
 def add_message(queue, message):
     """Not while another is being deleted."""
-    with _lock:
+    with queue._messages_lock:
         _add(queue, message)
 
 
 def delete_message(queue, receipt):
     """Not by an expired receipt, on a FIFO queue."""
-    with _lock:
+    with queue._messages_lock:
         for message in queue._messages:
             named = queue.fifo_queue and message.had_receipt_handle(receipt)
             if named and (message.visible or message.receipt_handle != receipt):
                 raise models.ReceiptHandleIsInvalid
         _delete(queue, receipt)
+        queue._messages_lock.notify_all()
 
 
+def change_message_visibility(backend, queue_name, receipt_handle, visibility_timeout):
+    """Polls that wait see at once what becomes visible."""
+    queue = backend.get_queue(queue_name)
+    with queue._messages_lock:
+        _change(backend, queue_name, receipt_handle, visibility_timeout)
+        queue._messages_lock.notify_all()
+
+
+models.unix_time_millis = lambda: time.time() * 1000
 models.SQSBackend.receive_message = receive_message
+models.SQSBackend.change_message_visibility = change_message_visibility
 models.Queue.add_message = add_message
 models.Queue.delete_message = delete_message
 

@@ -59,7 +59,7 @@ class Moto(Server):
         )
 
     def ask(self) -> None:
-        get(f"{self.endpoint}/moto-api/data.json")
+        get(f"{self.endpoint}/moto-api/config")
 
     def extras(self) -> dict[str, object]:
         return {"endpoint": self.endpoint, **CREDENTIALS}

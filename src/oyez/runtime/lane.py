@@ -210,8 +210,10 @@ class Lane:
         items = await self._open(batch.records)
         if not items:
             self.position = last
-            # A queue holds back later events of a key until it hears that this one is done with.
-            if start - self._saved_at > SAVE or not bench.broker.capabilities.history:
+            if not bench.broker.capabilities.history:
+                # A queue holds back later events of a key until it hears that one is done with.
+                bench.broker.handled(self.claim.stream, self.claim.partition, last)
+            if start - self._saved_at > SAVE:
                 await self.save()
         else:
             if self._careful:
