@@ -7,12 +7,13 @@ import concurrent.futures
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Lock
 from time import monotonic
 from typing import Any, TypeVar, cast
 
 import msgspec
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -84,6 +85,9 @@ class Cluster:
         self._closing = False
         settings: dict[str, Any] = {**self.settings, "error_cb": self._hear}
         self._admin = AdminClient(settings)
+        self._committer: Consumer | None = None
+        self._committed: list[KafkaError | None] = []
+        self._committing = Lock()
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="kafka cluster")
 
     async def close(self) -> None:
@@ -204,11 +208,26 @@ class Cluster:
     async def commit(self, group: str, positions: Mapping[Place, Position]) -> None:
         """Show a consumer group's positions."""
         offsets = [TopicPartition(*place, position) for place, position in positions.items()]
-        asked = self._admin.alter_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, offsets)],
-            request_timeout=self._options.deadline,
-        )
-        await self._answers(asked)
+        error = await self._block(partial(self._commit, group, offsets))
+        if error is not None:
+            raise explain(error, self._endpoint)
+
+    def _commit(self, group: str, offsets: list[TopicPartition]) -> KafkaError | None:
+        # By a consumer that joins nothing, not by the administrator: the latter's calls to a
+        # group's coordinator abort the process when that broker dies (librdkafka#5397).
+        with self._committing:
+            if self._committer is None:
+                own = {"group.id": group, "enable.auto.commit": False, "on_commit": self._told}
+                self._committer = Consumer({**self.settings, **own})
+            self._committed.clear()
+            self._committer.commit(offsets=offsets, asynchronous=True)
+            end = monotonic() + self._options.deadline
+            while not self._committed and monotonic() < end:
+                self._committer.poll(0.05)
+            return self._committed[0] if self._committed else KafkaError(KafkaError._TIMED_OUT)
+
+    def _told(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
+        self._committed.append(error)
 
     async def members(self, group: str) -> int:
         """How many consumers have joined the group; 0 when the user may not ask."""
@@ -334,6 +353,8 @@ class Cluster:
             return await asyncio.shield(asyncio.wrap_future(answer))
 
     def _forget(self) -> None:
+        if self._committer is not None:
+            self._committer.close()
         del self._admin  # its threads end before this returns
 
     async def _block(self, call: Callable[[], T]) -> T:
