@@ -6,7 +6,10 @@ import asyncio
 import json
 import random
 import re
+import signal
+import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,8 +36,9 @@ from oyez.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, In
 from oyez.partitioning import partition_of  # noqa: E402
 from oyez.ports import BEGINNING, Record  # noqa: E402
 from oyez.testing import VirtualAmbient  # noqa: E402
-from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
+from oyez.testing.broker_suite import HEARTBEAT, Factory, ServerBrokerSuite  # noqa: E402
 from oyez.testing.proxy import Proxy  # noqa: E402
+from oyez.testing.ticks import ticking  # noqa: E402
 from servers import Server  # noqa: E402
 
 GROUP = "suite.reader"
@@ -139,27 +143,25 @@ class TestSnsSqs(ServerBrokerSuite):
         url = self.account.url(proxy.through(self.account.endpoint), "wait=1&deadline=3")
         return lambda: connect(url, SystemAmbient(), root=tmp_path, group=GROUP)
 
-    async def test_a_reader_that_does_not_take_holds_little(self, tmp_path: Path) -> None:
-        """With a key each and less of it.
-
-        A long poll of moto is blind to a key of which a message was in flight as it began, so
-        that a backlog of one key takes ``wait`` seconds for each message.
-        """
+    async def test_nor_does_one_with_a_key_each(self, tmp_path: Path) -> None:
+        """Of one key SQS gives ten messages at once at most, of many keys whatever fits (G6)."""
         async with self._faulty(tmp_path) as (proxy, broker, direct):
             stream = f"suite.{uuid4().hex}"
             await direct.create(stream, 1)
-            block = random.Random(1).randbytes(130_000)
-            sent = [_record(stream, f"k{n}", n, block) for n in range(160)]
+            data = random.Random(1).randbytes(130_000)
+            sent = [_record(stream, f"k{n}", n, data) for n in range(160)]
             batches = broker.read(stream, 0, BEGINNING)
             first = asyncio.ensure_future(anext(batches))
             await direct.publish(sent)
-            numbers = _numbers((await first).records)
-            ahead = -1_048_576
+            taken = (await first).records
+            ahead = -HEARTBEAT
             async with asyncio.timeout(DEADLINE):
-                while proxy.received > ahead + 65_536:  # what it asks for goes on, in small
+                while proxy.received - ahead >= HEARTBEAT:
                     ahead = proxy.received
                     await asyncio.sleep(1.0)
             assert ahead < 12 * 1_048_576
+            broker.handled(stream, 0, taken[-1].position)
+            numbers = _numbers(taken)
             async with asyncio.timeout(60.0):
                 while len(set(numbers)) < len(sent):
                     batch = await anext(batches)
@@ -172,19 +174,91 @@ class TestSnsSqs(ServerBrokerSuite):
 # -- what a queue is, and is not -------------------------------------------------------------------
 
 
-async def test_without_a_group_there_is_publishing_only(account: Account) -> None:
+async def test_without_a_group_nothing_is_known_of_positions(account: Account) -> None:
     async with opened(account, group="") as broker:
         await broker.create("shop.orders", 1)
         await broker.publish([_record("shop.orders", "k", 1)])
         assert await broker.streams() == {"shop.orders": 1}
         for question in (
-            lambda: anext(broker.read("shop.orders", 0, BEGINNING)),
             lambda: broker.ends("shop.orders"),
             lambda: broker.starts("shop.orders"),
             lambda: broker.lag("shop.orders", {0: BEGINNING}),
         ):
             with pytest.raises(BrokerRefused, match=r"history|service"):
                 await question()
+
+
+async def test_without_a_group_one_looks_on_and_leaves_no_trace(account: Account) -> None:
+    sns, sqs = account.client("sns"), account.client("sqs")
+    async with opened(account) as group:
+        await group.create("suite.s", 1)
+        await group.publish([_record("suite.s", "k", 1)])
+        before = len(sns.list_subscriptions()["Subscriptions"])
+        async with opened(account, group="") as onlooker:
+            batches = onlooker.read("suite.s", 0, BEGINNING)
+            first = asyncio.ensure_future(anext(batches))
+            await _until(lambda: len(sns.list_subscriptions()["Subscriptions"]) > before)
+            for number in range(2, 5):
+                await group.publish([_record("suite.s", "k", number)])
+            found = _numbers((await first).records)
+            async with asyncio.timeout(DEADLINE):
+                while len(found) < 3:
+                    found += _numbers((await anext(batches)).records)
+            assert found == [2, 3, 4]
+            await batches.aclose()
+        assert "QueueUrls" not in sqs.list_queues(QueueNamePrefix="look-")
+        assert len(sns.list_subscriptions()["Subscriptions"]) == before
+        assert await _take(group, "suite.s", 0, 4) == [1, 2, 3, 4]
+
+
+async def test_inspect_names_what_a_killed_onlooker_left(account: Account) -> None:
+    sqs = account.client("sqs")
+    sqs.create_queue(QueueName="look-1__suite_s__0.fifo", Attributes={"FifoQueue": "true"})
+    async with opened(account) as broker:
+        assert not any("killed" in each.what for each in await broker.inspect())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("oyez.brokers.sns_sqs.topology.AGED", -60.0)
+            assert any("killed" in each.what for each in await broker.inspect())
+
+
+# -- commands on a broker without history ----------------------------------------------------------
+
+
+async def test_tail_follows_live(account: Account, tmp_path: Path) -> None:
+    async with ticking(tmp_path / "ticks", broker=account.url()) as ticks:
+        tail = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "oyez", "tail", "clock", "--json"),
+            env=ticks.environment,
+            stdout=PIPE,
+        )
+        assert tail.stdout is not None
+        line = asyncio.ensure_future(tail.stdout.readline())
+        async with asyncio.timeout(2 * DEADLINE):
+            while not line.done():
+                await ticks.tick("clock-0")
+                await asyncio.wait([line], timeout=0.2)
+        assert json.loads(line.result())["key"] == "clock-0"
+        tail.send_signal(signal.SIGINT)
+        await asyncio.wait_for(tail.communicate(), DEADLINE)
+        assert tail.returncode == 0
+        assert "QueueUrls" not in account.client("sqs").list_queues(QueueNamePrefix="look-")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("flow", "order-1"), ("keeps no history", "oyez dead list", "correlation id")),
+        (("tail", "--from-start"), ("keeps no history", "from now on")),
+    ],
+)
+async def test_what_needs_history_says_where_else_to_look(
+    account: Account, tmp_path: Path, command: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    async with ticking(tmp_path / "ticks", broker=account.url()) as ticks:
+        said = await asyncio.to_thread(ticks.run, *command)
+    assert (said.returncode, said.stdout) == (1, "")
+    assert all(word in said.stderr for word in words)
+    assert "Traceback" not in said.stderr
 
 
 async def test_a_group_that_is_open_misses_nothing_of_a_new_stream(account: Account) -> None:

@@ -117,6 +117,12 @@ async def _trace(
 ) -> tuple[list[Journey], bool]:
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(project.opened_broker())
+        if not broker.capabilities.history:
+            raise OyezError(
+                f"{project.config.system.broker.partition(':')[0]} keeps no history, so the "
+                "journey of what it has delivered can't be told: `oyez dead list` shows what "
+                "failed, and the lines that handlers log name the correlation id"
+            )
         stores: dict[str, Store] = {}
         for name in project.config.services:
             try:

@@ -125,7 +125,14 @@ class _Follower:
         # Listening comes first: a stream that appears meanwhile is found, not missed.
         self._broker.on_streams(self._added.set)
         known = await self._streams()
-        places = await history.ends(self._broker, known)
+        places: dict[history.Place, Position] = {}
+        if self._broker.capabilities.history:
+            places = await history.ends(self._broker, known)
+        elif self._from_start:
+            raise OyezError(
+                "--from-start: this broker keeps no history, so what was published before can't "
+                "be shown; without it, `oyez tail` follows what is published from now on"
+            )
         if self._from_start:
             async with contextlib.aclosing(history.merged(self._broker, places)) as records:
                 async for record in records:

@@ -29,6 +29,10 @@ partition murmur2(key) mod P (Kafka's function); messages in binary form (attrib
 **Hand-over.** What a process held that was killed comes again after ``visibility``, what a reader
 held that ended at once. An event that comes again has another position; the inbox knows it.
 
+**Looking on.** Without a group, `read` makes queues ``look-…`` that keep messages for a minute, and
+`close` deletes them: of a stream that exists it gives what is published from then on, of a new one
+what is published after it was found. One that is killed leaves them: `inspect` names those.
+
 **Costs.** An idle reader asks SQS once in ``wait`` seconds for each partition, and each such
 request is billed and has a connection of its own: take few partitions. Every process looks for
 streams once in ``poll`` seconds. Events of one key that are published at once share a message.

@@ -31,7 +31,7 @@ class SnsSqsBroker:
     def __init__(
         self, endpoint: Endpoint, ambient: Ambient, options: SnsSqsOptions, group: str = ""
     ) -> None:
-        """``group`` owns the queues that are read; without one there is only publishing."""
+        """``group`` owns the queues that are read; without one it publishes and looks on."""
         if len(endpoint.hosts) > 1 or endpoint.path:
             raise endpoint.error("expected sns+sqs://REGION with nothing but options behind it")
         if options.endpoint is not None and not _ADDRESS.fullmatch(options.endpoint):
@@ -78,6 +78,8 @@ class SnsSqsBroker:
         queues, self._queues = self._queues, {}
         await asyncio.gather(*(topic.close() for topic in topics.values()))
         await asyncio.gather(*(queue.close() for queue in queues.values()))
+        with contextlib.suppress(BrokerError):  # what is left is empty soon, and `inspect` tells
+            await self._topology.leave()
         await self._aws.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
@@ -107,11 +109,11 @@ class SnsSqsBroker:
                     topic.drop(call)
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`. ``after`` is only where positions are counted on from."""
-        if not self._group:
-            raise BrokerRefused(
-                "SQS keeps no history: only a service, which has queues of its own, can read"
-            )
+        """See `Broker.read`. ``after`` is only where positions are counted on from.
+
+        Without a group it looks on: what is published from now on, in queues of its own, which
+        `close` deletes.
+        """
         queue = self._queues.get((stream, partition))
         if queue is None:
             queue = self._queues[stream, partition] = Queue(
@@ -125,6 +127,8 @@ class SnsSqsBroker:
         try:
             async for batch in reader:
                 yield batch
+                if not self._group:
+                    queue.handled(batch.records[-1].position)
         finally:
             await reader.aclose()
 

@@ -31,6 +31,15 @@ async def inspect(aws: Aws, topology: Topology, options: SnsSqsOptions) -> Seque
                 remedy="set system.retention to 14 days or less",
             )
         )
+    for address in await topology.left():
+        name = address.rpartition("/")[2]
+        found.append(
+            Finding(
+                grave=False,
+                what=f"queue {name} was left by an `oyez tail` that was killed",
+                remedy=f"aws sqs delete-queue --queue-url {address}, then unsubscribe it from SNS",
+            )
+        )
     for stream, partitions in sorted(topology.streams.items()):
         for partition in range(partitions):
             place = (stream, partition)

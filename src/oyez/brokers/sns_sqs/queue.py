@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from oyez.ambient import Ambient, backoff
@@ -26,6 +27,8 @@ ENTRIES = 10
 """Messages in one request, at most."""
 LONGEST = 12 * 3_600.0
 """Seconds that SQS lets a message be invisible, counted from when it was received."""
+DELETING = 4
+"""Requests to delete at once, at most: far from AWS one after the other is too slow."""
 GRACE = 1.0
 """Seconds in which `handled` may still come for what a reader held that has ended."""
 
@@ -111,12 +114,12 @@ class Queue:
         return len(self._handled)
 
     async def extend(self) -> None:
-        """Keep invisible what is not handled yet. To be called three times in a visibility."""
+        """Keep invisible what is not deleted yet. To be called three times in a visibility."""
         seconds = self._options.visibility
         now = self._ambient.monotonic()
         due = [
             held
-            for held in self._held
+            for held in (*self._handled, *self._held)
             if now < held.until < now + seconds * 0.75 and now + seconds < held.since + LONGEST
         ]
         for start in range(0, len(due), ENTRIES):
@@ -285,32 +288,39 @@ class Queue:
     async def _delete(self) -> None:
         failures = 0
         while self._handled:
-            some = [self._handled[n] for n in range(min(ENTRIES, len(self._handled)))]
-            try:
-                answer = await self._aws.call(
-                    "sqs",
-                    "delete_message_batch",
-                    ATTEMPT,
-                    QueueUrl=self._url,
-                    Entries=[
-                        {"Id": str(n), "ReceiptHandle": each.receipt} for n, each in enumerate(some)
-                    ],
-                )
-            except BrokerUnavailable:
-                failures += 1
+            some = list(islice(self._handled, ENTRIES * DELETING))
+            parts = [some[start : start + ENTRIES] for start in range(0, len(some), ENTRIES)]
+            left = [each for part in await asyncio.gather(*map(self._try_to_delete, parts))
+                    for each in part]  # fmt: skip
+            failures = failures + 1 if len(left) == len(some) else 0
+            if failures:
                 await self._ambient.sleep(backoff(failures, self._ambient.chance()))
-                now = self._ambient.monotonic()
-                again = [each for each in some if each.until > now]
-            except BrokerError:
-                again = []
-            else:
-                failures = 0
-                failed: list[dict[str, Any]] = answer.get("Failed", [])
-                again = [some[int(each["Id"])] for each in failed if not each.get("SenderFault")]
-            # What was refused has expired: it comes again, and the inbox knows it.
+            now = self._ambient.monotonic()
             for _ in some:
                 self._handled.popleft()
-            self._handled.extendleft(reversed(again))
+            self._handled.extendleft(each for each in reversed(left) if each.until > now)
+
+    async def _try_to_delete(self, some: Sequence[_Held]) -> list[_Held]:
+        """Delete these, ten at most; those that may be tried again.
+
+        What SQS refuses to delete has expired: it comes again, and the inbox knows it.
+        """
+        try:
+            answer = await self._aws.call(
+                "sqs",
+                "delete_message_batch",
+                ATTEMPT,
+                QueueUrl=self._url,
+                Entries=[
+                    {"Id": str(n), "ReceiptHandle": each.receipt} for n, each in enumerate(some)
+                ],
+            )
+        except BrokerUnavailable:
+            return list(some)
+        except BrokerError:
+            return []
+        failed: list[dict[str, Any]] = answer.get("Failed", [])
+        return [some[int(each["Id"])] for each in failed if not each.get("SenderFault")]
 
     async def _stop(self, task: asyncio.Task[None] | None) -> None:
         if task is not None:

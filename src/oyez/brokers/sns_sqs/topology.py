@@ -20,11 +20,15 @@ MARKER = "oyez-"
 STREAM = f"{MARKER}stream-"
 GROUP = f"{MARKER}group-"
 """How the names of the queues begin that say that a stream or a group exists."""
+ONLOOKER = "look-"
+"""How the names of the queues begin that are made for whoever only looks."""
 NAME_TAG = "oyez:name"
 PARTITIONS_TAG = "oyez:partitions"
 SHORTEST_RETENTION, LONGEST_RETENTION = 60, 14 * 86_400
 FORGET = 60.0
 """Seconds for which a stream must be absent from what SQS lists before it counts as deleted."""
+AGED = 86_400.0
+"""Seconds after which an onlooker has surely gone."""
 AT_ONCE = 16
 """Requests at once while something is made."""
 
@@ -50,6 +54,9 @@ class Topology:
         self._ambient = ambient
         self._options = options
         self._group = group
+        self._reader = group or f"{ONLOOKER}{ambient.new_id()[-12:]}"
+        self._looked_on: dict[str, str] = {}
+        """An onlooker's queues, by the ARN of their subscription."""
         self._markers: dict[str, tuple[str, int]] = {}
         self._subscribed: dict[tuple[str, Place], str] = {}
         self._account = ""
@@ -102,8 +109,8 @@ class Topology:
     async def queue(self, stream: str, partition: int, *, lost: bool) -> str:
         """The address of the group's queue, once it is there and subscribed.
 
-        ``lost``: the one that was there is not. Raises BrokerUnavailable while there is no such
-        stream.
+        Whoever has no group gets queues that `leave` deletes. ``lost``: the one that was there is
+        not. Raises BrokerUnavailable while there is no such stream.
         """
         if lost:
             self._forget_queue(stream, partition)
@@ -112,7 +119,32 @@ class Topology:
             raise BrokerUnavailable(f"stream {stream} does not exist yet")
         if partition >= partitions:
             raise BrokerRefused(f"stream {stream} has {partitions} partitions, no {partition}")
-        return await self._subscribe(self._group, (stream, partition))
+        return await self._subscribe(self._reader, (stream, partition))
+
+    async def leave(self) -> None:
+        """Delete the queues that were made for one who only looked. Raises BrokerError."""
+        subscriptions, self._looked_on = self._looked_on, {}
+
+        async def one(subscription: str, address: str) -> None:
+            await self._aws.ask("sns", "unsubscribe", SubscriptionArn=subscription)
+            await self._aws.ask("sqs", "delete_queue", QueueUrl=address)
+
+        await self._together(one(*each) for each in subscriptions.items())
+
+    async def left(self) -> list[str]:
+        """Addresses of queues that were made for onlookers long ago: they were killed."""
+        aged: list[str] = []
+        for address in await self._addresses(ONLOOKER):
+            names = ["CreatedTimestamp"]
+            try:
+                answer = await self._aws.ask(
+                    "sqs", "get_queue_attributes", QueueUrl=address, AttributeNames=names
+                )
+            except Missing:
+                continue
+            if float(answer["Attributes"][names[0]]) < self._ambient.now() - AGED:
+                aged.append(address)
+        return aged
 
     async def waiting(self, stream: str, partitions: Iterable[int]) -> dict[int, int]:
         """Messages in each of the group's queues; a partition that does not exist is left out."""
@@ -243,6 +275,8 @@ class Topology:
             return known
         topic, queue = self.topic_arn(*place), self.queue_arn(group, place)
         retention = int(min(max(self._options.retention, SHORTEST_RETENTION), LONGEST_RETENTION))
+        if group.startswith(ONLOOKER):
+            retention = SHORTEST_RETENTION
         attributes = {
             "FifoQueue": "true",
             "ContentBasedDeduplication": "false",
@@ -253,7 +287,7 @@ class Topology:
         }
         address = await self._make_queue(self.queue_name(group, place), attributes, {})
         try:
-            await self._aws.ask(
+            answer = await self._aws.ask(
                 "sns",
                 "subscribe",
                 TopicArn=topic,
@@ -266,6 +300,9 @@ class Topology:
             pass  # subscribed in another way: `inspect` says what is wrong with that
         except Missing as error:
             raise BrokerUnavailable(str(error)) from error
+        else:
+            if group.startswith(ONLOOKER):
+                self._looked_on[answer["SubscriptionArn"]] = address
         self._subscribed[group, place] = address
         return address
 
@@ -283,12 +320,12 @@ class Topology:
         address = await self._make_queue(f"{kind}{_fit(_safe(name))}", {}, tags)
         self._learn_account(address)
 
-    async def _addresses(self) -> list[str]:
+    async def _addresses(self, prefix: str = MARKER) -> list[str]:
         found: list[str] = []
         more: dict[str, Any] = {}
         while True:
             answer = await self._aws.ask(
-                "sqs", "list_queues", QueueNamePrefix=MARKER, MaxResults=1_000, **more
+                "sqs", "list_queues", QueueNamePrefix=prefix, MaxResults=1_000, **more
             )
             found += answer.get("QueueUrls", [])
             if "NextToken" not in answer:
@@ -325,7 +362,7 @@ class Topology:
                 callback()
 
     def _forget_queue(self, stream: str, partition: int) -> None:
-        self._subscribed.pop((self._group, (stream, partition)), None)
+        self._subscribed.pop((self._reader, (stream, partition)), None)
 
     def _forget(self, stream: str) -> None:
         self._subscribed = {
