@@ -1,14 +1,19 @@
 """moto's server, with the queues corrected where they break what AWS documents for FIFO queues.
 
-moto 5.2 looks which message groups are in flight once, as a long poll begins: of two polls that
-wait one hands out a group's fourth message while its first is in flight, and while one does wait
-for a group it turns without a pause. It replaces the list of messages without a lock, so one that
-is sent during a deletion is lost. It deletes by a receipt that has expired. AWS: "when you receive
-a message with a message group ID, no more messages for the same message group ID are returned
-unless you delete the message or it becomes visible" (SQS Developer Guide, FIFO delivery logic);
-"if the visibility timeout … has expired, the delete fails" (API reference, DeleteMessage, FIFO
-queues). Redrive policies are kept but not acted upon. Its clock is asked four times of each message
-that waits whenever one is sent, so it is a quick one here.
+"When you receive a message with a message group ID, no more messages for the same message group ID
+are returned unless you delete the message or it becomes visible" (SQS Developer Guide, FIFO
+delivery logic). moto 5.2 looks which groups are in flight once, as a long poll begins: of two polls
+that wait one hands out a group's fourth message while its first is in flight, and one that waits
+for a group turns without a pause.
+
+A receipt handle ends with the visibility timeout, and a FIFO queue refuses to delete by one that
+has ended (AWS Knowledge Center, "sqs-receipt-handle-error"). moto deletes by it.
+
+A message that SQS has taken is not lost. moto replaces the list of messages without a lock, and
+with it one that is sent meanwhile.
+
+Its clock is asked four times of each message that waits whenever one is sent, so it is a quick one
+here. Redrive policies are kept but not acted upon.
 """
 
 from __future__ import annotations

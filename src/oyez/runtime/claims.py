@@ -132,10 +132,13 @@ class Claims:
         if len(self.lanes) > share and _someone_lacks(wanted, cursors, alive):
             for place in sorted(self.lanes)[share:]:
                 await self._release(place)
-        free = [place for place in wanted if (cursors.get(place) or {}).get("owner") not in alive]
-        free = [place for place in free if place not in self.lanes]
+        # What is claimed in our own name and not held was lost on its way: it is claimed again.
+        taken_by_others = {
+            place for place, row in cursors.items() if row["owner"] in {*alive} - {bench.owner}
+        }
+        free = [place for place in wanted if place not in taken_by_others | self.lanes.keys()]
         taken = free[: max(0, share - len(self.lanes))]
-        if self.relay is None and (cursors.get(_RELAY) or {}).get("owner") not in alive:
+        if self.relay is None and _RELAY not in taken_by_others:
             taken.append(_RELAY)
         if bench.owner in alive:
             await self._take(taken, now)
