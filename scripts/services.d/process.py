@@ -45,7 +45,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs (a zombie doesn't)."""
+        """Whether any thread of it runs; a zombie whose last thread is gone doesn't."""
         return self == Process.of(self.pid)
 
     def descendants(self) -> list[Process]:
@@ -171,4 +171,6 @@ def _stat(pid: int) -> _Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, parent, *rest = text.rpartition(")")[2].split()
-    return None if state in "ZX" else _Stat(int(parent), rest[17])
+    # The first thread of a killed process can be a zombie while others still hold its files.
+    threads, born = int(rest[15]), rest[17]
+    return None if state in "ZX" and threads <= 1 else _Stat(int(parent), born)
