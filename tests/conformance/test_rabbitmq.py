@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -18,8 +19,9 @@ pytest.register_assert_rewrite("oyez.testing.broker_suite")
 
 from oyez.ambient import SystemAmbient  # noqa: E402
 from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.rabbitmq import RabbitMqBroker, amqp  # noqa: E402
+from oyez.brokers.rabbitmq import RabbitMqBroker, amqp, reader  # noqa: E402
 from oyez.brokers.rabbitmq.binding import seal, unseal  # noqa: E402
+from oyez.brokers.rabbitmq.tail import Tail  # noqa: E402
 from oyez.envelope import open_record  # noqa: E402
 from oyez.errors import BrokerRefused, BrokerUnavailable  # noqa: E402
 from oyez.partitioning import partition_of  # noqa: E402
@@ -257,6 +259,40 @@ class TestRabbitMqTraps:
             assert list(await broker.ends(self.stream)) == [3]
             await batches.aclose()
 
+    @pytest.mark.parametrize("queue", ["stream", "quorum"])
+    async def test_a_consumer_that_the_server_forgot_attaches_again(
+        self, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is alive and silent for good, as rabbitmq-server #17317 describes (G5)."""
+        tails: list[Tail] = []
+
+        async def follow(*args: Any, **kwargs: Any) -> Tail:
+            tails.append(await attach(*args, **kwargs))
+            return tails[-1]
+
+        attach = reader.follow
+        monkeypatch.setattr(reader, "follow", follow)
+        monkeypatch.setattr(reader, "SILENCE", 0.2)
+        async with self._open(f"partitions=1&queue={queue}") as broker:
+            batches = broker.read(self.stream, 0, 0)
+            waiting = asyncio.ensure_future(anext(batches))
+            await self._publish(broker, range(1))
+            async with asyncio.timeout(DEADLINE):
+                batch = await waiting
+                broker.handled(self.stream, 0, batch.records[-1].position)
+                waiting = asyncio.ensure_future(anext(batches))
+                while tails[-1].channel.ended is not None:
+                    await asyncio.sleep(0.01)  # it attaches anew, to have more on their way
+                for tag in ("1", "2"):
+                    tails[-1].channel.tell(commands.Basic.Cancel(tag, nowait=True))
+                attached = len(tails)
+                await self._publish(broker, range(1, 3))
+                numbers = [int(record.headers["id"]) for record in (await waiting).records]
+            numbers += await self._numbers(batches, 2 - len(numbers))
+            await batches.aclose()
+        assert numbers == [1, 2]
+        assert len(tails) > attached
+
     async def test_retention_is_told_as_missed(self) -> None:
         async with self._open("partitions=1&retention=1&segment_bytes=10000") as broker:
             number = 0
@@ -329,6 +365,7 @@ class TestRabbitMqTraps:
             root=self.root,
             partitions=partitions,
             retention=retention,
+            group="trap.group",
         )
         assert isinstance(broker, RabbitMqBroker)
         await broker.open()

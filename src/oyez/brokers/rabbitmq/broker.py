@@ -142,7 +142,8 @@ class RabbitMqBroker:
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""
         kind = StreamReader if self.capabilities.history else QueueReader
-        bounds = Bounds(self.options.batch, self.options.batch_bytes)
+        options = self.options
+        bounds = Bounds(options.batch, options.batch_bytes, options.deadline)
         reader = kind(
             self._reading,
             self._queue,
@@ -473,22 +474,34 @@ class RabbitMqBroker:
             )
 
     async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do what needs the server, once more if the connection is lost meanwhile."""
+        """Do what needs the server, once more if the connection is lost meanwhile.
+
+        A server that has just begun answers before its queues do: they are waited for.
+        """
+        why = ""
+        failures = 0
         try:
             async with asyncio.timeout(self.options.deadline):
-                try:
-                    return await work()
-                except AmqpError as error:
-                    if not isinstance(self._reading.error(error), BrokerUnavailable):
-                        raise
-                return await work()
+                while True:
+                    try:
+                        return await work()
+                    except AmqpError as error:
+                        failures += 1
+                        why = f": {error}"
+                        starting = error.code == NOT_FOUND and "down or inaccessible" in why
+                        found = self._reading.error(error)
+                        if not isinstance(found, BrokerUnavailable) or (
+                            failures > 1 and not starting
+                        ):
+                            raise found from error
+                    if failures > 1:
+                        wait = backoff(failures - 1, self._ambient.chance(), most=1.0)
+                        await self._ambient.sleep(wait)
         except TimeoutError:
             raise BrokerUnavailable(
                 f"RabbitMQ at {self._reading.place} did not answer within "
-                f"{self.options.deadline:g} s"
+                f"{self.options.deadline:g} s{why}"
             ) from None
-        except AmqpError as error:
-            raise self._reading.error(error) from error
 
 
 def _partition(record: Record, partitions: int) -> int:

@@ -134,7 +134,7 @@ class Link:
                 return connection
             self._turn = (self._turn + 1) % len(endpoint.hosts)
         self._failures += 1
-        wait = backoff(self._failures, self._ambient.chance())
+        wait = backoff(self._failures, self._ambient.chance(), most=2.0)
         self._retry = self._ambient.monotonic() + wait
         self._error = found
         raise found

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from zlib import crc32
 
 from oyez.ambient import Ambient, backoff
-from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError
+from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Connection
 from oyez.brokers.rabbitmq.binding import unseal
 from oyez.brokers.rabbitmq.link import Link
 from oyez.brokers.rabbitmq.look import GLANCE, ends
 from oyez.brokers.rabbitmq.tail import Delivery, Tail, follow
+from oyez.brokers.rabbitmq.topology import message_counts
 from oyez.errors import BrokerRefused, BrokerUnavailable
 from oyez.ports import Batch, Position, Record
 
 FIRST = 16
 """Messages on their way at once until their size is known."""
+SILENCE = 10.0
+"""Seconds of silence after which the server is asked whether it forgot this consumer.
+
+It does: a single active consumer can be left without messages for good after a restart of the
+server or an expired ``consumer_timeout`` (rabbitmq-server #17317, #14141); attaching anew heals it.
+"""
+GRACE = 1.0
+"""Seconds for what came just then to arrive."""
 
 Queue = Callable[[str, int], Awaitable[str]]
 """Waits until a partition exists, makes sure of its queue and tells its name."""
 
 
 class Bounds:
-    """How much a reader takes at once and holds."""
+    """How much a reader takes at once and holds, and how long it waits for an answer."""
 
-    def __init__(self, batch: int, batch_bytes: int) -> None:
+    def __init__(self, batch: int, batch_bytes: int, deadline: float) -> None:
         self.batch = batch
         self.bytes = batch_bytes
+        self.deadline = deadline
         self.prefetch = min(2 * batch, 65_535)
 
     def fitting(self, size: float) -> int:
@@ -36,7 +47,7 @@ class Bounds:
         return max(1, min(self.prefetch, int(self.bytes / max(size, 1.0))))
 
 
-class _Reader:
+class _Reader(ABC):
     """What readers of streams and of queues have in common: going on after a failure."""
 
     def __init__(
@@ -60,6 +71,7 @@ class _Reader:
         self._partition = partition
         self._prefetch = min(FIRST, bounds.prefetch)
         self._tail: Tail | None = None
+        self._name = ""
 
     async def next(self) -> Batch:
         """The next batch; waits for it. Raises BrokerRefused, and BrokerUnavailable once closed."""
@@ -67,7 +79,7 @@ class _Reader:
         while True:
             try:
                 tail = self._tail or await self._attach()
-                if await self._arrival(tail):
+                if await self._arrived(tail):
                     batch = self._open(tail, tail.take(self._bounds.batch, self._bounds.bytes))
                     if batch is not None:
                         return batch
@@ -81,7 +93,7 @@ class _Reader:
                 if isinstance(error, AmqpError) and error.code == NOT_FOUND:
                     self._forget(self._stream)
                 failures += 1
-                await self._ambient.sleep(backoff(failures, self._ambient.chance()))
+                await self._ambient.sleep(backoff(failures, self._ambient.chance(), most=1.0))
 
     def stop(self) -> None:
         """Let go at once; safe at any time."""
@@ -90,18 +102,49 @@ class _Reader:
             tail.stop()
 
     async def _attach(self) -> Tail:
-        raise NotImplementedError
+        self._name = await self._queue(self._stream, self._partition)
+        try:
+            async with asyncio.timeout(self._bounds.deadline):
+                self._tail = await self._follow(await self._link.get())
+        except TimeoutError:
+            raise AmqpError(0, f"queue {self._name} gave no answer") from None
+        return self._tail
 
-    async def _arrival(self, tail: Tail) -> bool:
-        return await tail.arrival()
+    async def _arrived(self, tail: Tail) -> bool:
+        """As `Tail.arrival`, and it raises AmqpError when the server sends nothing but should."""
+        if tail.holds:
+            return True
+        forgotten = False
+        while True:
+            try:
+                async with asyncio.timeout(GRACE if forgotten else SILENCE):
+                    return await tail.arrival()
+            except TimeoutError:
+                if forgotten:
+                    text = f"queue {self._name} sends nothing of what it has"
+                    raise AmqpError(0, text) from None
+            try:
+                async with asyncio.timeout(self._bounds.deadline):
+                    forgotten = await self._forgotten(tail)
+            except TimeoutError:
+                forgotten = True
+
+    @abstractmethod
+    async def _follow(self, connection: Connection) -> Tail:
+        """Begin to read the queue ``_name``."""
+
+    @abstractmethod
+    async def _forgotten(self, tail: Tail) -> bool:
+        """Whether the queue has something for this reader that it could send."""
 
     def _make_room(self, tail: Tail) -> None:
         """The tail was cut and is empty: follow anew, with fewer on their way."""
         self._prefetch = self._bounds.fitting(tail.size)
         self.stop()
 
+    @abstractmethod
     def _open(self, tail: Tail, taken: list[Delivery]) -> Batch | None:
-        raise NotImplementedError
+        """What was taken, as a batch if there is any."""
 
 
 class StreamReader(_Reader):
@@ -110,14 +153,11 @@ class StreamReader(_Reader):
     _restarted = False
     _fresh = True
     _mark: int | None = None
-    _name = ""
 
-    async def _attach(self) -> Tail:
-        self._name = await self._queue(self._stream, self._partition)
-        connection = await self._link.get()
+    async def _follow(self, connection: Connection) -> Tail:
         # The last record that was read comes again: it proves that this is still the same stream.
         offset = max(self.position - 1, 0)
-        self._tail = await follow(
+        tail = await follow(
             connection,
             self._name,
             prefetch=self._prefetch,
@@ -125,19 +165,24 @@ class StreamReader(_Reader):
             arguments={"x-stream-offset": offset},
         )
         self._fresh = True
-        return self._tail
+        return tail
 
-    async def _arrival(self, tail: Tail) -> bool:
+    async def _arrived(self, tail: Tail) -> bool:
         if self._fresh and self.position > 0:
             try:
                 async with asyncio.timeout(GLANCE):
                     return await tail.arrival()
             except TimeoutError:
-                (end,) = await ends(tail.channel.connection, [(self._name, self.position)])
-                if end < self.position:
+                if await self._end(tail) < self.position:
                     self._restart()
                     return True
-        return await tail.arrival()
+        return await super()._arrived(tail)
+
+    async def _forgotten(self, tail: Tail) -> bool:
+        return await self._end(tail) > self.position
+
+    async def _end(self, tail: Tail) -> Position:
+        return (await ends(tail.channel.connection, [(self._name, self.position)]))[0]
 
     def _open(self, tail: Tail, taken: list[Delivery]) -> Batch | None:
         records: list[Record] = []
@@ -215,18 +260,21 @@ class QueueReader(_Reader):
         super().stop()
         self._open_tags.clear()  # delivery tags belong to their channel
 
-    async def _attach(self) -> Tail:
-        name = await self._queue(self._stream, self._partition)
-        connection = await self._link.get()
-        self._tail = await follow(
+    async def _follow(self, connection: Connection) -> Tail:
+        return await follow(
             connection,
-            name,
+            self._name,
             prefetch=self._prefetch,
             room=self._bounds.bytes,
             arguments={},
             requeue=True,
         )
-        return self._tail
+
+    async def _forgotten(self, tail: Tail) -> bool:
+        if len(self._open_tags) >= self._prefetch:
+            return False  # it has all it may have until some of that is handled
+        (ready,) = await message_counts(tail.channel.connection, [self._name])
+        return ready > 0
 
     def _make_room(self, tail: Tail) -> None:
         self._prefetch = self._bounds.fitting(tail.size)
