@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from oyez import Event, Service, Transaction
 from oyez.brokers.memory import MemoryBroker
@@ -21,7 +24,8 @@ class Placed(Event, type="shop.placed", key="order"):
 class Fails(SqliteStore):
     """Out of reach for a moment, after the claims and before their lanes began."""
 
-    left = 1
+    left = 0
+    """How often it fails; below 0 for ever."""
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         if self.left and "group by chain" in sql:
@@ -30,8 +34,45 @@ class Fails(SqliteStore):
         return await super().fetch(sql, parameters)
 
 
+async def test_a_partition_that_nobody_reads_fails_readiness_within_30_seconds(
+    tmp_path: Path,
+) -> None:
+    """Its claim is in our own name; no lane is there to say that it stands still (G5)."""
+    process, store, _ = await _started(tmp_path, failures=-1)
+    await process.bench.ambient.advance(30.0)
+    reasons = process.health.readiness()
+    assert any("shop.till[7] has been read by no replica for" in reason for reason in reasons)
+    store.left = 0
+    await process.bench.ambient.advance(10.0)
+    assert process.health.readiness() == []
+    await process.drain()
+
+
+async def test_claims_that_are_not_renewed_fail_readiness_within_30_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _, _ = await _started(tmp_path, failures=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("oyez.runtime.claims._ALIVE", "select nonsense")
+        await process.bench.ambient.advance(30.0)
+    assert any("claims have not been looked at" in r for r in process.health.readiness())
+    await process.bench.ambient.advance(10.0)
+    assert process.health.readiness() == []
+    await process.drain()
+
+
 async def test_what_was_claimed_and_lost_on_its_way_is_claimed_again(tmp_path: Path) -> None:
     """Nobody else would take it: its owner lives."""
+    process, store, seen = await _started(tmp_path, failures=1)
+    for number in range(16):
+        await process.bench.broker.publish([_placed(str(number))])
+    await process.bench.ambient.advance(5.0)
+    assert sorted(map(int, seen)) == list(range(16))
+    assert store.left == 0
+    await process.drain()
+
+
+async def _started(tmp_path: Path, *, failures: int) -> tuple[Any, Fails, list[str]]:
     ambient, service, seen = VirtualAmbient(), Service("desk"), list[str]()
 
     @service.on(Placed)
@@ -41,6 +82,7 @@ async def test_what_was_claimed_and_lost_on_its_way_is_claimed_again(tmp_path: P
     broker = MemoryBroker(ambient, partitions=8)
     await broker.create("shop.till", 8)
     store = Fails(tmp_path / "desk.db", ambient, inline=True, durable=False)
+    store.left = failures
     process = ServiceProcess(
         service,
         ProcessSettings(system="shop", broker="memory"),
@@ -50,12 +92,7 @@ async def test_what_was_claimed_and_lost_on_its_way_is_claimed_again(tmp_path: P
         signals=Signals(),
     )
     await process.start()
-    for number in range(16):
-        await broker.publish([_placed(str(number))])
-    await ambient.advance(5.0)
-    assert sorted(map(int, seen)) == list(range(16))
-    assert store.left == 0
-    await process.drain()
+    return process, store, seen
 
 
 def _placed(order: str) -> Record:

@@ -223,6 +223,22 @@ async def test_a_stalled_partition_fails_readiness_within_30_seconds() -> None:
         assert process.health.readiness() == []
 
 
+async def test_an_outbox_that_stands_still_fails_readiness_within_30_seconds() -> None:
+    """Although no relay is there to say so (G5)."""
+    service = Service("mute")
+
+    async with running(service) as system:
+        process = system.processes["mute"]
+        await system.ambient.advance(1.0)
+        assert process.claims.relay is not None
+        process.claims.relay.kill()
+        async with service.transaction() as tx:
+            tx.publish(Placed(order="1"))
+        await system.ambient.advance(30.0)
+        assert any("outbox has stood still" in r for r in process.health.readiness())
+        await process.kill()
+
+
 class Clock:
     def __init__(self, name: str) -> None:
         self.name = name

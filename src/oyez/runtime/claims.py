@@ -64,6 +64,9 @@ class Claims:
         self.lanes = lanes
         self.relay: Relay | None = None
         self.swept = bench.ambient.monotonic()
+        """On the monotonic clock, when the last round ended."""
+        self.adrift: dict[Place, float] = {}
+        """Partitions that the last round found unread, and since when on the monotonic clock."""
         self._bench = bench
         self._parked = parked
         self._work = work
@@ -137,6 +140,8 @@ class Claims:
             place for place, row in cursors.items() if row["owner"] in {*alive} - {bench.owner}
         }
         free = [place for place in wanted if place not in taken_by_others | self.lanes.keys()]
+        since = bench.ambient.monotonic()
+        self.adrift = {place: self.adrift.get(place, since) for place in free}
         taken = free[: max(0, share - len(self.lanes))]
         if self.relay is None and _RELAY not in taken_by_others:
             taken.append(_RELAY)

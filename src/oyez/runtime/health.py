@@ -1,7 +1,8 @@
 """Whether a service process is alive and ready, and how far behind it is.
 
-A partition that has something to handle and makes no progress is told within 30 s: in readiness, in
-a signal (and so in log and metrics). A broker that is out of reach fails readiness alone; liveness
+A partition that has something to handle and makes no progress, or that nobody reads, is told within
+30 s: in readiness, in a signal (and so in log and metrics). So is an outbox that stands still. A
+broker that is out of reach fails readiness alone; liveness
 fails only when the process itself is stuck, so that a broken broker starts no storm of restarts.
 """
 
@@ -29,6 +30,9 @@ _OLDEST_PARKED = """select min(due) as due from oyez_inbox i
  where state = 2 and c.owner = :owner"""
 
 
+_HEAD = "select seq from oyez_outbox where due <= :now order by due, seq limit 1"
+
+
 class Health:
     """Looks at the process's lanes, parked events and relay."""
 
@@ -42,6 +46,8 @@ class Health:
         self._broker_error = ""
         self._store_error = ""
         self._overdue = 0.0
+        self._head = -1
+        self._head_since = bench.ambient.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -55,7 +61,7 @@ class Health:
 
     @property
     def stalled(self) -> list[Place]:
-        """Partitions that have something to handle and make no progress."""
+        """Partitions that have something to handle and make no progress, or that nobody reads."""
         return sorted(self._stalled)
 
     def lag(self) -> dict[Place, int | None]:
@@ -70,16 +76,30 @@ class Health:
         if self._store_error:
             reasons.append(f"store: {self._store_error}")
         now = self._bench.ambient.monotonic()
-        for (stream, partition), since in sorted(self._stalled.items()):
+        for place, since in sorted(self._stalled.items()):
+            what, remedy = (
+                ("has been read by no replica", "see the log for an error of claims")
+                if place in self._claims.adrift
+                else (
+                    "has made no progress",
+                    "see the log for the error, or raise the handler's speed or replicas",
+                )
+            )
+            reasons.append(f"{place[0]}[{place[1]}] {what} for {now - since:.0f} s: {remedy}")
+        if now - self._claims.swept > STALL:
             reasons.append(
-                f"{stream}[{partition}] has made no progress for {now - since:.0f} s: see the log "
-                "for the error, or raise the handler's speed or replicas"
+                f"claims have not been looked at for {now - self._claims.swept:.0f} s: see the log"
             )
         if self._overdue > STALL:
             reasons.append(f"parked events have been overdue for {self._overdue:.0f} s")
         relay = self._claims.relay
         if relay is not None and relay.failing_since is not None:
             reasons.append(f"outbox not published for {now - relay.failing_since:.0f} s")
+        elif self._head >= 0 and now - self._head_since > STALL:
+            reasons.append(
+                f"the outbox has stood still for {now - self._head_since:.0f} s: see the log for "
+                "an error of the relay"
+            )
         return reasons
 
     def liveness(self) -> list[str]:
@@ -104,11 +124,16 @@ class Health:
     async def look(self) -> None:
         """One round."""
         await self._look_at_broker()
+        self._look_at_claims()
+        now = self._bench.ambient.now()
         try:
             rows = await self._bench.store.fetch(_OLDEST_PARKED, {"owner": self._bench.owner})
             due = rows[0]["due"]
-            now = self._bench.ambient.now()
             self._overdue = max(0.0, now - due) if due is not None else 0.0
+            head = [row["seq"] for row in await self._bench.store.fetch(_HEAD, {"now": now})]
+            if head != [self._head]:
+                self._head = head[0] if head else -1
+                self._head_since = self._bench.ambient.monotonic()
             self._store_error = ""
         except StoreError as error:
             self._store_error = str(error)
@@ -157,6 +182,16 @@ class Health:
             elif place not in self._stalled:
                 self._stalled[place] = since
                 self._emit(Stalled, place, seconds=now - since)
+
+    def _look_at_claims(self) -> None:
+        now = self._bench.ambient.monotonic()
+        adrift = self._claims.adrift
+        for place, since in adrift.items():
+            if now - since > STALL and place not in self._stalled:
+                self._stalled[place] = since
+                self._emit(Stalled, place, seconds=now - since)
+        for place in self._stalled.keys() - self._claims.lanes.keys() - adrift.keys():
+            self._moves(place)
 
     def _measured(self, place: Place, lag: int | None) -> None:
         if lag is None:
