@@ -44,7 +44,7 @@ _BROKERS = (
     "postgresql",
 )
 _STORES = ("sqlite", "postgresql")
-_STORAGES = ("folder", "s3")
+_STORAGES = ("folder", "s3", "postgresql")
 _PLACES = {"embedded": "embedded:FILE", "sqlite": "sqlite:FILE", "folder": "folder:PATH"}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _TABLES_OF_ENVIRONMENT = ("system", "services", "gateway", "console")

@@ -25,7 +25,15 @@ from asyncpg.connect_utils import SessionAttribute
 
 from oyez.ambient import Ambient, backoff
 from oyez.endpoint import Endpoint, Tls
-from oyez.errors import ConstraintViolated, StoreError, StoreRefused, StoreUnavailable
+from oyez.errors import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    ConstraintViolated,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from oyez.ports import Finding
 
 if TYPE_CHECKING:
@@ -70,6 +78,13 @@ class ServerOptions(Tls, frozen=True, kw_only=True):
     """HOST:PORT past a pooler, to hear of changes; ``poll`` never listens, only looks."""
     application_name: str = "oyez"
     """What pg_stat_activity shows."""
+
+
+def as_broker_error(error: StoreError) -> BrokerError:
+    """What a broker raises where its server is a database."""
+    if isinstance(error, StoreUnavailable):
+        return BrokerUnavailable(str(error))
+    return BrokerRefused(str(error))
 
 
 class PostgresServer:

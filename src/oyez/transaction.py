@@ -115,7 +115,7 @@ class Announcer:
             raise InvalidEvent(
                 "$",
                 f"{kind.name} is {size} bytes with its headers, and the broker takes {limit}: "
-                "set system.claim_check, so that large data goes to a folder or to S3",
+                "set system.claim_check, so that large data is kept outside the broker",
             )
         return Announcement(stream=self.stream, key=key, headers=headers, data=data, due=due)
 

@@ -1,4 +1,4 @@
-"""Large data in a folder and in S3: the suite through it, and faults at every step."""
+"""Large data in a folder, S3 and PostgreSQL: the suite through it, and faults at every step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import asyncpg
 import botocore.session
 import pytest
 
@@ -20,7 +22,9 @@ pytest.register_assert_rewrite(
 
 from oyez.ambient import SystemAmbient  # noqa: E402
 from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.claim_check import ClaimCheckOptions  # noqa: E402
+from oyez.brokers.claim_check import ClaimCheckOptions, open_storage  # noqa: E402
+from oyez.brokers.claim_check.postgres import DELETED  # noqa: E402
+from oyez.brokers.claim_check.storage import MARGIN  # noqa: E402
 from oyez.envelope import open_record  # noqa: E402
 from oyez.errors import BrokerRefused, BrokerUnavailable, InvalidEvent  # noqa: E402
 from oyez.ports import BEGINNING, Broker, Finding, Record  # noqa: E402
@@ -72,6 +76,43 @@ class Bucket:
                 self.client.put_object(Bucket=self.name, Key=key, Body=data)
 
 
+class Rows:
+    """A table of the test's own."""
+
+    def __init__(self) -> None:
+        self.server = server("postgresql")
+        self.schema = f"large_{uuid4().hex}"
+
+    def url(self, at: str = "") -> str:
+        return f"{at or self.server.url}?schema={self.schema}"
+
+    def names(self) -> list[str]:
+        return [row["name"] for row in self.ask("select name from large")]
+
+    def change(self, change: Callable[[bytes], bytes | None]) -> None:
+        for row in self.ask("select name, data from large"):
+            data = change(row["data"])
+            if data is None:
+                self.ask("delete from large where name = $1", row["name"])
+            else:
+                self.ask("update large set data = $2 where name = $1", row["name"], data)
+
+    def drop(self) -> None:
+        self.ask(f"drop schema if exists {self.schema} cascade")
+
+    def ask(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
+        async def run() -> list[asyncpg.Record]:
+            connection = await asyncpg.connect(self.server.url)
+            try:
+                await connection.execute(f"set search_path = {self.schema}")
+                return await connection.fetch(sql, *parameters)
+            finally:
+                await connection.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, run()).result()
+
+
 class Shared:
     """A folder of the test's own."""
 
@@ -120,6 +161,26 @@ class TestEmbeddedAndS3(BrokerSuite):
             SystemAmbient(),
             root=tmp_path,
             claim_check=self.bucket.url(),
+            claims=SOME,
+        )
+
+    def url(self, tmp_path: Path) -> str:
+        return "embedded:events.db"
+
+
+class TestEmbeddedAndPostgres(BrokerSuite):
+    @pytest.fixture(autouse=True)
+    def _rows(self) -> Iterator[None]:
+        self.rows = Rows()
+        yield
+        self.rows.drop()
+
+    def make(self, tmp_path: Path) -> Factory:
+        return lambda: connect(
+            self.url(tmp_path),
+            SystemAmbient(),
+            root=tmp_path,
+            claim_check=self.rows.url(),
             claims=SOME,
         )
 
@@ -221,8 +282,20 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Shared | Bucket:
+Place = Shared | Bucket | Rows
+
+
+@pytest.fixture
+def rows() -> Iterator[Rows]:
+    made = Rows()
+    yield made
+    made.drop()
+
+
+@pytest.fixture(params=["folder", "s3", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "postgresql":
+        return cast(Rows, request.getfixturevalue("rows"))
     return Bucket() if request.param == "s3" else Shared(tmp_path / "large")
 
 
@@ -264,7 +337,7 @@ def text(number: int, size: int = 50_000) -> bytes:
 
 
 async def test_large_data_stands_in_the_storage_once_and_small_data_in_the_broker(
-    tmp_path: Path, place: Shared | Bucket
+    tmp_path: Path, place: Place
 ) -> None:
     sent = [record(1, text(1)), record(2, b"small"), record(3, text(1)), record(4, text(4))]
     async with opened(tmp_path, place.url()) as broker:
@@ -284,7 +357,7 @@ async def test_large_data_stands_in_the_storage_once_and_small_data_in_the_broke
 
 
 async def test_a_publisher_killed_between_storing_and_publishing_leaves_what_a_resend_uses(
-    tmp_path: Path, place: Shared | Bucket
+    tmp_path: Path, place: Place
 ) -> None:
     await asyncio.to_thread(run_and_kill, _KILLED_BEFORE_PUBLISHING, place.url(), lines=1)
     stored = place.names()
@@ -297,7 +370,7 @@ async def test_a_publisher_killed_between_storing_and_publishing_leaves_what_a_r
 
 
 async def test_whenever_a_publisher_is_killed_what_it_published_has_its_data(
-    tmp_path: Path, place: Shared | Bucket
+    tmp_path: Path, place: Place
 ) -> None:
     acknowledged = []
     for turn in range(3):
@@ -325,7 +398,7 @@ async def test_whenever_a_publisher_is_killed_what_it_published_has_its_data(
     ids=["tampered", "truncated", "longer", "empty", "deleted"],
 )
 async def test_data_that_is_not_what_was_stored_counts_as_gone(
-    tmp_path: Path, place: Shared | Bucket, change: Callable[[bytes], bytes | None]
+    tmp_path: Path, place: Place, change: Callable[[bytes], bytes | None]
 ) -> None:
     async with opened(tmp_path, place.url()) as broker:
         await broker.publish([record(1, text(1)), record(2, b"small")])
@@ -340,9 +413,7 @@ async def test_data_that_is_not_what_was_stored_counts_as_gone(
     assert SECRET not in str(gone.value)
 
 
-async def test_only_what_lies_in_the_storage_is_ever_fetched(
-    tmp_path: Path, place: Shared | Bucket
-) -> None:
+async def test_only_what_lies_in_the_storage_is_ever_fetched(tmp_path: Path, place: Place) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     port = listener.getsockname()[1]
@@ -359,6 +430,8 @@ async def test_only_what_lies_in_the_storage_is_ever_fetched(
             "http://169.254.169.254/latest/meta-data/",
             f"http://127.0.0.1:{port}/{name}",
             f"s3://another/large/data/{name}",
+            f"postgresql://127.0.0.1:{port}/oyez/large/{name}",
+            f"postgresql:///another/oyez/large/{name}",
             f"s3://127.0.0.1:{port}/large/data/{name}",
             f"{prefix}/../passwd",
             f"{prefix}/../../{name}",
@@ -394,19 +467,23 @@ async def test_only_what_lies_in_the_storage_is_ever_fetched(
 
 
 @pytest.mark.parametrize("fault", ["cut", "stall"])
-async def test_a_bucket_out_of_reach_holds_up_and_loses_nothing(tmp_path: Path, fault: str) -> None:
-    bucket = Bucket()
-    async with bucket.server.proxy() as proxy:
-        url = bucket.url(proxy.through(bucket.server.url))
+@pytest.mark.parametrize("kind", ["s3", "postgresql"])
+async def test_a_server_out_of_reach_holds_up_and_loses_nothing(
+    tmp_path: Path, rows: Rows, kind: str, fault: str
+) -> None:
+    there = Bucket() if kind == "s3" else rows
+    named = "bucket" if kind == "s3" else str(rows.server.host)
+    async with there.server.proxy() as proxy:
+        url = there.url(proxy.through(there.server.url))
         async with opened(tmp_path, url, HASTY) as broker:
             await broker.publish([record(1, text(1)), record(2, b"small")])
             getattr(proxy, fault)()
-            with pytest.raises(BrokerUnavailable, match="bucket") as refused:
+            with pytest.raises(BrokerUnavailable, match=named) as refused:
                 async with asyncio.timeout(DEADLINE):
                     await broker.publish([record(3, text(3)), record(4, b"small")])
             assert SECRET not in str(refused.value)
             assert list(await broker.ends("s")) == [2]
-            with pytest.raises(BrokerUnavailable, match="bucket"):
+            with pytest.raises(BrokerUnavailable, match=named):
                 await take(broker, 1)
             proxy.restore()
             await broker.publish([record(3, text(3))])
@@ -430,6 +507,36 @@ async def test_a_folder_that_is_not_mounted_holds_up_and_loses_nothing(tmp_path:
     assert found.data == text(1)
 
 
+async def test_a_table_that_is_elsewhere_holds_up_and_loses_nothing(
+    tmp_path: Path, rows: Rows
+) -> None:
+    async with opened(tmp_path, rows.url()) as broker:
+        await broker.publish([record(1, text(1))])
+        rows.ask("alter table large rename to elsewhere")
+        with pytest.raises(BrokerUnavailable, match="is missing"):
+            await take(broker, 1)
+        rows.ask("alter table elsewhere rename to large")
+        (found,) = await take(broker, 1)
+    assert found.data == text(1)
+
+
+async def test_a_table_is_swept_by_age_and_what_is_stored_again_is_new(rows: Rows) -> None:
+    storage = open_storage(rows.url(), SystemAmbient(), root=Path(), retention=1_000.0)
+    await storage.sweep()
+    for name in ("a", "b", "c"):
+        await storage.put(name, b"1")
+    rows.ask("update large set stored = stored - $1 where name <> 'c'", 1_000 + MARGIN + 1.0)
+    await storage.put("b", b"1")
+    await storage.sweep()
+    assert sorted(rows.names()) == ["b", "c"]
+    assert await storage.get("a", 1) is None
+    assert await storage.get("b", 0) == b"1"
+    rows.ask(f"insert into large select 'old' || n, 'x', 0 from generate_series(1, {DELETED}) n")
+    await storage.sweep()
+    assert sorted(rows.names()) == ["b", "c"]
+    await storage.close()
+
+
 async def test_a_storage_that_says_no_says_what_to_do(tmp_path: Path) -> None:
     bucket = Bucket()
     bucket.client.delete_bucket(Bucket=bucket.name)
@@ -444,6 +551,10 @@ async def test_a_storage_that_says_no_says_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(BrokerUnavailable, match="file"):
             await broker.publish([record(1, text(1))])
         assert "folder" in " ".join(each.what for each in await broker.inspect())
+    nowhere = server("postgresql").url.rpartition("/")[0] + "/nowhere"
+    async with opened(tmp_path, nowhere) as broker:
+        with pytest.raises(BrokerRefused, match="create the database"):
+            await broker.publish([record(1, text(1))])
 
 
 async def test_credentials_come_from_the_environment_too(

@@ -333,6 +333,7 @@ async def test_the_setting_wraps_every_broker_of_a_project(tmp_path: Path) -> No
         ("folder:", "one of folder:PATH, s3://"),
         ("ftp://host/path", "one of folder:PATH, s3://"),
         ("s3:bucket", "one of folder:PATH, s3://"),
+        ("postgresql:db", "one of folder:PATH, s3://…, postgresql://"),
     ],
 )
 def test_another_setting_is_refused(tmp_path: Path, value: str, expected: str) -> None:
@@ -347,6 +348,7 @@ def test_another_setting_is_refused(tmp_path: Path, value: str, expected: str) -
         ("s3://one,two/x", "s3://BUCKET/PREFIX"),
         ("s3://u:canary@bucket:9000/x", "s3://BUCKET/PREFIX"),
         ("gopher://u:canary@host", "found 'gopher://u"),
+        ("postgresql://u:canary@host/db?colour=red", "option 'colour' is unknown"),
     ],
 )
 def test_another_storage_is_refused(tmp_path: Path, url: str, expected: str) -> None:

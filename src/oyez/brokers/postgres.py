@@ -36,7 +36,13 @@ from oyez.endpoint import Endpoint
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreError, StoreUnavailable
 from oyez.partitioning import murmur2, partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record, weigh
-from oyez.postgres_server import Listener, Missing, PostgresServer, ServerOptions
+from oyez.postgres_server import (
+    Listener,
+    Missing,
+    PostgresServer,
+    ServerOptions,
+    as_broker_error,
+)
 
 SCHEMA = """
 create table {schema}.setup (version int not null, tidied double precision not null);
@@ -393,7 +399,7 @@ class PostgresBroker:
         try:
             return await self._server.inspect()
         except StoreError as error:
-            raise _as_broker_error(error) from error
+            raise as_broker_error(error) from error
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
@@ -442,7 +448,7 @@ class PostgresBroker:
         except TimeoutError as error:
             raise BrokerUnavailable(problem) from error
         except StoreError as error:
-            raise _as_broker_error(error) from error
+            raise as_broker_error(error) from error
 
     async def _install(self) -> None:
         """Make the schema where it is missing."""
@@ -874,9 +880,3 @@ def _decoded(headers: bytes) -> dict[str, str]:
         for name, value in found.items()
         if value is not None
     }
-
-
-def _as_broker_error(error: StoreError) -> BrokerError:
-    if isinstance(error, StoreUnavailable):
-        return BrokerUnavailable(str(error))
-    return BrokerRefused(str(error))

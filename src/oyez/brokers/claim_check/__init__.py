@@ -8,7 +8,8 @@ attribute ``dataref``; whoever reads through `ClaimCheck` finds the data in its 
 
 So the same data is stored once however often it is sent, and a reader knows before it asks how much
 will come and afterwards whether that is what was stored. A consumer in another language resolves
-``dataref`` (``file:///PATH/…`` or ``s3://BUCKET/PREFIX/…``) with whatever reads such addresses.
+``dataref`` (``file:///PATH/…``, ``s3://BUCKET/PREFIX/…`` or
+``postgresql:///DATABASE/SCHEMA/large/…``) with whatever reads such addresses.
 """
 
 from oyez.brokers.claim_check.broker import ClaimCheck, ClaimCheckOptions

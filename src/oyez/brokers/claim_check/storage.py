@@ -65,15 +65,23 @@ def open_storage(url: str, ambient: Ambient, *, root: Path, retention: float) ->
         from oyez.brokers.claim_check.folder import Folder
 
         return Folder(Path(os.path.abspath(root / rest)), ambient, retention)
-    if scheme == "s3":
-        try:
+    try:
+        if scheme == "s3":
             from oyez.brokers.claim_check.s3 import S3, S3Options
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"system.claim_check: s3 needs the package {error.name}: pip install 'oyez[s3]'"
-            ) from error
-        endpoint = Endpoint(url, port=443)
-        return S3(endpoint, endpoint.options(S3Options), retention)
+
+            bucket = Endpoint(url, port=443)
+            return S3(bucket, bucket.options(S3Options), retention)
+        if scheme == "postgresql":
+            from oyez.brokers.claim_check.postgres import PostgresOptions, Table
+
+            server = Endpoint(url, port=5432)
+            return Table(server, ambient, server.options(PostgresOptions), retention)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"system.claim_check: {scheme} needs the package {error.name}: "
+            f"pip install 'oyez[{scheme}]'"
+        ) from error
     raise ConfigurationError(
-        f"system.claim_check: expected folder:PATH or s3://BUCKET/PREFIX, found {redact(url)!r}"
+        "system.claim_check: expected folder:PATH, s3://BUCKET/PREFIX or "
+        f"postgresql://HOST/DATABASE, found {redact(url)!r}"
     )
