@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +24,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from oyez.ambient import SystemAmbient
 from oyez.errors import ConstraintViolated, Fenced, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
@@ -33,6 +35,7 @@ from oyez.ports import (
     Store,
     StoreTransaction,
 )
+from oyez.runtime.dead import INBOX_RETENTION, NotRedriven, list_dead, redrive
 from oyez.testing.crash import run_and_kill
 
 DEADLINE = 60.0
@@ -43,6 +46,10 @@ LEASE = 1.2
 Factory = Callable[[], Store]
 
 _INSERT = "insert into item (id, n) values (:id, :n)"
+_DELAYED = """insert into oyez_outbox (due, stream, key, headers, data)
+ with recursive number (n) as (
+  select 1 union all select n + 1 from number where n < cast(:count as integer))
+ select cast(:start as double precision) + n, 's', 'k', :headers, :data from number"""
 _COUNTER = "update counter set n = :n where id = 1"
 
 _CHILD = """
@@ -553,6 +560,53 @@ class StoreSuite:
             assert await ids(29.9) == []
             assert await ids(99.0) == ["1"]
 
+    async def test_a_million_delayed_announcements_cost_no_memory_and_hold_up_none(
+        self, tmp_path: Path
+    ) -> None:
+        """They wait in the store; what is due goes at once, a restart forgets none (needs 14)."""
+        most, step = 1_000_000, 100_000
+        row = {"headers": b'{"id":"later"}', "data": b"{}", "count": step}
+        async with self._open(tmp_path) as (store,):
+            for start in range(0, most, step):
+                rows: list[Mapping[str, Any]] = [{**row, "start": 1_000.0 + start}]
+                await store.begin().commit(Changes(writes=[(_DELAYED, rows)]))
+            before = _resident()
+            await store.begin().commit(Changes(announced=[_announcement(1)]))
+            (found,) = await store.outbox(0, 1_000.0, 512)
+            assert found.headers["id"] == "1"
+            await store.begin().commit(Changes(sent=[found.seq]))
+            assert await store.outbox(0, 1_000.0, 512) == []
+            due = await store.outbox(0, 1_000.0 + most, 512)
+            assert [found.due for found in due] == [1_001.0 + n for n in range(512)]
+            assert _resident() - before < 64 * 1024 * 1024
+        async with self._open(tmp_path) as (store,):
+            assert [row.due for row in await store.outbox(0, 1_003.0, 512)] == [1_001, 1_002, 1_003]
+            assert (await _left(store))["outbox"] == most
+
+    # -- dead letters ------------------------------------------------------------------------------
+
+    async def test_a_redrive_older_than_the_inbox_remembers_wants_to_be_meant(
+        self, tmp_path: Path
+    ) -> None:
+        """Its duplicate could no longer be recognised (needs 17)."""
+        ambient = SystemAmbient()
+        limit = ambient.now() - INBOX_RETENTION
+        letters = [
+            msgspec.structs.replace(_dead(str(at)), time=at) for at in (limit - 60, limit + 60)
+        ]
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(Changes(dead=letters))
+            old, young = [row["id"] for row in await list_dead(store)]
+            with pytest.raises(NotRedriven, match=r"older than 7 days.*--old"):
+                await redrive(store, old, ambient)
+            assert (await _left(store))["inbox"] == 0
+            await redrive(store, young, ambient)
+            await redrive(store, old, ambient, old=True)
+            assert (await _left(store))["inbox"] == 2
+            for letter in (old, young):
+                with pytest.raises(NotRedriven, match="already"):
+                    await redrive(store, letter, ambient, old=True)
+
     # -- parked events -----------------------------------------------------------------------------
 
     async def test_a_parked_event_comes_back_as_it_was(self, tmp_path: Path) -> None:
@@ -942,6 +996,12 @@ async def _claimed(store: Store, owner: str, partition: int = 0, epoch: int = 1)
     row: Mapping[str, Any] = {"partition": partition, "owner": owner, "epoch": epoch}
     await store.begin().commit(Changes(writes=[(sql, [row])]))
     return Claim(stream="s", partition=partition, owner=owner, epoch=epoch)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 async def _left(store: Store) -> dict[str, int]:
