@@ -204,6 +204,35 @@ class TestRabbitMqTraps:
         assert "canary" not in repr(broker.__dict__)
         await broker.close()
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (404, "NOT_FOUND - home node 'a@b' of durable queue 'q' is down or inaccessible"),
+            (406, "PRECONDITION_FAILED - queue 'q' does not have a replica on the local node"),
+            (541, "INTERNAL_ERROR"),
+        ],
+    )
+    async def test_a_server_whose_queues_have_not_begun_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+    ) -> None:
+        """For a moment after its start it answers so; it is no refusal, and no stream is gone."""
+        async with self._open("partitions=2") as broker:
+            await broker.create(self.stream, 2)
+        left = 3
+
+        async def ask(channel: amqp.Channel, method: Any) -> Any:
+            nonlocal left
+            if isinstance(method, commands.Queue.Declare | commands.Basic.Consume) and left:
+                left -= 1
+                raise amqp.AmqpError(*answer)
+            return await channel.asked(method)
+
+        monkeypatch.setattr(amqp.Channel, "ask", ask)
+        async with self._open("partitions=3") as broker:
+            await self._publish(broker, range(3))
+            assert (await broker.streams())[self.stream] == 2
+        assert not left
+
     async def test_a_classic_queue_under_our_name_is_refused(self) -> None:
         async with self._open("partitions=1") as broker, self._channel() as channel:
             queue = commands.Queue.Declare(queue=f"{self.stream}.0", durable=True)

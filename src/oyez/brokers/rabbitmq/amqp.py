@@ -31,6 +31,7 @@ NOT_FOUND = 404
 RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
+INTERNAL_ERROR = 541
 
 _METHOD, _HEADER, _BODY, _BEAT = 1, 2, 3, 8
 _END = 0xCE
@@ -53,6 +54,15 @@ class AmqpError(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+    @property
+    def starting(self) -> bool:
+        """Whether the server has just begun and its queues have not, although it answers."""
+        return (
+            self.code == INTERNAL_ERROR
+            or (self.code == NOT_FOUND and "down or inaccessible" in str(self))
+            or (self.code == PRECONDITION_FAILED and "replica on the local node" in str(self))
+        )
 
 
 class Connection(asyncio.Protocol):

@@ -488,11 +488,9 @@ class RabbitMqBroker:
                     except AmqpError as error:
                         failures += 1
                         why = f": {error}"
-                        starting = error.code == NOT_FOUND and "down or inaccessible" in why
                         found = self._reading.error(error)
-                        if not isinstance(found, BrokerUnavailable) or (
-                            failures > 1 and not starting
-                        ):
+                        again = failures == 1 or error.starting
+                        if not (again and isinstance(found, BrokerUnavailable)):
                             raise found from error
                     if failures > 1:
                         wait = backoff(failures - 1, self._ambient.chance(), most=1.0)

@@ -94,6 +94,8 @@ class Link:
         place = f"RabbitMQ at {self.place}"
         vhost = self._endpoint.path or "/"
         user = self._endpoint.user or "guest"
+        if error.starting:
+            return BrokerUnavailable(f"{place}: {error}")
         if error.code == amqp.ACCESS_REFUSED:
             return BrokerRefused(
                 f"{place}: {error}: check user and password, and what the user may do: "

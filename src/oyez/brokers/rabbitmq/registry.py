@@ -89,7 +89,7 @@ class Registry:
                 connection, [place], prefetch=1_000, patience=patience, keep=True
             )
         except AmqpError as error:
-            if error.code != NOT_FOUND:
+            if error.code != NOT_FOUND or error.starting:
                 raise
             self._last = -1
             return False

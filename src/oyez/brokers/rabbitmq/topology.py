@@ -97,7 +97,7 @@ async def count(connection: Connection, stream: str) -> int:
             await channel.ask(commands.Queue.Declare(queue=queue_name(stream, found), passive=True))
             found += 1
     except AmqpError as error:
-        if error.code != NOT_FOUND:
+        if error.code != NOT_FOUND or error.starting:
             raise
         return found
     finally:
