@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +24,6 @@ lease = 2.0
 """
 
 
-def start_bridge(ticks: Ticks) -> subprocess.Popen[bytes]:
-    log = (ticks.root / f"replica{len(ticks.replicas)}.log").open("wb")
-    bridge = subprocess.Popen(
-        [sys.executable, "-m", "oyez", "bridge", "over"],
-        cwd=ticks.root,
-        env=ticks.environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    log.close()
-    ticks.replicas.append(bridge)
-    return bridge
-
-
 def add_bridge(ticks: Ticks, source: str, target: str) -> None:
     with (ticks.root / "oyez.toml").open("a") as toml:
         toml.write(BRIDGE.format(source=source, target=target, name=ticks.name))
@@ -50,14 +34,14 @@ async def carried(tmp_path: Path, source: str, target: str) -> None:
     async with ticking(tmp_path / "ticks", broker=target, outside=source) as ticks:
         add_bridge(ticks, source, target)
         ticks.start_replica()
-        first, second = start_bridge(ticks), start_bridge(ticks)
+        first, second = ticks.start_replica("bridge", "over"), ticks.start_replica("bridge", "over")
         for _ in range(5):
             await ticks.tick(*NAMES)
         await until(lambda: ticks.seen(), why=ticks._last_words)
         first.kill()
         for _ in range(5):
             await ticks.tick(*NAMES)
-        third = start_bridge(ticks)
+        third = ticks.start_replica("bridge", "over")
         await ticks.all_seen(*NAMES)
         second.kill()
         await ticks.tick(*NAMES)
@@ -65,7 +49,7 @@ async def carried(tmp_path: Path, source: str, target: str) -> None:
         third.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(third.wait, 15) == 0
         await ticks.tick(*NAMES)
-        start_bridge(ticks)
+        ticks.start_replica("bridge", "over")
         await ticks.all_seen(*NAMES)
 
 
@@ -89,7 +73,7 @@ async def test_what_can_not_be_read_goes_across_as_it_is(tmp_path: Path) -> None
     async with ticking(tmp_path / "ticks", broker=target, outside=source) as ticks:
         add_bridge(ticks, source, target)
         ticks.start_replica()
-        start_bridge(ticks)
+        ticks.start_replica("bridge", "over")
         (good,) = ticks.ticking("clock-0")
         junk = good.__class__(
             stream=good.stream, key="k", headers={"type": "ticks.tick"}, data=b"\xff"

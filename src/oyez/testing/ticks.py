@@ -177,11 +177,11 @@ class Ticks:
 
     # -- replicas ----------------------------------------------------------------------------------
 
-    def start_replica(self) -> subprocess.Popen[bytes]:
-        """One more process of the service."""
+    def start_replica(self, *command: str) -> subprocess.Popen[bytes]:
+        """One more process of the service, or of another ``oyez`` command of this system."""
         log = (self.root / f"replica{len(self.replicas)}.log").open("wb")
-        replica = subprocess.Popen(
-            [sys.executable, "-m", "oyez", "run", "counter"],
+        replica = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "oyez", *(command or ("run", "counter"))],
             cwd=self.root,
             env=self.environment,
             stdout=log,
