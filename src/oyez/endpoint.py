@@ -100,6 +100,23 @@ class Endpoint:
         return match[1] or match[2], int(match[3] or port)
 
 
+def mistrust(error: BaseException) -> str:
+    """Why a server's certificate was not accepted and what to do; empty for any other error.
+
+    Looks at what caused the error too: drivers wrap it.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        told = getattr(each, "verify_message", "")  # some drivers' errors only pose as this one
+        if isinstance(each, ssl.SSLCertVerificationError) and told:
+            return (
+                f"its certificate is not trusted ({told}): set cafile to the "
+                "authority that vouches for it, or use the name that it is for"
+            )
+        each = each.__cause__ or each.__context__
+    return ""
+
+
 def redact(url: str) -> str:
     """The text with every password, token or key of a URL in it replaced by ``***``.
 

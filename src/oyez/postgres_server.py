@@ -24,7 +24,7 @@ from asyncpg import exceptions as pg
 from asyncpg.connect_utils import SessionAttribute
 
 from oyez.ambient import Ambient, backoff
-from oyez.endpoint import Endpoint, Tls
+from oyez.endpoint import Endpoint, Tls, mistrust
 from oyez.errors import (
     BrokerError,
     BrokerRefused,
@@ -263,10 +263,8 @@ class PostgresServer:
             return StoreRefused(told)
         if isinstance(error, asyncpg.InterfaceError):
             return StoreUnavailable(f"{self.name}: {error}")
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return StoreRefused(
-                f"{self.name}: its certificate is not trusted ({error.verify_message}): set cafile"
-            )
+        if distrusted := mistrust(error):
+            return StoreRefused(f"{self.name}: {distrusted}")
         what = "is out of reach" if isinstance(error, OSError) else "has cut the connection"
         return StoreUnavailable(f"{self.name} {what}: {error}")
 

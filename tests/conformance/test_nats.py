@@ -22,6 +22,8 @@ import pytest
 
 pytest.register_assert_rewrite("oyez.testing.broker_suite")
 
+from tls import self_signed  # noqa: E402
+
 from oyez.ambient import SystemAmbient  # noqa: E402
 from oyez.brokers import connect  # noqa: E402
 from oyez.brokers.nats import NatsBroker  # noqa: E402
@@ -418,13 +420,13 @@ class TestSetup:
 
     @pytest.mark.parametrize("first", [False, True])
     async def test_tls_verifies_the_server(self, tmp_path: Path, first: bool) -> None:
-        certificate, key = _certificate(tmp_path)
-        tls = f'tls {{ cert_file: "{certificate}", key_file: "{key}", handshake_first: '
+        made = self_signed(tmp_path)
+        tls = f'tls {{ cert_file: "{made.cafile}", key_file: "{made.keyfile}", handshake_first: '
         tls += f"{'true' if first else 'false'} }}"
         option = "tls_first" if first else "tls"
         with _own_server(tmp_path, tls) as port:
             url = f"nats://127.0.0.1:{port}?{option}=true"
-            async with _broker(f"{url}&cafile={certificate}") as broker:
+            async with _broker(f"{url}&cafile={made.cafile}") as broker:
                 await broker.create("a.b", 1)
             with pytest.raises(BrokerRefused, match="TLS"):
                 await _look(url)
@@ -573,14 +575,3 @@ def _own_server(folder: Path, settings: str, *, jetstream: bool = True) -> Itera
     finally:
         process.kill()
         process.communicate()
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return certificate, key

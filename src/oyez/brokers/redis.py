@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 
 from oyez.ambient import Ambient, backoff
-from oyez.endpoint import Endpoint, Tls
+from oyez.endpoint import Endpoint, Tls, mistrust
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
@@ -606,6 +606,8 @@ def _connection_class(endpoint: Endpoint) -> type[Connection]:
 
 
 def _explain(error: Exception, endpoint: Endpoint) -> BrokerError:
+    if told := mistrust(error):
+        return BrokerRefused(f"{endpoint.url}: {told}")
     if isinstance(error, AuthenticationError | NoPermissionError):
         return BrokerRefused(f"{endpoint.url}: {error}: check the URL's user and password")
     if isinstance(error, OutOfMemoryError):

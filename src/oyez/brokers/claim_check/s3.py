@@ -29,7 +29,7 @@ from botocore.exceptions import (
 )
 
 from oyez.brokers.claim_check.storage import CONCURRENT, MARGIN
-from oyez.endpoint import Endpoint, Tls, redact
+from oyez.endpoint import Endpoint, Tls, mistrust, redact
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import Finding
 
@@ -171,6 +171,8 @@ class S3:
                 "AWS_SECRET_ACCESS_KEY, a profile or a role, or USER:PASSWORD in system.claim_check"
             ) from error
         except (AwsConnectionError, HTTPClientError, OSError) as error:
+            if told := mistrust(error):
+                raise BrokerRefused(f"{self.where}: {told}") from error
             raise self._out_of_reach(operation, error) from error
         except BotoCoreError as error:
             raise BrokerRefused(f"{self._endpoint.url}: {operation}: {error}") from error

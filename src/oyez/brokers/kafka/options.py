@@ -98,7 +98,7 @@ def explain(error: KafkaError, endpoint: Endpoint) -> BrokerError:
     if error.code() in _CREDENTIALS:
         return BrokerRefused(
             f"{endpoint.url}: {error.str()}: check the URL's user and password, sasl_mechanism, "
-            "tls and the certificates"
+            "tls and cafile"
         )
     if error.code() in _PERMISSION:
         return BrokerRefused(f"{endpoint.url}: {error.str()}: give the user that right (an ACL)")

@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from oyez.ambient import Ambient, backoff
-from oyez.endpoint import Endpoint
+from oyez.endpoint import Endpoint, mistrust
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 PING = 4.0
@@ -405,7 +405,8 @@ class Connection:
             raise BrokerUnavailable(f"{place} is out of reach: no answer") from error
         except ssl.SSLError as error:
             link.end()
-            raise BrokerRefused(f"{place}: TLS failed: {error.reason or error}") from error
+            told = mistrust(error) or error.reason or error
+            raise BrokerRefused(f"{place}: TLS failed: {told}") from error
         except OSError as error:
             link.end()
             raise BrokerUnavailable(

@@ -8,7 +8,7 @@ import ssl
 from oyez.ambient import Ambient, backoff
 from oyez.brokers.rabbitmq import amqp
 from oyez.brokers.rabbitmq.amqp import AmqpError, Connection
-from oyez.endpoint import Endpoint
+from oyez.endpoint import Endpoint, mistrust
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 
@@ -94,6 +94,8 @@ class Link:
         place = f"RabbitMQ at {self.place}"
         vhost = self._endpoint.path or "/"
         user = self._endpoint.user or "guest"
+        if told := mistrust(error):
+            return BrokerRefused(f"{place}: {told}")
         if error.starting:
             return BrokerUnavailable(f"{place}: {error}")
         if error.code == amqp.ACCESS_REFUSED:

@@ -22,7 +22,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from oyez.ambient import Ambient, backoff
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
-from oyez.endpoint import Endpoint
+from oyez.endpoint import Endpoint, mistrust
 from oyez.errors import BrokerRefused, BrokerUnavailable
 
 ATTEMPT = 5.0
@@ -129,6 +129,8 @@ class Aws:
                 "AWS_SECRET_ACCESS_KEY, a profile or a role, or USER:PASSWORD in system.broker"
             ) from error
         except (AwsConnectionError, HTTPClientError, OSError) as error:
+            if told := mistrust(error):
+                raise BrokerRefused(f"{self.where}: {told}") from error
             raise BrokerUnavailable(
                 f"{self.where} is out of reach for {action}: {type(error).__name__}"
             ) from error
