@@ -32,6 +32,11 @@ from servers import SERVICES, Server, server  # noqa: E402
 
 DEADLINE = 60.0
 
+_KILL_LEADERS = (
+    '[exit(amqqueue:get_pid(Q), kill) || Q <- rabbit_amqqueue:list(<<"%s">>), '
+    "amqqueue:get_type(Q) == rabbit_stream_queue]."
+)
+
 
 @pytest.fixture(scope="module")
 def vhost() -> Iterator[str]:
@@ -273,6 +278,36 @@ class TestRabbitMqTraps:
             numbers += await self._numbers(batches, 2 - len(numbers))
             assert numbers == [5, 6]
             await batches.aclose()
+
+    async def test_what_is_confirmed_while_leaders_move_is_there(self) -> None:
+        """RabbitMQ before 4.0 drops it where a channel serves several streams (#12236; G1)."""
+        moving = True
+
+        async def publish() -> int:
+            number = 0
+            while moving:
+                records = [
+                    Record(stream=self.stream, key=f"k{key}", headers={}, data=b"%d" % number)
+                    for key in range(24)
+                ]
+                await broker.publish(records)
+                number += 1
+            return number
+
+        async with self._open("partitions=8&deadline=60") as broker:
+            await broker.create(self.stream, 8)
+            publishing = asyncio.create_task(publish())
+            for _ in range(4):
+                await asyncio.to_thread(_control, "eval", _KILL_LEADERS % self.vhost)
+            moving = False
+            async with asyncio.timeout(DEADLINE):
+                count = await publishing
+            found: dict[str, list[int]] = {f"k{key}": [] for key in range(24)}
+            for partition, end in enumerate(await broker.ends(self.stream)):
+                for record in await self._take(broker, partition, end):
+                    found[record.key or ""].append(int(record.data or b""))
+        for key, numbers in found.items():
+            assert list(dict.fromkeys(numbers)) == list(range(count)), key
 
     async def test_a_stream_made_anew_is_read_from_its_beginning(self) -> None:
         """Also by who was not there when it was deleted."""

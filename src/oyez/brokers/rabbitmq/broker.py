@@ -17,7 +17,7 @@ from oyez.brokers.rabbitmq.binding import seal
 from oyez.brokers.rabbitmq.inspection import inspect_queues, inspect_server
 from oyez.brokers.rabbitmq.link import Link
 from oyez.brokers.rabbitmq.look import ends, starts
-from oyez.brokers.rabbitmq.publisher import Message, Publisher, Unconfirmed, check_size, publisher
+from oyez.brokers.rabbitmq.publisher import Message, Publisher, Unconfirmed, check_size
 from oyez.brokers.rabbitmq.reader import Bounds, QueueReader, StreamReader
 from oyez.brokers.rabbitmq.registry import QUEUE, Entry, Registry
 from oyez.brokers.rabbitmq.topology import (
@@ -95,7 +95,6 @@ class RabbitMqBroker:
         self._made: set[str] = set()
         self._making = asyncio.Lock()
         self._publisher: Publisher | None = None
-        self._opening = asyncio.Lock()
         self._known: dict[Place, Position] = {}
         self._readers: dict[Place, QueueReader] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -250,17 +249,10 @@ class RabbitMqBroker:
         return False
 
     async def _publishing(self) -> Publisher:
-        async with self._opening:
-            connection = await self._writing.get()
-            current = self._publisher
-            if (
-                current is None
-                or current.channel.ended is not None
-                or current.channel.connection is not connection
-            ):
-                current = await publisher(connection, lenient=not self.capabilities.history)
-                self._publisher = current
-            return current
+        connection = await self._writing.get()
+        if self._publisher is None or self._publisher.connection is not connection:
+            self._publisher = Publisher(connection, lenient=not self.capabilities.history)
+        return self._publisher
 
     async def _append(self, queue: str, body: bytes) -> None:
         message = Message(
