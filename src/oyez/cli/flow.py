@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -15,6 +15,8 @@ from rich.tree import Tree
 from oyez.cli import history
 from oyez.cli.printing import console, escape, is_terminal, print_json, span, utc_time, warn
 from oyez.cli.project import NotCreated, Project, json_option, run_async
+from oyez.config import BridgeSettings
+from oyez.endpoint import redact
 from oyez.envelope import parse_time
 from oyez.errors import InvalidEvent, OyezError, StoreError
 from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
@@ -47,6 +49,8 @@ class Reaction(msgspec.Struct, kw_only=True):
     state: str
     """``handled``, ``retrying``, ``waiting`` (behind another event of its key), ``due``,
     ``pending`` (the service has not read that far), ``dead`` or ``discarded``."""
+    bridge: str | None = None
+    """The bridge that has yet to carry a pending event towards the service's broker."""
     seen: float | None = None
     """When it was handled, or where attempts follow each other, when the first one began."""
     attempts: int = 0
@@ -57,6 +61,14 @@ class Reaction(msgspec.Struct, kw_only=True):
     """The number of its newest dead letter."""
     redriven: bool = False
     history: list[dict[str, Any]] = []
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an event stands on one broker, and since when."""
+
+    partition: int
+    position: Position
+    time: float
 
 
 class Node(msgspec.Struct, kw_only=True):
@@ -70,14 +82,18 @@ class Node(msgspec.Struct, kw_only=True):
     correlation: str
     causation: str | None
     stream: str
-    partition: int | None = None
-    position: Position | None = None
+    places: dict[str, Place] = {}
+    """By the URL of each broker that has it: first where it was announced, then copies by time."""
     state: str = "published"
     """Or ``outbox``: not on the broker yet, or ``delayed``: not before ``due``."""
     due: float | None = None
     reactions: list[Reaction] = []
     children: list[Node] = []
 
+
+Cursors = Mapping[history.Place, Position]
+"""How far someone has read, by stream and partition."""
+Bridges = list[tuple[BridgeSettings, Cursors]]
 
 Journey = tuple[str, list[Node]]
 """A correlation id and the events that began what it names."""
@@ -106,8 +122,14 @@ def command(identity: str, as_json: bool) -> None:
     if as_json:
         print_json(_as_value(identity, journeys, cut))
         return
+    names = project.broker_names()
     for journey in journeys:
-        _print(journey, project.config.system.name, project.ambient.now())
+        _print(
+            journey,
+            project.config.system.name,
+            names if len(names) > 1 else {},
+            project.ambient.now(),
+        )
     if cut:
         warn(f"there is more: {JOURNEYS} journeys and {EVENTS} events are shown at most")
 
@@ -116,32 +138,33 @@ async def _trace(
     project: Project, identity: str, services: dict[str, Service]
 ) -> tuple[list[Journey], bool]:
     async with AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(project.opened_broker())
-        if not broker.capabilities.history:
-            raise OyezError(
-                f"{project.config.system.broker.partition(':')[0]} keeps no history, so the "
-                "journey of what it has delivered can't be told: `oyez dead list` shows what "
-                "failed, and the lines that handlers log name the correlation id"
-            )
-        stores: dict[str, Store] = {}
+        opened = await stack.enter_async_context(project.opened_brokers())
+        brokers = await _with_history(project, opened)
+        stores: dict[str, Store | None] = {}
         for name in project.config.services:
             try:
                 stores[name] = await stack.enter_async_context(project.opened_store(name))
             except NotCreated:
-                continue  # it never ran
+                stores[name] = None  # it never ran
             except StoreError as error:
                 warn(f"{name}: {error}")
         search = _Search(identity)
-        history.tell(await _look(broker, stores, search.match))
+        brokers, short = await _look(project, brokers, stores, search.match)
+        history.tell(short)
         if not search.found:
             return [], False
         chosen, cut = search.chosen()
+        # Before the brokers are looked at again: what a bridge had passed by then and is not on
+        # the other side has been there, and retention has deleted it.
+        bridges = await _bridges(project)
         collected = _Collected(chosen)
-        await _look(broker, stores, collected.take)
+        await _look(project, brokers, stores, collected.take)
         nodes = collected.nodes
+        _order_places(project, nodes)
         for name, store in stores.items():
+            reader = _Reader(name, services.get(name), project.broker_url(name), bridges)
             try:
-                await _react(name, store, services.get(name), nodes)
+                await _react(reader, store, nodes)
             except StoreError as error:
                 warn(f"{name}: {error}")
     journeys = [
@@ -151,31 +174,78 @@ async def _trace(
     return journeys, cut or collected.cut
 
 
+async def _with_history(project: Project, opened: Mapping[str, Broker]) -> dict[str, Broker]:
+    async def check(url: str) -> Broker:
+        if not opened[url].capabilities.history:
+            raise OyezError(
+                f"{url.partition(':')[0]} keeps no history, so the "
+                "journey of what it has delivered can't be told: `oyez dead list` shows what "
+                "failed, and the lines that handlers log name the correlation id"
+            )
+        return opened[url]
+
+    return await project.ask_brokers(opened, check)
+
+
+async def _bridges(project: Project) -> Bridges:
+    """Every bridge of which it is known how far it has carried."""
+    found: Bridges = []
+    for name, settings in project.config.bridges.items():
+        cursors: Cursors = {}
+        try:
+            async with project.opened_bridge_store(name) as store:
+                cursors = await _cursors(store)
+        except NotCreated:
+            pass  # it never ran
+        except StoreError as error:
+            warn(f"what bridge {name} has not carried over yet can't be told: {error}")
+            continue
+        found.append((settings, cursors))
+    return found
+
+
+async def _cursors(store: Store) -> Cursors:
+    rows = await store.fetch(_CURSORS, {})
+    return {(row["stream"], row["partition"]): row["position"] for row in rows}
+
+
 async def _look(
-    broker: Broker, stores: Mapping[str, Store], look: Callable[[Node], None]
-) -> list[history.Place]:
+    project: Project,
+    brokers: Mapping[str, Broker],
+    stores: Mapping[str, Store | None],
+    look: Callable[[Node], None],
+) -> tuple[dict[str, Broker], list[history.Place]]:
+    """Show every event; the brokers that could be read, and the places that ended early."""
     # Outboxes first: what moves from there to the broker meanwhile is seen twice, never missed.
     for store in stores.values():
-        after = 0
-        while True:
-            rows = await store.fetch(_OUTBOX, {"after": after, "limit": _PAGE})
-            for row in rows:
-                look(_announced(row))
-            if len(rows) < _PAGE:
-                break
-            after = rows[-1]["seq"]
-    places = await history.ends(broker, await broker.streams())
+        if store is not None:
+            await _look_at_outbox(store, look)
+    short: list[history.Place] = []
 
-    def published(record: Record) -> None:
-        look(_published(record))
+    async def scan(url: str) -> Broker:
+        broker = brokers[url]
+        places = await history.ends(broker, await broker.streams())
+        short.extend(await history.scan(broker, places, lambda r: look(_published(r, url))))
+        return broker
 
-    return await history.scan(broker, places, published)
+    return await project.ask_brokers(brokers, scan), short
 
 
-def _published(record: Record) -> Node:
+async def _look_at_outbox(store: Store, look: Callable[[Node], None]) -> None:
+    after = 0
+    while True:
+        rows = await store.fetch(_OUTBOX, {"after": after, "limit": _PAGE})
+        for row in rows:
+            look(_announced(row))
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1]["seq"]
+
+
+def _published(record: Record, url: str) -> Node:
     found = history.attributes(record)
     node = _node(found, record.stream, record.time)
-    node.partition, node.position = record.partition, record.position
+    node.places[url] = Place(partition=record.partition, position=record.position, time=record.time)
     if node.key is None:
         node.key = record.key
     return node
@@ -233,7 +303,7 @@ class _Search:
 
 
 class _Collected:
-    """The events of the chosen journeys, each once, though it may stand on the broker twice."""
+    """The events of the chosen journeys, each once, though it may stand on brokers many times."""
 
     def __init__(self, chosen: list[str]) -> None:
         self.nodes: dict[tuple[str, str], Node] = {}
@@ -249,25 +319,45 @@ class _Collected:
             self.cut = True
         elif there is None or there.state != "published":
             self.nodes[identity] = node
+        else:
+            for url, place in node.places.items():
+                there.places.setdefault(url, place)
 
 
-async def _react(
-    name: str, store: Store, service: Service | None, nodes: dict[tuple[str, str], Node]
-) -> None:
-    # The position first: an event handled meanwhile then has its row, and is not called pending.
-    cursors = {
-        (row["stream"], row["partition"]): row["position"]
-        for row in await store.fetch(_CURSORS, {})
-    }
+def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> None:
+    """Put the publisher's broker first, or else the one that had the event first."""
+    prefix = f"/{project.config.system.name}/"
+    homes = {f"{prefix}{name}": project.broker_url(name) for name in project.config.services}
+    for node in nodes.values():
+        home = homes.get(node.source)
+        places = sorted(node.places.items(), key=lambda each: (each[0] != home, each[1].time))
+        node.places = dict(places)
+
+
+class _Reader(NamedTuple):
+    """A service as far as it matters for what it has still to read."""
+
+    name: str
+    service: Service | None
+    broker: str
+    bridges: Bridges
+
+
+async def _react(reader: _Reader, store: Store | None, nodes: dict[tuple[str, str], Node]) -> None:
+    name = reader.name
+    cursors: Cursors = {}
     found: dict[tuple[str, str, str], Reaction] = {}
-    async for row in _rows(store, _INBOX, nodes):
-        found[row["event_id"], row["source"], row["handler"]] = _inbox(name, row)
-    async for row in _rows(store, _DEAD, nodes):
-        identity = (row["event_id"], row["source"], row["handler"])
-        reaction = found.setdefault(
-            identity, Reaction(service=name, handler=row["handler"], state="dead")
-        )
-        _bury(reaction, row)
+    if store is not None:
+        # The position first: an event handled meanwhile then has its row, so it isn't pending.
+        cursors = await _cursors(store)
+        async for row in _rows(store, _INBOX, nodes):
+            found[row["event_id"], row["source"], row["handler"]] = _inbox(name, row)
+        async for row in _rows(store, _DEAD, nodes):
+            identity = (row["event_id"], row["source"], row["handler"])
+            reaction = found.setdefault(
+                identity, Reaction(service=name, handler=row["handler"], state="dead")
+            )
+            _bury(reaction, row)
     for (event_id, source, _), reaction in found.items():
         node = nodes.get((event_id, source))
         if node is not None:
@@ -275,23 +365,44 @@ async def _react(
     for node in nodes.values():
         known = {each.handler for each in node.reactions if each.service == name}
         node.reactions += [
-            Reaction(service=name, handler=handler, state="pending")
-            for handler in _pending(service, node, cursors)
-            if handler not in known
+            each for each in _pending(reader, node, cursors) if each.handler not in known
         ]
 
 
-def _pending(
-    service: Service | None, node: Node, cursors: Mapping[history.Place, Position]
-) -> Iterator[str]:
-    if service is None or node.partition is None or node.position is None:
+def _pending(reader: _Reader, node: Node, cursors: Cursors) -> Iterator[Reaction]:
+    """What the service would do with the event, had it read it."""
+    if reader.service is None:
         return
-    if cursors.get((node.stream, node.partition), BEGINNING) >= node.position:
+    place = node.places.get(reader.broker)
+    bridge = None
+    if place is None:
+        bridge = _awaited(node, reader.broker, reader.bridges)
+        if bridge is None:
+            return
+    elif cursors.get((node.stream, place.partition), BEGINNING) >= place.position:
         return
-    for handler in service.handlers:
+    for handler in reader.service.handlers:
         reads = handler.stream in (None, node.stream)
         if reads and any(kind.name == node.type for kind in handler.events):
-            yield handler.name
+            yield Reaction(
+                service=reader.name, handler=handler.name, state="pending", bridge=bridge
+            )
+
+
+def _awaited(node: Node, broker: str, bridges: Bridges) -> str | None:
+    """The bridge that has yet to carry the event, to this broker or to one on the way there."""
+    targets = [broker]
+    for target in targets:  # which grows by the brokers that lie before those
+        for bridge, cursors in bridges:
+            if bridge.target != target or not bridge.carries(node.stream):
+                continue
+            place = node.places.get(bridge.source)
+            if place is None:
+                if bridge.source not in targets:
+                    targets.append(bridge.source)
+            elif cursors.get((node.stream, place.partition), BEGINNING) < place.position:
+                return bridge.name
+    return None
 
 
 async def _rows(store: Store, sql: str, nodes: dict[tuple[str, str], Node]) -> AsyncIterator[Row]:
@@ -376,7 +487,8 @@ def _hang(roots: list[Node], caused: Mapping[str, list[Node]], placed: set[int])
 # -- printing --------------------------------------------------------------------------------------
 
 
-def _print(journey: Journey, system: str, now: float) -> None:
+def _print(journey: Journey, system: str, brokers: Mapping[str, str], now: float) -> None:
+    """``brokers``: names to tell where an event is, by URL; none where that is plain."""
     correlation, roots = journey
     first = min(node.time for node in roots)
     head = Text.assemble((escape(correlation), "bold"), (f"  {utc_time(first)}", "dim"))
@@ -386,7 +498,7 @@ def _print(journey: Journey, system: str, now: float) -> None:
         waiting = [(tree, node) for node in reversed(roots)]
         while waiting:
             parent, node = waiting.pop()
-            branch = parent.add(_event(node, system, first, now))
+            branch = parent.add(_event(node, system, brokers, first, now))
             for reaction in node.reactions:
                 branch.add(_reaction(reaction, first, now))
             waiting += [(branch, child) for child in reversed(node.children)]
@@ -396,13 +508,13 @@ def _print(journey: Journey, system: str, now: float) -> None:
     pending = [(node, 1) for node in reversed(roots)]
     while pending:
         node, depth = pending.pop()
-        output.print(Text("  " * depth).append_text(_event(node, system, first, now)))
+        output.print(Text("  " * depth).append_text(_event(node, system, brokers, first, now)))
         for reaction in node.reactions:
             output.print(Text("  " * (depth + 1)).append_text(_reaction(reaction, first, now)))
         pending += [(child, depth + 1) for child in reversed(node.children)]
 
 
-def _event(node: Node, system: str, first: float, now: float) -> Text:
+def _event(node: Node, system: str, brokers: Mapping[str, str], first: float, now: float) -> Text:
     text = Text.assemble(
         (f"{_offset(node.time, first)} ", "cyan"),
         (escape(node.type), "bold"),
@@ -414,6 +526,8 @@ def _event(node: Node, system: str, first: float, now: float) -> Text:
         text.append("  in the outbox, not published yet", style="yellow")
     elif node.state == "delayed":
         text.append(f"  delayed, {_until(node.due, now)}", style="yellow")
+    elif brokers:
+        text.append(f"  on {', '.join(brokers[url] for url in node.places)}", style="dim")
     return text
 
 
@@ -425,6 +539,8 @@ def _reaction(reaction: Reaction, first: float, now: float) -> Text:
         case "handled":
             tries = f" at attempt {reaction.attempts}" if reaction.attempts > 1 else ""
             text.append(f"  handled{tries}{again} {_offset(reaction.seen, first)}", style="green")
+        case "pending" if reaction.bridge is not None:
+            text.append(f"  not carried over yet (bridge {reaction.bridge})", style="yellow")
         case "pending":
             text.append("  not read yet", style="yellow")
         case "waiting":
@@ -474,6 +590,7 @@ def _as_value(identity: str, journeys: list[Journey], cut: bool) -> dict[str, An
 
 
 def _node_value(node: Node, first: float) -> dict[str, Any]:
+    home = next(iter(node.places.values()), None)
     return {
         "id": node.id,
         "type": node.type,
@@ -483,8 +600,12 @@ def _node_value(node: Node, first: float) -> dict[str, Any]:
         "offset": round(node.time - first, 6),
         "causationid": node.causation,
         "stream": node.stream,
-        "partition": node.partition,
-        "position": node.position,
+        "partition": None if home is None else home.partition,
+        "position": None if home is None else home.position,
+        "places": [
+            {"broker": redact(url), "partition": place.partition, "position": place.position}
+            for url, place in node.places.items()
+        ],
         "state": node.state,
         "due": utc_time(node.due),
         "handlers": [
@@ -492,6 +613,7 @@ def _node_value(node: Node, first: float) -> dict[str, Any]:
                 "service": each.service,
                 "handler": each.handler,
                 "state": each.state,
+                "bridge": each.bridge,
                 "seen": utc_time(each.seen),
                 "attempts": each.attempts,
                 "due": utc_time(each.due),

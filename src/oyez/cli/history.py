@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 from oyez.cli.printing import warn
 from oyez.envelope import STRUCTURED, open_record
@@ -16,6 +16,8 @@ QUIET = 2.0
 """Seconds without a record after which a partition's rest counts as deleted by retention."""
 AT_ONCE = 16
 """Partitions that are read at once, each with one batch in memory."""
+
+T = TypeVar("T")
 
 Place = tuple[str, int]
 
@@ -78,23 +80,38 @@ async def scan(
                     if record.position <= end:
                         look(record)
 
-    await asyncio.gather(*(one(place, end) for place, end in places.items()))
+    try:
+        async with asyncio.TaskGroup() as readers:
+            for place, end in places.items():
+                readers.create_task(one(place, end))
+    except ExceptionGroup as group:
+        # One broker's readers fail alike, so one of their errors tells all.
+        raise group.exceptions[0] from None
     return short
 
 
-async def merged(broker: Broker, places: Mapping[Place, Position]) -> AsyncGenerator[Record, None]:
-    """Every record up to the ends in ``places``, by time; one batch a partition in memory."""
+async def merged(
+    kept: Sequence[tuple[T, Broker, Mapping[Place, Position]]],
+) -> AsyncGenerator[tuple[T, Record], None]:
+    """Every record of the brokers up to the ends, by time; one batch a partition in memory.
+
+    Each comes with what stands before its broker in ``kept``.
+    """
     short: list[Place] = []
-    sources = [
-        _records(broker, place, end, short) for place, end in places.items() if end > BEGINNING
+    chosen = [
+        (mark, broker, place, end)
+        for mark, broker, places in kept
+        for place, end in places.items()
+        if end > BEGINNING
     ]
+    sources = [_records(broker, place, end, short) for _, broker, place, end in chosen]
     heads = await asyncio.gather(*(anext(source, None) for source in sources))
     heap = [(head.time, index, head) for index, head in enumerate(heads) if head is not None]
     heapq.heapify(heap)
     try:
         while heap:
             _, index, record = heap[0]
-            yield record
+            yield chosen[index][0], record
             following = await anext(sources[index], None)
             if following is None:
                 heapq.heappop(heap)

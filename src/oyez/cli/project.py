@@ -8,7 +8,9 @@ import importlib
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ import click
 from oyez import brokers, stores
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.brokers.claim_check import ClaimCheckOptions
+from oyez.cli.printing import warn
 from oyez.config import Config, ServiceSettings, load
 from oyez.errors import ConfigurationError, OyezError, StoreMissing
 from oyez.event import MAX_DATA
@@ -88,9 +91,39 @@ class Project:
 
         It is not opened yet.
         """
-        system = self.config.system
+        group = f"{self.config.system.name}.{service}" if service else ""
+        return self.connect(self.broker_url(service), group)
+
+    def broker_url(self, service: str = "") -> str:
+        """Where the broker of a service is; by default the system's. It may hold a password."""
         own = self.settings(service).broker if service else None
-        return self.connect(own or system.broker, f"{system.name}.{service}" if service else "")
+        return own or self.config.system.broker
+
+    def broker_names(self) -> dict[str, str]:
+        """A short name for every broker that the settings name, by its URL; the system's first.
+
+        It is the kind of broker (``kafka``), with who uses it behind a colon where the system has
+        more of that kind (``kafka:shipping``).
+        """
+        keys = self._broker_keys()
+        kinds = Counter(url.partition(":")[0] for url in keys)
+        names = {}
+        for url, key in keys.items():
+            kind = url.partition(":")[0]
+            user = key.removeprefix("services.").removeprefix("bridges.").removesuffix(".broker")
+            plain = kinds[kind] == 1 or url == self.config.system.broker
+            names[url] = kind if plain else f"{kind}:{user}"
+        return names
+
+    def _broker_keys(self) -> dict[str, str]:
+        """The first setting that names each broker, by the broker's URL."""
+        keys = {self.config.system.broker: "system.broker"}
+        for name, service in self.config.services.items():
+            keys.setdefault(service.broker or self.config.system.broker, f"services.{name}.broker")
+        for name, bridge in self.config.bridges.items():
+            keys.setdefault(bridge.source, f"bridges.{name}.source")
+            keys.setdefault(bridge.target, f"bridges.{name}.target")
+        return keys
 
     def connect(self, url: str, group: str = "") -> Broker:
         """A broker by its URL, for a consumer group; not opened yet."""
@@ -137,22 +170,63 @@ class Project:
         scheme, _, rest = url.partition(":")
         return self.config.root / rest if scheme == wanted else None
 
-    @contextlib.asynccontextmanager
-    async def opened_broker(
+    def opened_broker(
         self, service: str = "", *, create: bool = False
-    ) -> AsyncIterator[Broker]:
+    ) -> AbstractAsyncContextManager[Broker]:
         """The broker as in `broker`, open until the block ends.
 
         Raises NotCreated, and makes nothing, where the system has not run yet, unless ``create``.
         """
-        broker = self.broker(service)
+        return self._opened(self.broker_url(service), self.broker(service), create=create)
+
+    @contextlib.asynccontextmanager
+    async def opened_brokers(self) -> AsyncIterator[dict[str, Broker]]:
+        """Every broker of the system by its URL, as in `broker_names`, open until the block ends.
+
+        What can't be opened is left out as in `ask_brokers`.
+        """
+        async with AsyncExitStack() as stack:
+
+            async def enter(url: str) -> Broker:
+                return await stack.enter_async_context(self._opened(url, self.connect(url)))
+
+            yield await self.ask_brokers(self.broker_names(), enter)
+
+    async def ask_brokers(
+        self, urls: Iterable[str], ask: Callable[[str], Awaitable[T]]
+    ) -> dict[str, T]:
+        """What ``ask`` gives for each of the brokers, by URL.
+
+        One for which it fails is left out, and a warning names it; where none is left, the first
+        error is raised.
+        """
+        answers: dict[str, T] = {}
+        failed: dict[str, OyezError] = {}
+        for url in urls:
+            try:
+                answers[url] = await ask(url)
+            except OyezError as error:
+                failed[url] = error
+        raised = None if answers else next(iter(failed.values()), None)
+        names = self.broker_names()
+        for url, reason in failed.items():
+            if reason is not raised:
+                warn(f"broker {names[url]} is left out: {reason}")
+        if raised is not None:
+            raise raised
+        return answers
+
+    @contextlib.asynccontextmanager
+    async def _opened(
+        self, url: str, broker: Broker, *, create: bool = False
+    ) -> AsyncIterator[Broker]:
         if not broker.capabilities.processes:
             raise self.config.error(
-                "system.broker",
+                self._broker_keys()[url],
                 "a broker that several processes use",
-                f'"{self.config.system.broker}", whose events no other process can see',
+                f'"{url}", whose events no other process can see',
             )
-        file = self.broker_file()
+        file = self._file(url, "embedded")
         if not create and file is not None and not file.exists():
             raise NotCreated(f"{file} does not exist yet: `oyez dev` makes it")
         try:
@@ -161,18 +235,26 @@ class Project:
         finally:
             await broker.close()
 
-    @contextlib.asynccontextmanager
-    async def opened_store(self, service: str) -> AsyncIterator[Store]:
+    def opened_store(self, service: str) -> AbstractAsyncContextManager[Store]:
         """A service's store, open until the block ends, whether or not the service runs.
 
         Raises NotCreated, and makes nothing, where the service has not run yet.
         """
-        store = self.store(service)
+        return self._opened_store(self.store(service), f"oyez run {service}")
+
+    def opened_bridge_store(self, bridge: str) -> AbstractAsyncContextManager[Store]:
+        """Where a bridge keeps how far it is; otherwise as `opened_store`."""
+        url = self.config.bridges[bridge].store
+        store = stores.connect(url, self.ambient, root=self.config.root)
+        return self._opened_store(store, f"oyez bridge {bridge}")
+
+    @contextlib.asynccontextmanager
+    async def _opened_store(self, store: Store, maker: str) -> AsyncIterator[Store]:
         try:
             try:
                 await store.open(create=False)
             except StoreMissing as error:
-                raise NotCreated(f"{error}: `oyez run {service}` makes it") from error
+                raise NotCreated(f"{error}: `{maker}` makes it") from error
             yield store
         finally:
             await store.close()

@@ -1,4 +1,4 @@
-"""``oyez tail``: events as they come, of one stream or of all."""
+"""``oyez tail``: events as they come, of one stream or of all, on every broker of the system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import select
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from oyez.cli.printing import (
     write,
 )
 from oyez.cli.project import Project, json_option, run_async
+from oyez.endpoint import redact
 from oyez.errors import BrokerError, ConfigurationError, OyezError
 from oyez.listening import stop_signals
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
@@ -57,21 +58,22 @@ def command(
     """Follow events live until Ctrl-C; of one STREAM (or service) or of all.
 
     A line tells when, where (stream[partition]@position), type, key, the end of the id (which
-    `oyez flow` takes) and the data. --json prints one JSON object a line.
+    `oyez flow` takes) and the data. --json prints one JSON object a line. Where the system has
+    more than one broker it tells which, and an event that a bridge copied comes from each.
     """
     project = Project.open()
-    printer = _Printer(type_, key, limit, as_json)
+    names = project.broker_names()
+    printer = _Printer(type_, key, limit, as_json, names if len(names) > 1 else {})
     run_async(_tail(project, stream, printer, from_start))
 
 
 async def _tail(project: Project, stream: str | None, printer: _Printer, from_start: bool) -> None:
-    async with project.opened_broker() as broker:
-        chosen = None if stream is None else await _find(project, broker, stream)
-        follower = _Follower(broker, chosen, printer, from_start)
+    async with project.opened_brokers() as brokers:
         stopped = asyncio.Event()
         with stop_signals(stopped.set):
+            following = _follow(project, brokers, stream, printer, from_start)
             tasks = [
-                asyncio.create_task(follower.run(), name="tail"),
+                asyncio.create_task(following, name="tail"),
                 asyncio.create_task(stopped.wait(), name="stop"),
                 asyncio.create_task(_unread(), name="reader"),
             ]
@@ -83,15 +85,6 @@ async def _tail(project: Project, stream: str | None, printer: _Printer, from_st
                 await asyncio.wait(tasks)
             for task in done:
                 task.result()
-
-
-async def _find(project: Project, broker: Broker, stream: str) -> str:
-    streams = await broker.streams()
-    for name in (stream, f"{project.config.system.name}.{stream}"):
-        if name in streams:
-            return name
-    names = ", ".join(sorted(streams)) or "none yet"
-    raise OyezError(f"there is no stream {stream!r}; there are: {names}")
 
 
 async def _unread() -> None:
@@ -106,86 +99,127 @@ async def _unread() -> None:
         await asyncio.sleep(LOOK)
 
 
-class _Follower:
-    """One reader a partition, one printer for all."""
+async def _follow(
+    project: Project,
+    brokers: Mapping[str, Broker],
+    stream: str | None,
+    printer: _Printer,
+    from_start: bool,
+) -> None:
+    """Print until the limit is reached."""
+    queue: asyncio.Queue[_Arrived] = asyncio.Queue(1)
+    # Listening comes first: a stream that appears meanwhile is found, not missed.
+    names = project.broker_names()
+    followers = {url: _Follower(url, names[url], broker, queue) for url, broker in brokers.items()}
 
-    def __init__(
-        self, broker: Broker, stream: str | None, printer: _Printer, from_start: bool
-    ) -> None:
-        self._broker = broker
-        self._stream = stream
-        self._printer = printer
-        self._from_start = from_start
-        self._queue: asyncio.Queue[list[Record] | BrokerError] = asyncio.Queue(1)
-        self._followed: dict[str, list[asyncio.Task[None]]] = {}
-        self._added = asyncio.Event()
+    async def streams(url: str) -> Collection[str]:
+        return await brokers[url].streams()
 
-    async def run(self) -> None:
-        """Print until the limit is reached."""
-        # Listening comes first: a stream that appears meanwhile is found, not missed.
-        self._broker.on_streams(self._added.set)
-        known = await self._streams()
-        places: dict[history.Place, Position] = {}
-        if self._broker.capabilities.history:
-            places = await history.ends(self._broker, known)
-        elif self._from_start:
+    known = await project.ask_brokers(brokers, streams)
+    chosen = None if stream is None else _choose(project, known.values(), stream)
+
+    async def ends(url: str) -> dict[history.Place, Position]:
+        if brokers[url].capabilities.history:
+            wanted = [each for each in known[url] if chosen in (None, each)]
+            return await history.ends(brokers[url], wanted)
+        if from_start:
             raise OyezError(
                 "--from-start: this broker keeps no history, so what was published before can't "
                 "be shown; without it, `oyez tail` follows what is published from now on"
             )
-        if self._from_start:
-            async with contextlib.aclosing(history.merged(self._broker, places)) as records:
-                async for record in records:
-                    if self._printer.print(record):
-                        return
-        watcher = asyncio.create_task(self._watch(places), name="streams")
+        return {}
+
+    places = await project.ask_brokers(known, ends)
+    if from_start:
+        kept = [(url, brokers[url], there) for url, there in places.items()]
+        async with contextlib.aclosing(history.merged(kept)) as records:
+            async for url, record in records:
+                if printer.print(url, record):
+                    return
+    tasks = [
+        asyncio.create_task(followers[url].run(chosen, there), name="streams")
+        for url, there in places.items()
+    ]
+    try:
+        while True:
+            url, arrived = await queue.get()
+            if isinstance(arrived, BrokerError):
+                raise arrived
+            for record in arrived:
+                if printer.print(url, record):
+                    return
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def _choose(project: Project, known: Iterable[Collection[str]], stream: str) -> str:
+    streams = {name for each in known for name in each}
+    for name in (stream, f"{project.config.system.name}.{stream}"):
+        if name in streams:
+            return name
+    names = ", ".join(sorted(streams)) or "none yet"
+    raise OyezError(f"there is no stream {stream!r}; there are: {names}")
+
+
+_Arrived = tuple[str, list[Record] | BrokerError]
+"""The URL of a broker and what came from there."""
+
+
+class _Follower:
+    """The streams of one broker, with a reader for each partition."""
+
+    def __init__(self, url: str, name: str, broker: Broker, queue: asyncio.Queue[_Arrived]) -> None:
+        self._url = url
+        self._name = name
+        self._broker = broker
+        self._queue = queue
+        self._followed: dict[str, list[asyncio.Task[None]]] = {}
+        self._added = asyncio.Event()
+        broker.on_streams(self._added.set)
+
+    async def run(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
+        """Follow the stream, or all of them, from these places on, until cancelled."""
         try:
-            while True:
-                arrived = await self._queue.get()
-                if isinstance(arrived, BrokerError):
-                    raise arrived
-                for record in arrived:
-                    if self._printer.print(record):
-                        return
+            await self._watch(chosen, places)
         finally:
-            tasks = [watcher, *(task for tasks in self._followed.values() for task in tasks)]
+            tasks = [task for tasks in self._followed.values() for task in tasks]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            if tasks:
+                await asyncio.wait(tasks)
 
-    async def _streams(self) -> list[str]:
-        return [s for s in await self._broker.streams() if self._stream in (None, s)]
-
-    async def _watch(self, places: dict[history.Place, Position]) -> None:
+    async def _watch(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
         while True:
             try:
                 for stream, partitions in (await self._broker.streams()).items():
-                    if self._stream in (None, stream) and stream not in self._followed:
+                    if chosen in (None, stream) and stream not in self._followed:
                         self._followed[stream] = [
                             asyncio.create_task(
-                                self._follow(stream, n, places.get((stream, n), BEGINNING))
+                                self._read(stream, n, places.get((stream, n), BEGINNING))
                             )
                             for n in range(partitions)
                         ]
                 await self._added.wait()
                 self._added.clear()
             except BrokerError as error:
-                warn(f"{error}; trying again")
+                warn(f"broker {self._name}: {error}; trying again")
                 await asyncio.sleep(1.0)
 
-    async def _follow(self, stream: str, partition: int, after: Position) -> None:
+    async def _read(self, stream: str, partition: int, after: Position) -> None:
         while True:
             reader = cast(AsyncGenerator[Batch, None], self._broker.read(stream, partition, after))
             try:
                 async for batch in reader:
                     after = batch.records[-1].position
                     for start in range(0, len(batch.records), WAITING):
-                        await self._queue.put(batch.records[start : start + WAITING])
+                        await self._queue.put((self._url, batch.records[start : start + WAITING]))
             except BrokerError as error:
                 if not error.transient:
-                    await self._queue.put(error)
+                    await self._queue.put((self._url, error))
                     return
-                warn(f"{stream}[{partition}]: {error}; trying again")
+                warn(f"broker {self._name}: {stream}[{partition}]: {error}; trying again")
                 await asyncio.sleep(1.0)
             finally:
                 await reader.aclose()
@@ -195,36 +229,48 @@ class _Printer:
     """Prints the records that are asked for."""
 
     def __init__(
-        self, type_: str | None, key: str | None, limit: int | None, as_json: bool
+        self,
+        type_: str | None,
+        key: str | None,
+        limit: int | None,
+        as_json: bool,
+        brokers: Mapping[str, str],
     ) -> None:
+        """``brokers``: names to tell them apart, by URL; none where there is nothing to tell."""
         if type_ == "" or key == "":
             raise ConfigurationError("--type and --key: expected a name, found nothing")
         self._type = type_
         self._key = key
         self._left = limit
         self._json = as_json
+        self._brokers = brokers
         self._console = console()
 
-    def print(self, record: Record) -> bool:
-        """Print it if it is asked for; whether that was the last one."""
+    def print(self, broker: str, record: Record) -> bool:
+        """Print what came from the broker with this URL, if it is asked for.
+
+        Returns whether that was the last one.
+        """
         found = history.attributes(record)
         key = found.get("partitionkey", found.get("subject", record.key))
         if self._type not in (None, found.get("type")) or self._key not in (None, key):
             return False
         if self._json:
-            write(json.dumps(_as_value(record, dict(found), key)))
+            origin = {"broker": redact(broker)} if self._brokers else {}
+            write(json.dumps({**_as_value(record, dict(found), key), **origin}))
         elif is_terminal():
-            self._console.print(self._line(record, dict(found), key))
+            self._console.print(self._line(broker, record, dict(found), key))
         else:
-            write(self._line(record, dict(found), key).plain)
+            write(self._line(broker, record, dict(found), key).plain)
         if self._left is not None:
             self._left -= 1
         return self._left == 0
 
-    def _line(self, record: Record, found: dict[str, str], key: str | None) -> Text:
+    def _line(self, broker: str, record: Record, found: dict[str, str], key: str | None) -> Text:
         line = Text(datetime.fromtimestamp(record.time).strftime("%H:%M:%S.%f")[:-3], style="dim")
         line = Text.assemble(
             line,
+            (f" {self._brokers[broker]}" if self._brokers else "", "magenta"),
             (f" {escape(record.stream)}[{record.partition}]@{record.position}", "cyan"),
             (f" {escape(found.get('type', '?'))}", "bold"),
             f" {'-' if key is None else escape(key)}",
