@@ -238,6 +238,34 @@ class TestRabbitMqTraps:
             assert (await broker.streams())[self.stream] == 2
         assert not left
 
+    async def test_what_nobody_has_a_queue_for_costs_no_channel_each_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Quorum queues: an event of which no group wants a copy is returned, and that is well."""
+        opened = 0
+        writing: amqp.Connection | None = None
+        open_channel = amqp.Connection.channel
+
+        async def channel(connection: amqp.Connection) -> amqp.Channel:
+            nonlocal opened
+            opened += connection is writing
+            return await open_channel(connection)
+
+        monkeypatch.setattr(amqp.Connection, "channel", channel)
+        broker = connect(f"{self.url}?queue=quorum", SystemAmbient(), root=self.root)
+        assert isinstance(broker, RabbitMqBroker)
+        await broker.open()
+        try:
+            writing = await broker._writing.get()
+            await broker.create(self.stream, 1)
+            await self._publish(broker, range(1))
+            before = opened
+            for number in range(1, 4):
+                await self._publish(broker, range(number, number + 1))
+            assert opened == before > 0
+        finally:
+            await broker.close()
+
     async def test_a_classic_queue_under_our_name_is_refused(self) -> None:
         async with self._open("partitions=1") as broker, self._channel() as channel:
             queue = commands.Queue.Declare(queue=f"{self.stream}.0", durable=True)

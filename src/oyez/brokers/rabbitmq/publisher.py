@@ -129,7 +129,7 @@ class _Line:
         # than the channel, so it is used no more.
         if not self._lenient:
             self._returned = self._tag
-        self.usable = False
+            self.usable = False
 
     def _end(self, error: AmqpError) -> None:
         self.usable = False
