@@ -20,6 +20,8 @@ from oyez.event import MAX_DATA, EventType
 MAX_DEPTH = 64
 """Arrays and objects nested deeper than this are refused."""
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_EVERY_THIRD = re.compile(rb"[0-9]{6}")
 _BAD_TEXT = re.compile("[\x00\ud800-\udfff]")
 _SCHEMA = re.compile(r"urn:oyez:(?P<name>.+):(?P<version>\d{1,6})")
 _PATH = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>.+)`)?", re.DOTALL)
@@ -32,17 +34,40 @@ class BadJson(InvalidEvent):
 
 
 def encode(kind: EventType, event: object) -> bytes:
-    """The event's data as JSON. Raises InvalidEvent when it can't be encoded or is too large."""
+    """The event's data as JSON, such that `parse` accepts it.
+
+    Raises InvalidEvent, naming the field, for what other services can't read (NaN, infinity,
+    integers beyond 64 bits, NUL, lone surrogates), and when the data is too large.
+    """
     try:
         data = kind.encode(event)
     except (TypeError, ValueError, OverflowError) as error:
+        _check_values(event)
         raise InvalidEvent("$", f"{kind.name} can't be encoded: {error}") from error
     if len(data) > MAX_DATA:
         raise InvalidEvent("$", f"{kind.name} is {len(data)} bytes; at most {MAX_DATA} are allowed")
-    if b"null" in data:
-        # NaN and infinity are encoded as null: where the type has no null, no one could read it.
+    if b"null" in data:  # which is what NaN and infinity are encoded as
+        _check_values(event)
         decode(kind, data)
+    if b"\\u" in data or _holds_long_number(data):
+        _check_values(event)
+        parse(data, object)
     return data
+
+
+def _holds_long_number(data: bytes) -> bool:
+    # Of 19 digits in a row, at least six stand at every third place: a third of the search.
+    return bool(_EVERY_THIRD.search(data[::3]) and _LONG_NUMBER.search(data))
+
+
+def _check_values(event: object) -> None:
+    """Raise InvalidEvent for the first value that JSON, or another language, can't hold."""
+    dump = getattr(event, "model_dump", None)  # pydantic's
+    try:
+        values = msgspec.to_builtins(event) if dump is None else dump(mode="python")
+    except (TypeError, ValueError, OverflowError):
+        return  # its encoder says what is wrong
+    _check(values, "$")
 
 
 def decode(kind: EventType, data: bytes, dataschema: str | None = None) -> Any:
@@ -160,17 +185,28 @@ def _integer(text: str) -> object:
     return value
 
 
+def _shown(number: int) -> str:
+    # Python refuses to write out a number of thousands of digits.
+    return str(number) if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
+
+
 def _check(value: object, path: str) -> None:
     if isinstance(value, str):
         if _BAD_TEXT.search(value):
             raise InvalidEvent(path, "holds NUL or half of a surrogate pair")
     elif isinstance(value, dict):
         for name, item in value.items():
-            if _BAD_TEXT.search(name):
+            if isinstance(name, str) and _BAD_TEXT.search(name):
                 raise InvalidEvent(path, "has a name that holds NUL or half of a surrogate pair")
-            _check(item, f"{path}.{name[:80]}")
-    elif isinstance(value, list):
+            _check(item, f"{path}.{str(name)[:80]}")
+    elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]")
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise InvalidEvent(path, f"{value} is not a number that can be stored")
+    elif isinstance(value, int):
+        if not _INT_MIN <= value <= _INT_MAX:
+            raise InvalidEvent(path, f"{_shown(value)} does not fit in 64 bits")
     elif isinstance(value, _Refused):
         raise InvalidEvent(path, value.problem)

@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oyez import Event
+from oyez import Event, event
 from oyez.contract import MAX_DEPTH, BadJson, decode, encode, parse
 from oyez.errors import InvalidEvent, UnknownVersion
 from oyez.event import MAX_DATA, describe
@@ -34,6 +35,13 @@ class Placed(Event, type="test.contract.placed", key="order_id", version=2):
     number: float = 0.0
     maybe: float | None = None
     items: list[int] = []  # noqa: RUF012 - msgspec copies it
+
+
+@event(type="test.contract.model", key="sensor")
+class Model(pydantic.BaseModel):
+    sensor: str
+    count: int = 0
+    value: float | None = None
 
 
 def nested(depth: int) -> bytes:
@@ -182,7 +190,7 @@ class TestPublisher:
     @pytest.mark.parametrize(
         ("changed", "field"),
         [
-            ({"text": "\ud800"}, "$"),
+            ({"text": "\ud800"}, "$.text"),
             ({"text": object()}, "$"),
             ({"number": float("nan")}, "$.number"),
             ({"number": float("inf")}, "$.number"),
@@ -222,3 +230,48 @@ class TestConsumer:
             assert decode(kind, data, schema) == Placed(order_id="1")
         with pytest.raises(UnknownVersion, match="version 3; this service knows up to 2"):
             decode(kind, data, "urn:oyez:test.contract.placed:3")
+
+
+class Measured(Event, type="test.contract.measured", key="sensor"):
+    sensor: str
+    count: int = 0
+    value: float | None = None
+    notes: dict[str, str] = {}  # noqa: RUF012 - msgspec copies it
+    values: list[float] = []  # noqa: RUF012 - msgspec copies it
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"count": 2**63}, "$.count"),
+        ({"count": -(2**63) - 1}, "$.count"),
+        ({"count": 2**64}, "$.count"),
+        ({"count": 10**5_000}, "$.count"),
+        ({"value": float("nan")}, "$.value"),
+        ({"values": [1.0, float("inf")]}, "$.values[1]"),
+        ({"notes": {"a": "\ud800"}}, "$.notes.a"),
+        ({"notes": {"a": "b\x00"}}, "$.notes.a"),
+        ({"notes": {"a\x00": "b"}}, "$.notes"),
+    ],
+)
+def test_what_no_other_service_could_read_is_not_published(
+    given: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        encode(describe(Measured), Measured(sensor="1", **given))
+    assert caught.value.field == field
+
+
+def test_the_same_holds_for_an_event_that_is_a_pydantic_model() -> None:
+    for values, field in (({"count": 2**63}, "$.count"), ({"value": float("nan")}, "$.value")):
+        with pytest.raises(InvalidEvent) as caught:
+            encode(describe(Model), Model(sensor="1", **values))
+        assert caught.value.field == field
+
+
+def test_what_only_looks_like_it_is_published() -> None:
+    whole = Measured(
+        sensor="null", count=2**63 - 1, value=1e300, notes={"\\u0000": "\\ud800\n\x1f"}
+    )
+    assert decode(describe(Measured), encode(describe(Measured), whole)) == whole
+    assert encode(describe(Measured), Measured(sensor="1", value=None))
