@@ -25,7 +25,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What a broker carries: headers under their plain names (see `oyez.envelope`) and data.
 
     ``partition``, ``position`` and ``time`` (seconds since 1970) are set by the broker that read
-    it. ``id`` is the event's own id, where the publisher gave one.
+    it. The event's own id is in ``headers``, where the publisher gave one.
     """
 
     stream: str
