@@ -61,17 +61,17 @@ class SqliteFile:
     """The file, its one writing and its one reading connection, and its doorbell."""
 
     def __init__(
-        self, path: Path, *, schema: str, version: int, inline: bool = False, durable: bool = True
+        self, path: Path, *, steps: Sequence[str], inline: bool = False, durable: bool = True
     ) -> None:
         """Nothing is opened yet.
 
-        ``schema`` is run once on a new file, ``version`` is recorded with it (``user_version``).
+        ``steps`` are the scripts that made the schema what it is, the first one for a new file.
+        How many of them a file has seen is its version (``user_version``).
         ``inline`` runs every statement on the event loop itself, in a fixed order, for
         deterministic tests. ``durable=False`` trades power-loss safety for speed, also for tests.
         """
         self.path = path
-        self._schema = schema
-        self._version = version
+        self._steps = steps
         self._inline = inline
         self._durable = durable
         self._queue: deque[_Write[Any] | Turn] = deque()
@@ -87,11 +87,11 @@ class SqliteFile:
         self._repeated: list[_Repeated] = []
         self._broken: OyezError | None = None
 
-    async def open(self) -> None:
-        """Open or create the file.
+    async def open(self, *, upgrade: bool = True) -> None:
+        """Open or create the file, and run the steps that it has not seen, under its lock.
 
-        Raises StoreRefused (network file system, newer schema, old SQLite), StoreUnavailable
-        (no permission, disk full), StoreCorrupt.
+        Without ``upgrade`` an older file is refused. Raises StoreRefused (network file system,
+        newer schema, old SQLite), StoreUnavailable (no permission, disk full), StoreCorrupt.
         """
         if self._writer is not None:
             return
@@ -105,7 +105,7 @@ class SqliteFile:
         self._reader = kind(f"oyez-read {self.path.name}")
         self._writer = writer
         try:
-            await writer.run(self._connect)
+            await writer.run(partial(self._connect, upgrade))
             if not self._inline:
                 self._bell = Doorbell(self.path)
                 self._bell.listen(self._heard)
@@ -354,7 +354,7 @@ class SqliteFile:
             explained = self._explain(error)
             raise explained from explained.__cause__
 
-    def _connect(self) -> None:
+    def _connect(self, upgrade: bool) -> None:
         path = self.path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +362,7 @@ class SqliteFile:
             self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             try:
-                self._prepare()
+                self._prepare(upgrade)
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         except OSError as error:
@@ -374,7 +374,7 @@ class SqliteFile:
             explained = self._explain(error)
             raise explained from explained.__cause__
 
-    def _prepare(self) -> None:
+    def _prepare(self, upgrade: bool) -> None:
         path = self.path
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied", str(path))
@@ -392,15 +392,22 @@ class SqliteFile:
             if verdict != "ok":
                 raise apsw.CorruptError(verdict)
         (version,) = next(connection.execute("pragma user_version"))
-        if version > self._version:
+        newest = len(self._steps)
+        if version > newest:
             raise StoreRefused(
                 f"{path} was written by a newer Oyez (schema {version}, this one knows "
-                f"{self._version}): upgrade Oyez"
+                f"{newest}): upgrade Oyez"
             )
-        if version == 0:
-            with connection:
-                connection.execute(self._schema)
-                connection.execute(f"pragma user_version={self._version}")
+        if 0 < version < newest and not upgrade:
+            raise StoreRefused(
+                f"{path} was written by an older Oyez (schema {version}, this one has {newest}): "
+                "start its service with this version, which upgrades it"
+            )
+        if version < newest:
+            with connection:  # all steps or none
+                for step in self._steps[version:]:
+                    connection.execute(step)
+                connection.execute(f"pragma user_version={newest}")
         if not os.fstat(_need(self._lock)).st_size:
             os.write(_need(self._lock), b"in use\n")
 

@@ -39,8 +39,8 @@ from oyez.errors import (  # noqa: E402
 from oyez.ports import Announcement, Changes, Store  # noqa: E402
 from oyez.stores import connect  # noqa: E402
 from oyez.stores.postgres import PostgresStore  # noqa: E402
+from oyez.stores.postgres import schema as schemas  # noqa: E402
 from oyez.stores.postgres.lease import RETURN, presence_of  # noqa: E402
-from oyez.stores.postgres.schema import VERSION  # noqa: E402
 from oyez.stores.postgres.statements import numbered  # noqa: E402
 from oyez.testing.delivery_suite import StoreServerSuite  # noqa: E402
 from oyez.testing.store_suite import Factory, StoreSuite  # noqa: E402
@@ -332,7 +332,7 @@ async def test_several_that_open_at_once_make_the_schema_once(database: Database
     stores = [database.store() for _ in range(6)]
     await asyncio.gather(*(store.open() for store in stores))
     versions = await stores[0].fetch("select version from oyez_schema", {})
-    assert versions == [{"version": VERSION}]
+    assert versions == [{"version": len(schemas.STEPS)}]
     await asyncio.gather(*(store.close() for store in stores))
 
 
@@ -341,6 +341,38 @@ async def test_a_newer_schema_is_refused(database: Database) -> None:
         await change(store, "update oyez_schema set version = version + 1")
     with pytest.raises(StoreRefused, match="newer Oyez"):
         await database.store().open()
+
+
+async def test_an_older_schema_is_upgraded_once_and_keeps_what_it_holds(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.opened() as store:
+        await change(store, "insert into oyez_migration values ('kept', 'digest', 1.0)")
+    later = "alter table oyez_migration add column by text not null default 'nobody'"
+    monkeypatch.setattr(schemas, "STEPS", (*schemas.STEPS, later))
+    with pytest.raises(StoreRefused, match="older Oyez"):
+        await database.store().open(create=False)
+    stores = [database.store() for _ in range(6)]
+    await asyncio.gather(*(store.open() for store in stores))
+    rows = await stores[0].fetch("select name, by from oyez_migration", {})
+    versions = await stores[0].fetch("select version from oyez_schema", {})
+    await asyncio.gather(*(store.close() for store in stores))
+    assert rows == [{"name": "kept", "by": "nobody"}]
+    assert versions == [{"version": len(schemas.STEPS)}]
+
+
+async def test_a_step_that_fails_leaves_the_schema_as_it_was(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.opened():
+        pass
+    former = schemas.STEPS
+    monkeypatch.setattr(schemas, "STEPS", (*former, "create table oyez_more (a int)", "nonsense"))
+    with pytest.raises(StoreError, match="nonsense"):
+        await database.store().open()
+    monkeypatch.setattr(schemas, "STEPS", former)
+    async with database.opened() as store:
+        assert await store.fetch("select to_regclass('oyez_more') as made", {}) == [{"made": None}]
 
 
 async def test_who_may_not_make_the_schema_is_told_how(database: Database) -> None:

@@ -32,7 +32,7 @@ NOBODY = 65_534
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[SqliteFile]:
-    file = SqliteFile(path, schema=SCHEMA, version=1)
+    file = SqliteFile(path, steps=(SCHEMA,))
     try:
         await file.open()
         async with asyncio.timeout(DEADLINE):
@@ -241,7 +241,7 @@ class TestDamage:
     async def test_a_restored_file_opens_again(self, tmp_path: Path) -> None:
         path = tmp_path / "a.db"
         content = await self._make(path)
-        file = SqliteFile(path, schema=SCHEMA, version=1)
+        file = SqliteFile(path, steps=(SCHEMA,))
         path.write_bytes(content[:100])
         with pytest.raises(StoreCorrupt):
             await file.open()
@@ -278,7 +278,7 @@ if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 try:
-    asyncio.run(SqliteFile(Path(sys.argv[1]), schema="create table t (a)", version=1).open())
+    asyncio.run(SqliteFile(Path(sys.argv[1]), steps=("create table t (a)",)).open())
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -375,7 +375,7 @@ from pathlib import Path
 from oyez.sqlite_file import SqliteFile
 
 async def main():
-    file = SqliteFile(Path(sys.argv[1]), schema="", version=1)
+    file = SqliteFile(Path(sys.argv[1]), steps=("",))
     await file.open()
     turn = file.turn()
     await turn.run(lambda c: c.execute("insert into t values (1, null)"))
@@ -390,7 +390,7 @@ from pathlib import Path
 from oyez.sqlite_file import SqliteFile
 
 async def main():
-    file = SqliteFile(Path(sys.argv[1]), schema="", version=1)
+    file = SqliteFile(Path(sys.argv[1]), steps=("",))
     await file.open()
     for line in sys.stdin:
         await file.write(lambda c: c.execute("delete from t"), ring=line == "ring\\n")
@@ -469,7 +469,7 @@ asyncio.run(main())
 
 class TestOpeningAndClosing:
     async def test_is_safe_in_any_order(self, tmp_path: Path) -> None:
-        file = SqliteFile(tmp_path / "deep" / "a.db", schema=SCHEMA, version=1)
+        file = SqliteFile(tmp_path / "deep" / "a.db", steps=(SCHEMA,))
         await file.close()
         with pytest.raises(StoreUnavailable):
             await file.write(insert(1))
@@ -487,3 +487,59 @@ class TestOpeningAndClosing:
         await file.open()
         assert await numbers(file) == [1]
         await file.close()
+
+
+# -- the schema, step by step ----------------------------------------------------------------------
+
+STEPS = (SCHEMA, "alter table t add column more text not null default 'none'")
+_UPGRADE = f"""
+import asyncio, sys
+from pathlib import Path
+from oyez.sqlite_file import SqliteFile
+sys.stdin.read()
+asyncio.run(SqliteFile(Path(sys.argv[1]), steps={STEPS!r}).open())
+"""
+
+
+async def test_an_older_file_is_upgraded_once_by_processes_that_start_together(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    async with opened(path) as file:
+        await file.write(insert(1))
+    command = (sys.executable, "-c", _UPGRADE, str(path))
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(4)]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+    assert [await asyncio.to_thread(process.wait, DEADLINE) for process in started] == [0] * 4
+    file = SqliteFile(path, steps=STEPS)
+    await file.open()
+    try:
+        assert await file.read(lambda c: list(c.execute("select id, more from t"))) == [(1, "none")]
+        assert await file.read(lambda c: c.pragma("user_version")) == 2
+    finally:
+        await file.close()
+    with pytest.raises(StoreRefused, match="newer Oyez"):
+        async with opened(path):
+            pass
+
+
+async def test_who_only_looks_upgrades_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with opened(path) as file:
+        await file.write(insert(1))
+    with pytest.raises(StoreRefused, match="older Oyez"):
+        await SqliteFile(path, steps=STEPS).open(upgrade=False)
+    async with opened(path) as file:
+        assert await numbers(file) == [1]
+
+
+async def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with opened(path) as file:
+        await file.write(insert(1))
+    with pytest.raises(StoreRefused, match="nonsense"):
+        await SqliteFile(path, steps=(*STEPS, "nonsense")).open()
+    async with opened(path) as file:
+        assert await numbers(file) == [1]

@@ -33,7 +33,8 @@ from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 from oyez.sqlite_file import SqliteFile
 
-SCHEMA = """
+STEPS = (
+    """
 create table partition (
   id integer primary key, stream text not null, partition integer not null,
   last integer not null default 0,
@@ -46,8 +47,9 @@ create table record (
 ) without rowid;
 create table housekeeping (id integer primary key check (id = 1), due real not null);
 insert into housekeeping values (1, 0);
-"""
-VERSION = 1
+""",
+)
+"""The schema, step by step: what changes it is appended, never edited into an earlier step."""
 
 _encode = msgspec.json.Encoder().encode
 _headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -87,7 +89,7 @@ class EmbeddedBroker:
     ) -> None:
         self.options = options or EmbeddedOptions()
         self._ambient = ambient
-        self._file = SqliteFile(path, schema=SCHEMA, version=VERSION)
+        self._file = SqliteFile(path, steps=STEPS)
         self._path = path
         self._ids: dict[str, list[int]] = {}
         self._heads: dict[tuple[str, int], Position] = {}

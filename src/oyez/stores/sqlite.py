@@ -35,7 +35,8 @@ from oyez.ports import (
 from oyez.presence import Presence
 from oyez.sqlite_file import SqliteFile, Turn, answer, bind
 
-SCHEMA = """
+STEPS = (
+    """
 create table oyez_inbox (
   seq integer primary key,
   event_id text not null, source text not null, handler text not null,
@@ -78,8 +79,9 @@ create index oyez_dead_state on oyez_dead (state, id);
 
 create table oyez_migration (name text primary key, digest text not null, applied real not null)
   without rowid;
-"""
-VERSION = 1
+""",
+)
+"""The schema, step by step: what changes it is appended, never edited into an earlier step."""
 _FOR_EVER = 1e12
 
 _encode = msgspec.json.Encoder().encode
@@ -135,9 +137,7 @@ class SqliteStore:
             history=False,
             processes=not inline,
         )
-        self._file = SqliteFile(
-            path, schema=SCHEMA, version=VERSION, inline=inline, durable=durable
-        )
+        self._file = SqliteFile(path, steps=STEPS, inline=inline, durable=durable)
         self._ambient = ambient
         self._inline = inline
         self._presence = Presence(path)
@@ -147,7 +147,7 @@ class SqliteStore:
         """See `Store.open`."""
         if not create and not self._file.path.exists():
             raise StoreMissing(f"{self._file.path} does not exist yet")
-        await self._file.open()
+        await self._file.open(upgrade=create)
 
     async def close(self) -> None:
         """See `Store.close`."""

@@ -10,9 +10,8 @@ from asyncpg import exceptions as pg
 from oyez.errors import StoreMissing, StoreRefused, StoreUnavailable
 from oyez.postgres_server import Connection
 
-VERSION = 1
-
-TABLES = """
+STEPS = (
+    """
 create table oyez_schema (version integer not null);
 
 create table oyez_inbox (
@@ -62,9 +61,11 @@ create index oyez_dead_state on oyez_dead (state, id);
 create table oyez_migration (
   name text primary key, digest text not null, applied double precision not null
 );
-"""
+""",
+)
+"""The tables, step by step: what changes them is appended, never edited into an earlier step."""
 
-NAMES = tuple(re.findall(r"create table (\w+)", TABLES))
+NAMES = tuple(re.findall(r"create table (\w+)", "".join(STEPS)))
 _OWN = re.compile(r"\b(?=" + "|".join(NAMES) + r"\b)")
 
 
@@ -79,31 +80,39 @@ def qualified(sql: str, schema: str) -> str:
 
 
 async def prepare(connection: Connection, schema: str, *, create: bool) -> None:
-    """Make the schema and our tables, or check that they are of this version.
+    """Make the schema and our tables, and run the steps that they have not seen.
 
-    Several processes may do so at once. Raises StoreRefused, StoreMissing without ``create``, and
-    what the driver raises.
+    Several processes may do so at once. Without ``create``, raises StoreMissing where there are
+    none and StoreRefused where they are older. Raises StoreRefused, and what the driver raises.
     """
     made = await connection.fetchrow(
         "select to_regclass($1) is not null as tables, pg_is_in_recovery() as standby",
         f'"{schema}".oyez_schema',
     )
     assert made is not None
-    if not made["tables"]:
-        if not create:
-            raise StoreMissing(f"schema {schema} has no tables of Oyez yet")
-        if made["standby"]:
-            raise StoreUnavailable("this server is a standby, which takes no writes")
-        await _make(connection, schema)
-    version = await connection.fetchval(qualified("select version from oyez_schema", schema))
-    if version > VERSION:
+    version, newest = 0, len(STEPS)
+    if made["tables"]:
+        version = await connection.fetchval(qualified("select version from oyez_schema", schema))
+    if version > newest:
         raise StoreRefused(
             f"schema {schema} was made by a newer Oyez (version {version}, this one knows "
-            f"{VERSION}): upgrade Oyez"
+            f"{newest}): upgrade Oyez"
         )
+    if version == newest:
+        return
+    if not create:
+        if version == 0:
+            raise StoreMissing(f"schema {schema} has no tables of Oyez yet")
+        raise StoreRefused(
+            f"schema {schema} was made by an older Oyez (version {version}, this one has "
+            f"{newest}): start its service with this version, which upgrades it"
+        )
+    if made["standby"]:
+        raise StoreUnavailable("this server is a standby, which takes no writes")
+    await _upgrade(connection, schema)
 
 
-async def _make(connection: Connection, schema: str) -> None:
+async def _upgrade(connection: Connection, schema: str) -> None:
     key = lock_key("schemas")
     await connection.execute(f"begin; select pg_advisory_xact_lock({key})")
     try:
@@ -112,10 +121,17 @@ async def _make(connection: Connection, schema: str) -> None:
         )
         if not exists:
             await connection.execute(f'create schema "{schema}"')
-        if await connection.fetchval("select to_regclass($1)", f'"{schema}".oyez_schema') is None:
-            await connection.execute(f'set local search_path = "{schema}"')
-            await connection.execute(TABLES)
-            await connection.execute(f"insert into oyez_schema values ({VERSION})")
+        await connection.execute(f'set local search_path = "{schema}"')
+        # Another process may have been faster, while this one waited for the lock.
+        version = 0
+        if await connection.fetchval("select to_regclass($1)", f'"{schema}".oyez_schema'):
+            version = await connection.fetchval("select version from oyez_schema")
+        for step in STEPS[version:]:
+            await connection.execute(step)
+        if version == 0:
+            await connection.execute(f"insert into oyez_schema values ({len(STEPS)})")
+        elif version < len(STEPS):
+            await connection.execute(f"update oyez_schema set version = {len(STEPS)}")
     except pg.InsufficientPrivilegeError as error:
         await connection.execute("rollback")
         user = await connection.fetchval("select current_user")
