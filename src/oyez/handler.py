@@ -135,6 +135,16 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a `Context` must be made for each call."""
         return "context" in self.layout
 
+    def reads(self, stream: str, system: str) -> bool:
+        """Whether it reads this stream: the one it names, else all of its system."""
+        if self.stream is None:
+            return stream.startswith(f"{system}.")
+        return stream == self.stream
+
+    def wants(self, event_type: str, stream: str, system: str) -> bool:
+        """Whether it is called for an event of this type that stands in this stream."""
+        return self.reads(stream, system) and any(kind.name == event_type for kind in self.events)
+
     def bind(self, provided: Mapping[type, object]) -> Call:
         """The flat call, with what the service provides already in place.
 

@@ -149,6 +149,36 @@ class TestLayouts:
             assert not handler.transactional
 
 
+class TestWants:
+    def handler(self, **options: Any) -> Handler:
+        def handle(event: Placed | Paid) -> None: ...
+
+        return compiled(handle, Placed, Paid, **options)
+
+    @pytest.mark.parametrize(
+        ("options", "stream", "reads"),
+        [
+            ({}, "shop.orders", True),
+            ({}, "shop.orders.late", True),
+            ({}, "bank.orders", False),
+            ({}, "shop", False),
+            ({}, "shopping.orders", False),
+            ({"stream": "shop.orders"}, "shop.orders", True),
+            ({"stream": "shop.orders"}, "shop.orders.late", False),
+            ({"stream": "bank.orders"}, "bank.orders", True),
+            ({"stream": "bank.orders"}, "shop.orders", False),
+        ],
+    )
+    def test_the_stream_it_names_or_all_of_its_system(
+        self, options: dict[str, Any], stream: str, reads: bool
+    ) -> None:
+        handler = self.handler(**options)
+        assert handler.reads(stream, "shop") is reads
+        assert handler.wants("test.handler.placed", stream, "shop") is reads
+        assert handler.wants("test.handler.paid", stream, "shop") is reads
+        assert not handler.wants("test.handler.cancelled", stream, "shop")
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("options", "message"),

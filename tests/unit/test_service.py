@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from oyez import Context, Event, InvalidEvent, Retry, Service, Transaction, event
 from oyez.errors import DeclarationError
-from oyez.ports import Changes, Parked
+from oyez.ports import Changes, Parked, Record
 from oyez.testing import running
 
 
@@ -370,6 +370,29 @@ async def test_a_class_may_name_the_one_stream_it_is_found_on() -> None:
         await system.settled()
         assert handled == ["1"]
         assert {stream for stream, _ in system.processes["choosy"].lanes} == {"test.shop"}
+
+
+async def test_another_system_s_event_is_only_for_the_handler_that_names_its_stream() -> None:
+    service = Service("neighbour")
+    handled: list[tuple[str, str]] = []
+
+    @service.on(Placed, stream="bank.shop")
+    async def foreign(event: Placed, tx: Transaction) -> None:
+        handled.append(("foreign", event.order))
+
+    @service.on(Placed)
+    async def own(event: Placed, tx: Transaction) -> None:
+        handled.append(("own", event.order))
+
+    async with running(service) as system:
+        await system.publish(Placed(order="1"), service="shop")
+        await system.settled()
+        assert handled == [("own", "1")]
+        headers = {"id": "2", "source": "/bank/shop", "type": "test.placed", "specversion": "1.0"}
+        record = Record(stream="bank.shop", key="2", headers=headers, data=b'{"order": "2"}')
+        await system.broker.publish([record])
+        await system.settled()
+        assert handled == [("own", "1"), ("foreign", "2")]
 
 
 async def test_a_parked_event_whose_handler_is_gone_is_a_dead_letter_and_blocks_no_key() -> None:

@@ -161,8 +161,9 @@ async def _trace(
         await _look(project, brokers, stores, collected.take)
         nodes = collected.nodes
         _order_places(project, nodes)
+        system = project.config.system.name
         for name, store in stores.items():
-            reader = _Reader(name, services.get(name), project.broker_url(name), bridges)
+            reader = _Reader(system, name, services.get(name), project.broker_url(name), bridges)
             try:
                 await _react(reader, store, nodes)
             except StoreError as error:
@@ -337,6 +338,7 @@ def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> No
 class _Reader(NamedTuple):
     """A service as far as it matters for what it has still to read."""
 
+    system: str
     name: str
     service: Service | None
     broker: str
@@ -382,8 +384,7 @@ def _pending(reader: _Reader, node: Node, cursors: Cursors) -> Iterator[Reaction
     elif cursors.get((node.stream, place.partition), BEGINNING) >= place.position:
         return
     for handler in reader.service.handlers:
-        reads = handler.stream in (None, node.stream)
-        if reads and any(kind.name == node.type for kind in handler.events):
+        if handler.wants(node.type, node.stream, reader.system):
             yield Reaction(
                 service=reader.name, handler=handler.name, state="pending", bridge=bridge
             )

@@ -179,7 +179,8 @@ async def measure(
     relay = cursors.pop((OUTBOX, 0), None)
     parked = {(r["stream"], r["partition"]): r for r in await store.fetch(_PARKED, {})}
     dead = {(r["stream"], r["partition"]): r["letters"] for r in await store.fetch(_DEAD, {})}
-    ends = await _ends(project, service, broker, cursors)
+    system = project.config.system.name
+    ends = await _ends(system, service, broker, cursors)
     places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
 
     async def one(place: history.Place) -> PartitionLag:
@@ -189,7 +190,7 @@ async def measure(
         if broker is not None and ends is not None and place in ends:
             behind = await broker.lag(place[0], {place[1]: row["position"]})
             lag = behind.get(place[1])
-        oldest, known = await _oldest(service, broker, place, row["position"], end)
+        oldest, known = await _oldest(system, service, broker, place, row["position"], end)
         return PartitionLag(
             stream=place[0],
             partition=place[1],
@@ -221,7 +222,7 @@ async def measure(
 
 
 async def _ends(
-    project: Project, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
+    system: str, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
 ) -> dict[history.Place, Position | None] | None:
     """The ends of the partitions that the service reads, or did.
 
@@ -230,19 +231,16 @@ async def _ends(
     if broker is None:
         return None
     wanted = {stream for stream, _ in cursors}
-    own = f"{project.config.system.name}."
     streams = await broker.streams()
     for handler in service.handlers if service is not None else ():
-        if handler.stream is None:
-            wanted.update(stream for stream in streams if stream.startswith(own))
-        elif handler.stream in streams:
-            wanted.add(handler.stream)
+        wanted.update(stream for stream in streams if handler.reads(stream, system))
     if not broker.capabilities.history:
         return {(stream, p): None for stream in wanted for p in range(streams.get(stream, 0))}
     return dict(await history.ends(broker, sorted(wanted)))
 
 
 async def _oldest(
+    system: str,
     service: Service | None,
     broker: Broker | None,
     place: history.Place,
@@ -253,17 +251,14 @@ async def _oldest(
         return None, True
     if service is None or broker is None or end is None:
         return None, False
-    table: dict[str, list[str | None]] = {}
-    for handler in service.handlers:
-        for kind in handler.events:
-            table.setdefault(kind.name, []).append(handler.stream)
+    readers = [handler for handler in service.handlers if handler.reads(place[0], system)]
+    wanted = {kind.name for handler in readers for kind in handler.events}
     looked = 0
     reached = position
     async with aclosing(history.read(broker, place, end, position)) as batches:
         async for batch in batches:
             for record in batch.records:
-                streams = table.get(history.attributes(record).get("type", ""), [])
-                if None in streams or record.stream in streams:
+                if history.attributes(record).get("type") in wanted:
                     return record.time, True
             reached = batch.records[-1].position
             looked += len(batch.records)

@@ -265,7 +265,7 @@ class Lane:
 
     async def _open(self, records: Sequence[Record]) -> list[Item]:
         """What concerns this service, less what its handlers have handled before."""
-        table = self._bench.table
+        table, system = self._bench.table, self._bench.system
         items: list[Item] = []
         for record in records:
             kind = record.headers.get("type")
@@ -279,7 +279,7 @@ class Lane:
             handlers = [
                 handler
                 for handler in table.get(envelope.type, ())
-                if handler.stream is None or handler.stream == record.stream
+                if handler.reads(record.stream, system)
             ]
             if handlers:
                 items.append(Item(record, envelope, handlers))

@@ -82,11 +82,7 @@ class Workbench:
         self.signals.emit(Trouble(service=self.service, part=part, error=text))
 
     def _handles(self, stream: str) -> bool:
-        own_system = stream.startswith(f"{self.system}.")
-        return any(
-            stream == handler.stream if handler.stream else own_system
-            for handler in self.handlers.values()
-        )
+        return any(handler.reads(stream, self.system) for handler in self.handlers.values())
 
     async def backoff(self, failures: int) -> None:
         """Wait before the next try, longer after each failure; see `oyez.ambient.backoff`."""
