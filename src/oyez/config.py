@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, get_a
 
 import msgspec
 
+from oyez import adapters
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
@@ -142,11 +143,17 @@ def _truth() -> Rule:
     return Rule("true or false", read, lambda text: words.get(text, text))
 
 
-def _url(what: str, schemes: tuple[str, ...]) -> Rule:
+def _url(what: str, schemes: tuple[str, ...], others: str = "") -> Rule:
+    """``others`` is the group of entry points that add schemes of other packages."""
+
     def read(value: object) -> str:
         if not isinstance(value, str):
             raise ValueError
         scheme, colon, rest = value.partition(":")
+        if colon and scheme not in schemes and others and scheme in adapters.found(others):
+            if not rest:
+                raise ValueError
+            return value
         if not colon or scheme not in schemes:
             raise ValueError
         if scheme in _PLACES:
@@ -220,7 +227,7 @@ class SystemSettings(_Settings, frozen=True, kw_only=True):
     """The table ``[system]``: what all processes of one system share."""
 
     name: Annotated[str, _pattern('a name such as "shop", [a-z][a-z0-9-]{0,40}', _NAME)]
-    broker: Annotated[str, _url("broker", _BROKERS)] = "embedded:.oyez/events.db"
+    broker: Annotated[str, _url("broker", _BROKERS, adapters.BROKERS)] = "embedded:.oyez/events.db"
     partitions: Annotated[int, _whole(1, 4096)] = 8
     retention_days: Annotated[float, _number(36500, "days")] = 7.0
     claim_check: Annotated[str | None, _url("storage", _STORAGES)] = None
@@ -239,8 +246,8 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
 
     name: str
     app: Annotated[str, _pattern('"module:attribute"', _APP)]
-    broker: Annotated[str | None, _url("broker", _BROKERS)] = None
-    store: Annotated[str, _url("store", _STORES)] = "sqlite:.oyez/{service}.db"
+    broker: Annotated[str | None, _url("broker", _BROKERS, adapters.BROKERS)] = None
+    store: Annotated[str, _url("store", _STORES, adapters.STORES)] = "sqlite:.oyez/{service}.db"
     replicas: Annotated[int, _whole(1, 256)] = 1
     http: Annotated[Listen | None, _listen] = None
     address: Annotated[Listen | None, _listen] = None
@@ -310,10 +317,12 @@ class BridgeSettings(_Settings, frozen=True, kw_only=True):
     """
 
     name: str
-    source: Annotated[str, _url("broker", _BROKERS)]
-    target: Annotated[str, _url("broker", _BROKERS)]
+    source: Annotated[str, _url("broker", _BROKERS, adapters.BROKERS)]
+    target: Annotated[str, _url("broker", _BROKERS, adapters.BROKERS)]
     streams: Annotated[tuple[str, ...], _streams()]
-    store: Annotated[str, _url("store", _STORES)] = "sqlite:.oyez/bridge-{bridge}.db"
+    store: Annotated[str, _url("store", _STORES, adapters.STORES)] = (
+        "sqlite:.oyez/bridge-{bridge}.db"
+    )
     admin: Annotated[Listen, _listen] = Listen("127.0.0.1", 0)
     grace: Annotated[float, _number(3600, "seconds")] = 10.0
     lease: Annotated[float, _number(3600, "seconds")] = 3.0

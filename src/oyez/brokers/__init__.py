@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
+from oyez import adapters
 from oyez.ambient import Ambient
 from oyez.brokers.claim_check import ClaimCheck, ClaimCheckOptions, open_storage
 from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Broker
+
+
+class Connect(Protocol):
+    """What an entry point of ``oyez.brokers`` names; see `oyez.adapters`."""
+
+    def __call__(
+        self,
+        url: str,
+        ambient: Ambient,
+        *,
+        root: Path,
+        group: str,
+        partitions: int,
+        retention: float,
+    ) -> Broker:
+        """The broker that the URL names, not opened yet; parameters as in `connect`."""
+        ...
 
 
 class _Server(NamedTuple):
@@ -77,7 +95,12 @@ def _connect(
         return MemoryBroker(ambient, partitions=partitions)
     server = _SERVERS.get(scheme)
     if server is None:
-        known = ", ".join(("embedded", "memory", *_SERVERS))
+        make: Connect | None = adapters.load(adapters.BROKERS, scheme)
+        if make is not None:
+            return make(
+                url, ambient, root=root, group=group, partitions=partitions, retention=retention
+            )
+        known = ", ".join(("embedded", "memory", *_SERVERS, *adapters.found(adapters.BROKERS)))
         raise ConfigurationError(f"system.broker: expected one of {known}, found {scheme!r}")
     endpoint = Endpoint(url, port=server.port)
     try:
@@ -89,5 +112,5 @@ def _connect(
         ) from error
     kind = getattr(module, f"{server.prefix}Options")
     settings = endpoint.options(kind, partitions=partitions, retention=retention)
-    make = getattr(module, f"{server.prefix}Broker")
-    return cast(Broker, make(endpoint, ambient, settings, group))
+    adapter = getattr(module, f"{server.prefix}Broker")
+    return cast(Broker, adapter(endpoint, ambient, settings, group))

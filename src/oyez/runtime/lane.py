@@ -91,6 +91,7 @@ class Lane:
         self.idle = False
         self.fenced = False
         self._bench = bench
+        self._wanted = bench.handlers_of(claim.stream)
         self._blocked = blocked
         self._parked = parked
         self._room = Bell(bench.ambient)
@@ -265,7 +266,7 @@ class Lane:
 
     async def _open(self, records: Sequence[Record]) -> list[Item]:
         """What concerns this service, less what its handlers have handled before."""
-        table, system = self._bench.table, self._bench.system
+        table = self._wanted
         items: list[Item] = []
         for record in records:
             kind = record.headers.get("type")
@@ -276,13 +277,9 @@ class Lane:
             except InvalidEvent as error:
                 items.append(Item(record, None, [], error))
                 continue
-            handlers = [
-                handler
-                for handler in table.get(envelope.type, ())
-                if handler.reads(record.stream, system)
-            ]
+            handlers = table.get(envelope.type)
             if handlers:
-                items.append(Item(record, envelope, handlers))
+                items.append(Item(record, envelope, list(handlers)))
         return await self._without_duplicates(items)
 
     async def _without_duplicates(self, items: list[Item]) -> list[Item]:

@@ -43,10 +43,6 @@ class Workbench:
         self.service = service
         self.system = system
         self.handlers = {handler.name: handler for handler in handlers}
-        self.table: dict[str, list[Handler]] = {}
-        for handler in handlers:
-            for kind in handler.events:
-                self.table.setdefault(kind.name, []).append(handler)
         self.calls: dict[str, Call] = {}
         self.broker = broker
         self.store = store
@@ -64,6 +60,15 @@ class Workbench:
     def bind(self, provided: Mapping[type, object]) -> None:
         """Put what the service provides into the calls. Raises DeclarationError."""
         self.calls = {name: handler.bind(provided) for name, handler in self.handlers.items()}
+
+    def handlers_of(self, stream: str) -> dict[str, list[Handler]]:
+        """The handlers that read the stream, by the type of event that they want."""
+        table: dict[str, list[Handler]] = {}
+        for handler in self.handlers.values():
+            if handler.reads(stream, self.system):
+                for kind in handler.events:
+                    table.setdefault(kind.name, []).append(handler)
+        return table
 
     def unit(self, claim: Claim | None) -> UnitOfWork:
         """A unit of work that only commits while ``claim`` holds."""

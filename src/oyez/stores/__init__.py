@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
+from oyez import adapters
 from oyez.ambient import Ambient
 from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Store
+
+
+class Connect(Protocol):
+    """What an entry point of ``oyez.stores`` names; see `oyez.adapters`."""
+
+    def __call__(self, url: str, ambient: Ambient, *, root: Path) -> Store:
+        """The store that the URL names, not opened yet; parameters as in `connect`."""
+        ...
 
 
 def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
@@ -31,4 +41,8 @@ def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
             ) from error
         endpoint = Endpoint(url, port=PORT)
         return PostgresStore(endpoint, ambient, endpoint.options(PostgresOptions))
-    raise ConfigurationError(f"store: expected sqlite or postgresql, found {scheme!r}")
+    make: Connect | None = adapters.load(adapters.STORES, scheme)
+    if make is not None:
+        return make(url, ambient, root=root)
+    known = ", ".join(("sqlite", "postgresql", *adapters.found(adapters.STORES)))
+    raise ConfigurationError(f"store: expected one of {known}, found {scheme!r}")

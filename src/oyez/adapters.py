@@ -1,0 +1,47 @@
+"""Finds the adapters of other packages: brokers and stores that register an entry point.
+
+A package names in its metadata, under ``oyez.brokers`` or ``oyez.stores``, each URL scheme that it
+serves and the function that connects it::
+
+    [project.entry-points."oyez.brokers"]
+    pulsar = "oyez_pulsar:connect"
+
+The function has the parameters of `oyez.brokers.Connect` or `oyez.stores.Connect`. The packages are
+imported when a URL asks for their scheme, never before. A scheme that Oyez serves itself can't be
+replaced.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from oyez.errors import ConfigurationError
+
+BROKERS = "oyez.brokers"
+STORES = "oyez.stores"
+
+
+@cache
+def found(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group, by scheme, as they are installed when the process asks first."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def load(group: str, scheme: str) -> Any:
+    """The function that connects URLs of that scheme; None where no package serves it.
+
+    Raises ConfigurationError, naming the package, when it can't be imported.
+    """
+    point = found(group).get(scheme)
+    if point is None:
+        return None
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        package = point.dist.name if point.dist is not None else point.module
+        raise ConfigurationError(
+            f"{scheme}: the adapter {point.value} of {package} can't be imported ({error}): "
+            f"install {package} again"
+        ) from error
