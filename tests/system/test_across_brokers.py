@@ -118,6 +118,24 @@ async def test_a_journey_over_two_brokers_is_one_tree(tmp_path: Path) -> None:
         assert warned == ""
 
 
+async def test_what_is_published_by_hand_goes_to_the_broker_of_the_stream_s_service(
+    tmp_path: Path,
+) -> None:
+    async with apart(tmp_path) as ticks:
+        body = ('{"name": "by-hand", "number": 1}', "--key", "by-hand")
+        said = json.loads(asked(ticks, "publish", "ticks.tock", *body, "--json")[0])
+        assert said["stream"] == "ticks.counter"
+        root = tick_of(ticks, "by-hand")
+        assert places(root) == [TWO]
+        assert states(root) == {"hear": ("pending", None)}
+        ticks.start_replica()
+
+        async def heard() -> bool:
+            return states(tick_of(ticks, "by-hand")) == {"hear": ("handled", None)}
+
+        await until(heard, why=ticks._last_words)
+
+
 async def test_what_has_not_come_is_told_by_the_place_on_the_service_s_own_broker(
     tmp_path: Path,
 ) -> None:

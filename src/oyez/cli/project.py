@@ -171,13 +171,15 @@ class Project:
         return self.config.root / rest if scheme == wanted else None
 
     def opened_broker(
-        self, service: str = "", *, create: bool = False
+        self, service: str = "", *, create: bool = False, group: bool = True
     ) -> AbstractAsyncContextManager[Broker]:
-        """The broker as in `broker`, open until the block ends.
+        """The broker as in `broker`, open until the block ends; without ``group`` it does not read.
 
         Raises NotCreated, and makes nothing, where the system has not run yet, unless ``create``.
         """
-        return self._opened(self.broker_url(service), self.broker(service), create=create)
+        url = self.broker_url(service)
+        broker = self.broker(service) if group else self.connect(url)
+        return self._opened(url, broker, create=create)
 
     @contextlib.asynccontextmanager
     async def opened_brokers(self) -> AsyncIterator[dict[str, Broker]]:

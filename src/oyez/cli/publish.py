@@ -32,8 +32,9 @@ def command(
 ) -> None:
     """Publish one event of TYPE with JSON as its data; - reads the data from standard input.
 
-    It goes to the stream of the service that announces the type (or of --service), and is checked
-    against every class that the project's services declare for it. Prints the event's id.
+    It goes to the stream of the service that announces the type (or of --service), on that
+    service's broker, and is checked against every class that the project's services declare for
+    it. Prints the event's id.
     """
     project = Project.open()
     services, failed = project.services()
@@ -56,9 +57,10 @@ def command(
         envelope = _wrap(project, flow, payload, chosen)
     except InvalidEvent as error:
         raise ConfigurationError(f"{escape(type_)}: {error}") from error
-    stream = _stream(project, flow, service)
+    home = _home(project, flow, service)
+    stream = f"{project.config.system.name}.{home}"
     record = Record(stream=stream, key=chosen, headers=envelope.headers(), data=payload)
-    run_async(_publish(project, record))
+    run_async(_publish(project, home, record))
     if as_json:
         print_json(
             {
@@ -73,8 +75,9 @@ def command(
         write(envelope.id)
 
 
-async def _publish(project: Project, record: Record) -> None:
-    async with project.opened_broker(create=True) as broker:
+async def _publish(project: Project, service: str, record: Record) -> None:
+    # Not as the service's group: that alone has some brokers keep events for it from then on.
+    async with project.opened_broker(service, create=True, group=False) as broker:
         await broker.publish([record])
 
 
@@ -123,12 +126,12 @@ def _wrap(project: Project, flow: Flow, data: bytes, key: str | None) -> Envelop
     return envelope
 
 
-def _stream(project: Project, flow: Flow, service: str | None) -> str:
-    system = project.config.system.name
+def _home(project: Project, flow: Flow, service: str | None) -> str:
+    """The service whose stream the event goes to."""
     if service is not None:
-        return f"{system}.{project.settings(service).name}"
+        return project.settings(service).name
     if len(flow.publishers) == 1:
-        return f"{system}.{flow.publishers[0]}"
+        return flow.publishers[0]
     if flow.publishers:
         raise ConfigurationError(
             f"{flow.type} is announced by {', '.join(flow.publishers)}: choose with --service"
