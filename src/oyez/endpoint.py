@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import ssl
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -20,6 +20,39 @@ from oyez.errors import ConfigurationError
 T = TypeVar("T", bound=msgspec.Struct)
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_](?:[A-Za-z0-9._-]*)))(?::([0-9]{1,5}))?")
+
+
+def limits(low: float, high: float, unit: str = "") -> msgspec.Meta:
+    """Bounds of an option, both of them allowed, told as errors and the guide tell them.
+
+    Not a number and infinity lie outside of any bounds.
+    """
+    what = "a whole number" if isinstance(low, int) else "a number"
+    what += f" of {unit}" if unit else ""
+    told = f"{low:.15g} to {high:.15g}"
+    extra = {"unit": unit, "range": told}
+    return msgspec.Meta(ge=low, le=high, description=f"{what} from {told}", extra=extra)
+
+
+Seconds = Annotated[float, limits(0.001, 86_400.0, "seconds")]
+"""A deadline or a pause. What is shorter would be 0 ms to some servers, which is forever."""
+Retention = Annotated[
+    float,
+    msgspec.Meta(
+        gt=0,
+        le=36_500 * 86_400.0,
+        description="a number of seconds above 0, at most 3153600000",
+        extra={"unit": "seconds", "range": "above 0, at most 3153600000"},
+    ),
+]
+"""How long records are kept."""
+Count = Annotated[int, limits(1, 1_000_000)]
+Some = Annotated[int, limits(0, 32_767)]
+"""How many, where 0 leaves it to the adapter."""
+Partitions = Annotated[int, limits(1, 4096)]
+Bytes = Annotated[int, limits(1, 1_000_000_000, "bytes")]
+BatchBytes = Annotated[int, limits(1000, 2**28, "bytes")]
+"""What a reader holds; drivers take no other sizes for their buffers."""
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +107,7 @@ class Endpoint:
         """
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
         allowed = [name for name in fields if name not in given]
-        values = dict(given)
+        values = {name: _convert(self, name, value, fields[name]) for name, value in given.items()}
         for name, text in parse_qsl(self._query, keep_blank_values=True):
             if name not in allowed:
                 close = difflib.get_close_matches(name, allowed, 1)
@@ -132,9 +165,14 @@ def redact(url: str) -> str:
     return re.sub(secret, r"\1***", url, flags=re.IGNORECASE)
 
 
-def _convert(endpoint: Endpoint, name: str, text: str, kind: Any) -> Any:
+def _convert(endpoint: Endpoint, name: str, value: Any, kind: Any) -> Any:
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
+        for meta in getattr(kind, "__metadata__", ()):
+            if meta.description:
+                raise endpoint.error(
+                    f"option {name}: expected {meta.description}, found {value!r}"
+                ) from None
         problem = str(error).partition(" - at ")[0]
         raise endpoint.error(f"option {name}: {problem[0].lower()}{problem[1:]}") from None

@@ -24,7 +24,7 @@ from asyncpg import exceptions as pg
 from asyncpg.connect_utils import SessionAttribute
 
 from oyez.ambient import Ambient, backoff
-from oyez.endpoint import Endpoint, Tls, mistrust
+from oyez.endpoint import Count, Endpoint, Seconds, Tls, mistrust
 from oyez.errors import (
     BrokerError,
     BrokerRefused,
@@ -68,9 +68,9 @@ class ServerOptions(Tls, frozen=True, kw_only=True):
 
     schema: str = "oyez"
     """The schema that holds the tables; it is made when it is missing."""
-    deadline: float = 10.0
+    deadline: Seconds = 10.0
     """Seconds after which a call gives up as unavailable."""
-    connections: int = 8
+    connections: Count = 8
     """Connections for calls, at most; one more listens."""
     sslmode: Literal["disable", "prefer", "require", "verify-full"] | None = None
     """As in PostgreSQL; ``verify-full`` when ``cafile`` is given, else ``prefer``."""
@@ -102,8 +102,6 @@ class PostgresServer:
             raise endpoint.error(
                 f"option schema: expected 1 to 40 letters, digits or _, found {options.schema!r}"
             )
-        if options.connections < 1:
-            raise endpoint.error("option connections: expected at least 1")
         self.options = options
         self.ambient = ambient
         self._session = session

@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 import msgspec
 import pytest
 
+from oyez.brokers import postgres
+from oyez.brokers.claim_check import postgres as large
+from oyez.brokers.embedded import EmbeddedOptions
+from oyez.brokers.kafka.options import KafkaOptions
+from oyez.brokers.nats.broker import NatsOptions
+from oyez.brokers.rabbitmq.broker import RabbitMqOptions
+from oyez.brokers.redis import RedisOptions
+from oyez.brokers.sns_sqs.options import SnsSqsOptions
 from oyez.endpoint import Endpoint, Tls
 from oyez.errors import ConfigurationError
+from oyez.postgres_server import ServerOptions
+from oyez.stores import postgres as store
 
 
 class Options(Tls, frozen=True, kw_only=True):
@@ -52,6 +62,78 @@ def test_an_option_that_can_not_be_is_named(query: str, told: str) -> None:
         endpoint.options(Options, partitions=8)
     assert told in str(refused.value)
     assert "pw" not in str(refused.value)
+
+
+KINDS: tuple[type[msgspec.Struct], ...] = (
+    KafkaOptions,
+    NatsOptions,
+    RabbitMqOptions,
+    RedisOptions,
+    SnsSqsOptions,
+    EmbeddedOptions,
+    ServerOptions,
+    postgres.PostgresOptions,
+    store.PostgresOptions,
+    large.PostgresOptions,
+)
+NUMBERS = [
+    pytest.param(kind, field.name, id=f"{kind.__module__.removeprefix('oyez.')}-{field.name}")
+    for kind in KINDS
+    for field in msgspec.structs.fields(kind)
+    if isinstance(field.default, int | float) and not isinstance(field.default, bool)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_a_number_that_can_not_be_is_refused_with_what_can(
+    kind: type[msgspec.Struct], name: str
+) -> None:
+    for value in ("-1", "nan", "inf", "-inf", "1e300", str(10**18), "soon", ""):
+        with pytest.raises(ConfigurationError) as refused:
+            Endpoint(f"x://h:1?{name}={value}", port=1).options(kind)
+        assert f"option {name}: expected a " in str(refused.value)
+        assert f"found {value!r}" in str(refused.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_a_default_can_also_be_given(kind: type[msgspec.Struct], name: str) -> None:
+    default = getattr(kind(), name)
+    found = Endpoint(f"x://h:1?{name}={default}", port=1).options(kind)
+    assert getattr(found, name) == default
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "told"),
+    [
+        (KafkaOptions, "deadline=0", "a number of seconds from 0.001 to 600, found '0'"),
+        (KafkaOptions, "linger=901", "a number of seconds from 0 to 900, found '901'"),
+        (KafkaOptions, "batch=0", "a whole number from 1 to 1000000, found '0'"),
+        (KafkaOptions, "partitions=4097", "a whole number from 1 to 4096, found '4097'"),
+        (NatsOptions, "replicas=0", "a whole number from 1 to 5, found '0'"),
+        (RedisOptions, "block=0.0001", "a number of seconds from 0.001 to 86400"),
+        (RabbitMqOptions, "max_bytes=0", "a whole number of bytes from 1 to 536870912"),
+        (SnsSqsOptions, "retention=0", "a number of seconds above 0, at most 3153600000"),
+        (store.PostgresOptions, "connections=1", "a whole number from 2 to 1000000, found '1'"),
+    ],
+)
+def test_bounds_are_told_with_their_unit(
+    kind: type[msgspec.Struct], option: str, told: str
+) -> None:
+    name = option.partition("=")[0]
+    with pytest.raises(ConfigurationError) as refused:
+        Endpoint(f"x://h:1?{option}", port=1).options(kind)
+    assert f"option {name}: expected {told}" in str(refused.value)
+
+
+def test_zero_leaves_it_to_the_adapter_where_that_means_something() -> None:
+    query = "linger=0&replication_factor=0&min_insync_replicas=0"
+    assert Endpoint(f"kafka://h?{query}", port=1).options(KafkaOptions) == KafkaOptions()
+    assert Endpoint("amqp://h?replicas=0", port=1).options(RabbitMqOptions).replicas == 0
+
+
+def test_what_the_system_gives_is_bounded_too() -> None:
+    with pytest.raises(ConfigurationError, match="option partitions: expected a whole number"):
+        Endpoint("kafka://h", port=1).options(KafkaOptions, partitions=0)
 
 
 @pytest.mark.parametrize("hosts", ["", "h:0", "h:99999", "h h", "h,,g", "h:x"])

@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from zlib import crc32
 
 import apsw
 import msgspec
 
 from oyez.ambient import Ambient
+from oyez.endpoint import BatchBytes, Count, Partitions, Retention, Seconds, limits
 from oyez.errors import (
     BrokerCorrupt,
     BrokerError,
@@ -61,21 +62,21 @@ T = TypeVar("T")
 class EmbeddedOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the embedded broker behaves."""
 
-    partitions: int = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record."""
-    retention: float = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Records older than this many seconds are deleted."""
-    retention_bytes: int = 4 * 1024**3
+    retention_bytes: Annotated[int, limits(1, 2**50, "bytes")] = 4 * 1024**3
     """When the file holds more than this many bytes, the oldest records are deleted."""
-    batch: int = 256
+    batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes of data in one batch, at most (one record may exceed it alone)."""
-    poll: float = 0.5
+    poll: Seconds = 0.5
     """Seconds between two looks at the file when no datagram comes."""
-    deadline: float = 30.0
+    deadline: Seconds = 30.0
     """Seconds after which a call gives up with BrokerUnavailable."""
-    housekeeping: float = 60.0
+    housekeeping: Seconds = 60.0
     """Seconds between two rounds of deleting, by whichever process is first."""
 
 

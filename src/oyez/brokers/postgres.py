@@ -32,7 +32,7 @@ from typing import Any
 import msgspec
 
 from oyez.ambient import Ambient, backoff
-from oyez.endpoint import Endpoint
+from oyez.endpoint import BatchBytes, Count, Endpoint, Partitions, Retention, Seconds
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreError, StoreUnavailable
 from oyez.partitioning import murmur2, partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record, weigh
@@ -267,17 +267,17 @@ _FORGET = "select {schema}.forget_records($1, $2, $3)"
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     """How the PostgreSQL broker behaves."""
 
-    partitions: int = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record."""
-    retention: float = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Records older than this many seconds are deleted."""
-    batch: int = 256
+    batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes of data in one batch, at most (one record may exceed it alone)."""
-    poll: float = 0.5
+    poll: Seconds = 0.5
     """Seconds between two looks at the ends of all partitions."""
-    housekeeping: float = 60.0
+    housekeeping: Seconds = 60.0
     """Seconds between two rounds of deleting, by whichever process is first."""
 
 

@@ -29,7 +29,16 @@ from redis.exceptions import (
 )
 
 from oyez.ambient import Ambient, backoff
-from oyez.endpoint import Endpoint, Tls, mistrust
+from oyez.endpoint import (
+    BatchBytes,
+    Count,
+    Endpoint,
+    Partitions,
+    Retention,
+    Seconds,
+    Tls,
+    mistrust,
+)
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
@@ -50,21 +59,21 @@ Place = tuple[str, int]
 class RedisOptions(Tls, frozen=True, kw_only=True):
     """How the Redis broker behaves."""
 
-    partitions: int = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record."""
-    retention: float = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Entries older than this many seconds are trimmed."""
-    batch: int = 256
+    batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes of data that a reader asks for at once; one record may exceed it alone."""
-    deadline: float = 10.0
+    deadline: Seconds = 10.0
     """Seconds after which a call gives up with BrokerUnavailable."""
-    connections: int = 8
+    connections: Count = 8
     """Connections for calls, at most; one more waits for what arrives."""
-    block: float = 2.0
+    block: Seconds = 2.0
     """Seconds that the waiting connection stays silent, at most, while all is well."""
-    housekeeping: float = 60.0
+    housekeeping: Seconds = 60.0
     """Seconds between two rounds of trimming."""
 
 

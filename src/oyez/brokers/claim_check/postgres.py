@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from oyez.ambient import Ambient
 from oyez.brokers.claim_check.storage import CONCURRENT, MARGIN
-from oyez.endpoint import Endpoint
+from oyez.endpoint import Count, Endpoint
 from oyez.errors import BrokerUnavailable, StoreError
 from oyez.ports import Finding
 from oyez.postgres_server import Missing, PostgresServer, ServerOptions, as_broker_error
@@ -34,7 +34,7 @@ _SWEEP = """delete from {table} where name in (select name from {table}
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     """How the storage behaves; its table is called ``large``."""
 
-    connections: int = CONCURRENT
+    connections: Count = CONCURRENT
     """Connections, at most."""
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from confluent_kafka import KafkaError, KafkaException
 
-from oyez.endpoint import Endpoint, Tls
+from oyez.endpoint import (
+    BatchBytes,
+    Bytes,
+    Count,
+    Endpoint,
+    Partitions,
+    Retention,
+    Seconds,
+    Some,
+    Tls,
+    limits,
+)
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 REPLICAS = 3
@@ -17,29 +28,29 @@ _QUIET = 0  # librdkafka writes to standard error itself; what matters comes as 
 class KafkaOptions(Tls, frozen=True, kw_only=True):
     """How the Kafka broker behaves. The defaults are the most durable that a cluster can give."""
 
-    partitions: int = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record."""
-    retention: float = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Seconds for which new topics keep a record (``retention.ms``)."""
-    batch: int = 256
+    batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes that one reader holds before it stops fetching; one message set may exceed it."""
-    deadline: float = 10.0
+    deadline: Annotated[float, limits(0.001, 600.0, "seconds")] = 10.0
     """Seconds after which a call gives up with BrokerUnavailable."""
-    poll: float = 1.0
+    poll: Seconds = 1.0
     """Seconds between two looks for new topics, and between two commits of group offsets."""
-    replication_factor: int = 0
+    replication_factor: Some = 0
     """Replicas of new topics; 0 stands for three, or as many as there are brokers."""
-    min_insync_replicas: int = 0
+    min_insync_replicas: Some = 0
     """How many of them must have a record before it is confirmed; 0 for two of three or more."""
-    max_message_bytes: int = 2 * 1024 * 1024
+    max_message_bytes: Bytes = 2 * 1024 * 1024
     """The largest record that new topics take, headers and data together."""
     acks: Literal["all", "1"] = "all"
     """Who must have a record before it is confirmed; 1, the leader alone, can lose records."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """How records are compressed on their way and in the topic."""
-    linger: float = 0.0
+    linger: Annotated[float, limits(0.0, 900.0, "seconds")] = 0.0
     """Seconds for which records wait for more to travel with them."""
     tls: bool = False
     """Encrypt, and verify the servers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -22,7 +22,16 @@ from oyez.brokers.nats.jetstream import (
 from oyez.brokers.nats.link import Connection, ServerInfo
 from oyez.brokers.nats.publisher import Message, Publisher
 from oyez.brokers.nats.reader import Reader
-from oyez.endpoint import Endpoint, Tls
+from oyez.endpoint import (
+    BatchBytes,
+    Count,
+    Endpoint,
+    Partitions,
+    Retention,
+    Seconds,
+    Tls,
+    limits,
+)
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import Batch, Capabilities, Finding, Position, Record
@@ -34,21 +43,21 @@ ROOM = 4_096
 class NatsOptions(Tls, frozen=True, kw_only=True):
     """How the NATS broker behaves."""
 
-    partitions: int = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record."""
-    retention: float = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Records older than this many seconds are deleted, in streams that we make."""
-    replicas: int = 1
+    replicas: Annotated[int, limits(1, 5)] = 1
     """Servers that keep a copy of each stream that we make: 3 in a cluster."""
     sync: Literal["", "always"] = ""
     """Say ``always`` when the servers run with ``sync_interval: always``; they tell it to few."""
-    batch: int = 256
+    batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes that one reader holds, about; one record may exceed it alone."""
-    deadline: float = 10.0
+    deadline: Seconds = 10.0
     """Seconds after which a call gives up with BrokerUnavailable."""
-    poll: float = 1.0
+    poll: Seconds = 1.0
     """Seconds between two looks for streams that others made."""
     tls: bool = False
     """Encrypt the connection, as the server offers it in its greeting."""

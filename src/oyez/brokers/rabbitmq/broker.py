@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from oyez.ambient import Ambient, backoff
 from oyez.brokers.rabbitmq.amqp import FRAME_MAX, NOT_FOUND, AmqpError
@@ -29,7 +29,17 @@ from oyez.brokers.rabbitmq.topology import (
     message_counts,
     queue_name,
 )
-from oyez.endpoint import Endpoint, Tls
+from oyez.endpoint import (
+    BatchBytes,
+    Count,
+    Endpoint,
+    Partitions,
+    Retention,
+    Seconds,
+    Some,
+    Tls,
+    limits,
+)
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import Batch, Capabilities, Finding, Position, Record
@@ -44,25 +54,25 @@ UNLIMITED = 2**31 - 1
 class RabbitMqOptions(Tls, frozen=True, kw_only=True):
     """How the RabbitMQ broker behaves."""
 
-    partitions: int = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record."""
-    retention: float = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Records older than this many seconds are deleted, a segment at a time."""
-    segment_bytes: int = 64 * 1024 * 1024
+    segment_bytes: Annotated[int, limits(1, 3_000_000_000, "bytes")] = 64 * 1024 * 1024
     """Bytes of a segment; each partition keeps at least one."""
     queue: Literal["stream", "quorum"] = "stream"
     """``stream`` keeps history; ``quorum`` deletes what every group has handled."""
-    replicas: int = 0
+    replicas: Some = 0
     """Servers that keep each partition; 0 stands for all there are when it is made."""
-    deadline: float = 10.0
+    deadline: Seconds = 10.0
     """Seconds after which a call gives up with BrokerUnavailable."""
-    batch: int = 256
+    batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes that one reader holds, at most; one record may exceed it alone."""
-    max_bytes: int = 16 * 1024 * 1024
+    max_bytes: Annotated[int, limits(1, 2**29, "bytes")] = 16 * 1024 * 1024
     """The largest record; ``max_message_size`` of the server, whose default is 16 MiB since 4.0."""
-    poll: float = 1.0
+    poll: Seconds = 1.0
     """Seconds between two looks for new streams."""
     management: str | None = None
     """Where the management plugin answers (``http://HOST:15672``): `inspect` sees more with it."""

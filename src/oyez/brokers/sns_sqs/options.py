@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import msgspec
-
-from oyez.endpoint import Tls
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+from oyez.endpoint import BatchBytes, Count, Partitions, Retention, Seconds, Tls, limits
 
 
 class SnsSqsOptions(Tls, frozen=True, kw_only=True):
@@ -18,20 +13,20 @@ class SnsSqsOptions(Tls, frozen=True, kw_only=True):
 
     endpoint: str | None = None
     """Address of an emulator or a VPC endpoint for both services, e.g. http://127.0.0.1:5000."""
-    partitions: Count = 8
+    partitions: Partitions = 8
     """How many a stream gets that is made by its first record: each is a topic, and a queue and a
     long poll for each group, so few are cheaper here."""
-    retention: Seconds = 7 * 86_400.0
+    retention: Retention = 7 * 86_400.0
     """Messages that nobody took for so many seconds are deleted by SQS; 14 days at most."""
     batch: Count = 256
     """Records in one batch, at most."""
-    batch_bytes: Count = 4 * 1024 * 1024
+    batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes of messages that a reader holds untaken, beyond which it receives no more."""
     deadline: Seconds = 10.0
     """Seconds after which a call, or a publish that makes no progress, gives up."""
-    wait: Annotated[int, msgspec.Meta(ge=1, le=20)] = 10
+    wait: Annotated[int, limits(1, 20, "seconds")] = 10
     """Seconds that a long poll lasts. A dead connection is noticed 5 s after."""
-    visibility: Annotated[int, msgspec.Meta(ge=3, le=3600)] = 5
+    visibility: Annotated[int, limits(3, 3600, "seconds")] = 5
     """Seconds after which what a dead reader held comes again; a living one extends them."""
     poll: Seconds = 1.0
     """Seconds between two looks for streams that others made."""

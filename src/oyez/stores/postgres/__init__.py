@@ -15,13 +15,13 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from hashlib import sha256
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from asyncpg import exceptions as pg
 
 from oyez.ambient import Ambient
-from oyez.endpoint import Endpoint
+from oyez.endpoint import Endpoint, limits
 from oyez.errors import ConstraintViolated, StoreRefused, StoreUnavailable, TransactionExpired
 from oyez.ports import (
     Announcement,
@@ -88,7 +88,7 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
 
     schema: str = "public"
     """Holds the service's tables and Oyez's, alone in the search path; made when it is missing."""
-    connections: int = 16
+    connections: Annotated[int, limits(2, 1_000_000)] = 16
     """Connections at most, a quarter of them for reads; two more listen and keep the lease."""
     isolation: Literal["exclusive", "read-committed"] = "exclusive"
     """``exclusive``: a transaction that reads is alone from then on, on all replicas.
@@ -101,8 +101,6 @@ class PostgresStore:
 
     def __init__(self, endpoint: Endpoint, ambient: Ambient, options: PostgresOptions) -> None:
         """Nothing is connected yet. Raises ConfigurationError."""
-        if options.connections < 2:
-            raise endpoint.error("option connections: expected at least 2")
         self.capabilities = Capabilities(durability="power-loss", history=False, processes=True)
         self.options = options
         self._ambient = ambient
