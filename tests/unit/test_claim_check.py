@@ -257,6 +257,12 @@ async def test_a_folder_is_swept_by_age_and_what_is_stored_again_is_new(tmp_path
     await storage.close()
 
 
+def waits_for_a_lock(file: Path) -> bool:
+    """Whether someone waits for the lock of the file: see proc_locks(5)."""
+    waiting = [line for line in Path("/proc/locks").read_text().splitlines() if " -> " in line]
+    return any(line.split()[6].endswith(f":{file.stat().st_ino}") for line in waiting)
+
+
 async def test_storing_and_deleting_take_turns(tmp_path: Path) -> None:
     ambient = VirtualAmbient()
     storage = Folder(tmp_path, ambient, RETENTION)
@@ -265,6 +271,9 @@ async def test_storing_and_deleting_take_turns(tmp_path: Path) -> None:
     holder = os.open(tmp_path / ".lock", os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_SH)
     sweeping = asyncio.ensure_future(storage.sweep())
+    async with asyncio.timeout(DEADLINE):
+        while not waits_for_a_lock(tmp_path / ".lock"):
+            await asyncio.sleep(0)
     await storage.put(A, b"1")  # beside whoever holds the lock, and before it is let go
     assert not sweeping.done()
     os.close(holder)
