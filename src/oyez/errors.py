@@ -21,6 +21,8 @@
     │   ├── BrokerUnavailable transient   no answer within the deadline
     │   ├── BrokerCorrupt     permanent   a record on disk fails its checksum
     │   └── BrokerRefused     permanent   the broker can't do what was asked, e.g. partition count
+    │       └── RecordRefused             it does not take this one record
+    ├── NotRedriven           permanent   the dead letter is gone, settled or too old
     └── HandlerTimeout        transient   a handler ran longer than its timeout
 
 *Transient* errors may go away by themselves: the default retry policy tries again. *Permanent*
@@ -110,6 +112,10 @@ class Fenced(StoreError):
     """The partition has another owner or a newer epoch; the transaction was rolled back."""
 
 
+class NotRedriven(OyezError):
+    """The dead letter can't be redriven; the message says why and what to do."""
+
+
 class BrokerError(OyezError):
     """The broker could not do what was asked."""
 
@@ -126,6 +132,10 @@ class BrokerCorrupt(BrokerError):
 
 class BrokerRefused(BrokerError):
     """The broker exists but differs from what is configured, or lacks the capability."""
+
+
+class RecordRefused(BrokerRefused):
+    """The broker does not take this one record, whatever it does with others."""
 
 
 class HandlerTimeout(OyezError):

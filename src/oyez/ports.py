@@ -190,12 +190,14 @@ class Parked(msgspec.Struct, kw_only=True):
     headers: dict[str, str]
     data: bytes | None
     seq: int = 0
+    reader: str = ""
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):
     """An event that a service gave up on, with all that is needed to see why and to redrive it.
 
-    ``handler`` is empty when the event could not even be decoded.
+    ``handler`` is empty when the event could not even be decoded, and `oyez.tables.OUTBOX` when it
+    is an event of the outbox that the broker refused; ``position`` is its outbox row then.
     """
 
     event_id: str
@@ -213,6 +215,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     headers: dict[str, str]
     data: bytes | None
     time: float
+    reader: str = ""
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,12 +233,15 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """The right of one process incarnation, ``owner``, to move a partition's position.
 
     Every commit names the claim; one that another owner or a newer epoch has replaced is fenced.
+    ``reader`` is empty for the service itself; another reader of the stream, such as a view that is
+    rebuilt, keeps a position and an inbox of its own.
     """
 
     stream: str
     partition: int
     owner: str
     epoch: int
+    reader: str = ""
 
 
 Writes = list[tuple[str, list[Parameters]]]
@@ -247,7 +253,7 @@ class Changes(msgspec.Struct, kw_only=True):
 
     writes: Writes = []
     handled: list[tuple[str, str, str]] = []
-    """(event id, source, handler), to know a duplicate by."""
+    """(event id, source, handler), to know a duplicate by; of the claim's reader."""
     parked: list[Parked] = []
     settled: list[Parked] = []
     """Parked events that are done or dead: their row stays for deduplication only."""
@@ -353,8 +359,10 @@ class Store(Protocol):
         """A query on a snapshot of what is committed; holds up no one."""
         ...
 
-    async def seen(self, events: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
-        """Which of these (event id, source, handler) are in the inbox."""
+    async def seen(
+        self, events: Sequence[tuple[str, str, str]], reader: str = ""
+    ) -> set[tuple[str, str, str]]:
+        """Which of these (event id, source, handler) are in the inbox of that reader."""
         ...
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oyez import Event, Service, Transaction
+from oyez import Event, Service, Transaction, tables
 from oyez.brokers.memory import MemoryBroker
 from oyez.errors import StoreUnavailable
 from oyez.ports import Parameters, Record, Row
@@ -28,7 +28,7 @@ class Fails(SqliteStore):
     """How often it fails; below 0 for ever."""
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        if self.left and "group by chain" in sql:
+        if self.left and sql is tables.BLOCKED:
             self.left -= 1
             raise StoreUnavailable("for a moment")
         return await super().fetch(sql, parameters)
@@ -53,7 +53,7 @@ async def test_claims_that_are_not_renewed_fail_readiness_within_30_seconds(
 ) -> None:
     process, _, _ = await _started(tmp_path, failures=0)
     with monkeypatch.context() as patch:
-        patch.setattr("oyez.runtime.claims._ALIVE", "select nonsense")
+        patch.setattr("oyez.tables.LIVING", "select nonsense")
         await process.bench.ambient.advance(30.0)
     assert any("claims have not been looked at" in r for r in process.health.readiness())
     await process.bench.ambient.advance(10.0)

@@ -25,10 +25,11 @@ from oyez.cli.printing import (
 from oyez.cli.project import NotCreated, Project, json_option, run_async
 from oyez.cli.topology import closest
 from oyez.contract import parse
-from oyez.errors import ConfigurationError, InvalidEvent, OyezError
+from oyez.errors import ConfigurationError, InvalidEvent, NotRedriven, OyezError
 from oyez.event import MAX_DATA
 from oyez.ports import Row, Store
-from oyez.runtime.dead import NotRedriven, discard, list_dead, redrive, show_dead
+from oyez.runtime.dead import discard, list_dead, redrive, show_dead
+from oyez.tables import OUTBOX
 
 _PAGE = 500
 
@@ -272,7 +273,7 @@ async def _redrive(
     async def one(store: Store, letter: int) -> str:
         row = await show_dead(store, letter)
         target = handler or (row["handler"] if row is not None else "")
-        if target and handlers is not None and target not in handlers:
+        if target not in ("", OUTBOX) and handlers is not None and target not in handlers:
             names = ", ".join(sorted(handlers)) or "none"
             raise NotRedriven(
                 f"dead letter {letter} is of {target}, a handler that {service} no longer has: "

@@ -25,8 +25,8 @@ from oyez.cli.project import NotCreated, Project, json_option, run_async
 from oyez.envelope import parse_time
 from oyez.errors import BrokerError, InvalidEvent, StoreError
 from oyez.ports import Broker, Position, Row, Store
-from oyez.runtime.relay import OUTBOX
 from oyez.service import Service
+from oyez.tables import OUTBOX
 
 LOOKED_AT = 2_048
 """Records behind a position that are looked at for one that concerns the service."""

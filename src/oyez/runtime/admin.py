@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -42,7 +42,7 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
         reasons = process.health.readiness()
         if process.bench.stopping:
             reasons.append("draining")
-        return _verdict(reasons)
+        return _verdict(reasons, process.health.warnings())
 
     async def show_metrics(_: Request) -> Response:
         return PlainTextResponse(metrics(), media_type="text/plain; version=0.0.4")
@@ -68,7 +68,8 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
     )
 
 
-def _verdict(reasons: list[str]) -> Response:
+def _verdict(reasons: list[str], warnings: Sequence[str] = ()) -> Response:
     return JSONResponse(
-        {"ok": not reasons, "reasons": reasons}, status_code=503 if reasons else 200
+        {"ok": not reasons, "reasons": reasons, "warnings": list(warnings)},
+        status_code=503 if reasons else 200,
     )

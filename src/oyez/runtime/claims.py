@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from oyez import tables
 from oyez.errors import BrokerError
 from oyez.ports import Claim, Row
 from oyez.runtime.lane import Lane
 from oyez.runtime.parked import ParkedEvents
-from oyez.runtime.relay import OUTBOX, Relay
+from oyez.runtime.relay import Relay
 from oyez.runtime.workbench import Bell, Workbench
 from oyez.signals import Claimed, Released
+from oyez.tables import OUTBOX
 from oyez.transaction import Origin
 
 SWEEP = 0.5
@@ -25,27 +27,12 @@ SWEEP = 0.5
 CRASHES = 2
 """A position at which so many owners died is passed with care; see `oyez.runtime.lane`."""
 
+READER = ""
+"""The reader whose partitions are claimed here: the service itself."""
+
 Place = tuple[str, int]
 _NO_ORIGIN = Origin()
 _RELAY: Place = (OUTBOX, 0)
-
-_ALIVE = "select owner from oyez_replica where until > :now order by owner"
-_CURSORS = "select stream, partition, owner, epoch from oyez_cursor"
-_KNOWN = """insert into oyez_cursor (stream, partition) values (:stream, :partition)
- on conflict (stream, partition) do nothing"""
-_CLAIM = """update oyez_cursor set epoch = epoch + 1,
-  crashes = case when owner is null or owner = :owner then 0
-    when crashed_at = position then crashes + 1 else 1 end,
-  crashed_at = case when owner is null or owner = :owner then -1 else position end,
-  owner = :owner
- where stream = :stream and partition = :partition and (owner is null or owner = :owner
-  or owner not in (select owner from oyez_replica where until > :now))
- returning position, epoch, crashes"""
-_RELEASE = """update oyez_cursor set owner = null
- where stream = :stream and partition = :partition and owner = :owner and epoch = :epoch"""
-_BURY = "delete from oyez_replica where until < :then"
-_BLOCKED = """select chain, count(*) as parked from oyez_inbox
- where stream = :stream and partition = :partition and state > 0 group by chain"""
 
 
 class Claims:
@@ -123,10 +110,9 @@ class Claims:
         wanted = await self._wanted()
         await bench.store.bury()
         now = bench.ambient.now()
-        alive = [row["owner"] for row in await bench.store.fetch(_ALIVE, {"now": now})]
-        cursors = {
-            (row["stream"], row["partition"]): row for row in await bench.store.fetch(_CURSORS, {})
-        }
+        alive = [row["owner"] for row in await bench.store.fetch(tables.LIVING, {"now": now})]
+        rows = await bench.store.fetch(tables.CURSORS, {"reader": READER})
+        cursors = {(row["stream"], row["partition"]): row for row in rows}
         await self._drop_lost(cursors)
         for lane in list(self.lanes.values()):
             if lane.idle:
@@ -203,12 +189,11 @@ class Claims:
         tx = unit.transaction(_NO_ORIGIN)
         taken: list[tuple[Place, Row]] = []
         try:
-            tx.execute(_BURY, then=now - 60.0)
+            tx.execute(tables.FORGET_REPLICAS, then=now - 60.0)
             for stream, partition in places:
-                tx.execute(_KNOWN, stream=stream, partition=partition)
-                row = await tx.fetch_one(
-                    _CLAIM, stream=stream, partition=partition, owner=bench.owner, now=now
-                )
+                cursor = {"stream": stream, "partition": partition, "reader": READER}
+                tx.execute(tables.ADD_CURSOR, **cursor)
+                row = await tx.fetch_one(tables.CLAIM, **cursor, owner=bench.owner, now=now)
                 if row is not None:
                     taken.append(((stream, partition), row))
             await unit.commit()
@@ -225,7 +210,9 @@ class Claims:
             self.relay = Relay(bench, claim)
             self.relay.start()
             return
-        rows = await bench.store.fetch(_BLOCKED, {"stream": stream, "partition": partition})
+        rows = await bench.store.fetch(
+            tables.BLOCKED, {"stream": stream, "partition": partition, "reader": claim.reader}
+        )
         lane = self.lanes[place] = self._make_lane(
             bench,
             claim,
@@ -251,9 +238,10 @@ class Claims:
         self._forget(place)
         unit = bench.unit(None)
         unit.transaction(_NO_ORIGIN).execute(
-            _RELEASE,
+            tables.RELEASE,
             stream=lane.claim.stream,
             partition=lane.claim.partition,
+            reader=lane.claim.reader,
             owner=lane.claim.owner,
             epoch=lane.claim.epoch,
         )

@@ -1,4 +1,9 @@
-"""Dead letters of one service: list, show, redrive, discard. Plain SQL, the same on every store."""
+"""Dead letters of one service: list, show, redrive, discard.
+
+A dead letter of the outbox is an event that the broker refused. Its row stays in the outbox, and
+the later events of its key wait behind it: redriving publishes it in its old place, discarding
+deletes it, and both let the others go on.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +11,27 @@ from typing import Any
 
 import msgspec
 
+from oyez import tables
 from oyez.ambient import Ambient
-from oyez.errors import InvalidEvent, OyezError
-from oyez.ports import Changes, Row, Store
+from oyez.errors import InvalidEvent, NotRedriven
+from oyez.ports import Changes, Row, Store, StoreTransaction, Writes
+from oyez.tables import Letter
 
 INBOX_RETENTION = 7 * 86_400.0
 """Seconds for which handled events are remembered, and so how old a safe redrive may be."""
-
-_LIST = """select id, event_id, type, handler, stream, partition, position, key, reason, attempts,
-  time, state, note from oyez_dead where state in (:state, :also) and id > :after
- order by id limit :limit"""
-_SHOW = "select * from oyez_dead where id = :id"
-_MARK = """update oyez_dead set state = :state, note = :note where id = :id and state = 'dead'
- returning id"""
-_AGAIN = """insert into oyez_inbox (event_id, source, handler, seen, state, stream, partition,
-  position, chain, due, attempt, history, key, headers, data)
- values (:event_id, :source, :handler, :now, 2, :stream, :partition, :position, null, :now, 0,
-  :history, :key, :headers, :data)
- on conflict (event_id, source, handler) do update set state = 2, stream = excluded.stream,
-  partition = excluded.partition, position = excluded.position, chain = null, due = excluded.due,
-  attempt = 0, history = excluded.history, key = excluded.key, headers = excluded.headers,
-  data = excluded.data
- where oyez_inbox.state = 0 returning seq"""
-
-
-class NotRedriven(OyezError):
-    """The dead letter can't be redriven; the message says why and what to do."""
 
 
 async def list_dead(
     store: Store, *, every: bool = False, after: int = 0, limit: int = 100
 ) -> list[Row]:
     """Dead letters by id, without payloads; ``every`` includes redriven and discarded ones."""
-    if not every:
-        parameters = {"state": "dead", "also": "dead", "after": after, "limit": limit}
-        return await store.fetch(_LIST, parameters)
-    sql = _LIST.replace("state in (:state, :also) and ", "")
+    sql = tables.ALL_LETTERS if every else tables.DEAD_LETTERS
     return await store.fetch(sql, {"after": after, "limit": limit})
 
 
 async def show_dead(store: Store, letter: int) -> Row | None:
     """One dead letter whole: headers and history decoded, ``data`` as the original bytes."""
-    rows = await store.fetch(_SHOW, {"id": letter})
+    rows = await store.fetch(tables.LETTER, {"id": letter})
     if not rows:
         return None
     row = rows[0]
@@ -69,7 +53,8 @@ async def redrive(
 
     The move is one transaction with the mark in ``oyez_dead``, so it can neither be lost nor run
     twice. ``data`` replaces the payload and ``handler`` the handler (one that was renamed, say; an
-    event that could not be read names none at all), which is recorded. Raises NotRedriven for one
+    event that could not be read names none at all), which is recorded. One that the broker refused
+    is published again, before the later events of its key. Raises NotRedriven for one
     that is gone, done, or older than the inbox remembers (unless ``old``), since a duplicate could
     no longer be recognised.
     """
@@ -85,22 +70,51 @@ async def redrive(
             f"dead letter {letter} is older than {days:.0f} days, for which duplicates are "
             "recognised: if the event can't come again otherwise, say --old"
         )
+    if row["handler"] == tables.OUTBOX:
+        await _announce_again(store, row, handler, data, now)
+    else:
+        await _park_again(store, row, handler, data, now)
+
+
+async def discard(store: Store, letter: int, why: str) -> None:
+    """Mark a dead letter as settled by hand. Raises NotRedriven when it is gone or done."""
+    if not why:
+        raise InvalidEvent("why", "say why it may be discarded")
+    row = await show_dead(store, letter)
+    begun = store.begin()
+    try:
+        if row is None or not await _mark(begun, letter, Letter.DISCARDED, why[:500]):
+            raise NotRedriven(f"there is no dead letter {letter} that is still dead")
+        if row["handler"] == tables.OUTBOX:
+            await begun.fetch(tables.WITHDRAW, {"seq": row["position"]}, [])
+            await begun.commit(Changes(writes=_let_go(row), ring=True))
+        else:
+            await begun.commit(Changes())
+    finally:
+        await begun.rollback()
+
+
+async def _park_again(
+    store: Store, row: Row, handler: str | None, data: bytes | None, now: float
+) -> None:
+    letter = row["id"]
     target = handler or row["handler"]
     if not target:
         raise NotRedriven(
             f"dead letter {letter} could not be read, so no handler is known: name it with "
             "--handler, and replace the payload with --data"
         )
-    note = "payload replaced" if data is not None else "as it was"
+    note = _note(data)
     if target != row["handler"]:
         note += f", to {target}"
     begun = store.begin()
     try:
-        marked = await begun.fetch(_MARK, {"id": letter, "state": "redriven", "note": note}, [])
+        marked = await _mark(begun, letter, Letter.REDRIVEN, note)
         parameters: dict[str, Any] = {
             "event_id": row["event_id"],
             "source": row["source"],
             "handler": target,
+            "reader": row["reader"],
             "stream": row["stream"],
             "partition": row["partition"],
             "position": row["position"],
@@ -110,23 +124,43 @@ async def redrive(
             "data": row["data"] if data is None else data,
             "now": now,
         }
-        moved = await begun.fetch(_AGAIN, parameters, [])
-        if not marked or not moved:
+        if not marked or not await begun.fetch(tables.PARK_AGAIN, parameters, []):
             raise NotRedriven(f"dead letter {letter} is being redriven already")
         await begun.commit(Changes(time=now, ring=True))
     finally:
         await begun.rollback()
 
 
-async def discard(store: Store, letter: int, why: str) -> None:
-    """Mark a dead letter as settled by hand. Raises NotRedriven when it is gone or done."""
-    if not why:
-        raise InvalidEvent("why", "say why it may be discarded")
+async def _announce_again(
+    store: Store, row: Row, handler: str | None, data: bytes | None, now: float
+) -> None:
+    letter = row["id"]
+    if handler is not None:
+        raise NotRedriven(
+            f"dead letter {letter} was never published, so it has no handler: leave out --handler"
+        )
     begun = store.begin()
     try:
-        row = {"id": letter, "state": "discarded", "note": why[:500]}
-        if not await begun.fetch(_MARK, row, []):
-            raise NotRedriven(f"there is no dead letter {letter} that is still dead")
-        await begun.commit(Changes())
+        marked = await _mark(begun, letter, Letter.REDRIVEN, _note(data))
+        again = {"seq": row["position"], "data": row["data"] if data is None else data}
+        if not marked or not await begun.fetch(tables.ANNOUNCE_AGAIN, again, []):
+            raise NotRedriven(f"dead letter {letter} is being redriven already")
+        await begun.commit(Changes(writes=_let_go(row), time=now, ring=True))
     finally:
         await begun.rollback()
+
+
+async def _mark(begun: StoreTransaction, letter: int, state: Letter, note: str) -> bool:
+    row = {"id": letter, "state": state.value, "note": note}
+    return bool(await begun.fetch(tables.MARK_LETTER, row, []))
+
+
+def _let_go(row: Row) -> Writes:
+    """Free what waited in the outbox behind the event; nothing does when it has no key."""
+    if row["key"] is None:
+        return []
+    return [(tables.UNHOLD, [{"stream": row["stream"], "key": row["key"]}])]
+
+
+def _note(data: bytes | None) -> str:
+    return "as it was" if data is None else "payload replaced"

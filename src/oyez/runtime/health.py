@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from oyez import tables
 from oyez.errors import BrokerError, StoreError
 from oyez.ports import Position
 from oyez.runtime.claims import Claims, Place
@@ -24,13 +25,6 @@ STALL = 20.0
 """Seconds without progress, with something to handle, after which a partition counts as stalled."""
 STUCK = 120.0
 """Seconds after which a stalled partition, with broker and store in reach, fails liveness."""
-
-_OLDEST_PARKED = """select min(due) as due from oyez_inbox i
- join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
- where state = 2 and c.owner = :owner"""
-
-
-_HEAD = "select seq from oyez_outbox where due <= :now order by due, seq limit 1"
 
 
 class Health:
@@ -47,6 +41,7 @@ class Health:
         self._store_error = ""
         self._overdue = 0.0
         self._head = -1
+        self._refused = 0
         self._head_since = bench.ambient.monotonic()
         self._task: asyncio.Task[None] | None = None
 
@@ -102,6 +97,15 @@ class Health:
             )
         return reasons
 
+    def warnings(self) -> list[str]:
+        """What needs a person, though the process is ready."""
+        if not self._refused:
+            return []
+        return [
+            f"events of the outbox that the broker refused: {self._refused}; later events of their "
+            f"keys wait behind them: see oyez dead list {self._bench.service}"
+        ]
+
     def liveness(self) -> list[str]:
         """Why the process should be restarted; empty when it should not."""
         if self._broker_error or self._store_error or self._parked.running:
@@ -118,6 +122,7 @@ class Health:
         return {
             "ready": not self.readiness(),
             "reasons": self.readiness(),
+            "warnings": self.warnings(),
             "lag": {f"{s}[{p}]": lag for (s, p), lag in self.lag().items()},
         }
 
@@ -127,13 +132,18 @@ class Health:
         self._look_at_claims()
         now = self._bench.ambient.now()
         try:
-            rows = await self._bench.store.fetch(_OLDEST_PARKED, {"owner": self._bench.owner})
+            rows = await self._bench.store.fetch(tables.OLDEST_RETRY, {"owner": self._bench.owner})
             due = rows[0]["due"]
             self._overdue = max(0.0, now - due) if due is not None else 0.0
-            head = [row["seq"] for row in await self._bench.store.fetch(_HEAD, {"now": now})]
+            head = [
+                row["seq"]
+                for row in await self._bench.store.fetch(tables.OUTBOX_HEAD, {"now": now})
+            ]
             if head != [self._head]:
                 self._head = head[0] if head else -1
                 self._head_since = self._bench.ambient.monotonic()
+            rows = await self._bench.store.fetch(tables.REFUSALS, {})
+            self._refused = rows[0]["events"]
             self._store_error = ""
         except StoreError as error:
             self._store_error = str(error)

@@ -291,7 +291,7 @@ class Lane:
         ]
         if not asked:
             return items
-        seen = await self._bench.store.seen(asked)
+        seen = await self._bench.store.seen(asked, self.claim.reader)
         if not seen and len(set(asked)) == len(asked):
             return items
         left: list[Item] = []
@@ -434,7 +434,9 @@ class Lane:
         bench = self._bench
         envelope = cast(Envelope, item.envelope)
         identity = (envelope.id, envelope.source, handler.name)
-        if isinstance(error, ConstraintViolated) and await bench.store.seen([identity]):
+        if isinstance(error, ConstraintViolated) and await bench.store.seen(
+            [identity], self.claim.reader
+        ):
             await self._pass(position)  # a copy of it, on another partition, was faster
             return
         now = bench.ambient.now()
@@ -456,7 +458,17 @@ class Lane:
             )
         else:
             unit.changes.dead.append(
-                dead_letter(item.record, envelope, handler.name, result, error, 1, history, now)
+                dead_letter(
+                    item.record,
+                    envelope,
+                    handler.name,
+                    result,
+                    error,
+                    1,
+                    history,
+                    now,
+                    self.claim.reader,
+                )
             )
             unit.changes.handled.append(identity)
             await self._commit(unit, position)
@@ -503,6 +515,7 @@ class Lane:
                 key=record.key,
                 headers=record.headers,
                 data=record.data,
+                reader=self.claim.reader,
             )
         )
         # Blocked before the commit, never after: an event of this key must not slip past. A key
@@ -571,7 +584,7 @@ class Lane:
         error = cast(InvalidEvent, item.broken)
         now = self._bench.ambient.now()
         result = Dead(f"unreadable: {describe_error(error)}")
-        return dead_letter(item.record, None, "", result, error, 0, [], now)
+        return dead_letter(item.record, None, "", result, error, 0, [], now, self.claim.reader)
 
     def _emit(self, signal: Signal) -> None:
         self._bench.signals.emit(signal)
@@ -586,6 +599,7 @@ def dead_letter(
     attempts: int,
     history: list[dict[str, Any]],
     now: float,
+    reader: str,
 ) -> DeadLetter:
     """The dead letter of an event, with its original bytes."""
     headers = record.headers
@@ -605,6 +619,7 @@ def dead_letter(
         headers=headers,
         data=record.data,
         time=now,
+        reader=reader,
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from oyez import tables
 from oyez.contract import decode
 from oyez.envelope import Envelope, open_record
 from oyez.errors import Fenced, OyezError, StoreError, StoreUnavailable, Superseded
@@ -25,15 +26,6 @@ from oyez.transaction import Origin
 POLL = 1.0
 """Seconds between two looks at the store when nothing rings."""
 DIED = "the process died during this attempt"
-
-_NEXT_DUE = """select min(due) as due from oyez_inbox i
- join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
- where state = 2 and handler = :handler and due > :now and c.owner = :owner"""
-
-
-_WAITED_FOR = """select distinct handler from oyez_inbox i
- join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
- where state = 2 and due <= :now and c.owner = :owner"""
 
 
 class ParkedEvents:
@@ -122,7 +114,7 @@ class ParkedEvents:
                     if busy < handler.concurrency:
                         busy += self._begin(handler, parked)
             rows = await bench.store.fetch(
-                _NEXT_DUE, {"handler": handler.name, "now": now, "owner": bench.owner}
+                tables.NEXT_RETRY, {"handler": handler.name, "now": now, "owner": bench.owner}
             )
             if rows[0]["due"] is not None:
                 wait = min(wait, rows[0]["due"] - now)
@@ -136,7 +128,9 @@ class ParkedEvents:
     async def _bury_orphans(self, now: float) -> None:
         """Dead-letter what waits for a handler that is gone, so that it blocks no key."""
         bench = self._bench
-        for row in await bench.store.fetch(_WAITED_FOR, {"now": now, "owner": bench.owner}):
+        for row in await bench.store.fetch(
+            tables.AWAITED_HANDLERS, {"now": now, "owner": bench.owner}
+        ):
             name = row["handler"]
             if name in bench.handlers:
                 continue
@@ -259,6 +253,7 @@ class ParkedEvents:
                     parked.attempt,
                     parked.history,
                     now,
+                    parked.reader,
                 )
             )
             signal = EventDead(

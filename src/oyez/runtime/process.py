@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import BrokerError, ConfigurationError, StoreError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
@@ -29,21 +30,6 @@ DEAD_RETENTION = 90 * 86_400.0
 """Seconds for which dead letters that were redriven or discarded are kept."""
 HOUSEKEEPING = 60.0
 """Seconds between two rounds of deleting what is no longer needed."""
-
-POSITIONS = "oyez:broker"
-"""The row of ``oyez_migration`` that says which kind of broker the positions are of."""
-
-_NEW_KIND = """insert into oyez_migration (name, digest, applied) values (:name, :kind, :now)
- on conflict (name) do nothing"""
-_OTHER_KIND = "update oyez_migration set digest = :kind, applied = :now where name = :name"
-_KIND = """select digest as kind, (select max(position) from oyez_cursor) as last
- from oyez_migration where name = :name"""
-_OLD_INBOX = """delete from oyez_inbox where seq in
- (select seq from oyez_inbox where state = 0 and seen < :then order by seq limit 1000)
- returning seq"""
-_OLD_DEAD = """delete from oyez_dead where id in
- (select id from oyez_dead where state <> 'dead' and time < :then order by id limit 1000)
- returning id"""
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,20 +187,26 @@ class ServiceProcess:
         if not kind:
             return
         now = self.bench.ambient.now()
-        row: Parameters = {"name": POSITIONS, "kind": kind, "now": now}
+        row: Parameters = {"name": tables.POSITIONS, "mark": kind, "now": now}
         begun = self.bench.store.begin()
         try:
-            (found,) = await begun.fetch(_KIND, {"name": POSITIONS}, [(_NEW_KIND, [row])])
-            if found["kind"] != kind:
+            (found,) = await begun.fetch(
+                tables.MARK_AND_POSITION, {"name": tables.POSITIONS}, [(tables.MARK, [row])]
+            )
+            if found["mark"] != kind:
                 if found["last"]:
                     raise StoreRefused(
-                        f"the store of {self.service.name} holds positions of {found['kind']}, and "
+                        f"the store of {self.service.name} holds positions of {found['mark']}, and "
                         f"the broker is {kind}: carry the streams across with a bridge and give "
                         "the service a new store; or, to read the new broker from its beginning, "
                         "run on it `delete from oyez_cursor` and `delete from oyez_migration "
-                        f"where name = '{POSITIONS}'`"
+                        f"where name = '{tables.POSITIONS}'`"
                     )
-                await begun.fetch(_KIND, {"name": POSITIONS}, [(_OTHER_KIND, [row])])
+                await begun.fetch(
+                    tables.MARK_AND_POSITION,
+                    {"name": tables.POSITIONS},
+                    [(tables.CHANGE_MARK, [row])],
+                )
             await begun.commit(Changes(time=now))
         finally:
             await begun.rollback()
@@ -256,7 +248,10 @@ class ServiceProcess:
     async def keep_house(self) -> None:
         """Delete what the inbox need not remember any more, and old dead letters that are done."""
         now = self.bench.ambient.now()
-        for sql, age in ((_OLD_INBOX, INBOX_RETENTION), (_OLD_DEAD, DEAD_RETENTION)):
+        for sql, age in (
+            (tables.DELETE_HANDLED, INBOX_RETENTION),
+            (tables.DELETE_SETTLED_LETTERS, DEAD_RETENTION),
+        ):
             while await self._delete_old(sql, now - age):
                 await self.bench.ambient.sleep(0)  # let others write between two rounds
 

@@ -34,6 +34,7 @@ from oyez.ports import (
 )
 from oyez.presence import Presence
 from oyez.sqlite_file import SqliteFile, Turn, answer, bind
+from oyez.tables import Inbox, Outbox
 
 STEPS = (
     """
@@ -41,7 +42,7 @@ create table oyez_inbox (
   seq integer primary key,
   event_id text not null, source text not null, handler text not null,
   seen real not null,
-  state integer not null default 0,      -- 0 handled, 1 behind another of its chain, 2 may come due
+  state integer not null default 0,      -- oyez.tables.Inbox
   stream text, partition integer, position integer, chain text,
   due real, attempt integer, history blob, key text, headers blob, data blob
 );
@@ -80,6 +81,32 @@ create index oyez_dead_state on oyez_dead (state, id);
 create table oyez_migration (name text primary key, digest text not null, applied real not null)
   without rowid;
 """,
+    """
+alter table oyez_inbox add column reader text not null default '';
+drop index oyez_inbox_event;
+create unique index oyez_inbox_event on oyez_inbox (event_id, source, handler, reader);
+drop index oyez_inbox_chain;
+create index oyez_inbox_chain on oyez_inbox (stream, partition, chain, reader, seq) where state > 0;
+
+alter table oyez_outbox add column state integer not null default 0;
+drop index oyez_outbox_due;
+create index oyez_outbox_due on oyez_outbox (due, seq) where state = 0;
+create index oyez_outbox_held on oyez_outbox (stream, key) where state > 0;
+
+alter table oyez_dead add column reader text not null default '';
+
+create table oyez_cursor_2 (
+  stream text not null, partition integer not null, reader text not null default '',
+  position integer not null default 0,
+  owner text, epoch integer not null default 0,
+  crashes integer not null default 0, crashed_at integer not null default -1,
+  primary key (stream, partition, reader)
+) without rowid;
+insert into oyez_cursor_2 (stream, partition, position, owner, epoch, crashes, crashed_at)
+ select stream, partition, position, owner, epoch, crashes, crashed_at from oyez_cursor;
+drop table oyez_cursor;
+alter table oyez_cursor_2 rename to oyez_cursor;
+""",
 )
 """The schema, step by step: what changes it is appended, never edited into an earlier step."""
 _FOR_EVER = 1e12
@@ -89,37 +116,42 @@ _headers = msgspec.json.Decoder(dict[str, str]).decode
 _history = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 _FENCE = """update oyez_cursor set position = coalesce(:position, position)
- where stream = :stream and partition = :partition and owner = :owner and epoch = :epoch"""
-_HANDLED = "insert into oyez_inbox (event_id, source, handler, seen) values (?, ?, ?, ?)"
+ where stream = :stream and partition = :partition and reader = :reader
+  and owner = :owner and epoch = :epoch"""
+_HANDLED = "insert into oyez_inbox (event_id, source, handler, seen, reader) values (?, ?, ?, ?, ?)"
 _ANNOUNCED = "insert into oyez_outbox (due, stream, key, headers, data) values (?, ?, ?, ?, ?)"
 _SENT = "delete from oyez_outbox where seq = ?"
-_PARKED = """insert into oyez_inbox (event_id, source, handler, seen, state, stream, partition,
-  position, chain, due, attempt, history, key, headers, data)
- values (:event_id, :source, :handler, :seen,
+_PARKED = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, state, stream,
+  partition, position, chain, due, attempt, history, key, headers, data)
+ values (:event_id, :source, :handler, :reader, :seen,
   case when :chain is not null and exists (select 1 from oyez_inbox where stream = :stream
-    and partition = :partition and chain = :chain and state > 0) then 1 else 2 end,
+    and partition = :partition and chain = :chain and reader = :reader
+    and state > {Inbox.HANDLED:d}) then {Inbox.BEHIND:d} else {Inbox.DUE:d} end,
   :stream, :partition, :position, :chain, :due, :attempt, :history, :key, :headers, :data)"""
-_SETTLED = """update oyez_inbox set state = 0, seen = :now, due = null, chain = null,
-  history = null, headers = null, data = null, key = null where seq = :seq and state = 2"""
-_NEXT = """update oyez_inbox set state = 2, due = :now where seq = (select min(seq) from oyez_inbox
-  where stream = :stream and partition = :partition and chain = :chain and state > 0)
-  and state = 1"""
-_RETRIED = """update oyez_inbox set due = :due, attempt = :attempt, history = :history
- where seq = :seq and state = 2"""
-_DEAD = """insert into oyez_dead (event_id, source, type, handler, stream, partition, position, key,
-  reason, traceback, attempts, history, headers, data, time) values (:event_id, :source, :type,
-  :handler, :stream, :partition, :position, :key, :reason, :traceback, :attempts, :history,
-  :headers, :data, :time)"""
+_SETTLED = f"""update oyez_inbox set state = {Inbox.HANDLED:d}, seen = :now, due = null,
+  chain = null, history = null, headers = null, data = null, key = null
+ where seq = :seq and state = {Inbox.DUE:d}"""
+_NEXT = f"""update oyez_inbox set state = {Inbox.DUE:d}, due = :now
+ where seq = (select min(seq) from oyez_inbox where stream = :stream and partition = :partition
+   and chain = :chain and reader = :reader and state > {Inbox.HANDLED:d})
+  and state = {Inbox.BEHIND:d}"""
+_RETRIED = f"""update oyez_inbox set due = :due, attempt = :attempt, history = :history
+ where seq = :seq and state = {Inbox.DUE:d}"""
+_DEAD = """insert into oyez_dead (event_id, source, type, handler, reader, stream, partition,
+  position, key, reason, traceback, attempts, history, headers, data, time)
+ values (:event_id, :source, :type, :handler, :reader, :stream, :partition, :position, :key,
+  :reason, :traceback, :attempts, :history, :headers, :data, :time)"""
 _SEEN = """select event_id, source, handler from oyez_inbox where event_id = ? and source = ?
- and handler = ?"""
-_OUTBOX = """select seq, due, stream, key, headers, data from oyez_outbox
- where due = 0 and seq > :after order by seq limit :limit"""
-_DELAYED = """select seq, due, stream, key, headers, data from oyez_outbox
- where due > 0 and due <= :now order by due, seq limit :limit"""
-_DUE = """select i.seq, event_id, source, handler, i.stream, i.partition, i.position, chain, due,
-  attempt, history, key, headers, data
- from oyez_inbox i join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
- where state = 2 and handler = :handler and due <= :now and c.owner = :owner
+ and handler = ? and reader = ?"""
+_OUTBOX = f"""select seq, due, stream, key, headers, data from oyez_outbox
+ where due = 0 and seq > :after and state = {Outbox.WAITING:d} order by seq limit :limit"""
+_DELAYED = f"""select seq, due, stream, key, headers, data from oyez_outbox
+ where due > 0 and due <= :now and state = {Outbox.WAITING:d} order by due, seq limit :limit"""
+_DUE = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partition, i.position,
+  chain, due, attempt, history, key, headers, data
+ from oyez_inbox i join oyez_cursor c
+  on c.stream = i.stream and c.partition = i.partition and c.reader = i.reader
+ where state = {Inbox.DUE:d} and handler = :handler and due <= :now and c.owner = :owner
  order by due, i.seq limit :limit"""
 _ALIVE = """insert into oyez_replica (owner, until, started, note) values (:owner, :until, :now,
   :note) on conflict (owner) do update set until = excluded.until, note = excluded.note"""
@@ -171,9 +203,12 @@ class SqliteStore:
         """See `Store.fetch`."""
         return await self._file.read(lambda connection: bind(connection, sql, parameters))
 
-    async def seen(self, events: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+    async def seen(
+        self, events: Sequence[tuple[str, str, str]], reader: str = ""
+    ) -> set[tuple[str, str, str]]:
         """See `Store.seen`."""
-        return await self._file.read(lambda connection: set(connection.executemany(_SEEN, events)))
+        asked = [(*event, reader) for event in events]
+        return await self._file.read(lambda connection: set(connection.executemany(_SEEN, asked)))
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
         """See `Store.outbox`."""
@@ -310,7 +345,8 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         _check(connection, claim, changes.position)
     now = changes.time
     if changes.handled:
-        connection.executemany(_HANDLED, [(*event, now) for event in changes.handled])
+        reader = "" if claim is None else claim.reader
+        connection.executemany(_HANDLED, [(*event, now, reader) for event in changes.handled])
     _write(connection, changes.writes)
     if changes.announced:
         connection.executemany(
@@ -326,7 +362,8 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         _check_still_parked(connection, parked)
         if parked.chain is not None:
             place = {"stream": parked.stream, "partition": parked.partition}
-            connection.execute(_NEXT, {"now": now, "chain": parked.chain, **place})
+            chain = {"chain": parked.chain, "reader": parked.reader}
+            connection.execute(_NEXT, {"now": now, **chain, **place})
     for parked in changes.retried:
         connection.execute(
             _RETRIED,
@@ -349,6 +386,7 @@ def _check(connection: apsw.Connection, claim: Claim, position: Position | None)
             "position": position,
             "stream": claim.stream,
             "partition": claim.partition,
+            "reader": claim.reader,
             "owner": claim.owner,
             "epoch": claim.epoch,
         },
@@ -397,6 +435,7 @@ def _parked_row(parked: Parked, now: float) -> dict[str, Any]:
         "event_id": parked.event_id,
         "source": parked.source,
         "handler": parked.handler,
+        "reader": parked.reader,
         "seen": now,
         "stream": parked.stream,
         "partition": parked.partition,
@@ -412,13 +451,14 @@ def _parked_row(parked: Parked, now: float) -> dict[str, Any]:
 
 
 def _parked(row: Iterable[Any]) -> Parked:
-    (seq, event_id, source, handler, stream, partition, position, chain, due, attempt, history,
-     key, headers, data) = row  # fmt: skip
+    (seq, event_id, source, handler, reader, stream, partition, position, chain, due, attempt,
+     history, key, headers, data) = row  # fmt: skip
     return Parked(
         seq=seq,
         event_id=event_id,
         source=source,
         handler=handler,
+        reader=reader,
         stream=stream,
         partition=partition,
         position=position,

@@ -23,6 +23,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
 
+from oyez import tables
 from oyez.brokers.memory import MemoryBroker
 from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
@@ -32,19 +33,16 @@ from oyez.runtime.dead import list_dead
 from oyez.runtime.execution import Begun
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
-from oyez.runtime.relay import OUTBOX
 from oyez.service import Service
 from oyez.signals import Signal, Signals
 from oyez.stores.sqlite import SqliteStore
+from oyez.tables import OUTBOX
 from oyez.testing.clock import VirtualAmbient, quiescent
 from oyez.transaction import Announcer, Origin
 
 E = TypeVar("E")
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_BUSY = """select (select count(*) from oyez_outbox where due <= :now) +
- (select count(*) from oyez_inbox where state = 2 and due <= :now) as busy"""
 
 
 class NotSettled(AssertionError):
@@ -156,7 +154,7 @@ class System:
                     return f"{name} is at {lane.position} of {end} in {stream}[{partition}]"
             if process.parked.running:
                 return f"{name} runs {process.parked.running} parked events"
-            rows = await process.bench.store.fetch(_BUSY, {"now": self.ambient.now()})
+            rows = await process.bench.store.fetch(tables.BUSY, {"now": self.ambient.now()})
             if rows[0]["busy"]:
                 return f"{name} has {rows[0]['busy']} events in its outbox or parked and due"
         return ""

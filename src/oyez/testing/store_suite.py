@@ -24,8 +24,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from oyez import tables
 from oyez.ambient import SystemAmbient
-from oyez.errors import ConstraintViolated, Fenced, StoreMissing, StoreRefused, Superseded
+from oyez.errors import (
+    ConstraintViolated,
+    Fenced,
+    NotRedriven,
+    StoreMissing,
+    StoreRefused,
+    Superseded,
+)
 from oyez.ports import (
     Announcement,
     Changes,
@@ -34,8 +42,9 @@ from oyez.ports import (
     Parked,
     Store,
     StoreTransaction,
+    Writes,
 )
-from oyez.runtime.dead import INBOX_RETENTION, NotRedriven, list_dead, redrive
+from oyez.runtime.dead import INBOX_RETENTION, discard, list_dead, redrive
 from oyez.testing.crash import run_and_kill
 
 DEADLINE = 60.0
@@ -607,6 +616,56 @@ class StoreSuite:
                 with pytest.raises(NotRedriven, match="already"):
                     await redrive(store, letter, ambient, old=True)
 
+    async def test_a_refused_event_of_the_outbox_holds_its_key_until_it_is_settled(
+        self, tmp_path: Path
+    ) -> None:
+        """Redriven, it is the first of its key again; discarded, the others go on without it."""
+        async with self._open(tmp_path) as (store,):
+            ambient = SystemAmbient()
+            others = msgspec.structs.replace(_announcement(5), key="other")
+            announced = [*map(_announcement, range(1, 5)), others]
+            await store.begin().commit(Changes(announced=announced))
+
+            async def ids() -> list[str]:
+                return [row.headers["id"] for row in await store.outbox(0, 0.0, 10)]
+
+            async def refuse() -> int:
+                first = (await store.outbox(0, 0.0, 1))[0]
+                letter = msgspec.structs.replace(
+                    _dead(first.headers["id"]),
+                    handler=tables.OUTBOX,
+                    position=first.seq,
+                    data=first.data,
+                    time=ambient.now(),
+                )
+                writes: Writes = [
+                    (tables.REFUSE, [{"seq": first.seq}]),
+                    (tables.HOLD, [{"stream": "s", "key": "k"}]),
+                ]
+                await store.begin().commit(Changes(writes=writes, dead=[letter]))
+                return int((await list_dead(store))[-1]["id"])
+
+            letter = await refuse()
+            assert await ids() == ["5"]
+            held = await store.fetch(tables.HELD, {})
+            assert held == [{"stream": "s", "key": "k", "state": tables.Outbox.REFUSED}]
+            await store.begin().commit(Changes(announced=[_announcement(6)]))
+            await store.begin().commit(
+                Changes(writes=[(tables.HOLD, [{"stream": "s", "key": "k"}])])
+            )
+            assert await ids() == ["5"]
+            assert await store.fetch(tables.REFUSALS, {}) == [{"events": 1}]
+            await redrive(store, letter, ambient, data=b"mended")
+            assert await ids() == ["1", "2", "3", "4", "5", "6"]
+            assert (await store.outbox(0, 0.0, 1))[0].data == b"mended"
+            letter = await refuse()
+            assert await ids() == ["5"]
+            await discard(store, letter, "not needed")
+            assert await ids() == ["2", "3", "4", "5", "6"]
+            assert await store.fetch(tables.HELD, {}) == []
+            with pytest.raises(NotRedriven):
+                await discard(store, letter, "twice")
+
     # -- parked events -----------------------------------------------------------------------------
 
     async def test_a_parked_event_comes_back_as_it_was(self, tmp_path: Path) -> None:
@@ -761,6 +820,55 @@ class StoreSuite:
             assert await ids("other", "handler") == ["2"]
             assert await ids("me", "another") == ["4"]
             assert await ids("nobody", "handler") == []
+
+    # -- readers -----------------------------------------------------------------------------------
+
+    async def test_a_reader_has_positions_an_inbox_and_chains_of_its_own(
+        self, tmp_path: Path
+    ) -> None:
+        """What the service has handled is new to another reader of the same partition."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me")
+            await store.begin().commit(
+                Changes(writes=[(tables.ADD_CURSOR, [_place("view")])], time=1.0)
+            )
+            begun = store.begin()
+            (row,) = await begun.fetch(
+                tables.CLAIM, {**_place("view"), "owner": "me", "now": 1.0}, []
+            )
+            await begun.commit(Changes())
+            view = msgspec.structs.replace(claim, epoch=row["epoch"], reader="view")
+            await store.begin().commit(Changes(claim=claim, position=7, handled=[_event("1")]))
+            assert await store.seen([_event("1")], "view") == set()
+            await store.begin().commit(Changes(claim=view, position=3, handled=[_event("1")]))
+            assert await store.seen([_event("1")], "view") == {_event("1")}
+            for reader, position in (("", 7), ("view", 3)):
+                (cursor,) = await store.fetch(tables.CURSORS, {"reader": reader})
+                assert cursor["position"] == position
+            parked = [
+                _parked("2", chain="k"),
+                _parked("2", chain="k", reader="view"),
+                _parked("3", chain="k", reader="view"),
+            ]
+            await store.begin().commit(Changes(parked=parked))
+            first, second = await store.due("me", "handler", 10.0, 10)
+            assert {first.reader, second.reader} == {"", "view"}
+            assert {first.event_id, second.event_id} == {"2"}
+            mine = first if first.reader == "" else second
+            await store.begin().commit(Changes(claim=claim, settled=[mine], time=2.0))
+            (left,) = await store.due("me", "handler", 10.0, 10)
+            assert (left.event_id, left.reader) == ("2", "view")
+            blocked = await store.fetch(tables.BLOCKED, _place("view"))
+            assert blocked == [{"chain": "k", "parked": 2}]
+            await store.begin().commit(Changes(claim=view, settled=[left], time=3.0))
+            (left,) = await store.due("me", "handler", 10.0, 10)
+            assert (left.event_id, left.reader) == ("3", "view")
+            begun = store.begin()
+            await begun.fetch(tables.CLAIM, {**_place("view"), "owner": "me", "now": 1.0}, [])
+            await begun.commit(Changes())
+            with pytest.raises(Fenced):
+                await store.begin().commit(Changes(claim=view, position=9))
+            await store.begin().commit(Changes(claim=claim, position=9))
 
     # -- fencing and leases ------------------------------------------------------------------------
 
@@ -996,6 +1104,10 @@ async def _claimed(store: Store, owner: str, partition: int = 0, epoch: int = 1)
     row: Mapping[str, Any] = {"partition": partition, "owner": owner, "epoch": epoch}
     await store.begin().commit(Changes(writes=[(sql, [row])]))
     return Claim(stream="s", partition=partition, owner=owner, epoch=epoch)
+
+
+def _place(reader: str) -> dict[str, Any]:
+    return {"stream": "s", "partition": 0, "reader": reader}
 
 
 def _resident() -> int:

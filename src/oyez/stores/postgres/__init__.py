@@ -39,6 +39,7 @@ from oyez.stores.postgres import schema
 from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text
 from oyez.stores.postgres.lease import Deaths, Lease, leave
 from oyez.stores.postgres.statements import answer, query, write
+from oyez.tables import Inbox, Outbox
 
 T = TypeVar("T")
 
@@ -61,16 +62,20 @@ _history = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 _SEEN = """select i.event_id, i.source, i.handler
  from unnest($1::text[], $2::text[], $3::text[]) e (event_id, source, handler)
- join oyez_inbox i on i.event_id = e.event_id and i.source = e.source and i.handler = e.handler"""
-_OUTBOX = """select seq, due, stream, key, headers, data from (
-  (select * from oyez_outbox where due = 0 and seq > $1 order by seq limit $3)
+ join oyez_inbox i on i.event_id = e.event_id and i.source = e.source and i.handler = e.handler
+  and i.reader = $4"""
+_OUTBOX = f"""select seq, due, stream, key, headers, data from (
+  (select * from oyez_outbox where due = 0 and seq > $1 and state = {Outbox.WAITING:d}
+   order by seq limit $3)
   union all
-  (select * from oyez_outbox where due > 0 and due <= $2 order by due, seq limit $3)
+  (select * from oyez_outbox where due > 0 and due <= $2 and state = {Outbox.WAITING:d}
+   order by due, seq limit $3)
 ) due order by due, seq limit $3"""
-_DUE = """select i.seq, event_id, source, handler, i.stream, i.partition, i.position, chain, due,
-  attempt, history, key, headers, data
- from oyez_inbox i join oyez_cursor c on c.stream = i.stream and c.partition = i.partition
- where state = 2 and handler = $1 and due <= $2 and c.owner = $3
+_DUE = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partition, i.position,
+  chain, due, attempt, history, key, headers, data
+ from oyez_inbox i join oyez_cursor c
+  on c.stream = i.stream and c.partition = i.partition and c.reader = i.reader
+ where state = {Inbox.DUE:d} and handler = $1 and due <= $2 and c.owner = $3
  order by due, i.seq limit $4"""
 _MISSING = """select string_agg(p, ', ') as privileges
  from unnest(array['select', 'insert', 'update', 'delete']) p
@@ -178,11 +183,13 @@ class PostgresStore:
             await connection.execute("commit")
             return rows
 
-    async def seen(self, events: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+    async def seen(
+        self, events: Sequence[tuple[str, str, str]], reader: str = ""
+    ) -> set[tuple[str, str, str]]:
         """See `Store.seen`."""
         if not events:
             return set()
-        rows = await self._own(_SEEN, *zip(*events, strict=True))
+        rows = await self._own(_SEEN, *zip(*events, strict=True), reader)
         return {(row["event_id"], row["source"], row["handler"]) for row in rows}
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:

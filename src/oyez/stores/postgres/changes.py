@@ -12,14 +12,15 @@ from oyez.errors import Fenced, Superseded
 from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parked, Position
 from oyez.postgres_server import Connection
 from oyez.stores.postgres.statements import write
+from oyez.tables import Inbox
 
 _encode = msgspec.json.Encoder().encode
 
 _FENCE = """update oyez_cursor set position = coalesce($1, position)
- where stream = $2 and partition = $3 and owner = $4 and epoch = $5"""
+ where stream = $2 and partition = $3 and reader = $4 and owner = $5 and epoch = $6"""
 _HANDLED_ANNOUNCED_SENT = """with handled as (
-  insert into oyez_inbox (event_id, source, handler, seen)
-  select event_id, source, handler, $1
+  insert into oyez_inbox (event_id, source, handler, seen, reader)
+  select event_id, source, handler, $1, $11
   from unnest($2::text[], $3::text[], $4::text[]) e (event_id, source, handler)
 ), sent as (
   delete from oyez_outbox where seq = any($5::bigint[])
@@ -29,45 +30,52 @@ select due, stream, key, headers, data
 from unnest($6::float8[], $7::text[], $8::text[], $9::bytea[], $10::bytea[]) with ordinality
   a (due, stream, key, headers, data, n) order by n"""
 _DEAD = """insert into oyez_dead (event_id, source, type, handler, stream, partition, position, key,
-  reason, traceback, attempts, history, headers, data, time)
+  reason, traceback, attempts, history, headers, data, time, reader)
 select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[],
   $7::bigint[], $8::text[], $9::text[], $10::text[], $11::int[], $12::bytea[], $13::bytea[],
-  $14::bytea[], $15::float8[])"""
-_SETTLED = """with settled as (
-  update oyez_inbox set state = 0, seen = $1, due = null, chain = null, history = null,
-    headers = null, data = null, key = null
-  where seq = any($2::bigint[]) and state = 2 returning seq
+  $14::bytea[], $15::float8[], $16::text[])"""
+_SETTLED = f"""with settled as (
+  update oyez_inbox set state = {Inbox.HANDLED:d}, seen = $1, due = null, chain = null,
+    history = null, headers = null, data = null, key = null
+  where seq = any($2::bigint[]) and state = {Inbox.DUE:d} returning seq
 ), freed as (
-  update oyez_inbox set state = 2, due = $1 where state = 1 and seq in (
+  update oyez_inbox set state = {Inbox.DUE:d}, due = $1 where state = {Inbox.BEHIND:d} and seq in (
     select (select min(i.seq) from oyez_inbox i where i.stream = c.stream
-      and i.partition = c.partition and i.chain = c.chain and i.state > 0
-      and i.seq <> all($2::bigint[]))
-    from unnest($3::text[], $4::int[], $5::text[]) c (stream, partition, chain))
+      and i.partition = c.partition and i.chain = c.chain and i.reader = c.reader
+      and i.state > {Inbox.HANDLED:d} and i.seq <> all($2::bigint[]))
+    from unnest($3::text[], $4::int[], $5::text[], $6::text[]) c (stream, partition, chain, reader))
 )
 select count(*) from settled"""
-_RETRIED = """update oyez_inbox i set due = r.due, attempt = r.attempt, history = r.history
+_RETRIED = f"""update oyez_inbox i set due = r.due, attempt = r.attempt, history = r.history
 from unnest($1::bigint[], $2::float8[], $3::int[], $4::bytea[]) r (seq, due, attempt, history)
-where i.seq = r.seq and i.state = 2"""
-_PARKED = """insert into oyez_inbox (event_id, source, handler, seen, state, stream, partition,
-  position, chain, due, attempt, history, key, headers, data)
-select event_id, source, handler, $1,
+where i.seq = r.seq and i.state = {Inbox.DUE:d}"""
+_PARKED = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, state, stream,
+  partition, position, chain, due, attempt, history, key, headers, data)
+select event_id, source, handler, reader, $1,
   case when chain is not null and (nth > 1 or exists (select from oyez_inbox i
-    where i.stream = p.stream and i.partition = p.partition and i.chain = p.chain and i.state > 0))
-  then 1 else 2 end,
+    where i.stream = p.stream and i.partition = p.partition and i.chain = p.chain
+      and i.reader = p.reader and i.state > {Inbox.HANDLED:d}))
+  then {Inbox.BEHIND:d} else {Inbox.DUE:d} end,
   stream, partition, position, chain, due, attempt, history, key, headers, data
 from (
-  select *, row_number() over (partition by stream, partition, chain order by n) as nth
+  select *, row_number() over (partition by stream, partition, chain, reader order by n) as nth
   from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::bigint[], $8::text[],
-    $9::float8[], $10::int[], $11::bytea[], $12::text[], $13::bytea[], $14::bytea[])
-    with ordinality e (event_id, source, handler, stream, partition, position, chain, due, attempt,
-    history, key, headers, data, n)
+    $9::float8[], $10::int[], $11::bytea[], $12::text[], $13::bytea[], $14::bytea[],
+    $15::text[]) with ordinality e (event_id, source, handler, stream, partition, position, chain,
+    due, attempt, history, key, headers, data, reader, n)
 ) p order by n"""
 
 
 async def fence(connection: Connection, claim: Claim, position: Position | None) -> None:
     """Move the claim's position and lock its partition until the end. Raises Fenced."""
     done = await connection.execute(
-        _FENCE, position, claim.stream, claim.partition, claim.owner, claim.epoch
+        _FENCE,
+        position,
+        claim.stream,
+        claim.partition,
+        claim.reader,
+        claim.owner,
+        claim.epoch,
     )
     check_fence(claim, done)
 
@@ -77,7 +85,8 @@ def fence_text(claim: Claim, position: Position | None) -> str:
     return (
         f"update oyez_cursor set position = {'position' if position is None else int(position)}"
         f" where stream = {_literal(claim.stream)} and partition = {int(claim.partition)}"
-        f" and owner = {_literal(claim.owner)} and epoch = {int(claim.epoch)}"
+        f" and reader = {_literal(claim.reader)} and owner = {_literal(claim.owner)}"
+        f" and epoch = {int(claim.epoch)}"
     )
 
 
@@ -98,22 +107,23 @@ async def apply(connection: Connection, changes: Changes) -> None:
             *_columns(changes.handled, 3),
             changes.sent,
             *_columns([_announced(a) for a in changes.announced], 5),
+            "" if changes.claim is None else changes.claim.reader,
         )
     if changes.dead:
-        await connection.execute(_DEAD, *_columns([_dead(letter) for letter in changes.dead], 15))
+        await connection.execute(_DEAD, *_columns([_dead(letter) for letter in changes.dead], 16))
     for settled in _rounds(changes.settled):
         await _settle(connection, settled, now)
     if changes.retried:
         await _retry(connection, changes.retried)
     if changes.parked:
         rows = [_parked(parked) for parked in changes.parked]
-        await connection.execute(_PARKED, now, *_columns(rows, 13))
+        await connection.execute(_PARKED, now, *_columns(rows, 14))
 
 
 async def _settle(connection: Connection, settled: list[Parked], now: float) -> None:
-    chains = [(p.stream, p.partition, p.chain) for p in settled if p.chain is not None]
+    chains = [(p.stream, p.partition, p.chain, p.reader) for p in settled if p.chain is not None]
     numbers = [parked.seq for parked in settled]
-    count = await connection.fetchval(_SETTLED, now, numbers, *_columns(chains, 3))
+    count = await connection.fetchval(_SETTLED, now, numbers, *_columns(chains, 4))
     if count != len(settled):
         raise _superseded(settled)
 
@@ -134,11 +144,11 @@ def _superseded(parked: list[Parked]) -> Superseded:
 def _rounds(settled: list[Parked]) -> Iterator[list[Parked]]:
     """Events of one chain one after the other: the end of the first is what frees the second."""
     rounds: list[list[Parked]] = []
-    reached: defaultdict[tuple[str, int, str], int] = defaultdict(int)
+    reached: defaultdict[tuple[str, int, str, str], int] = defaultdict(int)
     for parked in settled:
         number = 0
         if parked.chain is not None:
-            chain = (parked.stream, parked.partition, parked.chain)
+            chain = (parked.stream, parked.partition, parked.chain, parked.reader)
             number = reached[chain]
             reached[chain] += 1
         if number == len(rounds):
@@ -159,6 +169,7 @@ def _parked(one: Parked) -> tuple[Any, ...]:
     return (
         one.event_id, one.source, one.handler, one.stream, one.partition, one.position, one.chain,
         one.due, one.attempt, _encode(one.history), _text(one.key), _encode(one.headers), one.data,
+        one.reader,
     )  # fmt: skip
 
 
@@ -167,6 +178,7 @@ def _dead(one: DeadLetter) -> tuple[Any, ...]:
         _text(one.event_id), _text(one.source), _text(one.type), one.handler, one.stream,
         one.partition, one.position, _text(one.key), _text(one.reason), _text(one.traceback),
         one.attempts, _encode(one.history), _encode(one.headers), one.data, one.time,
+        one.reader,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ create table oyez_inbox (
   seq bigint generated always as identity primary key,
   event_id text not null, source text not null, handler text not null,
   seen double precision not null,
-  state integer not null default 0,      -- 0 handled, 1 behind another of its chain, 2 may come due
+  state integer not null default 0,      -- oyez.tables.Inbox
   stream text, partition integer, position bigint, chain text,
   due double precision, attempt integer, history bytea, key text, headers bytea, data bytea
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
@@ -61,6 +61,24 @@ create index oyez_dead_state on oyez_dead (state, id);
 create table oyez_migration (
   name text primary key, digest text not null, applied double precision not null
 );
+""",
+    """
+alter table oyez_inbox add column reader text not null default '';
+drop index oyez_inbox_event;
+create unique index oyez_inbox_event on oyez_inbox (event_id, source, handler, reader);
+drop index oyez_inbox_chain;
+create index oyez_inbox_chain on oyez_inbox (stream, partition, chain, reader, seq) where state > 0;
+
+alter table oyez_outbox add column state integer not null default 0;
+drop index oyez_outbox_due;
+create index oyez_outbox_due on oyez_outbox (due, seq) where state = 0;
+create index oyez_outbox_held on oyez_outbox (stream, key) where state > 0;
+
+alter table oyez_dead add column reader text not null default '';
+
+alter table oyez_cursor add column reader text not null default '';
+alter table oyez_cursor drop constraint oyez_cursor_pkey;
+alter table oyez_cursor add primary key (stream, partition, reader);
 """,
 )
 """The tables, step by step: what changes them is appended, never edited into an earlier step."""

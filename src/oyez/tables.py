@@ -1,0 +1,158 @@
+"""Oyez's own tables in a service's store: their states, and every statement common to all stores.
+
+A store makes six tables; `STEPS` in each store module has the columns in its own SQL types.
+
+- ``oyez_inbox``: one row for each event and handler, kept for deduplication; while the event is
+  parked, the row also holds what its next attempt needs. Unique by (reader, event_id, source,
+  handler).
+- ``oyez_outbox``: announced events that the broker has not confirmed, in commit order by ``seq``.
+- ``oyez_cursor``: the position, owner and epoch of each partition, by (stream, partition, reader).
+- ``oyez_replica``: the lease of each process of the service.
+- ``oyez_dead``: dead letters.
+- ``oyez_migration``: the migrations that have run, and marks of Oyez's own (names with ``oyez:``).
+
+A *reader* names who reads a stream: empty for the service itself, else something that keeps
+positions of its own in the same store.
+
+The statements here are written in the SQL that SQLite and PostgreSQL share, with ``:name``
+parameters, for `Store.fetch`, `StoreTransaction.fetch` and ``Changes.writes``. A third party's
+store that has these tables and runs these statements needs to know no more of them. What a store
+does for itself (a commit's changes, leases, migrations) stands in the store's module.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+OUTBOX = "oyez:outbox"
+"""The stream under which the relay claims the outbox, and the handler of its dead letters."""
+POSITIONS = "oyez:broker"
+"""The row of ``oyez_migration`` that names the kind of broker whose positions the store holds."""
+
+
+class Inbox(IntEnum):
+    """``oyez_inbox.state``."""
+
+    HANDLED = 0
+    """Done or dead: remembered for deduplication."""
+    BEHIND = 1
+    """Parked behind an earlier event of its chain."""
+    DUE = 2
+    """Parked; its next attempt starts at ``due``."""
+
+
+class Outbox(IntEnum):
+    """``oyez_outbox.state``."""
+
+    WAITING = 0
+    """To be published at ``due``."""
+    BEHIND = 1
+    """Held behind a refused event of its stream and key."""
+    REFUSED = 2
+    """Refused by the broker for good: a dead letter until it is redriven or discarded."""
+
+
+class Letter(StrEnum):
+    """``oyez_dead.state``."""
+
+    DEAD = "dead"
+    REDRIVEN = "redriven"
+    DISCARDED = "discarded"
+
+
+# -- replicas and claims ---------------------------------------------------------------------------
+
+LIVING = "select owner from oyez_replica where until > :now order by owner"
+FORGET_REPLICAS = "delete from oyez_replica where until < :then"
+CURSORS = "select stream, partition, position, owner, epoch from oyez_cursor where reader = :reader"
+ADD_CURSOR = """insert into oyez_cursor (stream, partition, reader)
+ values (:stream, :partition, :reader) on conflict (stream, partition, reader) do nothing"""
+CLAIM = """update oyez_cursor set epoch = epoch + 1,
+  crashes = case when owner is null or owner = :owner then 0
+    when crashed_at = position then crashes + 1 else 1 end,
+  crashed_at = case when owner is null or owner = :owner then -1 else position end,
+  owner = :owner
+ where stream = :stream and partition = :partition and reader = :reader
+  and (owner is null or owner = :owner
+   or owner not in (select owner from oyez_replica where until > :now))
+ returning position, epoch, crashes"""
+RELEASE = """update oyez_cursor set owner = null
+ where stream = :stream and partition = :partition and reader = :reader
+  and owner = :owner and epoch = :epoch"""
+
+# -- parked events ---------------------------------------------------------------------------------
+
+_OWNED = """oyez_inbox i join oyez_cursor c
+ on c.stream = i.stream and c.partition = i.partition and c.reader = i.reader"""
+
+BLOCKED = f"""select chain, count(*) as parked from oyez_inbox
+ where stream = :stream and partition = :partition and reader = :reader
+  and state > {Inbox.HANDLED:d} group by chain"""
+NEXT_RETRY = f"""select min(due) as due from {_OWNED}
+ where state = {Inbox.DUE:d} and handler = :handler and due > :now and c.owner = :owner"""
+OLDEST_RETRY = f"""select min(due) as due from {_OWNED}
+ where state = {Inbox.DUE:d} and c.owner = :owner"""
+AWAITED_HANDLERS = f"""select distinct handler from {_OWNED}
+ where state = {Inbox.DUE:d} and due <= :now and c.owner = :owner"""
+DELETE_HANDLED = f"""delete from oyez_inbox where seq in
+ (select seq from oyez_inbox where state = {Inbox.HANDLED:d} and seen < :then
+  order by seq limit 1000) returning seq"""
+
+# -- the outbox ------------------------------------------------------------------------------------
+
+OUTBOX_HEAD = f"""select seq from oyez_outbox
+ where due <= :now and state = {Outbox.WAITING:d} order by due, seq limit 1"""
+NEXT_ANNOUNCEMENT = f"""select min(due) as due from oyez_outbox
+ where due > :now and state = {Outbox.WAITING:d}"""
+REFUSE = f"update oyez_outbox set state = {Outbox.REFUSED:d} where seq = :seq"
+HOLD = f"""update oyez_outbox set state = {Outbox.BEHIND:d}
+ where state = {Outbox.WAITING:d} and stream = :stream and key = :key
+  and exists (select 1 from oyez_outbox r where r.stream = :stream and r.key = :key
+   and r.state = {Outbox.REFUSED:d})"""
+HELD = f"""select stream, key, max(state) as state from oyez_outbox
+ where state > {Outbox.WAITING:d} and key is not null group by stream, key"""
+UNHOLD = f"""update oyez_outbox set state = {Outbox.WAITING:d}
+ where state = {Outbox.BEHIND:d} and stream = :stream and key = :key
+  and not exists (select 1 from oyez_outbox r where r.stream = :stream and r.key = :key
+   and r.state = {Outbox.REFUSED:d})"""
+REFUSALS = f"select count(*) as events from oyez_outbox where state = {Outbox.REFUSED:d}"
+ANNOUNCE_AGAIN = f"""update oyez_outbox set state = {Outbox.WAITING:d}, due = 0, data = :data
+ where seq = :seq and state = {Outbox.REFUSED:d} returning seq"""
+WITHDRAW = f"""delete from oyez_outbox
+ where seq = :seq and state = {Outbox.REFUSED:d} returning seq"""
+
+BUSY = f"""select
+ (select count(*) from oyez_outbox where due <= :now and state = {Outbox.WAITING:d}) +
+ (select count(*) from oyez_inbox where due <= :now and state = {Inbox.DUE:d}) as busy"""
+
+# -- dead letters ----------------------------------------------------------------------------------
+
+_LETTERS = """select id, event_id, type, handler, stream, partition, position, key, reason,
+  attempts, time, state, note from oyez_dead"""
+
+DEAD_LETTERS = f"""{_LETTERS} where state = '{Letter.DEAD}' and id > :after
+ order by id limit :limit"""
+ALL_LETTERS = f"{_LETTERS} where id > :after order by id limit :limit"
+LETTER = "select * from oyez_dead where id = :id"
+MARK_LETTER = f"""update oyez_dead set state = :state, note = :note
+ where id = :id and state = '{Letter.DEAD}' returning id"""
+PARK_AGAIN = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, state, stream,
+  partition, position, chain, due, attempt, history, key, headers, data)
+ values (:event_id, :source, :handler, :reader, :now, {Inbox.DUE:d}, :stream, :partition,
+  :position, null, :now, 0, :history, :key, :headers, :data)
+ on conflict (reader, event_id, source, handler) do update set state = {Inbox.DUE:d},
+  stream = excluded.stream, partition = excluded.partition, position = excluded.position,
+  chain = null, due = excluded.due, attempt = 0, history = excluded.history, key = excluded.key,
+  headers = excluded.headers, data = excluded.data
+ where oyez_inbox.state = {Inbox.HANDLED:d} returning seq"""
+DELETE_SETTLED_LETTERS = f"""delete from oyez_dead where id in
+ (select id from oyez_dead where state <> '{Letter.DEAD}' and time < :then
+  order by id limit 1000) returning id"""
+
+# -- marks -----------------------------------------------------------------------------------------
+
+MARK = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)
+ on conflict (name) do nothing"""
+CHANGE_MARK = "update oyez_migration set digest = :mark, applied = :now where name = :name"
+MARK_AND_POSITION = """select digest as mark, (select max(position) from oyez_cursor) as last
+ from oyez_migration where name = :name"""
