@@ -76,7 +76,7 @@ async def _started(tmp_path: Path, *, failures: int) -> tuple[Any, Fails, list[s
     ambient, service, seen = VirtualAmbient(), Service("desk"), list[str]()
 
     @service.on(Placed)
-    def take(event: Placed, tx: Transaction) -> None:
+    async def take(event: Placed, tx: Transaction) -> None:
         seen.append(event.order)
 
     broker = MemoryBroker(ambient, partitions=8)

@@ -29,7 +29,7 @@ from oyez.ambient import SystemAmbient
 from oyez.envelope import format_time
 from oyez.errors import OyezError
 from oyez.ports import Broker, Record, Row, Store
-from oyez.runtime.relay import OUTBOX
+from oyez.tables import OUTBOX
 from oyez.transaction import Announcer, Origin
 
 DEADLINE = 60.0
@@ -302,7 +302,9 @@ class Ticks:
                     if name in found:
                         found[name].append(number)
                 for name, numbers in found.items():
-                    assert numbers == wanted[name][: len(numbers)], (table, name, numbers)
+                    if numbers != wanted[name][: len(numbers)]:
+                        dead = await self.query("select key, handler, reason from oyez_dead")
+                        raise AssertionError(f"{table}: {name} {numbers}; dead letters: {dead}")
                 if found != wanted:
                     return False
             return True
