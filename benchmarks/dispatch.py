@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import msgspec
@@ -19,10 +20,18 @@ from benchmarks.machine import Surroundings
 from oyez import Service, Transaction
 from oyez.brokers.memory import MemoryBroker
 from oyez.ports import BEGINNING, Changes, Claim, Parameters, Record, Row, Writes
-from oyez.runtime.lane import Lane
-from oyez.runtime.workbench import Bell, Workbench
+from oyez.runtime.batches import Batches
+from oyez.runtime.calls import Calls
+from oyez.runtime.commits import Commits
+from oyez.runtime.execution import Execution
+from oyez.runtime.handlers import Handlers
+from oyez.runtime.lane import Chains, Lane
+from oyez.runtime.loop import Bell
+from oyez.runtime.reading import Reading
+from oyez.runtime.reports import Reports
 from oyez.signals import BatchHandled, Signal, Signals
 from oyez.stores.sqlite import SqliteStore
+from oyez.transaction import Announcer
 
 _SQL = "update account set cents = cents + :cents where id = :account"
 
@@ -30,7 +39,9 @@ _SQL = "update account set cents = cents + :cents where id = :account"
 class ForgetfulStore(SqliteStore):
     """A store that has seen nothing and keeps nothing."""
 
-    async def seen(self, events: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+    async def seen(
+        self, events: Sequence[tuple[str, str, str]], reader: str = ""
+    ) -> set[tuple[str, str, str]]:
         """Nothing was handled before."""
         return set()
 
@@ -110,17 +121,38 @@ def _announcing() -> Service:
 
 async def _lane(here: Surroundings, broker: MemoryBroker, service: Service, count: int) -> Figures:
     signals = Signals()
-    bench = Workbench(
-        service.name,
-        "bench",
-        tuple(service.handlers),
+    ambient = here.ambient
+    store = ForgetfulStore(here.folder / "never-opened.db", ambient)
+    commits = Commits(store, Announcer("bench", service.name, ambient), ambient)
+    reports = Reports(service.name, signals)
+    handlers = Handlers("bench", service.handlers)
+    handlers.bind({})
+    lane = Lane(
+        Claim(stream="bench.accounts", partition=0, owner="bench", epoch=1),
+        BEGINNING,
+        Chains({}, ambient),
         broker=broker,
-        store=ForgetfulStore(here.folder / "never-opened.db", here.ambient),
-        ambient=here.ambient,
-        signals=signals,
-        owner="bench",
+        commits=commits,
+        ambient=ambient,
+        reports=reports,
+        work=Bell(ambient),
     )
-    bench.bind({})
+    with ThreadPoolExecutor(1) as threads:
+        execution = Execution(Calls(handlers, ambient, threads), commits, ambient, reports)
+        batches = Batches(
+            lane,
+            handlers,
+            execution,
+            broker=broker,
+            commits=commits,
+            ambient=ambient,
+            reports=reports,
+        )
+        reading = Reading(lane, batches, broker=broker, ambient=ambient, reports=reports)
+        return await _read(reading, signals, count)
+
+
+async def _read(reading: Reading, signals: Signals, count: int) -> Figures:
     handled = 0
     done = asyncio.Event()
 
@@ -132,22 +164,11 @@ async def _lane(here: Surroundings, broker: MemoryBroker, service: Service, coun
                 done.set()
 
     signals.listen(count_up)
-    lane = Lane(
-        bench,
-        Claim(stream="bench.accounts", partition=0, owner="bench", epoch=1),
-        BEGINNING,
-        blocked={},
-        parked=0,
-        careful=False,
-        suspects=False,
-        work=Bell(here.ambient),
-    )
     start = time.perf_counter()
-    lane.start()
+    reading.start()
     await done.wait()
     seconds = time.perf_counter() - start
-    await lane.stop()
-    bench.threads.shutdown()
+    await reading.stop()
     return {"µs/event": seconds / count * 1e6}
 
 

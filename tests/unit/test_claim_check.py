@@ -421,7 +421,7 @@ async def test_without_claim_check_a_large_event_is_refused_where_it_is_announce
         assert "system.claim_check" in refused.value.problem
         assert f"the broker takes {LIMIT}" in refused.value.problem
         async with asyncio.timeout(DEADLINE):
-            while await process.bench.store.outbox(0, process.bench.ambient.now(), 10):
+            while await process.store.outbox(0, process.ambient.now(), 10):
                 await asyncio.sleep(0.01)
         assert len(inner.logs["test.scanner"][0]) == 1
 
@@ -448,7 +448,7 @@ async def test_with_it_the_event_arrives_and_one_whose_data_is_gone_is_a_dead_le
         async with asyncio.timeout(DEADLINE):
             while len(seen) < 2:
                 await asyncio.sleep(0.01)
-        (dead,) = await list_dead(process.bench.store)
+        (dead,) = await list_dead(process.store)
     assert seen == [5 * LIMIT, len("small")]
     assert lost.headers["dataref"] in dead["reason"]
     assert "is gone" in dead["reason"]

@@ -39,11 +39,11 @@ async def test_a_partition_that_nobody_reads_fails_readiness_within_30_seconds(
 ) -> None:
     """Its claim is in our own name; no lane is there to say that it stands still (G5)."""
     process, store, _ = await _started(tmp_path, failures=-1)
-    await process.bench.ambient.advance(30.0)
+    await process.ambient.advance(30.0)
     reasons = process.health.readiness()
     assert any("shop.till[7] has been read by no replica for" in reason for reason in reasons)
     store.left = 0
-    await process.bench.ambient.advance(10.0)
+    await process.ambient.advance(10.0)
     assert process.health.readiness() == []
     await process.drain()
 
@@ -54,9 +54,9 @@ async def test_claims_that_are_not_renewed_fail_readiness_within_30_seconds(
     process, _, _ = await _started(tmp_path, failures=0)
     with monkeypatch.context() as patch:
         patch.setattr("oyez.tables.LIVING", "select nonsense")
-        await process.bench.ambient.advance(30.0)
+        await process.ambient.advance(30.0)
     assert any("claims have not been looked at" in r for r in process.health.readiness())
-    await process.bench.ambient.advance(10.0)
+    await process.ambient.advance(10.0)
     assert process.health.readiness() == []
     await process.drain()
 
@@ -65,8 +65,8 @@ async def test_what_was_claimed_and_lost_on_its_way_is_claimed_again(tmp_path: P
     """Nobody else would take it: its owner lives."""
     process, store, seen = await _started(tmp_path, failures=1)
     for number in range(16):
-        await process.bench.broker.publish([_placed(str(number))])
-    await process.bench.ambient.advance(5.0)
+        await process.broker.publish([_placed(str(number))])
+    await process.ambient.advance(5.0)
     assert sorted(map(int, seen)) == list(range(16))
     assert store.left == 0
     await process.drain()

@@ -406,7 +406,7 @@ async def test_a_parked_event_whose_handler_is_gone_is_a_dead_letter_and_blocks_
     async with running(service, partitions=1) as system:
         await system.publish(Placed(order="1"), key="k")
         await system.settled()
-        store = system.processes["changed"].bench.store
+        store = system.processes["changed"].store
         left = Parked(
             event_id="left", source="/test/outside", handler="gone", stream="test.outside",
             partition=0, position=1, chain="k", due=0.0, attempt=1, history=[], key="k",
@@ -444,7 +444,7 @@ async def test_what_the_inbox_need_not_remember_any_more_is_deleted() -> None:
             await system.publish(Placed(order=str(number)))
         await system.settled()
         process = system.processes["forgets"]
-        await process.bench.leave(Changes(writes=[("update oyez_inbox set seen = 0", [{}])]))
-        await process.keep_house()
+        await process.commits.save(Changes(writes=[("update oyez_inbox set seen = 0", [{}])]))
+        await process.housekeeping.keep()
         rows = await system.fetch("forgets", "select count(*) as n from oyez_inbox")
         assert rows == [{"n": 0}]

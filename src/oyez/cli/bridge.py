@@ -12,7 +12,7 @@ from oyez.cli.run import admin_server, observed, prepare, process_settings, serv
 from oyez.config import BridgeSettings
 from oyez.errors import BrokerError, BrokerRefused, ConfigurationError
 from oyez.ports import Broker
-from oyez.runtime.ferry import Ferry
+from oyez.runtime.bridge import Carrier
 from oyez.runtime.process import ServiceProcess
 from oyez.service import Service
 
@@ -49,7 +49,7 @@ async def _run(project: Project, settings: BridgeSettings) -> None:
         ambient=project.ambient,
         signals=signals,
         reads=settings.carries,
-        make_lane=partial(Ferry, target=target),
+        consumer=partial(Carrier, target=target),
     )
     key = f"bridges.{settings.name}"
     admin = admin_server(project, process, metrics, key, settings.admin, settings.grace)
@@ -66,4 +66,4 @@ async def _open(target: Broker, process: ServiceProcess) -> None:
     except BrokerError as error:
         if not error.transient:
             raise BrokerRefused(f"target: {error}") from error
-        process.bench.trouble("target", error)  # it connects by itself, and lanes wait for it
+        process.reports.trouble("target", error)  # it connects by itself, and lanes wait for it

@@ -26,7 +26,7 @@ from oyez.errors import ConfigurationError, OyezError
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
 from oyez.runtime.dead import INBOX_RETENTION
-from oyez.runtime.process import read_migrations
+from oyez.runtime.migrations import read_migrations
 from oyez.service import Service
 from oyez.sqlite_file import OLDEST_SQLITE, refuse_network_file_system
 

@@ -40,7 +40,7 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
 
     async def readyz(_: Request) -> Response:
         reasons = process.health.readiness()
-        if process.bench.stopping:
+        if process.stopping:
             reasons.append("draining")
         return _verdict(reasons, process.health.warnings())
 
@@ -55,7 +55,7 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
         }
 
     async def dead(_: Request) -> object:
-        return await list_dead(process.bench.store)
+        return await list_dead(process.store)
 
     return Starlette(
         routes=[

@@ -8,16 +8,19 @@ process that wakes after another took over can't commit (fencing).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from oyez import tables
+from oyez.ambient import Ambient
 from oyez.errors import BrokerError
-from oyez.ports import Claim, Row
-from oyez.runtime.lane import Lane
+from oyez.ports import Broker, Claim, Row
+from oyez.runtime.commits import Commits
+from oyez.runtime.lane import Chains, Lane
+from oyez.runtime.loop import Bell, Loop
 from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.reading import Consumer, Reading
 from oyez.runtime.relay import Relay
-from oyez.runtime.workbench import Bell, Workbench
+from oyez.runtime.reports import Reports
 from oyez.signals import Claimed, Released
 from oyez.tables import OUTBOX
 from oyez.transaction import Origin
@@ -26,7 +29,6 @@ SWEEP = 0.5
 """Seconds between two sweeps when nothing rings."""
 CRASHES = 2
 """A position at which so many owners died is passed with care; see `oyez.runtime.lane`."""
-
 READER = ""
 """The reader whose partitions are claimed here: the service itself."""
 
@@ -40,111 +42,117 @@ class Claims:
 
     def __init__(
         self,
-        bench: Workbench,
+        owner: str,
         lanes: dict[Place, Lane],
         parked: ParkedEvents,
+        *,
+        reads: Callable[[str], bool],
+        consumer: Callable[[Lane], Consumer],
+        broker: Broker,
+        commits: Commits,
+        ambient: Ambient,
+        reports: Reports,
         work: Bell,
         grace: float,
-        make_lane: Callable[..., Lane] = Lane,
     ) -> None:
-        """``lanes`` is filled and emptied here and read by others; ``grace`` is in seconds."""
+        """``lanes`` is filled and emptied here and read by others; ``grace`` is in seconds.
+
+        ``reads`` says by its name whether a stream is read, ``consumer`` makes what takes the
+        records of a lane.
+        """
         self.lanes = lanes
         self.relay: Relay | None = None
-        self.swept = bench.ambient.monotonic()
+        self.swept = ambient.monotonic()
         """On the monotonic clock, when the last round ended."""
         self.adrift: dict[Place, float] = {}
         """Partitions that the last round found unread, and since when on the monotonic clock."""
-        self._bench = bench
+        self._owner = owner
         self._parked = parked
+        self._reads = reads
+        self._consumer = consumer
+        self._broker = broker
+        self._commits = commits
+        self._store = commits.store
+        self._ambient = ambient
+        self._reports = reports
         self._work = work
         self._grace = grace
-        self._make_lane = make_lane
-        self._bell = Bell(bench.ambient)
+        self._loop = Loop("claims", self._step, ambient, reports.trouble)
         self._streams: dict[str, int] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._readings: dict[Place, Reading] = {}
 
     def start(self) -> None:
         """Begin to sweep."""
-        self._task = asyncio.create_task(self._run(), name="claims")
+        self._loop.start()
 
     def ring(self) -> None:
-        """Streams or replicas may have changed: sweep soon."""
-        self._bell.ring()
+        """Sweep soon: streams or replicas may have changed."""
+        self._loop.ring()
 
     async def stop(self) -> None:
         """Take no more; finish and save every lane, then the relay."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        for lane in list(self.lanes.values()):
-            await lane.stop()
+        await self._loop.cancel()
+        for reading in list(self._readings.values()):
+            await reading.stop()
         if self.relay is not None:
             await self.relay.stop()
 
     def kill(self) -> None:
         """End everything at once."""
-        for lane in self.lanes.values():
-            lane.kill()
+        self._loop.kill()
+        for reading in self._readings.values():
+            reading.kill()
         if self.relay is not None:
             self.relay.kill()
 
-    async def _run(self) -> None:
-        failures = 0
-        while True:
-            try:
-                await self.sweep()
-                failures = 0
-            except Exception as error:  # noqa: BLE001 - claims outlive every error
-                self._bench.trouble("claims", error)
-                failures += 1
-                await self._bench.backoff(failures)
-                continue
-            await self._bell.wait(SWEEP)
+    async def _step(self) -> float:
+        await self.sweep()
+        return SWEEP
 
     async def sweep(self) -> None:
         """One round: drop what was lost, save what moved, give up the surplus, take the rest.
 
         The relay is not part of the share: whoever finds it free takes it.
         """
-        bench = self._bench
         wanted = await self._wanted()
-        await bench.store.bury()
-        now = bench.ambient.now()
-        alive = [row["owner"] for row in await bench.store.fetch(tables.LIVING, {"now": now})]
-        rows = await bench.store.fetch(tables.CURSORS, {"reader": READER})
+        await self._store.bury()
+        now = self._ambient.now()
+        alive = [row["owner"] for row in await self._store.fetch(tables.LIVING, {"now": now})]
+        rows = await self._store.fetch(tables.CURSORS, {"reader": READER})
         cursors = {(row["stream"], row["partition"]): row for row in rows}
         await self._drop_lost(cursors)
         for lane in list(self.lanes.values()):
             if lane.idle:
                 await lane.save()
-        share = _share(len(wanted), alive, bench.owner)
+        share = _share(len(wanted), alive, self._owner)
         if len(self.lanes) > share and _someone_lacks(wanted, cursors, alive):
             for place in sorted(self.lanes)[share:]:
                 await self._release(place)
         # What is claimed in our own name and not held was lost on its way: it is claimed again.
         taken_by_others = {
-            place for place, row in cursors.items() if row["owner"] in {*alive} - {bench.owner}
+            place for place, row in cursors.items() if row["owner"] in {*alive} - {self._owner}
         }
         free = [place for place in wanted if place not in taken_by_others | self.lanes.keys()]
-        since = bench.ambient.monotonic()
+        since = self._ambient.monotonic()
         self.adrift = {place: self.adrift.get(place, since) for place in free}
         taken = free[: max(0, share - len(self.lanes))]
         if self.relay is None and _RELAY not in taken_by_others:
             taken.append(_RELAY)
-        if bench.owner in alive:
+        if self._owner in alive:
             await self._take(taken, now)
-        self.swept = bench.ambient.monotonic()
+        self.swept = self._ambient.monotonic()
 
     async def _wanted(self) -> list[Place]:
-        bench = self._bench
         try:
-            self._streams = dict(await bench.broker.streams())
+            self._streams = dict(await self._broker.streams())
         except BrokerError as error:
-            bench.trouble("claims", error)  # what was known still holds; the outbox needs no broker
+            self._reports.trouble(
+                "claims", error
+            )  # what was known still holds; the outbox needs no broker
         return [
             (stream, partition)
             for stream, partitions in sorted(self._streams.items())
-            if bench.reads(stream)
+            if self._reads(stream)
             for partition in range(partitions)
         ]
 
@@ -157,24 +165,27 @@ class Claims:
     async def _drop_lost(self, cursors: dict[Place, Row]) -> None:
         for place in self._held():
             row = cursors.get(place)
-            part = self.relay if place[0] == OUTBOX else self.lanes[place]
+            part = self.relay if place == _RELAY else self.lanes[place]
             if part is None:
                 continue
             claim = part.claim
             holds = row is not None and (row["owner"], row["epoch"]) == (claim.owner, claim.epoch)
             if part.fenced or not holds:
                 part.fenced = True
-                part.kill()
-                self._forget(place)
+                self._drop(place)
 
-    def _forget(self, place: Place) -> None:
-        if place[0] == OUTBOX:
+    def _drop(self, place: Place) -> None:
+        """End what reads a partition, or the relay, and forget it."""
+        if place == _RELAY:
+            if self.relay is not None:
+                self.relay.kill()
             self.relay = None
             return
+        self._readings.pop(place).kill()
         claim = self.lanes.pop(place).claim
-        self._bench.signals.emit(
+        self._reports.emit(
             Released(
-                service=self._bench.service,
+                service=self._reports.service,
                 stream=claim.stream,
                 partition=claim.partition,
                 epoch=claim.epoch,
@@ -182,10 +193,9 @@ class Claims:
         )
 
     async def _take(self, places: list[Place], now: float) -> None:
-        bench = self._bench
         if not places:
             return
-        unit = bench.unit(None)
+        unit = self._commits.unit(None)
         tx = unit.transaction(_NO_ORIGIN)
         taken: list[tuple[Place, Row]] = []
         try:
@@ -193,7 +203,7 @@ class Claims:
             for stream, partition in places:
                 cursor = {"stream": stream, "partition": partition, "reader": READER}
                 tx.execute(tables.ADD_CURSOR, **cursor)
-                row = await tx.fetch_one(tables.CLAIM, **cursor, owner=bench.owner, now=now)
+                row = await tx.fetch_one(tables.CLAIM, **cursor, owner=self._owner, now=now)
                 if row is not None:
                     taken.append(((stream, partition), row))
             await unit.commit()
@@ -203,40 +213,54 @@ class Claims:
             await self._begin(place, row)
 
     async def _begin(self, place: Place, row: Row) -> None:
-        bench = self._bench
         stream, partition = place
-        claim = Claim(stream=stream, partition=partition, owner=bench.owner, epoch=row["epoch"])
-        if stream == OUTBOX:
-            self.relay = Relay(bench, claim)
+        claim = Claim(stream=stream, partition=partition, owner=self._owner, epoch=row["epoch"])
+        if place == _RELAY:
+            self.relay = Relay(
+                claim,
+                broker=self._broker,
+                commits=self._commits,
+                ambient=self._ambient,
+                reports=self._reports,
+            )
             self.relay.start()
             return
-        rows = await bench.store.fetch(
-            tables.BLOCKED, {"stream": stream, "partition": partition, "reader": claim.reader}
-        )
-        lane = self.lanes[place] = self._make_lane(
-            bench,
+        asked = {"stream": stream, "partition": partition, "reader": claim.reader}
+        rows = await self._store.fetch(tables.BLOCKED, asked)
+        lane = self.lanes[place] = Lane(
             claim,
             row["position"],
-            blocked={r["chain"]: r["parked"] for r in rows if r["chain"] is not None},
-            parked=sum(r["parked"] for r in rows),
-            careful=row["crashes"] >= CRASHES,
-            suspects=row["crashes"] > 0,
+            Chains({each["chain"]: each["parked"] for each in rows}, self._ambient),
+            broker=self._broker,
+            commits=self._commits,
+            ambient=self._ambient,
+            reports=self._reports,
             work=self._work,
+            suspects=row["crashes"] > 0,
+            careful=row["crashes"] >= CRASHES,
         )
-        lane.start()
+        reading = self._readings[place] = Reading(
+            lane,
+            self._consumer(lane),
+            broker=self._broker,
+            ambient=self._ambient,
+            reports=self._reports,
+        )
+        reading.start()
         if rows:
             self._work.ring()
-        bench.signals.emit(
-            Claimed(service=bench.service, stream=stream, partition=partition, epoch=claim.epoch)
+        self._reports.emit(
+            Claimed(
+                service=self._reports.service, stream=stream, partition=partition, epoch=claim.epoch
+            )
         )
 
     async def _release(self, place: Place) -> None:
-        bench = self._bench
         lane = self.lanes[place]
-        await lane.stop()
+        await self._readings[place].stop()
         await self._parked.drain(*place, self._grace)
-        self._forget(place)
-        unit = bench.unit(None)
+        self._drop(place)
+        unit = self._commits.unit(None)
         unit.transaction(_NO_ORIGIN).execute(
             tables.RELEASE,
             stream=lane.claim.stream,

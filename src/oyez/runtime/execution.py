@@ -1,140 +1,241 @@
-"""One call of a handler, from a decoded event to the events it returned."""
+"""One attempt of one handler at one event, to its outcome: Done, RetryAt or Dead, committed.
+
+The event may come from a lane, where it is handled for the first time, or be parked: what is
+written differs, since a parked event has a row already, and nothing else does.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 from oyez.ambient import Ambient
-from oyez.errors import HandlerTimeout
-from oyez.event import is_event
+from oyez.contract import decode
+from oyez.envelope import Envelope, open_record
+from oyez.errors import ConstraintViolated, Fenced, InvalidEvent, StoreUnavailable, Superseded
+from oyez.event import EventType
 from oyez.handler import Context, Handler
-from oyez.runtime.workbench import Workbench
-from oyez.transaction import Transaction
+from oyez.ports import Changes, DeadLetter, Parked, Position
+from oyez.runtime.calls import Calls
+from oyez.runtime.commits import Commits
+from oyez.runtime.lane import Lane
+from oyez.runtime.reports import Reports
+from oyez.runtime.retry import (
+    Dead,
+    Done,
+    Outcome,
+    RetryAt,
+    describe_error,
+    describe_traceback,
+    outcome,
+    remember,
+)
+from oyez.signals import EventDead, EventRetried, Signal
+from oyez.transaction import Origin, UnitOfWork
 
-SLICE = 1.0
-"""Seconds after which a thread that runs many handlers returns to the loop before the next."""
-
-Ready = Callable[[], Any]
-"""A handler's call with all its arguments."""
-
-
-async def perform(
-    bench: Workbench,
-    handler: Handler,
-    event: object,
-    tx: Transaction | None,
-    context: Context | None,
-) -> Sequence[object]:
-    """Call an ``async def`` or a ``def`` handler and return the events it returned or yielded.
-
-    Raises HandlerTimeout, TypeError when it returned something else, and what the handler raises.
-    """
-    call = bench.calls[handler.name]
-    if handler.blocking:
-        ready = partial(call, event, tx, context)
-        return (await perform_blocking(bench, [(handler, ready)]))[0]
-    answer = call(event, tx, context)
-    if handler.generator:
-        answer = _collect(answer)
-    return events_in(handler, await _finish(answer, handler, bench.ambient))
+DIED = "the process died during this attempt"
+"""In an event's history, the attempt that no outcome was recorded of."""
 
 
-async def perform_blocking(
-    bench: Workbench, calls: Sequence[tuple[Handler, Ready]]
-) -> list[Sequence[object]]:
-    """Call ``def`` handlers one after the other on a thread, as few hops as their time allows."""
-    results: list[Sequence[object]] = []
-    loop = asyncio.get_running_loop()
-    while len(results) < len(calls):
-        handler = calls[len(results)][0]
-        work = partial(_run_slice, bench.ambient, calls[len(results) :])
-        answer = loop.run_in_executor(bench.threads, copy_context().run, work)
+class Execution:
+    """Makes attempts, and records what becomes of them."""
+
+    def __init__(self, calls: Calls, commits: Commits, ambient: Ambient, reports: Reports) -> None:
+        self.calls = calls
+        self._commits = commits
+        self._ambient = ambient
+        self._reports = reports
+
+    async def attempt(
+        self,
+        handler: Handler,
+        event: Parked,
+        lane: Lane,
+        *,
+        envelope: Envelope | None = None,
+        position: Position | None = None,
+        begun: bool = False,
+    ) -> Outcome:
+        """Call the handler and commit its effects, or what becomes of the event after its error.
+
+        ``event`` has a ``seq`` if it is parked already. ``envelope`` spares reading it again;
+        ``position`` moves the lane with the commit; ``begun``: `begin` was called. Raises Fenced,
+        Superseded and StoreUnavailable, and nothing is changed then.
+        """
+        unit = self._commits.unit(lane.claim)
         try:
-            async with bench.ambient.timeout(
-                None if handler.timeout is None else handler.timeout + SLICE
-            ):
-                results.extend(await answer)
-        except TimeoutError as error:
-            raise HandlerTimeout(
-                f"{handler.service}.{handler.name} did not return within {handler.timeout} s; its "
-                "thread can't be stopped"
-            ) from error
-    return results
-
-
-def events_in(handler: Handler, answer: object) -> Sequence[object]:
-    """What a handler returned, as a sequence of events."""
-    if answer is None:
-        return ()
-    if is_event(type(answer)):
-        return (answer,)
-    if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | dict):
-        found = [item for item in answer if item is not None]
-        if all(is_event(type(item)) for item in found):
-            return found
-    raise TypeError(
-        f"{handler.service}.{handler.name} returned {type(answer).__name__}: expected an event, "
-        "several events or None"
-    )
-
-
-def _run_slice(ambient: Ambient, calls: Sequence[tuple[Handler, Ready]]) -> list[Sequence[object]]:
-    end = ambient.monotonic() + SLICE
-    results: list[Sequence[object]] = []
-    for handler, ready in calls:
-        results.append(events_in(handler, ready()))
-        if ambient.monotonic() >= end:
-            break
-    return results
-
-
-async def _collect(generator: Any) -> list[object]:
-    return [item async for item in generator]
-
-
-async def _finish(
-    coroutine: Coroutine[Any, Any, Any], handler: Handler, ambient: Ambient
-) -> object:
-    # Most handlers only queue writes and never wait: they end here, and no timer is set.
-    try:
-        first = coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    start = ambient.monotonic()
-    try:
-        async with ambient.timeout(handler.timeout):
-            return await Begun(coroutine, first)
-    except TimeoutError as error:
-        if handler.timeout is None or ambient.monotonic() - start < handler.timeout:
+            await self._call(unit, handler, event, envelope)
+            self._settle(unit.changes, event)
+            if event.seq:
+                unit.changes.time = self._ambient.now()
+            await lane.commit(unit, position)
+        except (Fenced, Superseded, StoreUnavailable):
             raise
-        raise HandlerTimeout(
-            f"{handler.service}.{handler.name} did not end within {handler.timeout} s"
-        ) from error
+        except Exception as caught:  # noqa: BLE001 - whatever a handler raises
+            error = caught
+        else:
+            if event.seq:
+                lane.chains.remove(event.chain)
+            return Done()
+        finally:
+            await unit.rollback()
+        if isinstance(error, ConstraintViolated) and not event.seq:
+            identity = (event.event_id, event.source, event.handler)
+            if await self._commits.store.seen([identity], lane.claim.reader):
+                await lane.advance(position)  # a copy of it, on another partition, was faster
+                return Done()
+        now = self._ambient.now()
+        event.attempt += 1
+        earlier = event.history[:-1] if begun else event.history
+        event.history = [*earlier, remember(event.attempt, error, now)]
+        result = outcome(error, event.attempt, handler.retry, now, self._ambient.chance())
+        kind = "" if envelope is None else envelope.type
+        await self.record(event, lane, result, error, position, kind)
+        return result
 
+    async def record(
+        self,
+        event: Parked,
+        lane: Lane,
+        result: RetryAt | Dead,
+        error: Exception,
+        position: Position | None = None,
+        kind: str = "",
+    ) -> None:
+        """Park an event that is to be retried, or make a dead letter of it, and commit.
 
-class Begun:
-    """Awaits a coroutine that has been started, beginning with what it first waited for."""
-
-    __slots__ = ("_coroutine", "_first")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: object) -> None:
-        self._coroutine = coroutine
-        self._first = first
-
-    def __await__(self) -> Generator[object, Any, object]:
-        waiting = self._first
-        while True:
-            try:
-                sent = yield waiting
-            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-                step = partial(self._coroutine.throw, error)
+        ``kind`` is its type, if it is known better than by the record's headers.
+        """
+        kind = kind or event.headers.get("type", "")
+        now = self._ambient.now()
+        changes = Changes(claim=lane.claim)
+        signal: Signal
+        if isinstance(result, RetryAt):
+            event.due = result.due
+            if event.seq:
+                changes.retried.append(event)
+                await lane.commit(changes, position)
             else:
-                step = partial(self._coroutine.send, sent)
-            try:
-                waiting = step()
-            except StopIteration as stop:
-                return stop.value
+                await park(lane, [event], changes, position)
+            signal = EventRetried(
+                service=self._reports.service,
+                handler=event.handler,
+                event_id=event.event_id,
+                type=kind,
+                attempt=event.attempt,
+                seconds=result.due - now,
+                error=describe_error(error),
+            )
+        else:
+            self._settle(changes, event)
+            changes.dead.append(
+                DeadLetter(
+                    event_id=event.event_id,
+                    source=event.source,
+                    type=kind,
+                    handler=event.handler,
+                    stream=event.stream,
+                    partition=event.partition,
+                    position=event.position,
+                    key=event.key,
+                    reason=result.reason,
+                    traceback=describe_traceback(error),
+                    attempts=len(event.history),
+                    history=event.history,
+                    headers=event.headers,
+                    data=event.data,
+                    time=now,
+                    reader=event.reader,
+                )
+            )
+            await lane.commit(changes, position)
+            if event.seq:
+                lane.chains.remove(event.chain)
+            signal = EventDead(
+                service=self._reports.service,
+                handler=event.handler,
+                event_id=event.event_id,
+                type=kind,
+                reason=result.reason,
+            )
+        self._reports.emit(signal)
+
+    async def begin(self, event: Parked, lane: Lane, *, alone: bool) -> None:
+        """Record that an attempt begins which may end the process, and whether it runs alone."""
+        started = {
+            "attempt": event.attempt + 1,
+            "at": self._ambient.now(),
+            "error": DIED,
+            "alone": alone,
+        }
+        event.history = [*event.history, started]
+        await lane.commit(Changes(claim=lane.claim, retried=[event]), None)
+
+    async def _call(
+        self, unit: UnitOfWork, handler: Handler, event: Parked, envelope: Envelope | None
+    ) -> None:
+        if envelope is None:
+            envelope = open_record(event.headers, event.data)
+        value: Any = decode_for(handler, envelope)
+        context = None
+        if handler.needs_context:
+            context = Context(
+                envelope,
+                self._reports.service,
+                handler.name,
+                event.attempt + 1,
+                handler.retry.attempts,
+            )
+        tx = unit.transaction(Origin.of(envelope), event.key)
+        given = tx if handler.transactional else None
+        tx.publish_all(
+            await self.calls.perform(handler, [value] if handler.batch else value, given, context)
+        )
+
+    def _settle(self, changes: Changes, event: Parked) -> None:
+        if event.seq:
+            changes.settled.append(event)
+        else:
+            changes.handled.append((event.event_id, event.source, event.handler))
+
+
+async def park(
+    lane: Lane, events: list[Parked], changes: Changes, position: Position | None
+) -> None:
+    """Park events that have no row yet, with what else the commit holds."""
+    for event in events:
+        lane.chains.add(event.chain)
+    changes.parked.extend(events)
+    try:
+        await lane.commit(changes, position)
+    except BaseException:
+        for event in events:
+            lane.chains.remove(event.chain)
+        raise
+
+
+def deaths(event: Parked) -> int:
+    """How often the process died while it attempted this event and no other."""
+    return sum(bool(entry.get("alone")) for entry in _died(event.history))
+
+
+def is_suspect(event: Parked) -> bool:
+    """Whether the process has died during an attempt at this event."""
+    return bool(_died(event.history))
+
+
+def _died(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in history if entry["error"] == DIED]
+
+
+def decode_for(handler: Handler, envelope: Envelope) -> object:
+    """The event as the class that the handler subscribes with. Raises InvalidEvent."""
+    kinds = handler.events
+    kind = kinds[0] if len(kinds) == 1 else _kind_for(handler, envelope.type)
+    return decode(kind, envelope.data, envelope.dataschema)
+
+
+def _kind_for(handler: Handler, name: str) -> EventType:
+    for kind in handler.events:
+        if kind.name == name:
+            return kind
+    raise InvalidEvent("type", f"{handler.name} does not subscribe to {name}")

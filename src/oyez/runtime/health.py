@@ -8,15 +8,16 @@ fails only when the process itself is stuck, so that a broken broker starts no s
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from oyez import tables
+from oyez.ambient import Ambient
 from oyez.errors import BrokerError, StoreError
-from oyez.ports import Position
+from oyez.ports import Broker, Position, Store
 from oyez.runtime.claims import Claims, Place
+from oyez.runtime.loop import Loop
 from oyez.runtime.parked import ParkedEvents
-from oyez.runtime.workbench import Workbench
+from oyez.runtime.reports import Reports
 from oyez.signals import LagMeasured, Resumed, Stalled
 
 LOOK = 5.0
@@ -30,8 +31,22 @@ STUCK = 120.0
 class Health:
     """Looks at the process's lanes, parked events and relay."""
 
-    def __init__(self, bench: Workbench, claims: Claims, parked: ParkedEvents) -> None:
-        self._bench = bench
+    def __init__(
+        self,
+        owner: str,
+        claims: Claims,
+        parked: ParkedEvents,
+        *,
+        broker: Broker,
+        store: Store,
+        ambient: Ambient,
+        reports: Reports,
+    ) -> None:
+        self._owner = owner
+        self._broker = broker
+        self._store = store
+        self._ambient = ambient
+        self._reports = reports
         self._claims = claims
         self._parked = parked
         self._stalled: dict[Place, float] = {}
@@ -42,17 +57,16 @@ class Health:
         self._overdue = 0.0
         self._head = -1
         self._refused = 0
-        self._head_since = bench.ambient.monotonic()
-        self._task: asyncio.Task[None] | None = None
+        self._head_since = ambient.monotonic()
+        self._loop = Loop("health", self._step, ambient, reports.trouble)
 
     def start(self) -> None:
         """Begin to look."""
-        self._task = asyncio.create_task(self._run(), name="health")
+        self._loop.start()
 
     def stop(self) -> None:
         """Look no more. Safe when never started and when called twice."""
-        if self._task is not None:
-            self._task.cancel()
+        self._loop.kill()
 
     @property
     def stalled(self) -> list[Place]:
@@ -70,7 +84,7 @@ class Health:
             reasons.append(f"broker: {self._broker_error}")
         if self._store_error:
             reasons.append(f"store: {self._store_error}")
-        now = self._bench.ambient.monotonic()
+        now = self._ambient.monotonic()
         for place, since in sorted(self._stalled.items()):
             what, remedy = (
                 ("has been read by no replica", "see the log for an error of claims")
@@ -103,14 +117,14 @@ class Health:
             return []
         return [
             f"events of the outbox that the broker refused: {self._refused}; later events of their "
-            f"keys wait behind them: see oyez dead list {self._bench.service}"
+            f"keys wait behind them: see oyez dead list {self._reports.service}"
         ]
 
     def liveness(self) -> list[str]:
         """Why the process should be restarted; empty when it should not."""
         if self._broker_error or self._store_error or self._parked.running:
             return []
-        now = self._bench.ambient.monotonic()
+        now = self._ambient.monotonic()
         return [
             f"{stream}[{partition}] is stuck"
             for (stream, partition), since in sorted(self._stalled.items())
@@ -130,41 +144,34 @@ class Health:
         """One round."""
         await self._look_at_broker()
         self._look_at_claims()
-        now = self._bench.ambient.now()
+        now = self._ambient.now()
         try:
-            rows = await self._bench.store.fetch(tables.OLDEST_RETRY, {"owner": self._bench.owner})
+            rows = await self._store.fetch(tables.OLDEST_RETRY, {"owner": self._owner})
             due = rows[0]["due"]
             self._overdue = max(0.0, now - due) if due is not None else 0.0
-            head = [
-                row["seq"]
-                for row in await self._bench.store.fetch(tables.OUTBOX_HEAD, {"now": now})
-            ]
+            head = [row["seq"] for row in await self._store.fetch(tables.OUTBOX_HEAD, {"now": now})]
             if head != [self._head]:
                 self._head = head[0] if head else -1
-                self._head_since = self._bench.ambient.monotonic()
-            rows = await self._bench.store.fetch(tables.REFUSALS, {})
+                self._head_since = self._ambient.monotonic()
+            rows = await self._store.fetch(tables.REFUSALS, {})
             self._refused = rows[0]["events"]
             self._store_error = ""
         except StoreError as error:
             self._store_error = str(error)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Exception as error:  # noqa: BLE001 - looking outlives every error
-                self._bench.trouble("health", error)
-            await self._bench.ambient.sleep(LOOK)
+    async def _step(self) -> float:
+        await self.look()
+        return LOOK
 
     async def _look_at_broker(self) -> None:
         lanes = self._claims.lanes
         try:
-            await self._bench.broker.streams()
+            await self._broker.streams()
             positions: dict[str, dict[int, Position]] = {}
             for (stream, partition), lane in lanes.items():
                 positions.setdefault(stream, {})[partition] = lane.position
             behind = {
-                stream: await self._bench.broker.lag(stream, asked)
+                stream: await self._broker.lag(stream, asked)
                 for stream, asked in sorted(positions.items())
             }
             self._broker_error = ""
@@ -173,7 +180,7 @@ class Health:
             for place in list(self._lag):
                 self._measured(place, None)
             return
-        now = self._bench.ambient.monotonic()
+        now = self._ambient.monotonic()
         for place in [place for place in self._lag if place not in lanes]:
             self._moves(place)
             self._measured(place, None)
@@ -194,7 +201,7 @@ class Health:
                 self._emit(Stalled, place, seconds=now - since)
 
     def _look_at_claims(self) -> None:
-        now = self._bench.ambient.monotonic()
+        now = self._ambient.monotonic()
         adrift = self._claims.adrift
         for place, since in adrift.items():
             if now - since > STALL and place not in self._stalled:
@@ -218,6 +225,6 @@ class Health:
 
     def _emit(self, signal: Any, place: Place, **fields: Any) -> None:
         stream, partition = place
-        self._bench.signals.emit(
-            signal(service=self._bench.service, stream=stream, partition=partition, **fields)
+        self._reports.emit(
+            signal(service=self._reports.service, stream=stream, partition=partition, **fields)
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -15,21 +14,25 @@ import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.errors import BrokerError, ConfigurationError, StoreError, StoreRefused
+from oyez.errors import BrokerError, StoreError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
+from oyez.runtime.batches import Batches
+from oyez.runtime.calls import THREADS, Calls
 from oyez.runtime.claims import Claims, Place
-from oyez.runtime.dead import INBOX_RETENTION
+from oyez.runtime.commits import Commits
+from oyez.runtime.execution import Execution
+from oyez.runtime.handlers import Handlers
 from oyez.runtime.health import Health
+from oyez.runtime.housekeeping import Housekeeping
 from oyez.runtime.lane import Lane
+from oyez.runtime.loop import Bell
+from oyez.runtime.migrations import read_migrations
 from oyez.runtime.parked import ParkedEvents
-from oyez.runtime.workbench import Bell, Workbench
+from oyez.runtime.reading import Consumer
+from oyez.runtime.reports import Reports
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
-
-DEAD_RETENTION = 90 * 86_400.0
-"""Seconds for which dead letters that were redriven or discarded are kept."""
-HOUSEKEEPING = 60.0
-"""Seconds between two rounds of deleting what is no longer needed."""
+from oyez.transaction import Announcer
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,40 +65,73 @@ class ServiceProcess:
         provide: Mapping[type, object] | None = None,
         threads: Executor | None = None,
         reads: Callable[[str], bool] | None = None,
-        make_lane: Callable[..., Lane] = Lane,
+        consumer: Callable[[Lane], Consumer] | None = None,
     ) -> None:
         """``provide`` replaces what the service's own providers would make, by type.
 
-        ``threads`` and ``reads`` as in `Workbench`, ``make_lane`` makes what reads a partition.
+        ``threads`` runs plain ``def`` handlers; by default a pool of `THREADS`. ``reads`` says by
+        its name whether a stream is read, and ``consumer`` makes what takes the records of a lane;
+        by default the service's handlers do both.
         """
         self.service = service
         self.settings = settings
-        self.signals = signals
-        host = socket.gethostname()
-        self.owner = f"{host}:{os.getpid()}:{ambient.bits(32):08x}"
-        self.bench = Workbench(
-            service.name,
-            settings.system,
-            tuple(service.handlers),
+        self.broker = broker
+        self.store = store
+        self.ambient = ambient
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{ambient.bits(32):08x}"
+        self.stopping = False
+        self.draining = False
+        self.reports = Reports(service.name, signals)
+        self.announcer = Announcer(
+            settings.system, service.name, ambient, lambda: broker.capabilities.max_bytes
+        )
+        self.handlers = Handlers(settings.system, service.handlers)
+        self.reads = reads or self.handlers.read
+        """Whether a stream is read, by its name."""
+        self.lanes: dict[Place, Lane] = {}
+        self._threads = threads or ThreadPoolExecutor(
+            THREADS, thread_name_prefix=f"{service.name}-handler"
+        )
+        self.commits = Commits(store, self.announcer, ambient)
+        self._execution = Execution(
+            Calls(self.handlers, ambient, self._threads), self.commits, ambient, self.reports
+        )
+        self._work = Bell(ambient)
+        self.parked = ParkedEvents(
+            self.owner,
+            self.handlers,
+            self._execution,
+            self.lanes,
+            store=store,
+            ambient=ambient,
+            reports=self.reports,
+            work=self._work,
+        )
+        self.claims = Claims(
+            self.owner,
+            self.lanes,
+            self.parked,
+            reads=self.reads,
+            consumer=consumer or self._batches,
+            broker=broker,
+            commits=self.commits,
+            ambient=ambient,
+            reports=self.reports,
+            work=self._work,
+            grace=settings.grace,
+        )
+        self.health = Health(
+            self.owner,
+            self.claims,
+            self.parked,
             broker=broker,
             store=store,
             ambient=ambient,
-            signals=signals,
-            owner=self.owner,
-            threads=threads,
-            reads=reads,
+            reports=self.reports,
         )
-        self.work = Bell(ambient)
-        self.lanes: dict[Place, Lane] = {}
-        self.parked = ParkedEvents(self.bench, self.lanes, self.work)
-        self.claims = Claims(
-            self.bench, self.lanes, self.parked, self.work, settings.grace, make_lane
-        )
-        self.health = Health(self.bench, self.claims, self.parked)
-        self.draining = False
+        self.housekeeping = Housekeeping(store, ambient, self.reports)
         self._provide = dict(provide or {})
         self._resources = AsyncExitStack()
-        self._housekeeping: asyncio.Task[None] | None = None
         self._started = False
 
     async def start(self, *, http: str = "", admin: str = "") -> None:
@@ -104,34 +140,33 @@ class ServiceProcess:
         ``http`` and ``admin`` are the addresses that listen, for whoever asks. Raises OyezError,
         and leaves nothing running then.
         """
-        bench = self.bench
         try:
-            await bench.store.open()
-            await bench.store.migrate(read_migrations(self.service, self.settings.root))
+            await self.store.open()
+            await self.store.migrate(read_migrations(self.service, self.settings.root))
             await self._check_positions()
             await self._open_broker()
             await self._make_resources()
-            await bench.store.keep(self.owner, self.settings.lease, admin)
-            bench.store.on_commit(self._committed)
-            bench.broker.on_streams(self.claims.ring)
+            await self.store.keep(self.owner, self.settings.lease, admin)
+            self.store.on_commit(self._committed)
+            self.broker.on_streams(self.claims.ring)
             if self.service.publishes:
                 await self._create_stream()
         except BaseException:
             await self._let_go()
             raise
-        self.service.bind(bench)
+        self.service.bind(self)
         self._started = True
         self.claims.start()
         self.parked.start()
         self.health.start()
-        self._housekeeping = asyncio.create_task(self._keep_house_for_ever(), name="housekeeping")
-        self.signals.emit(
+        self.housekeeping.start()
+        self.reports.emit(
             Started(service=self.service.name, owner=self.owner, http=http, admin=admin)
         )
 
     def stop_soon(self) -> None:
         """Say that the process is about to drain: it is not ready, and long answers end."""
-        self.bench.stopping = True
+        self.stopping = True
 
     async def drain(self, grace: float | None = None) -> None:
         """Stop taking, finish what is in flight within ``grace`` seconds, hand over, let go.
@@ -143,52 +178,40 @@ class ServiceProcess:
         self.draining = True
         self.stop_soon()
         self.health.stop()
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-        now = self.bench.ambient.monotonic
+        self.housekeeping.stop()
+        now = self.ambient.monotonic
         end = now() + (self.settings.grace if grace is None else grace)
         try:
-            async with self.bench.ambient.timeout(end - now()):
+            async with self.ambient.timeout(end - now()):
                 await self.claims.stop()
         except TimeoutError:
             self.claims.kill()
         await self.parked.stop(max(0.0, end - now()))
         self.service.bind(None)
         await self._let_go()
-        self.signals.emit(Stopped(service=self.service.name, owner=self.owner))
+        self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
 
     async def kill(self) -> None:
         """End as a crash would: nothing is finished, nothing handed over. For tests."""
         self.draining = True
         self.health.stop()
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
+        self.housekeeping.stop()
         self.claims.kill()
         await self.parked.stop(0.0)
 
     def _committed(self) -> None:
-        self.work.ring()
+        self._work.ring()
         if self.claims.relay is not None:
             self.claims.relay.ring()
-
-    async def _delete_old(self, sql: str, then: float) -> bool:
-        """Delete a bounded number of rows; whether there were any."""
-        begun = self.bench.store.begin()
-        try:
-            deleted = await begun.fetch(sql, {"then": then}, [])
-            await begun.commit(Changes(time=self.bench.ambient.now()))
-        finally:
-            await begun.rollback()
-        return bool(deleted)
 
     async def _check_positions(self) -> None:
         """Refuse a store whose positions are another kind of broker's."""
         kind = self.settings.broker
         if not kind:
             return
-        now = self.bench.ambient.now()
+        now = self.ambient.now()
         row: Parameters = {"name": tables.POSITIONS, "mark": kind, "now": now}
-        begun = self.bench.store.begin()
+        begun = self.store.begin()
         try:
             (found,) = await begun.fetch(
                 tables.MARK_AND_POSITION, {"name": tables.POSITIONS}, [(tables.MARK, [row])]
@@ -213,19 +236,19 @@ class ServiceProcess:
 
     async def _open_broker(self) -> None:
         try:
-            await self.bench.broker.open()
+            await self.broker.open()
         except BrokerError as error:
             if not error.transient:
                 raise
-            self.bench.trouble("broker", error)  # requests are answered and buffered meanwhile
+            self.reports.trouble("broker", error)  # requests are answered and buffered meanwhile
 
     async def _create_stream(self) -> None:
         try:
-            await self.bench.broker.create(self.bench.announcer.stream, self.settings.partitions)
+            await self.broker.create(self.announcer.stream, self.settings.partitions)
         except BrokerError as error:
             if not error.transient:
                 raise
-            self.bench.trouble("streams", error)  # the first publish makes it
+            self.reports.trouble("streams", error)  # the first publish makes it
 
     async def _make_resources(self) -> None:
         made: dict[type, object] = {Service: self.service, **self._provide}
@@ -233,59 +256,28 @@ class ServiceProcess:
             if provider.provides not in made:
                 value = await self._resources.enter_async_context(_make(provider))
                 made[provider.provides] = value
-        self.bench.bind(made)
+        self.handlers.bind(made)
 
     async def _let_go(self) -> None:
         await self._resources.aclose()
         try:
-            await self.bench.store.leave(self.owner)
+            await self.store.leave(self.owner)
         except StoreError as error:
-            self.bench.trouble("leaving", error)  # the lease runs out by itself
-        await self.bench.broker.close()
-        await self.bench.store.close()
-        self.bench.threads.shutdown(wait=False, cancel_futures=True)
+            self.reports.trouble("leaving", error)  # the lease runs out by itself
+        await self.broker.close()
+        await self.store.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def keep_house(self) -> None:
-        """Delete what the inbox need not remember any more, and old dead letters that are done."""
-        now = self.bench.ambient.now()
-        for sql, age in (
-            (tables.DELETE_HANDLED, INBOX_RETENTION),
-            (tables.DELETE_SETTLED_LETTERS, DEAD_RETENTION),
-        ):
-            while await self._delete_old(sql, now - age):
-                await self.bench.ambient.sleep(0)  # let others write between two rounds
-
-    async def _keep_house_for_ever(self) -> None:
-        while True:
-            await self.bench.ambient.sleep(HOUSEKEEPING)
-            try:
-                await self.keep_house()
-            except Exception as error:  # noqa: BLE001 - tried again at the next round
-                self.bench.trouble("housekeeping", error)
-
-
-def read_migrations(service: Service, root: Path) -> list[tuple[str, str]]:
-    """The service's migrations in order: (file name, SQL).
-
-    Raises ConfigurationError for a folder that is missing or a file whose name has no number.
-    """
-    if service.migrations is None:
-        return []
-    folder = root / service.migrations
-    if not folder.is_dir():
-        raise ConfigurationError(
-            f"service {service.name}: migrations: expected a folder, found nothing at {folder}"
+    def _batches(self, lane: Lane) -> Batches:
+        return Batches(
+            lane,
+            self.handlers,
+            self._execution,
+            broker=self.broker,
+            commits=self.commits,
+            ambient=self.ambient,
+            reports=self.reports,
         )
-    files = sorted(folder.glob("*.sql"))
-    numbers: dict[str, str] = {}
-    for file in files:
-        number = file.name.partition("_")[0]
-        if not number.isdigit():
-            raise ConfigurationError(f"{file}: expected a name such as 001_orders.sql")
-        if number in numbers:
-            raise ConfigurationError(f"{file}: has the same number as {numbers[number]}")
-        numbers[number] = file.name
-    return [(file.name, file.read_text(encoding="utf-8")) for file in files]
 
 
 @asynccontextmanager

@@ -11,13 +11,15 @@ it, in their order, until it is redriven or discarded (see `oyez.runtime.dead`).
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 from oyez import tables
+from oyez.ambient import Ambient
 from oyez.errors import BrokerRefused, Fenced, RecordRefused
-from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parameters, Record, Writes
-from oyez.runtime.workbench import Bell, Workbench
+from oyez.ports import Announcement, Broker, Changes, Claim, DeadLetter, Parameters, Record, Writes
+from oyez.runtime.commits import Commits
+from oyez.runtime.loop import Loop
+from oyez.runtime.reports import Reports
 from oyez.signals import EventDead, EventsPublished
 
 LIMIT = 512
@@ -34,83 +36,77 @@ Chain = tuple[str, str]
 class Relay:
     """Publishes one service's outbox."""
 
-    def __init__(self, bench: Workbench, claim: Claim) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        *,
+        broker: Broker,
+        commits: Commits,
+        ambient: Ambient,
+        reports: Reports,
+    ) -> None:
         self.claim = claim
         self.fenced = False
-        self.failing_since: float | None = None
-        """On the monotonic clock, when publishing began to fail; None while it works."""
-        self._bench = bench
-        self._bell = Bell(bench.ambient)
+        self._broker = broker
+        self._commits = commits
+        self._store = commits.store
+        self._ambient = ambient
+        self._reports = reports
+        self._loop = Loop("relay", self._step, ambient, reports.trouble)
         self._held: set[Chain] | None = None
         """What waits behind a refused event; None until the store has been asked."""
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._idle = False
+
+    @property
+    def failing_since(self) -> float | None:
+        """On the monotonic clock, when publishing began to fail; None while it works."""
+        return self._loop.failing_since
 
     def start(self) -> None:
         """Begin to publish."""
-        self._task = asyncio.create_task(self._run(), name="relay")
+        self._loop.start()
 
     def ring(self) -> None:
-        """There may be something new in the outbox."""
-        self._bell.ring()
+        """Look at the outbox soon: it may hold something new."""
+        self._loop.ring()
 
     async def stop(self) -> None:
         """Finish what is being sent and end. Safe when never started and when called twice."""
-        self._stopping = True
-        self._bell.ring()
-        if self._task is None:
-            return
-        if self._idle:
-            self._task.cancel()
-        await asyncio.wait([self._task])
+        await self._loop.stop()
 
     def kill(self) -> None:
         """End at once; what was not confirmed stays in the outbox."""
-        if self._task is not None:
-            self._task.cancel()
+        self._loop.kill()
 
-    async def _run(self) -> None:
-        bench = self._bench
-        failures = 0
-        while not self._stopping:
-            try:
-                sent = await self._send()
-                failures = 0
-                self.failing_since = None
-                if not sent:
-                    await self._rest()
-            except Fenced:
-                self.fenced = True
-                return
-            except Exception as error:  # noqa: BLE001 - the relay outlives every error
-                bench.trouble("relay", error)
-                if self.failing_since is None:
-                    self.failing_since = bench.ambient.monotonic()
-                failures += 1
-                self._idle = True
-                await bench.backoff(failures)
-                self._idle = False
+    async def _step(self) -> float | None:
+        try:
+            if await self._send():
+                return None
+            rows = await self._store.fetch(tables.NEXT_ANNOUNCEMENT, {"now": self._ambient.now()})
+        except Fenced:
+            self.fenced = True
+            self._loop.end()
+            return None
+        due = rows[0]["due"]
+        return POLL if due is None else min(POLL, max(due - self._ambient.now(), 0.0))
 
     async def _send(self) -> int:
         """Publish what is due; return how many outbox rows were dealt with."""
-        bench = self._bench
         if self._held is None or self._held:
             await self._look_at_held()
-        rows = _bounded(await bench.store.outbox(0, bench.ambient.now(), LIMIT))
+        rows = _bounded(await self._store.outbox(0, self._ambient.now(), LIMIT))
         if self._held:
             behind = [row for row in rows if _chain(row) in self._held]
             if behind:
-                await bench.leave(Changes(claim=self.claim, writes=_hold(behind)))
+                await self._commits.save(Changes(claim=self.claim, writes=_hold(behind)))
                 return len(behind)
         if not rows:
             return 0
-        start = bench.ambient.monotonic()
+        start = self._ambient.monotonic()
         try:
-            await bench.broker.publish([_record(row) for row in rows])
+            await self._broker.publish([_record(row) for row in rows])
         except BrokerRefused:
             return await self._send_one_by_one(rows, start)
-        await bench.leave(Changes(claim=self.claim, sent=[row.seq for row in rows]))
+        await self._commits.save(Changes(claim=self.claim, sent=[row.seq for row in rows]))
         self._emit(rows, start)
         return len(rows)
 
@@ -119,7 +115,6 @@ class Relay:
 
         Raises BrokerRefused when some are refused and it may be their stream's fault.
         """
-        bench = self._bench
         sent: list[Announcement] = []
         refused: list[tuple[Announcement, BrokerRefused]] = []
         waiting: set[Chain] = set()
@@ -128,7 +123,7 @@ class Relay:
             if chain in waiting:
                 continue
             try:
-                await bench.broker.publish([_record(row)])
+                await self._broker.publish([_record(row)])
             except BrokerRefused as error:
                 refused.append((row, error))
                 if chain is not None:
@@ -143,22 +138,22 @@ class Relay:
                 dead.append((row, why))
             else:
                 doubtful.append(why)
-        now = bench.ambient.now()
+        now = self._ambient.now()
         writes: Writes = []
         if dead:
             writes.append((tables.REFUSE, [{"seq": row.seq} for row, _ in dead]))
             writes += _hold([row for row, _ in dead])
         letters = [_letter(row, why, now) for row, why in dead]
-        await bench.leave(
+        await self._commits.save(
             Changes(claim=self.claim, sent=[row.seq for row in sent], writes=writes, dead=letters)
         )
         held = {chain for row, _ in dead if (chain := _chain(row)) is not None}
         self._held = (self._held or set()) | held
         self._emit(sent, start)
         for letter in letters:
-            bench.signals.emit(
+            self._reports.emit(
                 EventDead(
-                    service=bench.service,
+                    service=self._reports.service,
                     handler=letter.handler,
                     event_id=letter.event_id,
                     type=letter.type,
@@ -171,8 +166,7 @@ class Relay:
 
     async def _look_at_held(self) -> None:
         """Ask what is held, and free what waits behind nothing any more."""
-        bench = self._bench
-        rows = await bench.store.fetch(tables.HELD, {})
+        rows = await self._store.fetch(tables.HELD, {})
         self._held = {
             (row["stream"], row["key"]) for row in rows if row["state"] == tables.Outbox.REFUSED
         }
@@ -182,34 +176,16 @@ class Relay:
             if row["state"] != tables.Outbox.REFUSED
         ]
         if free:
-            await bench.leave(Changes(claim=self.claim, writes=[(tables.UNHOLD, free)]))
+            await self._commits.save(Changes(claim=self.claim, writes=[(tables.UNHOLD, free)]))
 
     def _emit(self, rows: list[Announcement], start: float) -> None:
-        bench = self._bench
-        seconds = bench.ambient.monotonic() - start
+        seconds = self._ambient.monotonic() - start
         for stream, events in Counter(row.stream for row in rows).items():
-            bench.signals.emit(
+            self._reports.emit(
                 EventsPublished(
-                    service=bench.service, stream=stream, events=events, seconds=seconds
+                    service=self._reports.service, stream=stream, events=events, seconds=seconds
                 )
             )
-
-    async def _rest(self) -> None:
-        now = self._bench.ambient.now()
-        rows = await self._bench.store.fetch(tables.NEXT_ANNOUNCEMENT, {"now": now})
-        due = rows[0]["due"]
-        self._idle = True
-        await self._bell.wait(POLL if due is None else min(POLL, max(due - now, 0.0)))
-        self._idle = False
-
-
-def _bounded(rows: list[Announcement]) -> list[Announcement]:
-    room = LIMIT_BYTES
-    for index, row in enumerate(rows):
-        room -= len(row.data)
-        if room < 0 and index:
-            return rows[:index]
-    return rows
 
 
 def _record(row: Announcement) -> Record:
@@ -245,3 +221,12 @@ def _letter(row: Announcement, error: BrokerRefused, now: float) -> DeadLetter:
         data=row.data,
         time=now,
     )
+
+
+def _bounded(rows: list[Announcement]) -> list[Announcement]:
+    room = LIMIT_BYTES
+    for index, row in enumerate(rows):
+        room -= len(row.data)
+        if room < 0 and index:
+            return rows[:index]
+    return rows

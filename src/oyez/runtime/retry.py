@@ -14,6 +14,10 @@ MAX_TRACEBACK = 16_384
 """Characters of a traceback that are kept: its end, where the cause stands."""
 
 
+class Done(msgspec.Struct, frozen=True):
+    """The event is handled."""
+
+
 class RetryAt(msgspec.Struct, frozen=True):
     """Run it again at ``due`` (seconds since 1970)."""
 
@@ -26,10 +30,12 @@ class Dead(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = RetryAt | Dead
+Outcome = Done | RetryAt | Dead
 
 
-def outcome(error: BaseException, attempt: int, retry: Retry, now: float, chance: float) -> Outcome:
+def outcome(
+    error: BaseException, attempt: int, retry: Retry, now: float, chance: float
+) -> RetryAt | Dead:
     """Whether attempt number ``attempt``, which raised ``error``, is followed by another, and when.
 
     ``chance`` is a number in [0, 1) that spreads the wait by ``retry.jitter``.

@@ -29,8 +29,8 @@ from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe
 from oyez.ports import Record, Row
+from oyez.runtime.calls import Begun
 from oyez.runtime.dead import list_dead
-from oyez.runtime.execution import Begun
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.service import Service
@@ -122,11 +122,11 @@ class System:
 
     async def fetch(self, service: str, sql: str, /, **parameters: Any) -> list[Row]:
         """A query on a service's own store."""
-        return await self.processes[service].bench.store.fetch(sql, parameters)
+        return await self.processes[service].store.fetch(sql, parameters)
 
     async def dead(self, service: str) -> list[Row]:
         """A service's dead letters."""
-        return await list_dead(self.processes[service].bench.store)
+        return await list_dead(self.processes[service].store)
 
     def http(self, service: str) -> httpx.AsyncClient:
         """A client for a service's HTTP side, without a socket."""
@@ -140,7 +140,7 @@ class System:
         for name, process in self.processes.items():
             wanted = {(OUTBOX, 0)}
             for stream, partitions in streams.items():
-                if process.bench.reads(stream):
+                if process.reads(stream):
                     wanted.update((stream, partition) for partition in range(partitions))
             held = set(process.lanes)
             if process.claims.relay is not None:
@@ -154,7 +154,7 @@ class System:
                     return f"{name} is at {lane.position} of {end} in {stream}[{partition}]"
             if process.parked.running:
                 return f"{name} runs {process.parked.running} parked events"
-            rows = await process.bench.store.fetch(tables.BUSY, {"now": self.ambient.now()})
+            rows = await process.store.fetch(tables.BUSY, {"now": self.ambient.now()})
             if rows[0]["busy"]:
                 return f"{name} has {rows[0]['busy']} events in its outbox or parked and due"
         return ""

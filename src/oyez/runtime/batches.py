@@ -1,0 +1,327 @@
+"""Handles what has arrived in one partition: 1 to 256 records in one transaction.
+
+The handlers' writes, the events they announce, the inbox and the new position are one commit. If
+any of it fails, all is undone and the events run one by one, so that the failing one is parked
+alone, and behind it the later events of its key. A handler without a transaction never runs in
+here: its event is parked at once, due now, and `oyez.runtime.parked` calls it beside the lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+
+from oyez.ambient import Ambient
+from oyez.envelope import Envelope, open_record
+from oyez.errors import Fenced, InvalidEvent, StoreUnavailable
+from oyez.handler import Context, Handler
+from oyez.ports import Batch, Broker, Changes, DeadLetter, Parked, Position, Record
+from oyez.runtime.commits import Commits
+from oyez.runtime.execution import Execution, decode_for, park
+from oyez.runtime.handlers import Handlers
+from oyez.runtime.lane import Lane
+from oyez.runtime.reports import Reports
+from oyez.runtime.retry import describe_error, describe_traceback
+from oyez.signals import EventDead
+from oyez.transaction import Origin, UnitOfWork
+
+PARKED_LIMIT = 10_000
+"""A lane with this many parked events reads no further until some are done."""
+SAVE = 1.0
+"""Seconds after which a position that only moved past others' events is saved."""
+
+
+class Item(msgspec.Struct):
+    """A record that concerns this service, and the handlers that have not handled it yet."""
+
+    record: Record
+    envelope: Envelope | None
+    handlers: list[Handler]
+    broken: InvalidEvent | None = None
+
+    @property
+    def key(self) -> str | None:
+        """What orders the event: its envelope's key."""
+        return self.envelope.key if self.envelope is not None else self.record.key
+
+
+class Batches:
+    """Handles the records of one lane."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        handlers: Handlers,
+        execution: Execution,
+        *,
+        broker: Broker,
+        commits: Commits,
+        ambient: Ambient,
+        reports: Reports,
+    ) -> None:
+        self._lane = lane
+        self._wanted = handlers.of(lane.claim.stream)
+        self._handlers = handlers
+        self._execution = execution
+        self._calls = execution.calls
+        self._broker = broker
+        self._commits = commits
+        self._ambient = ambient
+        self._reports = reports
+
+    async def take(self, batch: Batch) -> int:
+        """See `oyez.runtime.reading.Consumer.take`."""
+        lane = self._lane
+        last = batch.records[-1].position
+        items = await self._open(batch.records)
+        if not items:
+            lane.position = last
+            if not self._broker.capabilities.history:
+                # A queue holds back later events of a key until it hears that one is done with.
+                self._broker.handled(lane.claim.stream, lane.claim.partition, last)
+            if self._ambient.monotonic() - lane.saved_at > SAVE:
+                await lane.save()
+        else:
+            if lane.careful:
+                await self._park_all(items, last)
+            else:
+                await self._together(items, last)
+            while lane.chains.total >= PARKED_LIMIT and not lane.leaving:
+                await lane.chains.wait(1.0)
+        lane.careful = False
+        return len(items)
+
+    # -- which handlers want which record ----------------------------------------------------------
+
+    async def _open(self, records: Sequence[Record]) -> list[Item]:
+        """What concerns this service, less what its handlers have handled before."""
+        table = self._wanted
+        items: list[Item] = []
+        for record in records:
+            kind = record.headers.get("type")
+            if kind is not None and kind not in table:
+                continue
+            try:
+                envelope = open_record(record.headers, record.data)
+            except InvalidEvent as error:
+                items.append(Item(record, None, [], error))
+                continue
+            handlers = table.get(envelope.type)
+            if handlers:
+                items.append(Item(record, envelope, list(handlers)))
+        return await self._without_duplicates(items)
+
+    async def _without_duplicates(self, items: list[Item]) -> list[Item]:
+        asked = [
+            (item.envelope.id, item.envelope.source, handler.name)
+            for item in items
+            if item.envelope is not None
+            for handler in item.handlers
+        ]
+        if not asked:
+            return items
+        seen = await self._commits.store.seen(asked, self._lane.claim.reader)
+        if not seen and len(set(asked)) == len(asked):
+            return items
+        left: list[Item] = []
+        for item in items:
+            envelope = item.envelope
+            if envelope is not None:
+                fresh = []
+                for handler in item.handlers:
+                    identity = (envelope.id, envelope.source, handler.name)
+                    if identity not in seen:
+                        seen.add(identity)
+                        fresh.append(handler)
+                if not fresh:
+                    continue
+                item.handlers = fresh
+            left.append(item)
+        return left
+
+    # -- all in one transaction --------------------------------------------------------------------
+
+    async def _together(self, items: list[Item], last: Position) -> None:
+        """All items in one transaction; one by one if that fails."""
+        lane = self._lane
+        unit = self._commits.unit(lane.claim)
+        parked: list[Parked] = []
+        broken: list[DeadLetter] = []
+        try:
+            calls: list[tuple[Handler, Item]] = []
+            lists: dict[str, list[Item]] = {}
+            for item in items:
+                if item.broken is not None:
+                    broken.append(self._broken(item))
+                    continue
+                for handler in item.handlers:
+                    if self._must_park(handler, item.key):
+                        event = self._waiting(item, handler, unit.changes.time)
+                        lane.chains.add(event.chain)
+                        parked.append(event)
+                    elif handler.batch:
+                        lists.setdefault(handler.name, []).append(item)
+                    else:
+                        calls.append((handler, item))
+            await self._call(unit, calls)
+            for name, members in lists.items():
+                await self._call_batch(unit, self._handlers[name], members)
+            unit.changes.parked = parked
+            unit.changes.dead = broken
+            await lane.commit(unit, last)
+        except (Fenced, StoreUnavailable, asyncio.CancelledError):
+            self._forget(parked)
+            raise
+        except Exception:  # noqa: BLE001 - whatever a handler raises; each runs alone now
+            self._forget(parked)
+            await unit.rollback()
+            for item in items:
+                await self._alone(item)
+            await lane.advance(last)
+        else:
+            self._report(broken)
+        finally:
+            await unit.rollback()
+
+    async def _call(self, unit: UnitOfWork, calls: Sequence[tuple[Handler, Item]]) -> None:
+        handled = unit.changes.handled
+        index = 0
+        while index < len(calls):
+            handler, item = calls[index]
+            if not handler.blocking:
+                envelope = cast(Envelope, item.envelope)
+                tx = unit.transaction(Origin.of(envelope), item.key)
+                context = self._context(handler, envelope) if handler.needs_context else None
+                event = decode_for(handler, envelope)
+                tx.publish_all(await self._calls.perform(handler, event, tx, context))
+                handled.append((envelope.id, envelope.source, handler.name))
+                index += 1
+                continue
+            run = []
+            while index < len(calls) and calls[index][0] is handler:
+                run.append(calls[index])
+                index += 1
+            await self._call_blocking(unit, run)
+
+    async def _call_blocking(self, unit: UnitOfWork, calls: Sequence[tuple[Handler, Item]]) -> None:
+        ready = []
+        transactions = []
+        for handler, item in calls:
+            envelope = cast(Envelope, item.envelope)
+            tx = unit.transaction(Origin.of(envelope), item.key)
+            context = self._context(handler, envelope) if handler.needs_context else None
+            event = decode_for(handler, envelope)
+            ready.append((handler, self._calls.ready(handler, event, tx, context)))
+            transactions.append(tx)
+            unit.changes.handled.append((envelope.id, envelope.source, handler.name))
+        results = await self._calls.perform_blocking(ready)
+        for tx, events in zip(transactions, results, strict=True):
+            tx.publish_all(events)
+
+    async def _call_batch(self, unit: UnitOfWork, handler: Handler, items: list[Item]) -> None:
+        envelopes = [cast(Envelope, item.envelope) for item in items]
+        tx = unit.transaction(Origin.of(envelopes[0]))
+        events = [decode_for(handler, envelope) for envelope in envelopes]
+        tx.publish_all(await self._calls.perform(handler, events, tx, None))
+        unit.changes.handled.extend((e.id, e.source, handler.name) for e in envelopes)
+
+    def _context(self, handler: Handler, envelope: Envelope) -> Context:
+        return Context(envelope, self._reports.service, handler.name, 1, handler.retry.attempts)
+
+    # -- one by one --------------------------------------------------------------------------------
+
+    async def _alone(self, item: Item) -> None:
+        """Each handler of one item in a transaction of its own; its failure is recorded."""
+        lane = self._lane
+        if item.broken is not None:
+            letters = [self._broken(item)]
+            await lane.commit(Changes(claim=lane.claim, dead=letters), item.record.position)
+            self._report(letters)
+            return
+        for handler in item.handlers:
+            # The position moves with the last one; until then the inbox tells what is done.
+            position = item.record.position if handler is item.handlers[-1] else None
+            event = self._waiting(item, handler, self._ambient.now())
+            if self._must_park(handler, item.key):
+                await park(lane, [event], Changes(claim=lane.claim), position)
+            else:
+                await self._execution.attempt(
+                    handler, event, lane, envelope=item.envelope, position=position
+                )
+
+    # -- parking -----------------------------------------------------------------------------------
+
+    def _must_park(self, handler: Handler, key: str | None) -> bool:
+        if not handler.transactional:
+            return True
+        return handler.ordered and key is not None and key in self._lane.chains
+
+    def _waiting(self, item: Item, handler: Handler, now: float) -> Parked:
+        """The event as it is parked for the handler, due at once."""
+        record, envelope = item.record, cast(Envelope, item.envelope)
+        return Parked(
+            event_id=envelope.id,
+            source=envelope.source,
+            handler=handler.name,
+            stream=record.stream,
+            partition=record.partition,
+            position=record.position,
+            chain=item.key if handler.ordered else None,
+            due=now,
+            attempt=0,
+            history=[],
+            key=record.key,
+            headers=record.headers,
+            data=record.data,
+            reader=self._lane.claim.reader,
+        )
+
+    def _forget(self, parked: list[Parked]) -> None:
+        for event in parked:
+            self._lane.chains.remove(event.chain)
+
+    async def _park_all(self, items: list[Item], last: Position) -> None:
+        lane, now = self._lane, self._ambient.now()
+        broken = [self._broken(item) for item in items if item.broken is not None]
+        events = [self._waiting(item, handler, now) for item in items for handler in item.handlers]
+        await park(lane, events, Changes(claim=lane.claim, dead=broken), last)
+        self._report(broken)
+
+    # -- what can't be read ------------------------------------------------------------------------
+
+    def _broken(self, item: Item) -> DeadLetter:
+        record, error = item.record, cast(InvalidEvent, item.broken)
+        headers = record.headers
+        return DeadLetter(
+            event_id=headers.get("id", ""),
+            source=headers.get("source", ""),
+            type=headers.get("type", ""),
+            handler="",
+            stream=record.stream,
+            partition=record.partition,
+            position=record.position,
+            key=record.key,
+            reason=f"unreadable: {describe_error(error)}",
+            traceback=describe_traceback(error),
+            attempts=0,
+            history=[],
+            headers=headers,
+            data=record.data,
+            time=self._ambient.now(),
+            reader=self._lane.claim.reader,
+        )
+
+    def _report(self, letters: list[DeadLetter]) -> None:
+        for letter in letters:
+            self._reports.emit(
+                EventDead(
+                    service=self._reports.service,
+                    handler="",
+                    event_id=letter.event_id,
+                    type=letter.type,
+                    reason=letter.reason,
+                )
+            )

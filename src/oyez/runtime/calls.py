@@ -1,0 +1,159 @@
+"""One call of a handler, from a decoded event to the events it returned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from concurrent.futures import Executor
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from oyez.ambient import Ambient
+from oyez.errors import HandlerTimeout
+from oyez.event import is_event
+from oyez.handler import Context, Handler
+from oyez.runtime.handlers import Handlers
+from oyez.transaction import Transaction
+
+THREADS = 32
+"""Plain ``def`` handlers that run at once, at most."""
+SLICE = 1.0
+"""Seconds after which a thread that runs many handlers returns to the loop before the next."""
+
+Ready = Callable[[], Any]
+"""A handler's call with all its arguments."""
+
+
+class Calls:
+    """Calls a service's handlers: on the event loop, or plain ``def`` ones on a thread."""
+
+    def __init__(self, handlers: Handlers, ambient: Ambient, threads: Executor) -> None:
+        self._handlers = handlers
+        self._ambient = ambient
+        self._threads = threads
+
+    def ready(
+        self, handler: Handler, event: object, tx: Transaction | None, context: Context | None
+    ) -> Ready:
+        """The call of a handler with all its arguments, for `perform_blocking`."""
+        return partial(self._handlers.call(handler), event, tx, context)
+
+    async def perform(
+        self,
+        handler: Handler,
+        event: object,
+        tx: Transaction | None,
+        context: Context | None,
+    ) -> Sequence[object]:
+        """Call an ``async def`` or a ``def`` handler; return the events it returned or yielded.
+
+        Raises HandlerTimeout, TypeError when it returned something else, and what the handler
+        raises.
+        """
+        if handler.blocking:
+            ready = self.ready(handler, event, tx, context)
+            return (await self.perform_blocking([(handler, ready)]))[0]
+        answer = self._handlers.call(handler)(event, tx, context)
+        if handler.generator:
+            answer = _collect(answer)
+        return events_in(handler, await _finish(answer, handler, self._ambient))
+
+    async def perform_blocking(
+        self, calls: Sequence[tuple[Handler, Ready]]
+    ) -> list[Sequence[object]]:
+        """Call ``def`` handlers one after the other on a thread, in few hops.
+
+        Raises as `perform` does.
+        """
+        results: list[Sequence[object]] = []
+        loop = asyncio.get_running_loop()
+        while len(results) < len(calls):
+            handler = calls[len(results)][0]
+            work = partial(_run_slice, self._ambient, calls[len(results) :])
+            answer = loop.run_in_executor(self._threads, copy_context().run, work)
+            try:
+                async with self._ambient.timeout(
+                    None if handler.timeout is None else handler.timeout + SLICE
+                ):
+                    results.extend(await answer)
+            except TimeoutError as error:
+                raise HandlerTimeout(
+                    f"{handler.service}.{handler.name} did not return within {handler.timeout} s; "
+                    "its thread can't be stopped"
+                ) from error
+        return results
+
+
+def events_in(handler: Handler, answer: object) -> Sequence[object]:
+    """What a handler returned, as a sequence of events."""
+    if answer is None:
+        return ()
+    if is_event(type(answer)):
+        return (answer,)
+    if isinstance(answer, Iterable) and not isinstance(answer, str | bytes | dict):
+        found = [item for item in answer if item is not None]
+        if all(is_event(type(item)) for item in found):
+            return found
+    raise TypeError(
+        f"{handler.service}.{handler.name} returned {type(answer).__name__}: expected an event, "
+        "several events or None"
+    )
+
+
+def _run_slice(ambient: Ambient, calls: Sequence[tuple[Handler, Ready]]) -> list[Sequence[object]]:
+    end = ambient.monotonic() + SLICE
+    results: list[Sequence[object]] = []
+    for handler, ready in calls:
+        results.append(events_in(handler, ready()))
+        if ambient.monotonic() >= end:
+            break
+    return results
+
+
+async def _collect(generator: Any) -> list[object]:
+    return [item async for item in generator]
+
+
+async def _finish(
+    coroutine: Coroutine[Any, Any, Any], handler: Handler, ambient: Ambient
+) -> object:
+    # Most handlers only queue writes and never wait: they end here, and no timer is set.
+    try:
+        first = coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    start = ambient.monotonic()
+    try:
+        async with ambient.timeout(handler.timeout):
+            return await Begun(coroutine, first)
+    except TimeoutError as error:
+        if handler.timeout is None or ambient.monotonic() - start < handler.timeout:
+            raise
+        raise HandlerTimeout(
+            f"{handler.service}.{handler.name} did not end within {handler.timeout} s"
+        ) from error
+
+
+class Begun:
+    """Awaits a coroutine that has been started, beginning with what it first waited for."""
+
+    __slots__ = ("_coroutine", "_first")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: object) -> None:
+        self._coroutine = coroutine
+        self._first = first
+
+    def __await__(self) -> Generator[object, Any, object]:
+        waiting = self._first
+        while True:
+            try:
+                sent = yield waiting
+            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
+                step = partial(self._coroutine.throw, error)
+            else:
+                step = partial(self._coroutine.send, sent)
+            try:
+                waiting = step()
+            except StopIteration as stop:
+                return stop.value

@@ -1,0 +1,27 @@
+"""The two ways to commit to a service's store: a handler's unit of work, and changes of Oyez's."""
+
+from __future__ import annotations
+
+from oyez.ambient import Ambient
+from oyez.ports import Changes, Claim, Store
+from oyez.transaction import Announcer, UnitOfWork
+
+
+class Commits:
+    """Begins transactions on one service's store."""
+
+    def __init__(self, store: Store, announcer: Announcer, ambient: Ambient) -> None:
+        self.store = store
+        self._announcer = announcer
+        self._ambient = ambient
+
+    def unit(self, claim: Claim | None) -> UnitOfWork:
+        """A unit of work that commits only while ``claim`` holds."""
+        unit = UnitOfWork(self.store, self._announcer)
+        unit.changes.claim = claim
+        return unit
+
+    async def save(self, changes: Changes) -> None:
+        """Commit changes that no handler made. Raises what `StoreTransaction.commit` raises."""
+        changes.time = self._ambient.now()
+        await self.store.begin().commit(changes)

@@ -1,0 +1,123 @@
+"""Reads one partition from its lane's position on, and hands on what has arrived."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol, cast
+
+from oyez.ambient import Ambient
+from oyez.errors import BrokerRefused, Fenced
+from oyez.ports import Batch, Broker
+from oyez.runtime.lane import Lane
+from oyez.runtime.loop import Loop
+from oyez.runtime.reports import Reports
+from oyez.signals import BatchHandled, EventsMissed
+
+
+class Consumer(Protocol):
+    """Takes the records of one partition."""
+
+    async def take(self, batch: Batch) -> int:
+        """Deal with a batch and move the lane's position; return how many records concerned it.
+
+        Raises Fenced when another process owns the partition. After any other error the batch is
+        read again.
+        """
+        ...
+
+
+class Reading:
+    """Reads one partition until it is stopped or another process owns it."""
+
+    def __init__(
+        self, lane: Lane, consumer: Consumer, *, broker: Broker, ambient: Ambient, reports: Reports
+    ) -> None:
+        self.lane = lane
+        self._consumer = consumer
+        self._broker = broker
+        self._ambient = ambient
+        self._reports = reports
+        self._loop = Loop(lane.name, self._step, ambient, reports.trouble)
+        self._batches: AsyncGenerator[Batch, None] | None = None
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Finish the batch in hand, store the position and end.
+
+        Safe when never started and when called twice.
+        """
+        self.lane.leaving = True
+        await self._loop.stop()
+        await self._close()
+        if not self.lane.fenced:
+            await self.lane.save()
+
+    def kill(self) -> None:
+        """End at once; what was not committed is undone."""
+        self.lane.leaving = True
+        self._loop.kill()
+
+    async def _step(self) -> None:
+        """Read one batch and have it taken."""
+        claim, lane = self.lane.claim, self.lane
+        if self._batches is None:
+            self._batches = cast(
+                AsyncGenerator[Batch, None],
+                self._broker.read(claim.stream, claim.partition, lane.position),
+            )
+        try:
+            lane.idle = self._loop.idle = True
+            batch = await anext(self._batches)
+            lane.idle = self._loop.idle = False
+            start = self._ambient.monotonic()
+            self._look_for_gaps(batch)
+            events = await self._consumer.take(batch)
+        except Fenced:
+            await self._close()
+            lane.lose()
+            self._loop.end()
+            return
+        except BaseException:
+            await self._close()
+            lane.idle = True
+            raise
+        lane.progress()
+        if events:
+            self._reports.emit(
+                BatchHandled(
+                    service=self._reports.service,
+                    stream=claim.stream,
+                    partition=claim.partition,
+                    events=events,
+                    seconds=self._ambient.monotonic() - start,
+                )
+            )
+
+    async def _close(self) -> None:
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            await batches.aclose()
+
+    def _look_for_gaps(self, batch: Batch) -> None:
+        lane, claim = self.lane, self.lane.claim
+        if batch.restarted:
+            self._reports.trouble(
+                lane.name,
+                BrokerRefused(
+                    "the stream was deleted and made anew: what came after position "
+                    f"{lane.position} is lost; the new one is read from its beginning"
+                ),
+            )
+            lane.restart()
+        if batch.missed:
+            self._reports.emit(
+                EventsMissed(
+                    service=self._reports.service,
+                    stream=claim.stream,
+                    partition=claim.partition,
+                    events=batch.missed,
+                )
+            )

@@ -1,0 +1,24 @@
+"""What a running service says about itself: signals in its name."""
+
+from __future__ import annotations
+
+from oyez.errors import OyezError
+from oyez.runtime.retry import describe_traceback
+from oyez.signals import Signal, Signals, Trouble
+
+
+class Reports:
+    """Sends the signals of one service."""
+
+    def __init__(self, service: str, signals: Signals) -> None:
+        self.service = service
+        self._signals = signals
+
+    def emit(self, signal: Signal) -> None:
+        """Send a signal to all listeners."""
+        self._signals.emit(signal)
+
+    def trouble(self, part: str, error: Exception) -> None:
+        """Report an error after which ``part`` will try again."""
+        text = str(error) if isinstance(error, OyezError) else describe_traceback(error)
+        self.emit(Trouble(service=self.service, part=part, error=text))
