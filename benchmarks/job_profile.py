@@ -26,8 +26,10 @@ from benchmarks.machine import Surroundings
 from oyez.ambient import SystemAmbient
 from oyez.brokers import embedded
 from oyez.cli.project import run_async
+from oyez.doorbell import Doorbell
 from oyez.runtime import lane
-from oyez.sqlite_file import Doorbell, SqliteFile
+from oyez.sqlite.connection import Reader
+from oyez.sqlite.writer import Writer
 from oyez.stores import sqlite
 from oyez.transaction import Announcer, UnitOfWork
 
@@ -39,8 +41,8 @@ _STAGES: tuple[tuple[str, Any, str], ...] = (
     ("thread: fetch from the broker's file", embedded.EmbeddedBroker, "_fetch"),
     ("thread: append to the broker's file", embedded.EmbeddedBroker, "_append"),
     ("thread: apply to the store's file", sqlite, "_apply"),
-    ("thread: commits, both files", SqliteFile, "_commit"),
-    ("thread: all reads, both files", SqliteFile, "_read_now"),
+    ("thread: commits, both files", Writer, "commit"),
+    ("thread: all reads, both files", Reader, "run"),
     ("thread: wake the others", Doorbell, "ring"),
 )
 

@@ -549,7 +549,7 @@ async def test_unlogged_tables_are_found(fresh: Fresh) -> None:
 async def test_a_forgotten_transaction_is_found(
     fresh: Fresh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oyez.postgres_server.IDLE", 0.05)
+    monkeypatch.setattr("oyez.postgresql.inspection.IDLE", 0.05)
     async with fresh.open() as broker, fresh.connection() as idle:
         await idle.execute("begin")
         async with asyncio.timeout(DEADLINE):

@@ -17,7 +17,7 @@ from oyez.brokers.redis import RedisOptions
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
 from oyez.endpoint import Endpoint, Tls
 from oyez.errors import ConfigurationError
-from oyez.postgres_server import ServerOptions
+from oyez.postgresql import ServerOptions
 from oyez.stores import postgres as store
 
 

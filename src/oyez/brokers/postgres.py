@@ -36,7 +36,7 @@ from oyez.endpoint import BatchBytes, Count, Endpoint, Partitions, Retention, Se
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreError, StoreUnavailable
 from oyez.partitioning import murmur2, partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record, weigh
-from oyez.postgres_server import (
+from oyez.postgresql import (
     Listener,
     Missing,
     PostgresServer,

@@ -28,7 +28,7 @@ from oyez.ports import Broker, Position, Store
 from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.migrations import read_migrations
 from oyez.service import Service
-from oyez.sqlite_file import OLDEST_SQLITE, refuse_network_file_system
+from oyez.sqlite import OLDEST_SQLITE, refuse_network_file_system
 
 AHEAD = 5.0
 """Seconds by which the newest event may be ahead of this machine's clock."""

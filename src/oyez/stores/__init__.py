@@ -33,7 +33,7 @@ def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
         return SqliteStore(root / rest, ambient)
     if scheme == "postgresql":
         try:
-            from oyez.postgres_server import PORT
+            from oyez.postgresql import PORT
             from oyez.stores.postgres import PostgresOptions, PostgresStore
         except ModuleNotFoundError as error:
             raise ConfigurationError(

@@ -1,7 +1,7 @@
 """The default store: one SQLite file per service, also shared by the service's replicas.
 
 All transactions of a process go through one writer and are flushed together (see
-`oyez.sqlite_file`); replicas on the same machine queue for the file by its lock.
+`oyez.sqlite`); replicas on the same machine queue for the file by its lock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from oyez.ports import (
     Writes,
 )
 from oyez.presence import Presence
-from oyez.sqlite_file import SqliteFile, Turn, answer, bind
+from oyez.sqlite import SqliteFile, Turn, answer, bind
 from oyez.tables import Inbox, Outbox
 
 STEPS = (

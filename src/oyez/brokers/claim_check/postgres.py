@@ -10,7 +10,7 @@ from oyez.brokers.claim_check.storage import CONCURRENT, MARGIN
 from oyez.endpoint import Count, Endpoint
 from oyez.errors import BrokerUnavailable, StoreError
 from oyez.ports import Finding
-from oyez.postgres_server import Missing, PostgresServer, ServerOptions, as_broker_error
+from oyez.postgresql import Missing, PostgresServer, ServerOptions, as_broker_error
 
 DELETED = 64
 """Rows deleted in one transaction: each may hold a megabyte."""

@@ -34,7 +34,7 @@ from oyez.ports import (
     Row,
     Writes,
 )
-from oyez.postgres_server import Connection, Listener, PostgresServer, ServerOptions
+from oyez.postgresql import Connection, Listener, PostgresServer, ServerOptions
 from oyez.stores.postgres import schema
 from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text
 from oyez.stores.postgres.lease import Deaths, Lease, leave

@@ -10,7 +10,7 @@ import msgspec
 
 from oyez.errors import Fenced, Superseded
 from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parked, Position
-from oyez.postgres_server import Connection
+from oyez.postgresql import Connection
 from oyez.stores.postgres.statements import write
 from oyez.tables import Inbox
 

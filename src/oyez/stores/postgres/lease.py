@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from oyez.ambient import backoff
-from oyez.postgres_server import KEEPALIVE, Connection, PostgresServer
+from oyez.postgresql import KEEPALIVE, Connection, PostgresServer
 from oyez.stores.postgres.schema import lock_key, qualified
 
 RETURN = 1.0

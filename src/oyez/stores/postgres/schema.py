@@ -8,7 +8,7 @@ from hashlib import sha256
 from asyncpg import exceptions as pg
 
 from oyez.errors import StoreMissing, StoreRefused, StoreUnavailable
-from oyez.postgres_server import Connection
+from oyez.postgresql import Connection
 
 STEPS = (
     """

@@ -15,7 +15,7 @@ import asyncpg
 
 from oyez.errors import StoreRefused
 from oyez.ports import Answer, Parameters, Row, Writes
-from oyez.postgres_server import Connection
+from oyez.postgresql import Connection
 
 _SHOWN = 80
 """Characters of a statement that an error shows."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from oyez import sqlite_file
 from oyez.errors import (
     ConstraintViolated,
     StoreCorrupt,
@@ -23,7 +22,7 @@ from oyez.errors import (
     StoreUnavailable,
     TransactionExpired,
 )
-from oyez.sqlite_file import SqliteFile, refuse_network_file_system
+from oyez.sqlite import SqliteFile, refuse_network_file_system, turns
 
 SCHEMA = "create table t (id integer primary key, data blob)"
 DEADLINE = 20.0
@@ -272,7 +271,7 @@ class TestPermissions:
     PROGRAM = """
 import asyncio, encodings.latin_1, encodings.unicode_escape, os, sys
 from pathlib import Path
-from oyez.sqlite_file import SqliteFile
+from oyez.sqlite import SqliteFile
 
 if os.getuid() == 0:
     os.setgid(65534)
@@ -318,7 +317,7 @@ class TestTurns:
     async def test_one_that_holds_up_others_too_long_is_rolled_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sqlite_file, "HOLD", 0.05)
+        monkeypatch.setattr(turns, "HOLD", 0.05)
         async with opened(tmp_path / "a.db") as file:
             turn = file.turn()
             await turn.run(insert(1))
@@ -372,7 +371,7 @@ class TestProcesses:
     HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from oyez.sqlite_file import SqliteFile
+from oyez.sqlite import SqliteFile
 
 async def main():
     file = SqliteFile(Path(sys.argv[1]), steps=("",))
@@ -387,7 +386,7 @@ asyncio.run(main())
     RINGER = """
 import asyncio, sys
 from pathlib import Path
-from oyez.sqlite_file import SqliteFile
+from oyez.sqlite import SqliteFile
 
 async def main():
     file = SqliteFile(Path(sys.argv[1]), steps=("",))
@@ -495,7 +494,7 @@ STEPS = (SCHEMA, "alter table t add column more text not null default 'none'")
 _UPGRADE = f"""
 import asyncio, sys
 from pathlib import Path
-from oyez.sqlite_file import SqliteFile
+from oyez.sqlite import SqliteFile
 sys.stdin.read()
 asyncio.run(SqliteFile(Path(sys.argv[1]), steps={STEPS!r}).open())
 """
