@@ -1,0 +1,39 @@
+"""Settings: ``oyez.toml`` and the environment, read into frozen typed records.
+
+A setting is one line in one of the classes of `settings`: its type, its default and the *rule* that
+says what it may be. Everything else (unknown keys, the environment's name for it, the line in an
+error) follows from that line. A field without a rule is filled in by the reader and can't be set.
+
+The environment wins over the file. ``OYEZ_BROKER`` is ``system.broker`` and so on for that table;
+other tables are spelt out, ``OYEZ_GATEWAY_LISTEN`` or ``OYEZ_SERVICES_STOCK_ITEMS_HTTP`` (for the
+service ``stock-items``). ``OYEZ_STORE`` is the store of every service. Within the file, ``${NAME}``
+in a string is that variable of the environment and ``$$`` is a dollar sign.
+"""
+
+from oyez.config.files import load, read_file
+from oyez.config.rules import Listen, Rule
+from oyez.config.settings import (
+    BridgeSettings,
+    Companion,
+    Config,
+    ConsoleSettings,
+    GatewaySettings,
+    Route,
+    ServiceSettings,
+    SystemSettings,
+)
+
+__all__ = [
+    "BridgeSettings",
+    "Companion",
+    "Config",
+    "ConsoleSettings",
+    "GatewaySettings",
+    "Listen",
+    "Route",
+    "Rule",
+    "ServiceSettings",
+    "SystemSettings",
+    "load",
+    "read_file",
+]

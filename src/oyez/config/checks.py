@@ -1,0 +1,79 @@
+"""What has to hold between settings, beyond the rule of each."""
+
+from __future__ import annotations
+
+from typing import NoReturn, Protocol
+
+from oyez.config.mistakes import Key, closest
+from oyez.config.settings import BridgeSettings, Config
+
+_RESERVED_PATHS = ("/session", "/livez", "/readyz")
+
+
+class Fail(Protocol):
+    """Raises the ConfigurationError about the setting at ``key``."""
+
+    def __call__(self, key: Key, expected: str, found: str, hint: str | None = None) -> NoReturn:
+        """Raise it."""
+        ...
+
+
+def check(config: Config, fail: Fail) -> None:
+    """Fail where the settings contradict each other."""
+    _check_names(config, fail)
+    _check_bridges(config, fail)
+    _check_routes(config, fail)
+
+
+def _check_names(config: Config, fail: Fail) -> None:
+    for name in config.companions:
+        if name in config.services:
+            expected = "a name that no service has"
+            fail(("companions", name), expected, f'"{name}"')
+
+
+def _check_bridges(config: Config, fail: Fail) -> None:
+    for name, bridge in config.bridges.items():
+        if name in config.services or name in config.companions:
+            expected = "a name that no service and no companion has"
+            fail(("bridges", name), expected, f'"{name}"')
+        if bridge.source == bridge.target:
+            expected = "another broker than the source"
+            fail(("bridges", name, "target"), expected, "the same")
+        others = [each for each in config.bridges.values() if _overlap(each, bridge)]
+        reached = {bridge.target}
+        for _ in others:
+            reached |= {each.target for each in others if each.source in reached}
+        if bridge.source in reached:
+            expected = "streams that no other bridge brings back to the source, in a circle"
+            fail(("bridges", name, "streams"), expected, ", ".join(bridge.streams))
+
+
+def _overlap(one: BridgeSettings, other: BridgeSettings) -> bool:
+    return any(other.carries(each) for each in one.streams) or any(
+        one.carries(each) for each in other.streams
+    )
+
+
+def _check_routes(config: Config, fail: Fail) -> None:
+    taken: set[tuple[str, str]] = set()
+    for index, route in enumerate(config.gateway.routes if config.gateway else ()):
+        key: Key = ("gateway", "routes", index)
+        dots = any(part in (".", "..") for part in route.path.split("/"))
+        if dots or route.path in _RESERVED_PATHS:
+            fail((*key, "path"), "a path that the gateway doesn't use", f'"{route.path}"')
+        service = config.services.get(route.service)
+        if service is None:
+            known = f"a service, one of {', '.join(config.services) or '(none)'}"
+            hint = closest(route.service, config.services)
+            fail((*key, "service"), known, f'"{route.service}"', hint)
+        address = service.reached_at()
+        if address is None or address.port == 0:
+            expected = f'a service that listens: set http = "HOST:PORT" in services.{service.name}'
+            found = "no http" if address is None else "port 0"
+            fail((*key, "service"), expected, found)
+        for method in route.methods:
+            if (route.path, method) in taken:
+                expected = "each path and method once"
+                fail((*key, "path"), expected, f"{method} {route.path} again")
+            taken.add((route.path, method))

@@ -1,0 +1,210 @@
+"""What one setting may be."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from oyez import adapters
+
+_BROKERS = (
+    "embedded",
+    "memory",
+    "kafka",
+    "nats",
+    "amqp",
+    "amqps",
+    "redis",
+    "rediss",
+    "sns+sqs",
+    "postgresql",
+)
+_STORES = ("sqlite", "postgresql")
+_STORAGES = ("folder", "s3", "postgresql")
+_PLACES = {"embedded": "embedded:FILE", "sqlite": "sqlite:FILE", "folder": "folder:PATH"}
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+_APP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
+_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9.-]*))):([0-9]{1,5})")
+_SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
+
+
+class Listen(msgspec.Struct, frozen=True):
+    """An address to listen at or to reach; port 0 lets the system choose a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: object) -> Listen:
+        """Read ``HOST:PORT`` or ``[IPv6]:PORT``. Raises ``ValueError`` for anything else."""
+        match = _LISTEN.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[3]) > 65535:
+            raise ValueError(text)
+        if match[1]:
+            ipaddress.IPv6Address(match[1])
+        return cls(match[1] or match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Rule(NamedTuple):
+    """What one setting may be.
+
+    ``read`` turns a value of TOML into the setting or raises ``ValueError``; ``from_text`` first
+    turns an environment variable into such a value.
+    """
+
+    expected: str
+    read: Callable[[Any], Any]
+    from_text: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+
+
+def pattern(expected: str, pattern: re.Pattern[str]) -> Rule:
+    """Return the rule of a text that the pattern matches as a whole."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValueError
+        return value
+
+    return Rule(expected, read)
+
+
+def one_of(*choices: str) -> Rule:
+    """Return the rule of a text that is one of the choices."""
+
+    def read(value: object) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return Rule("one of " + ", ".join(f'"{each}"' for each in choices), read, choices=choices)
+
+
+def whole(low: int, high: int, unit: str = "") -> Rule:
+    """Return the rule of a whole number from ``low`` to ``high``."""
+
+    def read(value: object) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Rule(f"a whole number{unit} from {low} to {high}", read, int)
+
+
+def number(high: float, unit: str) -> Rule:
+    """Return the rule of a number above 0 and at most ``high``, such as 2 or 0.5."""
+
+    def read(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= high:
+            raise ValueError
+        return float(value)
+
+    return Rule(f"a number of {unit} above 0, at most {high:g}", read, float)
+
+
+def truth() -> Rule:
+    """Return the rule of true or false."""
+
+    def read(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    words = {"true": True, "false": False}
+    return Rule("true or false", read, lambda text: words.get(text, text))
+
+
+def url(what: str, schemes: tuple[str, ...], others: str = "") -> Rule:
+    """Return the rule of a URL with one of the schemes.
+
+    ``others`` is the group of entry points that add schemes of other packages.
+    """
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        scheme, colon, rest = value.partition(":")
+        if colon and scheme not in schemes and others and scheme in adapters.found(others):
+            if not rest:
+                raise ValueError
+            return value
+        if not colon or scheme not in schemes:
+            raise ValueError
+        if scheme in _PLACES:
+            complete = rest.strip("/") != ""
+        elif scheme == "memory":
+            complete = rest == ""
+        else:
+            complete = rest.startswith("//") and len(rest) > 2
+        hosts = re.split(r"[/?#]", rest.rpartition("@")[2].removeprefix("//"))[0]
+        ports = [] if scheme in _PLACES else re.findall(r":([0-9]+)(?:,|$)", hosts)
+        if not complete or any(not 0 < int(port[:6]) < 65536 for port in ports):
+            raise ValueError
+        return value
+
+    shapes = {**_PLACES, "memory": "memory:"}
+    listed = ", ".join(shapes.get(each, f"{each}://…") for each in schemes)
+    return Rule(f"a {what}: one of {listed}", read, choices=schemes)
+
+
+def text(expected: str) -> Rule:
+    """Return the rule of a text that is not empty."""
+    return pattern(expected, re.compile(r".+"))
+
+
+def methods() -> Rule:
+    """Return the rule of a list of HTTP methods."""
+
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value or any(each not in _METHODS for each in value):
+            raise ValueError
+        return tuple(dict.fromkeys(value))
+
+    return Rule("a list of " + ", ".join(_METHODS), read)
+
+
+def streams() -> Rule:
+    """Return the rule of a list of streams, or of beginnings of their names."""
+
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError
+        if any(not isinstance(each, str) or not _STREAM.fullmatch(each) for each in value):
+            raise ValueError
+        return tuple(dict.fromkeys(value))
+
+    return Rule('a list of streams such as "shop.orders" or "shop.*"', read)
+
+
+def command() -> Rule:
+    """Return the rule of a command and its arguments."""
+
+    def read(value: object) -> tuple[str, ...]:
+        words = shlex.split(value) if isinstance(value, str) else value
+        if not isinstance(words, list) or not words or not words[0]:
+            raise ValueError
+        if any(not isinstance(word, str) for word in words):
+            raise ValueError
+        return tuple(words)
+
+    return Rule("a command, as one string or as a list of strings", read)
+
+
+ADDRESS = Rule('an address "HOST:PORT", the port from 0 to 65535', Listen.parse)
+APP = pattern('"module:attribute"', _APP)
+PATH = pattern('a path such as "/orders"', _SEGMENTS)
+BROKER = url("broker", _BROKERS, adapters.BROKERS)
+STORE = url("store", _STORES, adapters.STORES)
+STORAGE = url("storage", _STORAGES)

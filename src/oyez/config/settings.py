@@ -1,0 +1,173 @@
+"""Every setting: one class a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from oyez.config import rules
+from oyez.config.mistakes import mistake
+from oyez.config.rules import Listen
+from oyez.endpoint import redact
+from oyez.errors import ConfigurationError
+
+_YEAR = 366 * 86400.0
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True):
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        values = [(field, getattr(self, field)) for field in self.__struct_fields__]
+        return [(name, redact(v) if isinstance(v, str) else v) for name, v in values]
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({inside})"
+
+
+class SystemSettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[system]``: what all processes of one system share."""
+
+    name: Annotated[str, rules.pattern('a name such as "shop", [a-z][a-z0-9-]{0,40}', rules.NAME)]
+    broker: Annotated[str, rules.BROKER] = "embedded:.oyez/events.db"
+    partitions: Annotated[int, rules.whole(1, 4096)] = 8
+    retention_days: Annotated[float, rules.number(36500, "days")] = 7.0
+    claim_check: Annotated[str | None, rules.STORAGE] = None
+    claim_check_over: Annotated[int, rules.whole(0, 2**30, " of bytes")] = 0
+    data: Annotated[str, rules.text("a folder")] = ".oyez"
+    log: Annotated[Literal["console", "json"], rules.one_of("console", "json")] = "console"
+
+
+class ServiceSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[services.NAME]``. In ``store``, ``{service}`` stands for the service's name.
+
+    ``broker`` is its own where it is not the system's: a bridge then carries streams across.
+    ``http`` is where the service listens for requests, ``address`` where the gateway reaches it if
+    that differs (another host or container). ``grace`` and ``lease`` are seconds.
+    """
+
+    name: str
+    app: Annotated[str, rules.APP]
+    broker: Annotated[str | None, rules.BROKER] = None
+    store: Annotated[str, rules.STORE] = "sqlite:.oyez/{service}.db"
+    replicas: Annotated[int, rules.whole(1, 256)] = 1
+    http: Annotated[Listen | None, rules.ADDRESS] = None
+    address: Annotated[Listen | None, rules.ADDRESS] = None
+    admin: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 0)
+    grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
+    lease: Annotated[float, rules.number(3600, "seconds")] = 3.0
+
+    def reached_at(self) -> Listen | None:
+        """Where the gateway sends requests for it; None if it takes none."""
+        if self.address or self.http is None:
+            return self.address
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+        return Listen(everywhere.get(self.http.host, self.http.host), self.http.port)
+
+
+class Route(_Settings, frozen=True, kw_only=True):
+    """A table ``[[gateway.routes]]``: which requests may pass, to whom, and who may send them.
+
+    ``path`` matches itself and everything below it, on whole segments. ``access`` "session" asks
+    for an API key or a signed session, "public" for nothing. ``stream`` is for answers without an
+    end, such as server-sent events: no total timeout.
+    """
+
+    path: Annotated[str, rules.PATH]
+    service: Annotated[str, rules.text("the name of a service")]
+    methods: Annotated[tuple[str, ...], rules.methods()] = ("GET", "HEAD")
+    access: Annotated[Literal["public", "session"], rules.one_of("public", "session")] = "session"
+    stream: Annotated[bool, rules.truth()] = False
+
+
+class GatewaySettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[gateway]``. Limits are bytes, times are seconds.
+
+    ``body_limit`` bounds one request body, ``buffer_limit`` all of them together, ``header_limit``
+    the head of one request. ``timeout`` bounds reading a request, and again answering it;
+    ``connect_timeout`` one attempt to reach a service. ``connections`` is how many clients stay
+    connected: above it the one idle longest is let go. ``tls`` says that a TLS proxy stands in
+    front. ``keys`` is a TOML file of hashed API keys, ``static`` a folder served at ``/``.
+    """
+
+    listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
+    static: Annotated[str | None, rules.text("a folder")] = None
+    body_limit: Annotated[int, rules.whole(0, 2**40, " of bytes")] = 1_048_576
+    buffer_limit: Annotated[int, rules.whole(0, 2**40, " of bytes")] = 67_108_864
+    header_limit: Annotated[int, rules.whole(1024, 2**20, " of bytes")] = 16_384
+    timeout: Annotated[float, rules.number(3600, "seconds")] = 10.0
+    connect_timeout: Annotated[float, rules.number(60, "seconds")] = 1.0
+    grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
+    connections: Annotated[int, rules.whole(1, 1_000_000)] = 1000
+    session_lifetime: Annotated[float, rules.number(_YEAR, "seconds")] = 7 * 86400.0
+    tls: Annotated[bool, rules.truth()] = False
+    keys: Annotated[str | None, rules.text("a file")] = None
+    routes: tuple[Route, ...] = ()
+
+
+class ConsoleSettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[console]``."""
+
+    listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8081)
+
+
+class BridgeSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[bridges.NAME]``: streams that are carried from one broker to another.
+
+    ``streams`` are names, or beginnings of names such as ``shop.*``. ``store`` keeps how far it is;
+    ``{bridge}`` in it stands for the bridge's name. ``grace`` and ``lease`` are seconds.
+    """
+
+    name: str
+    source: Annotated[str, rules.BROKER]
+    target: Annotated[str, rules.BROKER]
+    streams: Annotated[tuple[str, ...], rules.streams()]
+    store: Annotated[str, rules.STORE] = "sqlite:.oyez/bridge-{bridge}.db"
+    admin: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 0)
+    grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
+    lease: Annotated[float, rules.number(3600, "seconds")] = 3.0
+
+    def carries(self, stream: str) -> bool:
+        """Whether the stream is one of those."""
+        return any(
+            stream.startswith(each[:-1]) if each.endswith("*") else stream == each
+            for each in self.streams
+        )
+
+
+class Companion(_Settings, frozen=True, kw_only=True):
+    """A table ``[companions.NAME]``: a process that ``oyez dev`` starts beside the services."""
+
+    name: str
+    run: Annotated[tuple[str, ...], rules.command()]
+
+
+class Config(_Settings, frozen=True, kw_only=True):
+    """Everything that was configured, checked. Relative files and folders start at ``root``."""
+
+    path: Path
+    root: Path
+    places: Mapping[str, str]
+    system: SystemSettings
+    services: dict[str, ServiceSettings] = {}
+    gateway: GatewaySettings | None = None
+    console: ConsoleSettings | None = None
+    bridges: dict[str, BridgeSettings] = {}
+    companions: dict[str, Companion] = {}
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [each for each in super().__rich_repr__() if each[0] != "places"]
+
+    def file(self, name: str) -> Path:
+        """The file or folder that a setting names, relative to ``root`` unless absolute."""
+        return self.root / name
+
+    def error(self, key: str, expected: str, found: str) -> ConfigurationError:
+        """An error about ``key`` (such as ``gateway.listen``) that names its file and line.
+
+        For what shows only when a setting is used: a port in use, a folder that can't be written.
+        """
+        place = self.places.get(key)
+        return mistake(place or f"{self.path}", key, expected, found)
