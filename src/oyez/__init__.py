@@ -5,7 +5,8 @@ The public names, no more. `oyez.testing` has the test harness, `oyez.errors` ev
 
 from oyez.errors import InvalidEvent, OyezError
 from oyez.event import Event, event
-from oyez.handler import Context, Retry
+from oyez.handler import Retry
+from oyez.parameters import Context
 from oyez.service import Service
 from oyez.transaction import Transaction
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
-from uuid import NAMESPACE_URL, uuid5
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any, get_args, get_type_hints
 
 import msgspec
-import structlog
 
-from oyez.envelope import Envelope
 from oyez.errors import DeclarationError
 from oyez.event import EventType, describe, is_event
+from oyez.parameters import (
+    Context,
+    Declared,
+    EventParameter,
+    Fixed,
+    Input,
+    Made,
+    Opened,
+    Parameter,
+    recognize,
+)
 from oyez.transaction import Transaction
-
-_SESSIONS = {
-    ("sqlalchemy.ext.asyncio.session", "AsyncSession"): False,
-    ("sqlalchemy.orm.session", "Session"): True,
-}
-"""SQLAlchemy's sessions, known by name so that it need not be loaded: whether each one blocks."""
-_SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,53 +53,6 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 raise DeclarationError(f"Retry: {field}: expected {allowed}, found {found}")
 
 
-class Context:
-    """What is known of the event that is being handled, beside its data."""
-
-    __slots__ = ("attempt", "attempts", "envelope", "handler", "service")
-
-    def __init__(
-        self, envelope: Envelope, service: str, handler: str, attempt: int, attempts: int
-    ) -> None:
-        self.envelope = envelope
-        self.service = service
-        self.handler = handler
-        self.attempt = attempt
-        """The number of this attempt, from 1."""
-        self.attempts = attempts
-        """How many attempts the retry policy allows."""
-
-    @property
-    def last_attempt(self) -> bool:
-        """Whether the event becomes a dead letter if this attempt fails."""
-        return self.attempt >= self.attempts
-
-    @property
-    def idempotency_key(self) -> str:
-        """One and the same for every attempt of this event in this handler, and for no other.
-
-        Give it to whatever is called outside the store (a payment, an e-mail).
-        """
-        event = self.envelope
-        return str(uuid5(NAMESPACE_URL, f"{event.source}|{event.id}|{self.service}|{self.handler}"))
-
-    @property
-    def replayed(self) -> bool:
-        """Whether history is being reprocessed; see ``oyez replay``."""
-        return self.envelope.replayed is not None
-
-    @property
-    def logger(self) -> structlog.typing.FilteringBoundLogger:
-        """A logger that names service, handler, event and correlation on every line."""
-        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
-            service=self.service,
-            handler=self.handler,
-            event_id=self.envelope.id,
-            correlation_id=self.envelope.correlationid,
-        )
-        return logger
-
-
 Call = Callable[[Any, Transaction | None, Context | None], Any]
 """A handler with its parameters in place: (event or events, transaction, context) -> result."""
 
@@ -113,8 +65,11 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[EventType, ...]
     publishes: tuple[EventType, ...]
     function: Callable[..., Any]
-    layout: tuple[object, ...]
-    """Per parameter "event", "tx", "context", "session", or a type that the service provides."""
+    parameters: tuple[Parameter, ...]
+    transactional: bool
+    """Whether it runs inside the lane's transaction; else it runs beside it, concurrently."""
+    needs_context: bool
+    """Whether a `Context` must be made for each call."""
     retry: Retry
     timeout: float | None
     concurrency: int
@@ -126,14 +81,9 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     stream: str | None
 
     @property
-    def transactional(self) -> bool:
-        """Whether it runs inside the lane's transaction; else it runs beside it, concurrently."""
-        return "tx" in self.layout or "session" in self.layout
-
-    @property
-    def needs_context(self) -> bool:
-        """Whether a `Context` must be made for each call."""
-        return "context" in self.layout
+    def layout(self) -> tuple[object, ...]:
+        """What fills each parameter; see `Parameter.filled_by`."""
+        return tuple(each.filled_by for each in self.parameters)
 
     def reads(self, stream: str, system: str) -> bool:
         """Whether it reads this stream: the one it names, else all of its system."""
@@ -146,42 +96,33 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         return self.reads(stream, system) and any(kind.name == event_type for kind in self.events)
 
     def bind(self, provided: Mapping[type, object]) -> Call:
-        """The flat call, with what the service provides already in place.
+        """Return the flat call, with what the service provides already in place.
 
         Raises DeclarationError when nothing provides one of the parameter types.
         """
-        function = self.function
-        match self.layout:
-            case ("event",):
-                return lambda event, tx, context: function(event)
-            case ("event", "tx"):
-                return lambda event, tx, context: function(event, tx)
-            case ("event", "context"):
-                return lambda event, tx, context: function(event, context)
-            case ("event", "tx", "context"):
-                return lambda event, tx, context: function(event, tx, context)
-        # Anything else: one expression over the three arguments and the constants, made once.
-        constants: dict[str, object] = {"function": function}
-        arguments = []
-        for index, item in enumerate(self.layout):
-            if isinstance(item, str):
-                arguments.append(item)
-                continue
-            assert isinstance(item, type)
-            if item not in provided:
-                raise DeclarationError(
-                    f"{self.service}.{self.name} asks for {item.__qualname__}, which nothing "
-                    f"provides: add a @service.provides function that returns it"
-                )
-            constants[f"given{index}"] = provided[item]
-            arguments.append(f"given{index}")
-        given = "event, tx, context, session" if "session" in self.layout else "event, tx, context"
-        source = f"lambda {given}: function({', '.join(arguments)})"
+        # One expression over the inputs of a call and the constants of this handler, made once.
+        constants: dict[str, object] = {"function": self.function}
+        opens: list[Opened] = []
+        taken = ["event", "tx", "context"]
+        arguments: list[str] = []
+        for index, parameter in enumerate(self.parameters):
+            match parameter.source(provided):
+                case Input(name):
+                    arguments.append(name)
+                case Fixed(value):
+                    constants[f"fixed{index}"] = value
+                    arguments.append(f"fixed{index}")
+                case Made(make):
+                    constants[f"make{index}"] = make
+                    arguments.append(f"make{index}(event, tx, context)")
+                case Opened() as opened:
+                    opens.append(opened)
+                    taken.append(f"opened{index}")
+                    arguments.append(f"opened{index}")
+        source = f"lambda {', '.join(taken)}: function({', '.join(arguments)})"
         call: Call = eval(source, constants)  # noqa: S307 - made of the names above alone
-        if "session" in self.layout:
-            from oyez.stores.sqlalchemy import with_session
-
-            return with_session(call, blocking=self.blocking, generator=self.generator)
+        if opens:
+            return _within(opens, call, blocking=self.blocking, generator=self.generator)
         return call
 
 
@@ -216,17 +157,26 @@ def compile_handler(
             f"{place}: its annotations can't be resolved ({error}): import the types at the top "
             "of the module"
         ) from error
-    layout = tuple(
-        _role(parameter, hints.get(parameter.name), events, batch, place)
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    known_as = name or str(getattr(function, "__name__", "handler"))
+    parameters = tuple(
+        recognize(
+            Declared(
+                place=place,
+                handler=f"{service}.{known_as}",
+                name=_positional(parameter, place),
+                annotation=hints.get(parameter.name),
+                events=tuple(events),
+                batch=batch,
+                blocking=not asynchronous,
+            )
+        )
         for parameter in inspect.signature(function).parameters.values()
     )
-    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-    if "session" in layout:
-        _check_sessions(hints, blocking=not asynchronous, place=place)
-    if layout.count("event") != 1:
+    for each in parameters:
+        each.check(parameters)
+    if sum(isinstance(each, EventParameter) for each in parameters) != 1:
         raise DeclarationError(f"{place}: expected exactly one parameter for the event")
-    if batch and "context" in layout:
-        raise DeclarationError(f"{place}: a batch handler has no single Context: remove it")
     if stream is None:
         streams = {kind.stream for kind in kinds}
         if len(streams) > 1:
@@ -236,11 +186,13 @@ def compile_handler(
         (stream,) = streams
     return Handler(
         service=service,
-        name=name or str(getattr(function, "__name__", "handler")),
+        name=known_as,
         events=kinds,
         publishes=published_types(hints.get("return")),
         function=function,
-        layout=layout,
+        parameters=parameters,
+        transactional=any(each.transactional for each in parameters),
+        needs_context=any(each.contextual for each in parameters),
         retry=retry or Retry(),
         timeout=timeout,
         concurrency=concurrency,
@@ -262,74 +214,47 @@ def published_types(annotation: object) -> tuple[EventType, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _role(
-    parameter: inspect.Parameter,
-    annotation: object,
-    events: Sequence[type],
-    batch: bool,
-    place: str,
-) -> object:
+def _positional(parameter: inspect.Parameter, place: str) -> str:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
         raise DeclarationError(
             f"{place}: parameter {parameter.name}: only plain positional parameters are filled"
         )
-    if annotation is Transaction:
-        return "tx"
-    if annotation is Context:
-        return "context"
-    if _session_blocks(annotation) is not None:
-        return "session"
-    if annotation is None:
-        if parameter.name == "event" or (batch and parameter.name == "events"):
-            return "event"
-        raise DeclarationError(f"{place}: parameter {parameter.name} needs a type annotation")
-    wanted = _members(annotation, batch)
-    if any(is_event(cls) for cls in wanted):
-        missing = [cls.__qualname__ for cls in events if cls not in wanted]
-        if missing:
-            raise DeclarationError(
-                f"{place}: parameter {parameter.name} does not take {', '.join(missing)}, "
-                "which it subscribes to"
-            )
-        return "event"
-    if isinstance(annotation, type):
-        return annotation
-    if get_origin(annotation) in _SEQUENCES:
-        raise DeclarationError(f"{place}: parameter {parameter.name} is a list: say batch=True")
-    raise DeclarationError(
-        f"{place}: parameter {parameter.name}: expected the event, Transaction, Context or a class "
-        f"that the service provides, found {annotation!r}"
-    )
+    return parameter.name
 
 
-def _session_blocks(annotation: object) -> bool | None:
-    """Whether the session of this class blocks its thread; None for any other annotation."""
-    if not isinstance(annotation, type):
-        return None
-    return _SESSIONS.get((annotation.__module__, annotation.__qualname__))
+def _within(
+    opens: Sequence[Opened], call: Callable[..., Any], *, blocking: bool, generator: bool
+) -> Call:
+    """``call(event, tx, context, *opened)`` as a call that opens them itself."""
+    if blocking and generator:
 
+        def generate(event: object, tx: Any, context: object) -> Any:
+            with ExitStack() as stack:
+                opened = [stack.enter_context(each.open(tx)) for each in opens]
+                yield from call(event, tx, context, *opened)
 
-def _check_sessions(hints: Mapping[str, object], *, blocking: bool, place: str) -> None:
-    for name, hint in hints.items():
-        if _session_blocks(hint) is (not blocking):
-            raise DeclarationError(
-                f"{place}: parameter {name}: an async def takes SQLAlchemy's AsyncSession, "
-                "a plain def its Session"
-            )
-    try:
-        import oyez.stores.sqlalchemy  # noqa: F401 - greenlet, for one, may be missing
-    except ImportError as error:
-        raise DeclarationError(
-            f"{place}: asks for a SQLAlchemy session, but {error.name} is missing: "
-            "pip install 'oyez[sqlalchemy]'"
-        ) from error
+        return generate
+    if blocking:
 
+        def run(event: object, tx: Any, context: object) -> Any:
+            with ExitStack() as stack:
+                opened = [stack.enter_context(each.open(tx)) for each in opens]
+                return call(event, tx, context, *opened)
 
-def _members(annotation: object, batch: bool) -> tuple[Any, ...]:
-    if batch:
-        if get_origin(annotation) not in _SEQUENCES:
-            return ()
-        (annotation,) = get_args(annotation)
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        return get_args(annotation)
-    return (annotation,)
+        return run
+    if generator:
+
+        async def generate_async(event: object, tx: Any, context: object) -> Any:
+            async with AsyncExitStack() as stack:
+                opened = [await stack.enter_async_context(each.open(tx)) for each in opens]
+                async for item in call(event, tx, context, *opened):
+                    yield item
+
+        return generate_async
+
+    async def run_async(event: object, tx: Any, context: object) -> Any:
+        async with AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(each.open(tx)) for each in opens]
+            return await call(event, tx, context, *opened)
+
+    return run_async

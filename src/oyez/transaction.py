@@ -235,7 +235,7 @@ class Transaction:
 
     @property
     def unit(self) -> UnitOfWork:
-        """What commits it; for layers such as `oyez.stores.sqlalchemy`."""
+        """What commits it; for layers such as `oyez.sqlalchemy`."""
         return self._unit
 
     @property

@@ -56,8 +56,8 @@ from oyez.brokers.memory import MemoryBroker
 from oyez.errors import DeclarationError, StoreUnavailable
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventDead, EventRetried, Signals
+from oyez.sqlalchemy import include_name, session
 from oyez.stores import connect
-from oyez.stores.sqlalchemy import include_name, session
 from oyez.testing import System, VirtualAmbient, running
 from oyez.transaction import Announcer, Origin, TransactionClosed
 from servers import server
@@ -982,7 +982,7 @@ from alembic import context
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from oyez.stores.sqlalchemy import include_name
+from oyez.sqlalchemy import include_name
 
 config = context.config
 

@@ -17,7 +17,8 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.envelope import Envelope, open_record
 from oyez.errors import Fenced, InvalidEvent, StoreUnavailable
-from oyez.handler import Context, Handler
+from oyez.handler import Handler
+from oyez.parameters import Context
 from oyez.ports import Batch, Broker, Changes, DeadLetter, Parked, Position, Record
 from oyez.runtime.commits import Commits
 from oyez.runtime.execution import Execution, decode_for, park

@@ -12,7 +12,8 @@ from typing import Any
 from oyez.ambient import Ambient
 from oyez.errors import HandlerTimeout
 from oyez.event import is_event
-from oyez.handler import Context, Handler
+from oyez.handler import Handler
+from oyez.parameters import Context
 from oyez.runtime.handlers import Handlers
 from oyez.transaction import Transaction
 

@@ -13,7 +13,8 @@ from oyez.contract import decode
 from oyez.envelope import Envelope, open_record
 from oyez.errors import ConstraintViolated, Fenced, InvalidEvent, StoreUnavailable, Superseded
 from oyez.event import EventType
-from oyez.handler import Context, Handler
+from oyez.handler import Handler
+from oyez.parameters import Context
 from oyez.ports import Changes, DeadLetter, Parked, Position
 from oyez.runtime.calls import Calls
 from oyez.runtime.commits import Commits

@@ -168,7 +168,7 @@ class _Inline(Executor):
         future: Future[T] = Future()
         work = partial(fn, *args, **kwargs)
         try:
-            if "oyez.stores.sqlalchemy" in sys.modules:
+            if "oyez.sqlalchemy" in sys.modules:
                 _begin_in_greenlet(work, future)
             else:
                 future.set_result(work())

@@ -13,18 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import apsw
 from sqlalchemy import orm, types
@@ -47,6 +40,7 @@ from oyez.errors import (
     StoreRefused,
 )
 from oyez.ports import Answer
+from oyez.transaction import Transaction, UnitOfWork
 
 T = TypeVar("T")
 
@@ -64,42 +58,8 @@ _UNDONE = (
 _ENDED = "this session ended with the handler that it was given to"
 
 
-class Unit(Protocol):
-    """What a session needs of the unit of work; see `oyez.transaction.UnitOfWork`."""
-
-    @property
-    def dialect(self) -> str:
-        """Whose SQL it takes."""
-        ...
-
-    async def run(self, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:
-        """Run a statement behind everything that is queued."""
-        ...
-
-    async def savepoint(self, name: str) -> None:
-        """Begin what `rollback_to` undoes."""
-        ...
-
-    async def rollback_to(self, name: str) -> None:
-        """Undo all since the savepoint."""
-        ...
-
-    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run one of these on the event loop, from another thread."""
-        ...
-
-
-class InUnit(Protocol):
-    """A transaction: the face of a unit of work."""
-
-    @property
-    def unit(self) -> Unit:
-        """What commits it."""
-        ...
-
-
 @asynccontextmanager
-async def session(tx: InUnit) -> AsyncIterator[AsyncSession]:
+async def session(tx: Transaction) -> AsyncIterator[AsyncSession]:
     """A session in this transaction, for ``async with service.transaction() as tx``.
 
     It is flushed when the block ends, and its objects are detached. Raises DeclarationError for
@@ -118,49 +78,9 @@ async def session(tx: InUnit) -> AsyncIterator[AsyncSession]:
         inner.release()
 
 
-def with_session(
-    call: Callable[..., Any], *, blocking: bool, generator: bool
-) -> Callable[[Any, Any, Any], Any]:
-    """``call(event, tx, context, session)`` as a call without the session, which it gets itself."""
-    if blocking and generator:
-
-        def generate(event: object, tx: InUnit, context: object) -> Iterator[object]:
-            with _session(tx) as opened:
-                yield from call(event, tx, context, opened)
-
-        return generate
-    if blocking:
-
-        def run(event: object, tx: InUnit, context: object) -> object:
-            with _session(tx) as opened:
-                return call(event, tx, context, opened)
-
-        return run
-    if generator:
-
-        async def generate_async(
-            event: object, tx: InUnit, context: object
-        ) -> AsyncIterator[object]:
-            async with session(tx) as opened:
-                async for item in call(event, tx, context, opened):
-                    yield item
-
-        return generate_async
-
-    async def run_async(event: object, tx: InUnit, context: object) -> object:
-        async with session(tx) as opened:
-            return await call(event, tx, context, opened)
-
-    return run_async
-
-
-def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
-    """For Alembic's ``context.configure(include_name=…)``: it leaves Oyez's own tables alone."""
-    return not (type_ == "table" and name is not None and name.startswith("oyez_"))
-
-
 @contextmanager
-def _session(tx: InUnit) -> Iterator[orm.Session]:
+def session_on_thread(tx: Transaction) -> Iterator[orm.Session]:
+    """A session in this transaction, for the thread of a plain ``def``; else as `session`."""
     unit = tx.unit
     opened = _Session(link=_Link(unit), engine=_engine(unit.dialect, False))
     try:
@@ -168,6 +88,11 @@ def _session(tx: InUnit) -> Iterator[orm.Session]:
         opened.finish()
     finally:
         opened.release()
+
+
+def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
+    """For Alembic's ``context.configure(include_name=…)``: it leaves Oyez's own tables alone."""
+    return not (type_ == "table" and name is not None and name.startswith("oyez_"))
 
 
 class _Session(orm.Session):
@@ -250,7 +175,7 @@ def _refuse(what: str) -> NoReturn:
 class _Link:
     """A DBAPI connection (PEP 249) that is a unit of work."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: UnitOfWork) -> None:
         self._unit = unit
         self.connected = False
         self.undone = False

@@ -1,0 +1,364 @@
+"""The kinds of parameters that a handler may have: one class for each.
+
+A kind recognizes its annotations, says what it needs and where the value of a call comes from, and
+refuses a wrong declaration. `oyez.handler` asks it when a handler is declared and when its process
+starts, and makes one flat expression of the answers: no kind is asked while events flow.
+`register` adds a kind.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args, get_origin
+from uuid import NAMESPACE_URL, uuid5
+
+import msgspec
+import structlog
+
+from oyez.envelope import Envelope
+from oyez.errors import DeclarationError
+from oyez.event import is_event
+from oyez.transaction import Transaction
+
+_SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
+
+
+class Context:
+    """What is known of the event that is being handled, beside its data."""
+
+    __slots__ = ("attempt", "attempts", "envelope", "handler", "service")
+
+    def __init__(
+        self, envelope: Envelope, service: str, handler: str, attempt: int, attempts: int
+    ) -> None:
+        self.envelope = envelope
+        self.service = service
+        self.handler = handler
+        self.attempt = attempt
+        """The number of this attempt, from 1."""
+        self.attempts = attempts
+        """How many attempts the retry policy allows."""
+
+    @property
+    def last_attempt(self) -> bool:
+        """Whether the event becomes a dead letter if this attempt fails."""
+        return self.attempt >= self.attempts
+
+    @property
+    def idempotency_key(self) -> str:
+        """One and the same for every attempt of this event in this handler, and for no other.
+
+        Give it to whatever is called outside the store (a payment, an e-mail).
+        """
+        event = self.envelope
+        return str(uuid5(NAMESPACE_URL, f"{event.source}|{event.id}|{self.service}|{self.handler}"))
+
+    @property
+    def replayed(self) -> bool:
+        """Whether history is being reprocessed; see ``oyez replay``."""
+        return self.envelope.replayed is not None
+
+    @property
+    def logger(self) -> structlog.typing.FilteringBoundLogger:
+        """A logger that names service, handler, event and correlation on every line."""
+        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
+            service=self.service,
+            handler=self.handler,
+            event_id=self.envelope.id,
+            correlation_id=self.envelope.correlationid,
+        )
+        return logger
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter as it stands in a signature, with what is known of its handler."""
+
+    place: str
+    """The function: its module and qualified name."""
+    handler: str
+    """The handler: ``service.name``."""
+    name: str
+    annotation: object
+    """None when there is none."""
+    events: tuple[type, ...]
+    """The event classes that the handler subscribes to."""
+    batch: bool
+    blocking: bool
+    """Whether the handler is a plain ``def``, which runs on a thread."""
+
+    def error(self, problem: str) -> DeclarationError:
+        """Return the error that names function and parameter; ``problem`` names the remedy."""
+        return DeclarationError(f"{self.place}: parameter {self.name}: {problem}")
+
+
+class Input(msgspec.Struct, frozen=True):
+    """A source: one of the values that the runtime has ready for a call."""
+
+    name: Literal["event", "tx", "context"]
+
+
+class Fixed(msgspec.Struct, frozen=True):
+    """A source: one value for all calls."""
+
+    value: object
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A source: a value made for each call from (event or events, transaction, context)."""
+
+    make: Callable[[Any, Transaction, Context | None], object]
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A source: what is entered before a call and left behind it, in the call's transaction.
+
+    ``open`` returns an async context manager for an ``async def``, a plain one for a plain ``def``.
+    """
+
+    open: Callable[[Transaction], Any]
+
+
+Source = Input | Fixed | Made | Opened
+
+
+class Parameter(ABC):
+    """One parameter of one handler; each kind of parameter is a subclass."""
+
+    word: ClassVar[str]
+    """The kind in a word, for listings."""
+    transactional: ClassVar[bool] = False
+    """Whether the handler has to run inside the lane's transaction."""
+    contextual: ClassVar[bool] = False
+    """Whether each call needs a `Context`."""
+
+    def __init__(self, declared: Declared) -> None:
+        self.declared = declared
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, declared: Declared) -> bool:
+        """Return whether a parameter so declared is of this kind."""
+
+    @property
+    def filled_by(self) -> object:
+        """The kind's word, or the type that the service has to provide."""
+        return self.word
+
+    def check(self, siblings: Sequence[Parameter]) -> None:  # noqa: B027 - most have no rule
+        """Check it among all parameters of its handler. Raises DeclarationError."""
+
+    @abstractmethod
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """Return where its values come from; ``provided`` is what the service provides, by type.
+
+        Raises DeclarationError when what it needs is not provided.
+        """
+
+
+class EventParameter(Parameter):
+    """The event: its class, or a union of classes that has all those subscribed to."""
+
+    word = "event"
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`; without an annotation it goes by its name."""
+        if declared.annotation is None:
+            return declared.name == "event" and not declared.batch
+        return any(map(is_event, _members(declared.annotation)))
+
+    def check(self, siblings: Sequence[Parameter]) -> None:
+        """Check that it is one event, of every class that is subscribed to."""
+        if self.declared.batch:
+            raise self.declared.error("batch=True hands over a list: annotate it list[…]")
+        self._check_classes(self.declared.annotation)
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        return Input("event")
+
+    def _check_classes(self, annotation: object) -> None:
+        declared = self.declared
+        missing = [c.__qualname__ for c in declared.events if c not in _members(annotation)]
+        if annotation is not None and missing:
+            raise declared.error(
+                f"does not take {', '.join(missing)}, which the handler subscribes to"
+            )
+
+
+class EventsParameter(EventParameter):
+    """The events of a batch handler: a list of what `EventParameter` takes."""
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`; without an annotation it goes by its name."""
+        if declared.annotation is None:
+            return declared.batch and declared.name in ("event", "events")
+        return any(map(is_event, _members(_element(declared.annotation))))
+
+    def check(self, siblings: Sequence[Parameter]) -> None:
+        """Check that the handler takes batches, of every class that is subscribed to."""
+        if not self.declared.batch:
+            raise self.declared.error("is a list: say batch=True")
+        self._check_classes(_element(self.declared.annotation))
+
+
+class TransactionParameter(Parameter):
+    """The lane's `Transaction`, for the key of the event."""
+
+    word = "tx"
+    transactional = True
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`."""
+        return declared.annotation is Transaction
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        return Input("tx")
+
+
+class ContextParameter(Parameter):
+    """The `Context` of the event."""
+
+    word = "context"
+    contextual = True
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`."""
+        return declared.annotation is Context
+
+    def check(self, siblings: Sequence[Parameter]) -> None:
+        """Check that there is one event."""
+        if self.declared.batch:
+            raise self.declared.error("a batch handler has no single Context: remove it")
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        return Input("context")
+
+
+class SessionParameter(Parameter):
+    """SQLAlchemy's session in the lane's transaction; see `oyez.sqlalchemy`."""
+
+    word = "session"
+    transactional = True
+
+    # Known by name, so that SQLAlchemy is only loaded by who uses it; whether it blocks its thread.
+    _BLOCKS: ClassVar[Mapping[object, bool]] = {
+        ("sqlalchemy.ext.asyncio.session", "AsyncSession"): False,
+        ("sqlalchemy.orm.session", "Session"): True,
+    }
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`; a subclass is not taken."""
+        return _full_name(declared.annotation) in cls._BLOCKS
+
+    def check(self, siblings: Sequence[Parameter]) -> None:
+        """Check that the session suits the function, and that SQLAlchemy is there."""
+        declared = self.declared
+        if self._BLOCKS[_full_name(declared.annotation)] is not declared.blocking:
+            raise declared.error(
+                "an async def takes SQLAlchemy's AsyncSession, a plain def its Session"
+            )
+        try:
+            import oyez.sqlalchemy  # noqa: F401 - greenlet, for one, may be missing
+        except ImportError as error:
+            raise declared.error(
+                f"is a SQLAlchemy session, but {error.name} is missing: "
+                "pip install 'oyez[sqlalchemy]'"
+            ) from error
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        from oyez.sqlalchemy import session, session_on_thread
+
+        return Opened(session_on_thread if self.declared.blocking else session)
+
+
+class ProvidedParameter(Parameter):
+    """What the service provides: any other class."""
+
+    word = "provided"
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`."""
+        return isinstance(declared.annotation, type)
+
+    @property
+    def filled_by(self) -> object:
+        """See `Parameter.filled_by`."""
+        return self.declared.annotation
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        wanted = self.declared.annotation
+        assert isinstance(wanted, type)
+        if wanted not in provided:
+            raise DeclarationError(
+                f"{self.declared.handler} asks for {wanted.__qualname__}, which nothing "
+                "provides: add a @service.provides function that returns it"
+            )
+        return Fixed(provided[wanted])
+
+
+_kinds: list[type[Parameter]] = [
+    EventParameter,
+    EventsParameter,
+    TransactionParameter,
+    ContextParameter,
+    SessionParameter,
+    ProvidedParameter,
+]
+"""In the order in which they are asked; the last takes every class that is left."""
+
+
+def register(kind: type[Parameter]) -> None:
+    """Add a kind of parameter, for the handlers that are declared from now on.
+
+    Call it in the module of the class that users annotate with. The kind is asked after those that
+    were there, and before a class counts as one that the service provides.
+    """
+    _kinds.insert(-1, kind)
+
+
+def recognize(declared: Declared) -> Parameter:
+    """Return the parameter as one of its kind. Raises DeclarationError when it is of none."""
+    for kind in _kinds:
+        if kind.takes(declared):
+            return kind(declared)
+    if declared.annotation is None:
+        raise declared.error("needs a type annotation")
+    raise declared.error(
+        "expected the event, Transaction, Context or a class that the service provides, "
+        f"found {declared.annotation!r}"
+    )
+
+
+def _members(annotation: object) -> tuple[object, ...]:
+    """The members of a union, else the annotation."""
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return get_args(annotation)
+    return (annotation,)
+
+
+def _element(annotation: object) -> object:
+    """What a list is of; None for anything else."""
+    if get_origin(annotation) not in _SEQUENCES:
+        return None
+    (element,) = get_args(annotation)
+    return element
+
+
+def _full_name(annotation: object) -> tuple[str, str] | None:
+    if not isinstance(annotation, type):
+        return None
+    return annotation.__module__, annotation.__qualname__
