@@ -8,9 +8,10 @@ from oyez.event import Event, event
 from oyez.handler import Retry
 from oyez.parameters import Context
 from oyez.service import Service
-from oyez.transaction import Transaction
+from oyez.transaction import After, Transaction
 
 __all__ = [
+    "After",
     "Context",
     "Event",
     "InvalidEvent",

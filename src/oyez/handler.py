@@ -53,7 +53,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 raise DeclarationError(f"Retry: {field}: expected {allowed}, found {found}")
 
 
-Call = Callable[[Any, Transaction | None, Context | None], Any]
+Call = Callable[[Any, Transaction, Context | None], Any]
 """A handler with its parameters in place: (event or events, transaction, context) -> result."""
 
 

@@ -22,7 +22,7 @@ import structlog
 from oyez.envelope import Envelope
 from oyez.errors import DeclarationError
 from oyez.event import is_event
-from oyez.transaction import Transaction
+from oyez.transaction import After, Transaction
 
 _SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
 
@@ -223,6 +223,33 @@ class TransactionParameter(Parameter):
         return Input("tx")
 
 
+class AfterParameter(Parameter):
+    """The `After` of a handler without a transaction."""
+
+    word = "after"
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """See `Parameter.takes`."""
+        return declared.annotation is After
+
+    def check(self, siblings: Sequence[Parameter]) -> None:
+        """Check that the handler runs beside the lane, for one event at a time."""
+        if any(each.transactional for each in siblings):
+            raise self.declared.error(
+                "After is for a handler without a transaction: write and publish with the one it "
+                "has, and remove this parameter"
+            )
+        if self.declared.batch:
+            raise self.declared.error(
+                "a batch is not handled beside the lane: ask for Transaction, or leave out batch"
+            )
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        return Made(lambda event, tx, context: After(tx))
+
+
 class ContextParameter(Parameter):
     """The `Context` of the event."""
 
@@ -314,6 +341,7 @@ _kinds: list[type[Parameter]] = [
     EventParameter,
     EventsParameter,
     TransactionParameter,
+    AfterParameter,
     ContextParameter,
     SessionParameter,
     ProvidedParameter,
@@ -338,7 +366,7 @@ def recognize(declared: Declared) -> Parameter:
     if declared.annotation is None:
         raise declared.error("needs a type annotation")
     raise declared.error(
-        "expected the event, Transaction, Context or a class that the service provides, "
+        "expected the event, Transaction, After, Context or a class that the service provides, "
         f"found {declared.annotation!r}"
     )
 

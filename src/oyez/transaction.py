@@ -139,6 +139,11 @@ class UnitOfWork:
         """The face of this unit for one handler call that concerns ``key``."""
         return Transaction(self, since, key)
 
+    def restamp(self) -> None:
+        """Set the time of this unit, and so of the events announced from here on, to now."""
+        self.changes.time = self._announcer.ambient.now()
+        self._time = format_time(self.changes.time)
+
     async def commit(self) -> None:
         """Make it all durable. Raises what `StoreTransaction.commit` raises."""
         self.closed = True
@@ -289,3 +294,51 @@ class Transaction:
         """Announce several events in their order."""
         for event in events:
             self.publish(event)
+
+
+class After:
+    """What a handler without a transaction leaves to the commit that settles its event.
+
+    A handler asks for it by type, instead of for a `Transaction`. While it waits for the network,
+    no transaction is open. Its writes and events are queued; when it has returned, they become
+    durable together with what it returned and the record that it has handled the event. Nothing of
+    it remains when it raises or its process dies: it runs again then, and queues anew.
+    """
+
+    __slots__ = ("_tx",)
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+
+    @property
+    def time(self) -> str:
+        """The time now: RFC 3339, UTC."""
+        self._tx.unit.restamp()
+        return self._tx.time
+
+    def new_id(self) -> str:
+        """Return a new UUIDv7, for a row: repeatable in a test."""
+        return self._tx.new_id()
+
+    def execute(self, sql: str, /, **parameters: Any) -> None:
+        """Queue a write with ``:name`` parameters, behind those queued before.
+
+        A constraint that it breaks fails the attempt, so that the handler runs again. Raises
+        TransactionClosed when the handler has ended.
+        """
+        self._check()
+        self._tx.execute(sql, **parameters)
+
+    def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
+        """Queue an event that the commit announces, ``delay`` seconds from now if given.
+
+        Return its id. ``key`` overrides the event's own. Raises InvalidEvent naming the field that
+        is wrong, and TransactionClosed when the handler has ended.
+        """
+        self._check()
+        self._tx.unit.restamp()
+        return self._tx.publish(event, delay=delay, key=key)
+
+    def _check(self) -> None:
+        if self._tx.unit.closed:
+            raise TransactionClosed("the handler has ended; what came later was not recorded")

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from oyez import Context, Event, Retry, Transaction
+from oyez import After, Context, Event, Retry, Transaction
 from oyez.envelope import Envelope
 from oyez.errors import DeclarationError
 from oyez.event import describe
@@ -221,7 +221,7 @@ class TestRefused:
             (wrong, (Placed,), {}, "does not take Placed"),
             (narrow, (Placed, Cancelled), {}, "does not take Cancelled"),
             (listed, (Placed,), {}, "say batch=True"),
-            (odd, (Placed,), {}, "expected the event, Transaction, Context or a class"),
+            (odd, (Placed,), {}, "expected the event, Transaction, After, Context or a class"),
             (context, (Placed,), {"batch": True}, "no single Context"),
         ):
             with pytest.raises(DeclarationError, match=message) as caught:
@@ -245,6 +245,33 @@ class TestRefused:
 
         with pytest.raises(DeclarationError, match=r"orders\.handle asks for Gateway"):
             compiled(handle).bind({})
+
+
+class TestAfter:
+    def test_it_comes_without_a_transaction(self) -> None:
+        async def handle(event: Placed, after: After, gateway: Gateway, c: Context) -> Paid: ...  # type: ignore[empty-body]
+
+        def plain(after: After, e: Placed):
+            return (after, e)
+
+        handler = compiled(handle)
+        assert handler.layout == ("event", "after", Gateway, "context")
+        assert (handler.transactional, handler.needs_context) == (False, True)
+        after, event = called(plain)
+        assert type(after) is After
+        assert event is EVENT
+        assert called(plain)[0] is not after
+
+    def test_a_handler_with_a_transaction_has_no_use_for_it(self) -> None:
+        async def beside(event: Placed, tx: Transaction, after: After) -> None: ...
+        async def session(after: After, event: Placed, db: AsyncSession) -> None: ...
+        async def batch(events: list[Placed], after: After) -> None: ...
+
+        for function in (beside, session):
+            with pytest.raises(DeclarationError, match="parameter after: After is for a handler"):
+                compiled(function)
+        with pytest.raises(DeclarationError, match="parameter after: a batch is not handled"):
+            compiled(batch, batch=True)
 
 
 class TestSessions:

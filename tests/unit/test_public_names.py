@@ -17,6 +17,7 @@ import oyez.testing
 
 def test_oyez() -> None:
     assert oyez.__all__ == [
+        "After",
         "Context",
         "Event",
         "InvalidEvent",

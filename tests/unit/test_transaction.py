@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oyez import Event, InvalidEvent
+from oyez import After, Event, InvalidEvent
 from oyez.envelope import check_headers, open_record, parse_time
 from oyez.ports import Changes, Parameters, Row, Writes
 from oyez.testing import VirtualAmbient
@@ -222,3 +222,52 @@ async def test_fetch_one_is_the_first_row_or_none() -> None:
 
 async def _nothing() -> list[Row]:
     return []
+
+
+class TestAfter:
+    async def test_what_it_queues_is_of_the_one_commit_in_its_order(self) -> None:
+        work, store, _ = unit()
+        after = After(work.transaction(Origin(), "o1"))
+        after.execute("S1", n=1)
+        first = after.publish(Placed(order_id="o1"))
+        after.execute("S2", n=2)
+        second = after.publish(Keyless(), key="given")
+        assert (store.calls, store.committed) == ([], None)
+        await work.commit()
+        assert store.calls == [("S1", [{"n": 1}]), ("S2", [{"n": 2}])]
+        assert store.committed is not None
+        assert [row.headers["id"] for row in store.committed.announced] == [first, second]
+        assert [row.key for row in store.committed.announced] == ["o1", "given"]
+
+    async def test_time_goes_on_while_the_handler_waits(self) -> None:
+        work, store, ambient = unit()
+        begun = ambient.now()
+        after = After(work.transaction(Origin()))
+        await ambient.advance(20.0)
+        assert parse_time(after.time).timestamp() == begun + 20
+        await ambient.advance(20.0)
+        after.publish(Keyless(), delay=5.0)
+        await work.commit()
+        assert store.committed is not None
+        (row,) = store.committed.announced
+        assert parse_time(row.headers["time"]).timestamp() == begun + 40
+        assert row.due == begun + 45
+        assert store.committed.time == begun + 40
+
+    async def test_ids_are_those_of_the_transaction(self) -> None:
+        ids = [After(work.transaction(Origin())).new_id() for work, _, _ in (unit(), unit())]
+        assert ids[0] == ids[1]
+
+    def test_it_can_not_read(self) -> None:
+        work, _, _ = unit()
+        assert not [name for name in dir(After(work.transaction(Origin()))) if "fetch" in name]
+
+    @pytest.mark.parametrize("end", ["commit", "rollback"])
+    async def test_it_takes_nothing_more_when_the_handler_has_ended(self, end: str) -> None:
+        work, store, _ = unit()
+        after = After(work.transaction(Origin()))
+        await getattr(work, end)()
+        for late in (lambda: after.execute("S1"), lambda: after.publish(Keyless())):
+            with pytest.raises(TransactionClosed, match="the handler has ended"):
+                late()
+        assert store.calls == work.changes.announced == []

@@ -35,7 +35,7 @@ class Calls:
         self._threads = threads
 
     def ready(
-        self, handler: Handler, event: object, tx: Transaction | None, context: Context | None
+        self, handler: Handler, event: object, tx: Transaction, context: Context | None
     ) -> Ready:
         """The call of a handler with all its arguments, for `perform_blocking`."""
         return partial(self._handlers.call(handler), event, tx, context)
@@ -44,7 +44,7 @@ class Calls:
         self,
         handler: Handler,
         event: object,
-        tx: Transaction | None,
+        tx: Transaction,
         context: Context | None,
     ) -> Sequence[object]:
         """Call an ``async def`` or a ``def`` handler; return the events it returned or yielded.

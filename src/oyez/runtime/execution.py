@@ -66,8 +66,6 @@ class Execution:
         try:
             await self._call(unit, handler, event, envelope)
             self._settle(unit.changes, event)
-            if event.seq:
-                unit.changes.time = self._ambient.now()
             await lane.commit(unit, position)
         except (Fenced, Superseded, StoreUnavailable):
             raise
@@ -187,10 +185,10 @@ class Execution:
                 handler.retry.attempts,
             )
         tx = unit.transaction(Origin.of(envelope), event.key)
-        given = tx if handler.transactional else None
-        tx.publish_all(
-            await self.calls.perform(handler, [value] if handler.batch else value, given, context)
-        )
+        events = await self.calls.perform(handler, [value] if handler.batch else value, tx, context)
+        if event.seq:
+            unit.restamp()
+        tx.publish_all(events)
 
     def _settle(self, changes: Changes, event: Parked) -> None:
         if event.seq:
