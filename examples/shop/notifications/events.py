@@ -1,4 +1,4 @@
-"""The events that Notifications announces (to itself), and those of others that it follows."""
+"""The events of others that Notifications follows; it announces none."""
 
 from __future__ import annotations
 
@@ -44,13 +44,3 @@ class ShipmentReady(Event, type="shop.shipment.ready", key="order_id"):
 
     order_id: str
     tracking: str
-
-
-class NoticeDue(Event, type="shop.notice.due", key="order_id"):
-    """A customer is to be told something; this service's own to-do list."""
-
-    order_id: str
-    stage: str
-    email: str
-    phone: str | None
-    text: str

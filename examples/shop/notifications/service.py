@@ -1,8 +1,8 @@
-"""Notifications decides in a transaction what is to be said, and says it outside of one.
+"""Notifications tells the customer of every stage of an order, outside of any transaction.
 
-A stage may be heard of before the order itself (they come on different streams): the notice then
-waits until the customer's address is known. Sending is slow and may fail, so it is a reaction to an
-event of our own, retried by itself; its key makes a repeat harmless.
+Sending is slow and may fail; its key makes a repeat harmless. That a notice was sent is recorded by
+the commit that settles its event. A stage may be heard of before the order itself, as they come on
+different streams: sending then fails, and is tried again, until the customer's address is known.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import httpx
+import msgspec
 
 from notifications.events import (
-    NoticeDue,
     OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
@@ -21,26 +21,55 @@ from notifications.events import (
     ShipmentReady,
 )
 from notifications.senders import DEADLINE, SMS, HttpTexter, Mailer, SmtpMailer, Texter
-from oyez import Context, Retry, Service, Transaction
+from oyez import After, Context, Retry, Service, Transaction
 
 service = Service("notifications", migrations="notifications/migrations")
 
 SEND = Retry(attempts=100, first=0.5, factor=2.0, longest=60.0)
 """An hour and a half: a mail server may be away that long."""
 
-_SUBJECTS = {
-    "placed": "We have your order",
-    "paid": "Your payment has arrived",
-    "confirmed": "Your order is confirmed",
-    "shipped": "Your parcel is on its way",
-    "cancelled": "Your order is cancelled",
-    "refunded": "Your money is on its way back",
-}
 _REASONS = {
     "card_declined": "your card was declined",
     "out_of_stock": "something in it is out of stock",
     "payment_unavailable": "we could not reach the payment provider",
 }
+
+
+STAGES = (
+    OrderPlaced,
+    PaymentProcessed,
+    OrderConfirmed,
+    ShipmentReady,
+    OrderCancelled,
+    PaymentRefunded,
+)
+Stage = (
+    OrderPlaced
+    | PaymentProcessed
+    | OrderConfirmed
+    | ShipmentReady
+    | OrderCancelled
+    | PaymentRefunded
+)
+
+
+class AddressUnknown(Exception):
+    """Nothing has been heard of the order itself yet."""
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """How to reach a customer."""
+
+    email: str
+    phone: str | None
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What is said of a stage."""
+
+    stage: str
+    subject: str
+    text: str
 
 
 @service.provides
@@ -57,94 +86,75 @@ async def texter() -> AsyncIterator[Texter]:
 
 
 @service.on(OrderPlaced)
-async def placed(event: OrderPlaced, tx: Transaction) -> list[NoticeDue]:
-    """Now the customer can be reached, also for what was heard before."""
+async def remember(event: OrderPlaced, tx: Transaction) -> None:
+    """Keep how to reach the customer, for the stages to come."""
     tx.execute(
         "insert into contact values (:order_id, :email, :phone)",
         order_id=event.order_id,
         email=event.email,
         phone=event.phone,
     )
-    total = f"{event.total_cents / 100:.2f} EUR"
-    return await _notify(tx, event.order_id, "placed", f"Thank you. The total is {total}.")
 
 
-@service.on(PaymentProcessed)
-async def paid(event: PaymentProcessed, tx: Transaction) -> list[NoticeDue]:
-    """Tell of the payment."""
-    return await _notify(tx, event.order_id, "paid", "Thank you for your payment.")
-
-
-@service.on(OrderConfirmed)
-async def confirmed(event: OrderConfirmed, tx: Transaction) -> list[NoticeDue]:
-    """Tell of the confirmation."""
-    return await _notify(tx, event.order_id, "confirmed", "It will be shipped soon.")
-
-
-@service.on(ShipmentReady)
-async def shipped(event: ShipmentReady, tx: Transaction) -> list[NoticeDue]:
-    """Tell of the parcel."""
-    text = f"Follow it with the number {event.tracking}."
-    return await _notify(tx, event.order_id, "shipped", text)
-
-
-@service.on(OrderCancelled)
-async def cancelled(event: OrderCancelled, tx: Transaction) -> list[NoticeDue]:
-    """Tell of the end, and why."""
-    reason = _REASONS.get(event.reason, event.reason.replace("_", " "))
-    return await _notify(tx, event.order_id, "cancelled", f"We are sorry: {reason}.")
-
-
-@service.on(PaymentRefunded)
-async def refunded(event: PaymentRefunded, tx: Transaction) -> list[NoticeDue]:
-    """Tell of the refund."""
-    return await _notify(tx, event.order_id, "refunded", "We have returned your payment.")
-
-
-@service.on(NoticeDue, retry=SEND)
-async def send_email(event: NoticeDue, context: Context, mailer: Mailer) -> None:
+@service.on(*STAGES, retry=SEND)
+async def send_email(event: Stage, context: Context, mailer: Mailer, after: After) -> None:
     """Send the e-mail."""
+    contact, notice = await _contact(event), _notice(event)
     await mailer.send(
         context.idempotency_key,
-        event.email,
-        _SUBJECTS[event.stage],
-        f"{_SUBJECTS[event.stage]}.\n\n{event.text}\n\nOrder {event.order_id}\n",
-        {"X-Order": event.order_id, "X-Stage": event.stage},
+        contact.email,
+        notice.subject,
+        f"{notice.subject}.\n\n{notice.text}\n\nOrder {event.order_id}\n",
+        {"X-Order": event.order_id, "X-Stage": notice.stage},
     )
+    _record(after, event.order_id, notice.stage, "email")
 
 
-@service.on(NoticeDue, retry=SEND, order="none")
-async def send_sms(event: NoticeDue, context: Context, texter: Texter) -> None:
+@service.on(*STAGES, retry=SEND, order="none")
+async def send_sms(event: Stage, context: Context, texter: Texter, after: After) -> None:
     """Send the SMS, to those who gave a number, whatever becomes of the e-mail."""
-    if event.phone is not None:
-        text = f"{_SUBJECTS[event.stage]}. {event.text} Order {event.order_id}"
-        await texter.send(context.idempotency_key, event.phone, text)
+    contact, notice = await _contact(event), _notice(event)
+    if contact.phone is not None:
+        text = f"{notice.subject}. {notice.text} Order {event.order_id}"
+        await texter.send(context.idempotency_key, contact.phone, text)
+        _record(after, event.order_id, notice.stage, "sms")
 
 
-async def _notify(tx: Transaction, order_id: str, stage: str, text: str) -> list[NoticeDue]:
-    tx.execute(
-        "insert into notice (order_id, stage, text) values (:order_id, :stage, :text)",
+async def _contact(event: Stage) -> Contact:
+    if isinstance(event, OrderPlaced):
+        return Contact(event.email, event.phone)
+    sql = "select email, phone from contact where order_id = :order_id"
+    rows = await service.fetch(sql, order_id=event.order_id)
+    if not rows:
+        raise AddressUnknown(event.order_id)
+    return Contact(**rows[0])
+
+
+def _notice(event: Stage) -> Notice:
+    match event:
+        case OrderPlaced():
+            total = f"{event.total_cents / 100:.2f} EUR"
+            return Notice("placed", "We have your order", f"Thank you. The total is {total}.")
+        case PaymentProcessed():
+            return Notice("paid", "Your payment has arrived", "Thank you for your payment.")
+        case OrderConfirmed():
+            return Notice("confirmed", "Your order is confirmed", "It will be shipped soon.")
+        case ShipmentReady():
+            text = f"Follow it with the number {event.tracking}."
+            return Notice("shipped", "Your parcel is on its way", text)
+        case OrderCancelled():
+            reason = _REASONS.get(event.reason, event.reason.replace("_", " "))
+            return Notice("cancelled", "Your order is cancelled", f"We are sorry: {reason}.")
+        case PaymentRefunded():
+            text = "We have returned your payment."
+            return Notice("refunded", "Your money is on its way back", text)
+
+
+def _record(after: After, order_id: str, stage: str, channel: str) -> None:
+    after.execute(
+        "insert into notice values (:order_id, :stage, :channel, :sent_at)",
         order_id=order_id,
         stage=stage,
-        text=text,
+        channel=channel,
+        sent_at=after.time,
     )
-    contact = await tx.fetch_one(
-        "select email, phone from contact where order_id = :order_id", order_id=order_id
-    )
-    if contact is None:
-        return []
-    waiting = await tx.fetch(
-        """update notice set announced = 1 where order_id = :order_id and announced = 0
-          returning stage, text""",
-        order_id=order_id,
-    )
-    return [
-        NoticeDue(
-            order_id=order_id,
-            stage=row["stage"],
-            email=contact["email"],
-            phone=contact["phone"],
-            text=row["text"],
-        )
-        for row in waiting
-    ]

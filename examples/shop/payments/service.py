@@ -1,7 +1,8 @@
 """Payments charges through a provider, outside any transaction: the call may take seconds.
 
 The charge's idempotency key is the order's, so a call that is repeated after a time-out, a crash or
-a redelivery moves no money twice, and a refund can name a charge whose answer never came.
+a redelivery moves no money twice, and a refund can name a charge whose answer never came. The
+ledger's entry and the answer are of the commit that settles the event.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from oyez import Context, Retry, Service, Transaction
+from oyez import After, Context, Retry, Service
 from payments.events import (
     OrderCancelled,
     OrderPlaced,
@@ -43,7 +44,7 @@ async def payment_provider() -> AsyncIterator[PaymentProvider]:
 
 @service.on(OrderPlaced, retry=CHARGE)
 async def charge(
-    event: OrderPlaced, context: Context, provider: PaymentProvider
+    event: OrderPlaced, context: Context, provider: PaymentProvider, after: After
 ) -> PaymentProcessed | PaymentFailed:
     """Capture the order's total; give up, with an answer, when the provider stays away."""
     try:
@@ -55,49 +56,41 @@ async def charge(
             raise
         # It may have captured all the same; the refund that follows the cancelled order settles
         # that, also for a charge that the provider only makes later.
-        return PaymentFailed(order_id=event.order_id, reason="payment_unavailable")
+        return _fail(after, event.order_id, "payment_unavailable")
     if not captured:
-        return PaymentFailed(order_id=event.order_id, reason="card_declined")
+        return _fail(after, event.order_id, "card_declined")
+    _enter(after, event.order_id, "captured", cents=event.total_cents)
     return PaymentProcessed(order_id=event.order_id, cents=event.total_cents)
 
 
 @service.on(OrderCancelled, retry=REFUND)
 async def refund(
-    event: OrderCancelled, context: Context, provider: PaymentProvider
+    event: OrderCancelled, context: Context, provider: PaymentProvider, after: After
 ) -> PaymentRefunded | None:
     """Give back what was captured, if anything was."""
     if event.reason == "card_declined":
         return None
-    refunded = await provider.refund(context.idempotency_key, _charge_key(event.order_id))
-    return PaymentRefunded(order_id=event.order_id) if refunded else None
+    if not await provider.refund(context.idempotency_key, _charge_key(event.order_id)):
+        return None
+    _enter(after, event.order_id, "refunded")
+    return PaymentRefunded(order_id=event.order_id)
 
 
-@service.on(PaymentProcessed)
-def record_payment(event: PaymentProcessed, tx: Transaction) -> None:
-    """Keep the ledger."""
-    tx.execute(
-        "insert into ledger (order_id, entry, cents) values (:order_id, 'captured', :cents)",
-        order_id=event.order_id,
-        cents=event.cents,
-    )
+def _fail(after: After, order_id: str, reason: str) -> PaymentFailed:
+    _enter(after, order_id, "failed", reason=reason)
+    return PaymentFailed(order_id=order_id, reason=reason)
 
 
-@service.on(PaymentFailed)
-def record_failure(event: PaymentFailed, tx: Transaction) -> None:
-    """Keep the ledger."""
-    tx.execute(
-        "insert into ledger (order_id, entry, reason) values (:order_id, 'failed', :reason)",
-        order_id=event.order_id,
-        reason=event.reason,
-    )
-
-
-@service.on(PaymentRefunded)
-def record_refund(event: PaymentRefunded, tx: Transaction) -> None:
-    """Keep the ledger."""
-    tx.execute(
-        "insert into ledger (order_id, entry) values (:order_id, 'refunded')",
-        order_id=event.order_id,
+def _enter(
+    after: After, order_id: str, entry: str, *, cents: int | None = None, reason: str | None = None
+) -> None:
+    after.execute(
+        """insert into ledger (order_id, entry, cents, reason)
+          values (:order_id, :entry, :cents, :reason)""",
+        order_id=order_id,
+        entry=entry,
+        cents=cents,
+        reason=reason,
     )
 
 

@@ -34,9 +34,13 @@ async def test_every_stage_is_told_once_by_mail_and_sms() -> None:
         await system.publish(PLACED, service="orders")
         await system.publish(PaymentProcessed(order_id="1"), service="payments")
         await system.settled()
-        subjects = [message[1] for message in mails.sent.values()]
-        assert subjects == ["We have your order", "Your payment has arrived"]
+        subjects = {message[1] for message in mails.sent.values()}
+        assert subjects == {"We have your order", "Your payment has arrived"}
         assert len(texts.sent) == mails.calls == texts.calls == 2
+        notices = await system.fetch("notifications", "select stage, channel from notice")
+        assert {(notice["stage"], notice["channel"]) for notice in notices} == {
+            ("placed", "email"), ("placed", "sms"), ("paid", "email"), ("paid", "sms")
+        }  # fmt: skip
 
 
 async def test_a_stage_heard_of_before_the_order_waits_for_the_address() -> None:
@@ -47,7 +51,8 @@ async def test_a_stage_heard_of_before_the_order_waits_for_the_address() -> None
         assert mails.sent == {}
         await system.publish(PLACED, service="orders")
         await system.settled()
-        assert len(mails.sent) == len(texts.sent) == 2
+        await system.advance(1.0)
+        assert len(mails.sent) == len(texts.sent) == mails.calls == texts.calls == 2
 
 
 async def test_a_mail_whose_answer_is_lost_is_sent_again_under_the_same_key() -> None:
@@ -57,6 +62,8 @@ async def test_a_mail_whose_answer_is_lost_is_sent_again_under_the_same_key() ->
         await system.settled()
         await system.advance(60.0)
         assert (mails.calls, len(mails.sent)) == (4, 1)
+        notices = await system.fetch("notifications", "select channel from notice")
+        assert sorted(notice["channel"] for notice in notices) == ["email", "sms"]
 
 
 async def test_who_gave_no_number_gets_no_sms() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oyez.testing import running
+from oyez.testing import System, running
 from payments.events import (
     OrderCancelled,
     OrderPlaced,
@@ -62,6 +62,7 @@ async def test_a_declined_card_fails_and_is_never_refunded() -> None:
         await system.settled()
         failed = PaymentFailed(order_id="1", reason="card_declined")
         assert system.announced(PaymentFailed) == [failed]
+        assert await _ledger(system) == [("failed", "card_declined")]
         cancelled = OrderCancelled(order_id="1", reason="card_declined")
         await system.publish(cancelled, service="orders")
         await system.settled()
@@ -79,6 +80,7 @@ async def test_a_cancelled_order_is_refunded_after_its_charge() -> None:
         await system.advance(5.0)
         assert system.announced(PaymentProcessed) == [PaymentProcessed(order_id="1", cents=900)]
         assert system.announced(PaymentRefunded) == [PaymentRefunded(order_id="1")]
+        assert await _ledger(system) == [("captured", None), ("refunded", None)]
         assert provider.captured == {}
 
 
@@ -94,3 +96,8 @@ async def test_a_provider_that_stays_silent_fails_the_payment_and_voids_it() -> 
         await system.publish(cancelled, service="orders")
         await system.settled()
         assert provider.captured == {}
+
+
+async def _ledger(system: System) -> list[tuple[str, str | None]]:
+    rows = await system.fetch("payments", "select entry, reason from ledger order by entry")
+    return [(row["entry"], row["reason"]) for row in rows]
