@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import (
     Cell,
     console,
@@ -22,12 +23,12 @@ from oyez.cli.printing import (
     utc_time,
     warn,
 )
-from oyez.cli.project import NotCreated, Project, json_option, run_async
 from oyez.cli.topology import closest
 from oyez.contract import parse
 from oyez.errors import ConfigurationError, InvalidEvent, OyezError
 from oyez.event import MAX_DATA
 from oyez.ports import Row, Store
+from oyez.project import NotCreated, Project
 from oyez.runtime.dead import NotRedriven, discard, list_dead, redrive, show_dead
 
 _PAGE = 500

@@ -18,13 +18,14 @@ import msgspec
 from rich.text import Text
 
 from oyez.cli import history
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.lag import ServiceLag, measure
 from oyez.cli.printing import console, escape, print_json, span, utc_time
-from oyez.cli.project import NotCreated, Project, json_option, run_async
 from oyez.config import Config, Listen
 from oyez.errors import ConfigurationError, OyezError
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
+from oyez.project import NotCreated, Project
 from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.process import read_migrations
 from oyez.service import Service

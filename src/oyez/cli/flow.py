@@ -13,13 +13,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from oyez.cli import history
+from oyez.cli.invocation import ask_brokers, json_option, opened_brokers, run_async
 from oyez.cli.printing import console, escape, is_terminal, print_json, span, utc_time, warn
-from oyez.cli.project import NotCreated, Project, json_option, run_async
 from oyez.config import BridgeSettings
 from oyez.endpoint import redact
 from oyez.envelope import parse_time
 from oyez.errors import InvalidEvent, OyezError, StoreError
 from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
+from oyez.project import NotCreated, Project
 from oyez.service import Service
 
 JOURNEYS = 50
@@ -122,7 +123,7 @@ def command(identity: str, as_json: bool) -> None:
     if as_json:
         print_json(_as_value(identity, journeys, cut))
         return
-    names = project.broker_names()
+    names = {place: each.name for place, each in project.brokers.items()}
     for journey in journeys:
         _print(
             journey,
@@ -138,7 +139,7 @@ async def _trace(
     project: Project, identity: str, services: dict[str, Service]
 ) -> tuple[list[Journey], bool]:
     async with AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(project.opened_brokers())
+        opened = await stack.enter_async_context(opened_brokers(project))
         brokers = await _with_history(project, opened)
         stores: dict[str, Store | None] = {}
         for name in project.config.services:
@@ -163,7 +164,9 @@ async def _trace(
         _order_places(project, nodes)
         system = project.config.system.name
         for name, store in stores.items():
-            reader = _Reader(system, name, services.get(name), project.broker_url(name), bridges)
+            reader = _Reader(
+                system, name, services.get(name), project.place(project.broker_url(name)), bridges
+            )
             try:
                 await _react(reader, store, nodes)
             except StoreError as error:
@@ -185,7 +188,7 @@ async def _with_history(project: Project, opened: Mapping[str, Broker]) -> dict[
             )
         return opened[url]
 
-    return await project.ask_brokers(opened, check)
+    return await ask_brokers(project, opened, check)
 
 
 async def _bridges(project: Project) -> Bridges:
@@ -229,7 +232,7 @@ async def _look(
         short.extend(await history.scan(broker, places, lambda r: look(_published(r, url))))
         return broker
 
-    return await project.ask_brokers(brokers, scan), short
+    return await ask_brokers(project, brokers, scan), short
 
 
 async def _look_at_outbox(store: Store, look: Callable[[Node], None]) -> None:
@@ -328,7 +331,10 @@ class _Collected:
 def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> None:
     """Put the publisher's broker first, or else the one that had the event first."""
     prefix = f"/{project.config.system.name}/"
-    homes = {f"{prefix}{name}": project.broker_url(name) for name in project.config.services}
+    homes = {
+        f"{prefix}{name}": project.place(project.broker_url(name))
+        for name in project.config.services
+    }
     for node in nodes.values():
         home = homes.get(node.source)
         places = sorted(node.places.items(), key=lambda each: (each[0] != home, each[1].time))

@@ -11,6 +11,7 @@ import msgspec
 from rich.text import Text
 
 from oyez.cli import history
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import (
     UNKNOWN,
     Cell,
@@ -21,10 +22,10 @@ from oyez.cli.printing import (
     utc_time,
     warn,
 )
-from oyez.cli.project import NotCreated, Project, json_option, run_async
 from oyez.envelope import parse_time
 from oyez.errors import BrokerError, InvalidEvent, StoreError
 from oyez.ports import Broker, Position, Row, Store
+from oyez.project import NotCreated, Project
 from oyez.runtime.relay import OUTBOX
 from oyez.service import Service
 

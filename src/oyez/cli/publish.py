@@ -6,14 +6,15 @@ import sys
 
 import click
 
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import escape, print_json, warn, write
-from oyez.cli.project import Project, json_option, run_async
 from oyez.cli.topology import Flow, closest, flows
 from oyez.contract import decode, parse
 from oyez.envelope import Envelope, check_headers, format_time, open_record
 from oyez.errors import ConfigurationError, InvalidEvent
 from oyez.event import MAX_DATA, MAX_KEY, EventType
 from oyez.ports import Record
+from oyez.project import Project
 
 SOURCE = "cli"
 """Stands in the event's source where a service's name would: a duplicate is judged by source and

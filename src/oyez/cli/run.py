@@ -10,11 +10,12 @@ from functools import partial
 
 import click
 
-from oyez.cli.project import Project, run_async
+from oyez.cli.invocation import run_async
 from oyez.config import BridgeSettings, Listen, ServiceSettings
 from oyez.listening import HttpServer, bind, stop_signals
 from oyez.observe.logs import configure, log_signal
 from oyez.observe.metrics import Metrics
+from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess

@@ -15,6 +15,7 @@ import click
 from rich.text import Text
 
 from oyez.cli import history
+from oyez.cli.invocation import ask_brokers, json_option, opened_brokers, run_async
 from oyez.cli.printing import (
     console,
     escape,
@@ -26,11 +27,11 @@ from oyez.cli.printing import (
     warn,
     write,
 )
-from oyez.cli.project import Project, json_option, run_async
 from oyez.endpoint import redact
 from oyez.errors import BrokerError, ConfigurationError, OyezError
 from oyez.listening import stop_signals
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
+from oyez.project import Project
 
 WAITING = 256
 """Records that were read and not printed yet, at most."""
@@ -62,13 +63,13 @@ def command(
     more than one broker it tells which, and an event that a bridge copied comes from each.
     """
     project = Project.open()
-    names = project.broker_names()
+    names = {place: each.name for place, each in project.brokers.items()}
     printer = _Printer(type_, key, limit, as_json, names if len(names) > 1 else {})
     run_async(_tail(project, stream, printer, from_start))
 
 
 async def _tail(project: Project, stream: str | None, printer: _Printer, from_start: bool) -> None:
-    async with project.opened_brokers() as brokers:
+    async with opened_brokers(project) as brokers:
         stopped = asyncio.Event()
         with stop_signals(stopped.set):
             following = _follow(project, brokers, stream, printer, from_start)
@@ -109,13 +110,13 @@ async def _follow(
     """Print until the limit is reached."""
     queue: asyncio.Queue[_Arrived] = asyncio.Queue(1)
     # Listening comes first: a stream that appears meanwhile is found, not missed.
-    names = project.broker_names()
+    names = {place: each.name for place, each in project.brokers.items()}
     followers = {url: _Follower(url, names[url], broker, queue) for url, broker in brokers.items()}
 
     async def streams(url: str) -> Collection[str]:
         return await brokers[url].streams()
 
-    known = await project.ask_brokers(brokers, streams)
+    known = await ask_brokers(project, brokers, streams)
     chosen = None if stream is None else _choose(project, known.values(), stream)
 
     async def ends(url: str) -> dict[history.Place, Position]:
@@ -129,7 +130,7 @@ async def _follow(
             )
         return {}
 
-    places = await project.ask_brokers(known, ends)
+    places = await ask_brokers(project, known, ends)
     if from_start:
         kept = [(url, brokers[url], there) for url, there in places.items()]
         async with contextlib.aclosing(history.merged(kept)) as records:

@@ -12,9 +12,10 @@ import click
 import msgspec
 from rich.text import Text
 
+from oyez.cli.invocation import json_option
 from oyez.cli.printing import Cell, escape, print_json, print_line, print_table, warn, write
-from oyez.cli.project import Project, json_option
 from oyez.event import EventType
+from oyez.project import Project
 from oyez.service import Service
 
 
