@@ -12,21 +12,19 @@ from rich.text import Text
 from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import (
     Cell,
+    closest,
     console,
-    escape,
     local_time,
     payload,
-    payload_json,
     print_json,
     print_line,
     print_table,
-    utc_time,
     warn,
 )
-from oyez.cli.topology import closest
 from oyez.contract import parse
 from oyez.errors import ConfigurationError, InvalidEvent, OyezError
 from oyez.event import MAX_DATA
+from oyez.inspection.form import escape, payload_json, utc_time
 from oyez.ports import Row, Store
 from oyez.project import NotCreated, Project
 from oyez.runtime.dead import NotRedriven, discard, list_dead, redrive, show_dead

@@ -18,8 +18,9 @@ from rich.text import Text
 from watchfiles import PythonFilter, awatch
 
 from oyez.cli.invocation import run_async
-from oyez.cli.printing import console, escape
+from oyez.cli.printing import console
 from oyez.config import Config
+from oyez.inspection.form import escape
 from oyez.listening import bind, stop_signals
 from oyez.project import Project
 

@@ -14,11 +14,12 @@ from rich.tree import Tree
 
 from oyez.cli import history
 from oyez.cli.invocation import ask_brokers, json_option, opened_brokers, run_async
-from oyez.cli.printing import console, escape, is_terminal, print_json, span, utc_time, warn
+from oyez.cli.printing import console, is_terminal, print_json, warn
 from oyez.config import BridgeSettings
 from oyez.endpoint import redact
 from oyez.envelope import parse_time
 from oyez.errors import InvalidEvent, OyezError, StoreError
+from oyez.inspection.form import escape, span, utc_time
 from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
 from oyez.project import NotCreated, Project
 from oyez.service import Service

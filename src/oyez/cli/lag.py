@@ -12,18 +12,10 @@ from rich.text import Text
 
 from oyez.cli import history
 from oyez.cli.invocation import json_option, run_async
-from oyez.cli.printing import (
-    UNKNOWN,
-    Cell,
-    print_json,
-    print_line,
-    print_table,
-    span,
-    utc_time,
-    warn,
-)
+from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
 from oyez.envelope import parse_time
 from oyez.errors import BrokerError, InvalidEvent, StoreError
+from oyez.inspection.form import span, utc_time
 from oyez.ports import Broker, Position, Row, Store
 from oyez.project import NotCreated, Project
 from oyez.runtime.relay import OUTBOX

@@ -16,19 +16,10 @@ from rich.text import Text
 
 from oyez.cli import history
 from oyez.cli.invocation import ask_brokers, json_option, opened_brokers, run_async
-from oyez.cli.printing import (
-    console,
-    escape,
-    is_terminal,
-    payload,
-    payload_json,
-    shorten,
-    utc_time,
-    warn,
-    write,
-)
+from oyez.cli.printing import console, is_terminal, payload, shorten, warn, write
 from oyez.endpoint import redact
 from oyez.errors import BrokerError, ConfigurationError, OyezError
+from oyez.inspection.form import escape, payload_json, utc_time
 from oyez.listening import stop_signals
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 from oyez.project import Project
