@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from oyez.cli.printing import warn
-from oyez.errors import OyezError
+from oyez.errors import ConfigurationError, OyezError
+from oyez.inspection.reach import Gap
 from oyez.ports import Broker
 from oyez.project import Project
 
@@ -67,3 +68,9 @@ async def ask_brokers(
     if raised is not None:
         raise raised
     return answers
+
+
+def refuse(gap: Gap) -> NoReturn:
+    """Fail because of a gap: raises its reason."""
+    kind = ConfigurationError if gap.cause == "configuration" else OyezError
+    raise kind(gap.reason)
