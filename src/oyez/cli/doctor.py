@@ -17,13 +17,13 @@ import httpx
 import msgspec
 from rich.text import Text
 
-from oyez.cli import history
 from oyez.cli.invocation import json_option, run_async
-from oyez.cli.lag import ServiceLag, measure
 from oyez.cli.printing import console, print_json
 from oyez.config import Config, Listen
 from oyez.errors import ConfigurationError, OyezError
+from oyez.inspection import history
 from oyez.inspection.form import escape, span, utc_time
+from oyez.inspection.lag import ServiceLag, measure
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
 from oyez.project import NotCreated, Project

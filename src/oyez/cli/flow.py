@@ -12,13 +12,13 @@ import msgspec
 from rich.text import Text
 from rich.tree import Tree
 
-from oyez.cli import history
 from oyez.cli.invocation import ask_brokers, json_option, opened_brokers, run_async
 from oyez.cli.printing import console, is_terminal, print_json, warn
 from oyez.config import BridgeSettings
 from oyez.endpoint import redact
 from oyez.envelope import parse_time
 from oyez.errors import InvalidEvent, OyezError, StoreError
+from oyez.inspection import history
 from oyez.inspection.form import escape, span, utc_time
 from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
 from oyez.project import NotCreated, Project
@@ -152,7 +152,8 @@ async def _trace(
                 warn(f"{name}: {error}")
         search = _Search(identity)
         brokers, short = await _look(project, brokers, stores, search.match)
-        history.tell(short)
+        for gap in history.deleted(short):
+            warn(str(gap))
         if not search.found:
             return [], False
         chosen, cut = search.chosen()

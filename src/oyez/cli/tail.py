@@ -14,11 +14,11 @@ from typing import Any, cast
 import click
 from rich.text import Text
 
-from oyez.cli import history
 from oyez.cli.invocation import ask_brokers, json_option, opened_brokers, run_async
 from oyez.cli.printing import console, is_terminal, payload, shorten, warn, write
 from oyez.endpoint import redact
 from oyez.errors import BrokerError, ConfigurationError, OyezError
+from oyez.inspection import history
 from oyez.inspection.form import escape, payload_json, utc_time
 from oyez.listening import stop_signals
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
@@ -124,10 +124,13 @@ async def _follow(
     places = await ask_brokers(project, known, ends)
     if from_start:
         kept = [(url, brokers[url], there) for url, there in places.items()]
-        async with contextlib.aclosing(history.merged(kept)) as records:
+        short: list[history.Place] = []
+        async with contextlib.aclosing(history.merged(kept, short)) as records:
             async for url, record in records:
                 if printer.print(url, record):
                     return
+        for gap in history.deleted(short):
+            warn(str(gap))
     tasks = [
         asyncio.create_task(followers[url].run(chosen, there), name="streams")
         for url, there in places.items()
