@@ -70,6 +70,21 @@ async def ask_brokers(
     return answers
 
 
+def heed(gaps: Iterable[Gap], *, answered: bool) -> None:
+    """Warn of what could not be looked at.
+
+    Where no broker ``answered``, raises the reason of the first one instead of the warning.
+    """
+    refused = None
+    for gap in gaps:
+        if not answered and refused is None and gap.part == "broker":
+            refused = gap
+        else:
+            warn(str(gap))
+    if refused is not None:
+        refuse(refused)
+
+
 def refuse(gap: Gap) -> NoReturn:
     """Fail because of a gap: raises its reason."""
     kind = ConfigurationError if gap.cause == "configuration" else OyezError

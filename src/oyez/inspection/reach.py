@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal, TypeVar
 
 import msgspec
 
 from oyez.errors import ConfigurationError, OyezError
+from oyez.ports import Broker
 from oyez.project import NotCreated, Project
 from oyez.service import Service
+
+T = TypeVar("T")
 
 Part = Literal["broker", "store", "service", "bridge", "stream"]
 Cause = Literal["configuration", "not-created", "unreachable", "failed"]
@@ -60,3 +64,45 @@ def imported(
         for name, reason in failed.items()
     ]
     return services, gaps
+
+
+class Reach:
+    """The brokers of a system that answer, while they are open."""
+
+    def __init__(self, project: Project) -> None:
+        self.brokers: dict[str, Broker] = {}
+        """By place, as `Project.brokers`, in its order."""
+        self.gaps: list[Gap] = []
+        self._project = project
+
+    async def ask(self, ask: Callable[[str, Broker], Awaitable[T]]) -> dict[str, T]:
+        """Return what ``ask`` gives for each broker, by place.
+
+        A broker for which it raises an OyezError is left out from then on, and becomes a gap.
+        """
+        answers: dict[str, T] = {}
+        for place, broker in list(self.brokers.items()):
+            try:
+                answers[place] = await ask(place, broker)
+            except OyezError as error:
+                del self.brokers[place]
+                self.miss(place, error)
+        return answers
+
+    def miss(self, place: str, error: OyezError) -> None:
+        """Note that a broker is left out."""
+        name = self._project.brokers[place].name
+        self.gaps.append(Gap.of("broker", name, error, f"broker {name} is left out"))
+
+
+@asynccontextmanager
+async def reached(project: Project) -> AsyncIterator[Reach]:
+    """Open every broker of the system that can be, until the block ends."""
+    async with AsyncExitStack() as stack:
+        reach = Reach(project)
+        for place in project.brokers:
+            try:
+                reach.brokers[place] = await stack.enter_async_context(project.opened(place))
+            except OyezError as error:
+                reach.miss(place, error)
+        yield reach
