@@ -24,6 +24,7 @@ from oyez.errors import ConfigurationError, OyezError, StoreMissing
 from oyez.event import MAX_DATA
 from oyez.ports import Broker, Store
 from oyez.service import Service
+from oyez.sites import site
 
 
 class NotCreated(OyezError):
@@ -114,13 +115,13 @@ class Project:
         own = self.settings(service).broker if service else None
         return own or self.config.system.broker
 
-    def place(self, url: str) -> str:
-        """Return what tells the broker at this URL from all others of the system."""
-        return url
+    def site(self, url: str) -> str:
+        """Return what tells the broker at this URL from all others; see `oyez.sites`."""
+        return site(url, self.config.root)
 
     @cached_property
     def brokers(self) -> Mapping[str, KnownBroker]:
-        """Every broker that the settings name, by its place (see `place`); the system's first."""
+        """Every broker that the settings name, by its site; the system's first."""
         named = {"system.broker": self.config.system.broker}
         for name, service in self.config.services.items():
             named[f"services.{name}.broker"] = service.broker or self.config.system.broker
@@ -129,15 +130,15 @@ class Project:
             named[f"bridges.{name}.target"] = bridge.target
         first: dict[str, tuple[str, str]] = {}
         for setting, url in named.items():
-            first.setdefault(self.place(url), (setting, url))
+            first.setdefault(self.site(url), (setting, url))
         kinds = Counter(url.partition(":")[0] for _, url in first.values())
         found = {}
-        for place, (setting, url) in first.items():
+        for where, (setting, url) in first.items():
             kind = url.partition(":")[0]
             user = setting.removeprefix("services.").removeprefix("bridges.")
             plain = kinds[kind] == 1 or setting == "system.broker"
             name = kind if plain else f"{kind}:{user.removesuffix('.broker')}"
-            found[place] = KnownBroker(name=name, url=url, setting=setting)
+            found[where] = KnownBroker(name=name, url=url, setting=setting)
         return found
 
     def connect(self, url: str, group: str = "") -> Broker:
@@ -196,9 +197,9 @@ class Project:
         broker = self.broker(service) if group else self.connect(url)
         return self._opened(url, broker, create=create)
 
-    def opened(self, place: str) -> AbstractAsyncContextManager[Broker]:
-        """One of `brokers`, which reads as no consumer group; otherwise as `opened_broker`."""
-        url = self.brokers[place].url
+    def opened(self, where: str) -> AbstractAsyncContextManager[Broker]:
+        """One of `brokers`, by its site, open as by `opened_broker`; it reads as no group."""
+        url = self.brokers[where].url
         return self._opened(url, self.connect(url))
 
     @contextlib.asynccontextmanager
@@ -207,7 +208,7 @@ class Project:
     ) -> AsyncIterator[Broker]:
         if not broker.capabilities.processes:
             raise self.config.error(
-                self.brokers[self.place(url)].setting,
+                self.brokers[self.site(url)].setting,
                 "a broker that several processes use",
                 f'"{url}", whose events no other process can see',
             )

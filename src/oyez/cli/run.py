@@ -20,6 +20,7 @@ from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
+from oyez.sites import kind
 
 
 @click.command("run")
@@ -78,14 +79,13 @@ def process_settings(
     project: Project, settings: ServiceSettings | BridgeSettings, broker: str | None
 ) -> ProcessSettings:
     """How the process runs, by the project's file; ``broker`` is the URL that it reads from."""
-    scheme = (broker or project.config.system.broker).partition(":")[0]
     return ProcessSettings(
         system=project.config.system.name,
         partitions=project.config.system.partitions,
         lease=settings.lease,
         grace=settings.grace,
         root=project.config.root,
-        broker={"amqps": "amqp", "rediss": "redis"}.get(scheme, scheme),
+        broker=kind(broker or project.config.system.broker),
     )
 
 

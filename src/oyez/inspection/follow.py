@@ -60,7 +60,7 @@ def as_value(arrival: Arrival, *, broker: bool) -> dict[str, Any]:
 
 
 _Arrived = tuple[str, list[Record] | BrokerError] | Gap
-"""The place of a broker and what came from there."""
+"""The site of a broker and what came from there."""
 
 
 class Following:
@@ -73,8 +73,8 @@ class Following:
         self._queue: asyncio.Queue[_Arrived] = asyncio.Queue(1)
         # Listening comes first: a stream that appears meanwhile is found, not missed.
         self._followers = {
-            place: _Follower(place, project.brokers[place].name, broker, self._queue)
-            for place, broker in reach.brokers.items()
+            site: _Follower(site, project.brokers[site].name, broker, self._queue)
+            for site, broker in reach.brokers.items()
         }
         self._chosen: str | None = None
         self._ends: dict[str, dict[history.Place, Position]] = {}
@@ -97,15 +97,15 @@ class Following:
         """
         if self._from_start:
             short: list[history.Place] = []
-            kept = [(place, self._reach.brokers[place], ends) for place, ends in self._ends.items()]
+            kept = [(site, self._reach.brokers[site], ends) for site, ends in self._ends.items()]
             async with aclosing(history.merged(kept, short)) as records:
-                async for place, record in records:
-                    yield self._arrival(place, record)
+                async for site, record in records:
+                    yield self._arrival(site, record)
             for gap in history.deleted(short):
                 yield gap
         tasks = [
-            asyncio.create_task(self._followers[place].run(self._chosen, ends), name="streams")
-            for place, ends in self._ends.items()
+            asyncio.create_task(self._followers[site].run(self._chosen, ends), name="streams")
+            for site, ends in self._ends.items()
         ]
         try:
             while tasks:
@@ -113,11 +113,11 @@ class Following:
                 if isinstance(found, Gap):
                     yield found
                     continue
-                place, arrived = found
+                site, arrived = found
                 if isinstance(arrived, BrokerError):
                     raise arrived
                 for record in arrived:
-                    yield self._arrival(place, record)
+                    yield self._arrival(site, record)
         finally:
             for task in tasks:
                 task.cancel()
@@ -127,12 +127,12 @@ class Following:
     async def begin(self, stream: str | None) -> None:
         """Note where the stream, or all of them, end now. Raises OyezError for an unknown one."""
 
-        async def streams(place: str, broker: Broker) -> Collection[str]:
+        async def streams(site: str, broker: Broker) -> Collection[str]:
             return await broker.streams()
 
-        async def ends(place: str, broker: Broker) -> dict[history.Place, Position]:
+        async def ends(site: str, broker: Broker) -> dict[history.Place, Position]:
             if broker.capabilities.history:
-                wanted = [each for each in known[place] if self._chosen in (None, each)]
+                wanted = [each for each in known[site] if self._chosen in (None, each)]
                 return await history.ends(broker, wanted)
             if self._from_start:
                 raise OyezError(
@@ -146,8 +146,8 @@ class Following:
             self._chosen = _choose(self._project, known.values(), stream)
         self._ends = await self._reach.ask(ends)
 
-    def _arrival(self, place: str, record: Record) -> Arrival:
-        known = self._project.brokers[place]
+    def _arrival(self, site: str, record: Record) -> Arrival:
+        known = self._project.brokers[site]
         return Arrival(
             broker=known.name,
             url=redact(known.url),
@@ -184,9 +184,9 @@ class _Follower:
     """The streams of one broker, with a reader for each partition."""
 
     def __init__(
-        self, place: str, name: str, broker: Broker, queue: asyncio.Queue[_Arrived]
+        self, site: str, name: str, broker: Broker, queue: asyncio.Queue[_Arrived]
     ) -> None:
-        self._place = place
+        self._site = site
         self._name = name
         self._broker = broker
         self._queue = queue
@@ -228,10 +228,10 @@ class _Follower:
                 async for batch in reader:
                     after = batch.records[-1].position
                     for start in range(0, len(batch.records), WAITING):
-                        await self._queue.put((self._place, batch.records[start : start + WAITING]))
+                        await self._queue.put((self._site, batch.records[start : start + WAITING]))
             except BrokerError as error:
                 if not error.transient:
-                    await self._queue.put((self._place, error))
+                    await self._queue.put((self._site, error))
                     return
                 await self._pause(f"broker {self._name}: {stream}[{partition}]", error)
             finally:

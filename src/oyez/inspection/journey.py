@@ -124,7 +124,15 @@ class Journeys(msgspec.Struct, frozen=True, kw_only=True):
 
 Cursors = Mapping[history.Place, Position]
 """How far someone has read, by stream and partition."""
-Bridges = list[tuple[BridgeSettings, Cursors]]
+
+
+class _Bridge(NamedTuple):
+    settings: BridgeSettings
+    source: str
+    """The site of its source."""
+    target: str
+    """The site of its target."""
+    cursors: Cursors
 
 
 class _Stand(NamedTuple):
@@ -145,7 +153,7 @@ class _Node(msgspec.Struct, kw_only=True):
     causation: str | None
     stream: str
     places: dict[str, _Stand] = {}
-    """By the place of each broker that has it."""
+    """By the site of each broker that has it."""
     state: str = "published"
     due: float | None = None
     reactions: list[Reaction] = []
@@ -172,9 +180,9 @@ async def trace(project: Project, identity: str) -> Journeys:
 
 
 def _check_history(project: Project) -> Callable[[str, Broker], Awaitable[None]]:
-    async def check(place: str, broker: Broker) -> None:
+    async def check(site: str, broker: Broker) -> None:
         if not broker.capabilities.history:
-            kind = project.brokers[place].url.partition(":")[0]
+            kind = project.brokers[site].url.partition(":")[0]
             raise OyezError(
                 f"{kind} keeps no history, so the "
                 "journey of what it has delivered can't be told: `oyez dead list` shows what "
@@ -240,9 +248,9 @@ class _Story:
                 found.append(Journey(correlation=correlation, events=events))
         return tuple(found)
 
-    def _reader(self, name: str, bridges: Bridges) -> _Reader:
+    def _reader(self, name: str, bridges: list[_Bridge]) -> _Reader:
         project = self._project
-        broker = project.place(project.broker_url(name))
+        broker = project.site(project.broker_url(name))
         system = project.config.system.name
         return _Reader(system, name, self._services.get(name), broker, bridges)
 
@@ -250,9 +258,9 @@ class _Story:
         self._stores.pop(service, None)
         self._gaps.append(Gap.of("store", service, error, service))
 
-    async def _bridges(self) -> Bridges:
+    async def _bridges(self) -> list[_Bridge]:
         """Every bridge of which it is known how far it has carried."""
-        found: Bridges = []
+        found: list[_Bridge] = []
         for name, settings in self._project.config.bridges.items():
             cursors: Cursors = {}
             try:
@@ -264,7 +272,9 @@ class _Story:
                 effect = f"what bridge {name} has not carried over yet can't be told"
                 self._gaps.append(Gap.of("bridge", name, error, effect))
                 continue
-            found.append((settings, cursors))
+            site = self._project.site
+            source, target = site(settings.source), site(settings.target)
+            found.append(_Bridge(settings, source, target, cursors))
         return found
 
     async def _look(self, look: Callable[[_Node], None]) -> list[history.Place]:
@@ -278,9 +288,9 @@ class _Story:
                 self._miss(name, error)
         short: list[history.Place] = []
 
-        async def scan(place: str, broker: Broker) -> None:
+        async def scan(site: str, broker: Broker) -> None:
             ends = await history.ends(broker, await broker.streams())
-            short.extend(await history.scan(broker, ends, lambda r: look(_published(r, place))))
+            short.extend(await history.scan(broker, ends, lambda r: look(_published(r, site))))
 
         await self._reach.ask(scan)
         return short
@@ -302,10 +312,10 @@ async def _look_at_outbox(store: Store, look: Callable[[_Node], None]) -> None:
         after = rows[-1]["seq"]
 
 
-def _published(record: Record, place: str) -> _Node:
+def _published(record: Record, site: str) -> _Node:
     found = history.attributes(record)
     node = _node(found, record.stream, record.time)
-    node.places[place] = _Stand(record.partition, record.position, record.time)
+    node.places[site] = _Stand(record.partition, record.position, record.time)
     if node.key is None:
         node.key = record.key
     return node
@@ -380,15 +390,15 @@ class _Collected:
         elif there is None or there.state != "published":
             self.nodes[identity] = node
         else:
-            for place, stand in node.places.items():
-                there.places.setdefault(place, stand)
+            for site, stand in node.places.items():
+                there.places.setdefault(site, stand)
 
 
 def _order_places(project: Project, nodes: Mapping[tuple[str, str], _Node]) -> None:
     """Put the publisher's broker first, or else the one that had the event first."""
     prefix = f"/{project.config.system.name}/"
     homes = {
-        f"{prefix}{name}": project.place(project.broker_url(name))
+        f"{prefix}{name}": project.site(project.broker_url(name))
         for name in project.config.services
     }
     for node in nodes.values():
@@ -404,7 +414,7 @@ class _Reader(NamedTuple):
     name: str
     service: Service | None
     broker: str
-    bridges: Bridges
+    bridges: list[_Bridge]
 
 
 async def _react(reader: _Reader, store: Store | None, nodes: dict[tuple[str, str], _Node]) -> None:
@@ -452,19 +462,19 @@ def _pending(reader: _Reader, node: _Node, cursors: Cursors) -> Iterator[Reactio
             )
 
 
-def _awaited(node: _Node, broker: str, bridges: Bridges) -> str | None:
+def _awaited(node: _Node, broker: str, bridges: list[_Bridge]) -> str | None:
     """The bridge that has yet to carry the event, to this broker or to one on the way there."""
     targets = [broker]
     for target in targets:  # which grows by the brokers that lie before those
-        for bridge, cursors in bridges:
-            if bridge.target != target or not bridge.carries(node.stream):
+        for bridge in bridges:
+            if bridge.target != target or not bridge.settings.carries(node.stream):
                 continue
             place = node.places.get(bridge.source)
             if place is None:
                 if bridge.source not in targets:
                     targets.append(bridge.source)
-            elif cursors.get((node.stream, place.partition), BEGINNING) < place.position:
-                return bridge.name
+            elif bridge.cursors.get((node.stream, place.partition), BEGINNING) < place.position:
+                return bridge.settings.name
     return None
 
 
@@ -553,13 +563,13 @@ def _event(project: Project, node: _Node) -> JourneyEvent:
     known = project.brokers
     places = [
         Place(
-            broker=known[place].name,
-            url=redact(known[place].url),
+            broker=known[site].name,
+            url=redact(known[site].url),
             partition=stand.partition,
             position=stand.position,
             time=stand.time,
         )
-        for place, stand in node.places.items()
+        for site, stand in node.places.items()
     ]
     return JourneyEvent(
         id=node.id,

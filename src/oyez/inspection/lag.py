@@ -143,7 +143,7 @@ async def measure_all(project: Project, names: Iterable[str]) -> SystemLag:
 
 
 def _miss(project: Project, service: str, error: OyezError, gaps: list[Gap]) -> None:
-    name = project.brokers[project.place(project.broker_url(service))].name
+    name = project.brokers[project.site(project.broker_url(service))].name
     gap = Gap.of("broker", name, error, "broker")
     if gap not in gaps:  # services share brokers
         gaps.append(gap)

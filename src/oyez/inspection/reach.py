@@ -71,27 +71,27 @@ class Reach:
 
     def __init__(self, project: Project) -> None:
         self.brokers: dict[str, Broker] = {}
-        """By place, as `Project.brokers`, in its order."""
+        """By site, as `Project.brokers`, in its order."""
         self.gaps: list[Gap] = []
         self._project = project
 
     async def ask(self, ask: Callable[[str, Broker], Awaitable[T]]) -> dict[str, T]:
-        """Return what ``ask`` gives for each broker, by place.
+        """Return what ``ask`` gives for each broker, by site.
 
         A broker for which it raises an OyezError is left out from then on, and becomes a gap.
         """
         answers: dict[str, T] = {}
-        for place, broker in list(self.brokers.items()):
+        for site, broker in list(self.brokers.items()):
             try:
-                answers[place] = await ask(place, broker)
+                answers[site] = await ask(site, broker)
             except OyezError as error:
-                del self.brokers[place]
-                self.miss(place, error)
+                del self.brokers[site]
+                self.miss(site, error)
         return answers
 
-    def miss(self, place: str, error: OyezError) -> None:
+    def miss(self, site: str, error: OyezError) -> None:
         """Note that a broker is left out."""
-        name = self._project.brokers[place].name
+        name = self._project.brokers[site].name
         self.gaps.append(Gap.of("broker", name, error, f"broker {name} is left out"))
 
 
@@ -100,9 +100,9 @@ async def reached(project: Project) -> AsyncIterator[Reach]:
     """Open every broker of the system that can be, until the block ends."""
     async with AsyncExitStack() as stack:
         reach = Reach(project)
-        for place in project.brokers:
+        for site in project.brokers:
             try:
-                reach.brokers[place] = await stack.enter_async_context(project.opened(place))
+                reach.brokers[site] = await stack.enter_async_context(project.opened(site))
             except OyezError as error:
-                reach.miss(place, error)
+                reach.miss(site, error)
         yield reach
