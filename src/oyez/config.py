@@ -29,6 +29,7 @@ import msgspec
 from oyez import adapters
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
+from oyez.sites import site
 
 FILE = "oyez.toml"
 
@@ -725,18 +726,23 @@ def _check_names(reader: _Reader, config: Config) -> None:
 
 
 def _check_bridges(reader: _Reader, config: Config) -> None:
+    ends = {
+        name: (site(bridge.source, config.root), site(bridge.target, config.root))
+        for name, bridge in config.bridges.items()
+    }
     for name, bridge in config.bridges.items():
         if name in config.services or name in config.companions:
             expected = "a name that no service and no companion has"
             reader.fail(("bridges", name), expected, f'"{name}"')
-        if bridge.source == bridge.target:
+        source, target = ends[name]
+        if source == target:
             expected = "another broker than the source"
             reader.fail(("bridges", name, "target"), expected, "the same")
-        others = [each for each in config.bridges.values() if _overlap(each, bridge)]
-        reached = {bridge.target}
+        others = [ends[each.name] for each in config.bridges.values() if _overlap(each, bridge)]
+        reached = {target}
         for _ in others:
-            reached |= {each.target for each in others if each.source in reached}
-        if bridge.source in reached:
+            reached |= {end for start, end in others if start in reached}
+        if source in reached:
             expected = "streams that no other bridge brings back to the source, in a circle"
             reader.fail(("bridges", name, "streams"), expected, ", ".join(bridge.streams))
 
