@@ -15,7 +15,7 @@ import msgspec
 from benchmarks.machine import Surroundings, describe
 from benchmarks.servers import NotRunning
 from oyez.ambient import SystemAmbient
-from oyez.cli.project import run_async
+from oyez.cli.invocation import run_async
 
 NAMES = (
     "embedded_append",

@@ -25,7 +25,7 @@ from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
 from oyez.ambient import SystemAmbient
 from oyez.brokers import embedded
-from oyez.cli.project import run_async
+from oyez.cli.invocation import run_async
 from oyez.doorbell import Doorbell
 from oyez.runtime import lane
 from oyez.sqlite.connection import Reader

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from oyez.cli.project import Project
+from oyez.project import Project
 
 TERMINAL = ("shipped", "cancelled")
 SHOWN = 5

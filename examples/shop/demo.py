@@ -27,9 +27,9 @@ from rich.table import Table
 
 from books import Books, audit
 from oyez.cli.dev import check_addresses
-from oyez.cli.project import Project
 from oyez.config import load
 from oyez.errors import ConfigurationError
+from oyez.project import Project
 
 HERE = Path(__file__).resolve().parent
 AT_ONCE = 16

@@ -156,3 +156,26 @@ MARK = """insert into oyez_migration (name, digest, applied) values (:name, :mar
 CHANGE_MARK = "update oyez_migration set digest = :mark, applied = :now where name = :name"
 MARK_AND_POSITION = """select digest as mark, (select max(position) from oyez_cursor) as last
  from oyez_migration where name = :name"""
+MIGRATIONS = """select name, digest from oyez_migration where name not like 'oyez:%'
+ order by name"""
+
+# -- what inspection asks --------------------------------------------------------------------------
+
+REPLICAS = "select owner, until, note from oyez_replica"
+PARKED = f"""select stream, partition, count(*) as events, min(seen) as oldest from oyez_inbox
+ where state > {Inbox.HANDLED:d} and reader = :reader group by stream, partition"""
+DEAD_BY_PARTITION = f"""select stream, partition, count(*) as letters from oyez_dead
+ where state = '{Letter.DEAD}' and handler <> '{OUTBOX}' group by stream, partition"""
+OUTBOX_SIZE = f"""select count(*) as events,
+ sum(case when due > :now then 1 else 0 end) as later,
+ sum(case when state = {Outbox.REFUSED:d} then 1 else 0 end) as refused from oyez_outbox"""
+OLDEST_ANNOUNCED = """select due, headers from oyez_outbox where due <= :now
+ order by seq limit 1"""
+ANNOUNCED = """select seq, due, stream, headers, state from oyez_outbox where seq > :after
+ order by seq limit :limit"""
+HANDLED_BY = """select event_id, source, handler, seen, state, position, due, attempt, history
+ from oyez_inbox where event_id in ({ids})"""
+"""``{ids}`` stands for the names of as many parameters as there are event ids."""
+DEAD_OF = """select id, event_id, source, handler, reason, attempts, time, state, note, history
+ from oyez_dead where event_id in ({ids}) order by id"""
+"""As `HANDLED_BY`."""

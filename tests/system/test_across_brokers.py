@@ -21,10 +21,10 @@ import pytest
 from click.testing import CliRunner
 
 from oyez.cli import flow, tail
-from oyez.cli.project import Project
 from oyez.config import load
 from oyez.partitioning import partition_of
 from oyez.ports import Broker
+from oyez.project import Project
 from oyez.testing.ticks import Ticks, ticking, until
 
 ONE, TWO = "embedded:.oyez/one.db", "embedded:.oyez/two.db"
@@ -358,13 +358,14 @@ def test_each_broker_has_one_short_name(
         text += f'[services.{service}]\napp = "x:y"\n'
         text += "" if url is None else f'broker = "{url}"\n'
     (tmp_path / "oyez.toml").write_text(text)
-    assert list(Project(load(tmp_path)).broker_names().values()) == names
+    assert [each.name for each in Project(load(tmp_path)).brokers.values()] == names
 
 
 def test_a_broker_that_only_a_bridge_names_is_called_after_its_end(tmp_path: Path) -> None:
     text = '[system]\nname = "t"\nbroker = "nats://n"\n[bridges.out]\nsource = "nats://n"\n'
     (tmp_path / "oyez.toml").write_text(f'{text}target = "nats://m"\nstreams = ["t.*"]\n')
-    assert Project(load(tmp_path)).broker_names() == {
-        "nats://n": "nats",
-        "nats://m": "nats:out.target",
-    }
+    known = Project(load(tmp_path)).brokers.values()
+    assert [(each.name, each.url, each.setting) for each in known] == [
+        ("nats", "nats://n", "system.broker"),
+        ("nats:out.target", "nats://m", "bridges.out.target"),
+    ]

@@ -19,8 +19,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-
 from oyez.cli.project import Project
+
 from oyez.config import load
 from oyez.ports import BEGINNING
 

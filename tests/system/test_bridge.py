@@ -100,8 +100,10 @@ def test_an_unknown_bridge_is_told_with_those_there_are(tmp_path: Path) -> None:
     ("one", "other", "told"),
     [
         (("a", "a", "x"), None, "bridges.over.target: expected another broker"),
+        (("a", "./a", "x"), None, "bridges.over.target: expected another broker"),
         (("a", "b", "x"), ("b", "a", "x"), "in a circle"),
         (("a", "b", "x.*"), ("b", "a", "x.y"), "in a circle"),
+        (("a", "b", "x"), ("./b", "c/../a", "x"), "in a circle"),
         (("a", "b", "x.y"), ("b", "a", "x.z"), None),
         (("a", "b", ""), None, "bridges.over.streams: expected a list of streams"),
     ],

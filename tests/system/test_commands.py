@@ -24,9 +24,9 @@ from xml.dom import minidom
 
 import pytest
 
-from oyez.cli.project import Project
 from oyez.config import load
 from oyez.ports import Record
+from oyez.project import Project
 
 CONFIG = """
 [system]

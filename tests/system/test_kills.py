@@ -11,8 +11,8 @@ import pytest
 from shop import SERVICES, Shop, running_shop
 
 import demo
-from oyez.cli.project import Project
 from oyez.config import load
+from oyez.project import Project
 
 ORDERS = int(os.environ.get("OYEZ_TEST_ORDERS", "600"))
 KILLS = 20

@@ -18,8 +18,8 @@ import pytest
 from shop import Shop, running_shop
 
 import demo
-from oyez.cli.project import Project
 from oyez.config import load
+from oyez.project import Project
 from servers import Server, server
 
 KILLS = int(os.environ.get("OYEZ_TEST_KILLS", "2"))

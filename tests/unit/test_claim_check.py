@@ -22,12 +22,12 @@ from oyez.brokers.claim_check.broker import FRESH, HOUSEKEEPING, WINDOW
 from oyez.brokers.claim_check.folder import Folder
 from oyez.brokers.claim_check.storage import CONCURRENT, MARGIN
 from oyez.brokers.memory import MemoryBroker
-from oyez.cli.project import Project
 from oyez.config import load
 from oyez.envelope import open_record
 from oyez.errors import BrokerRefused, BrokerUnavailable, ConfigurationError
 from oyez.event import MAX_DATA
 from oyez.ports import BEGINNING, Batch, Finding, Position, Record, weigh
+from oyez.project import Project
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals

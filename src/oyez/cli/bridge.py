@@ -7,11 +7,12 @@ from functools import partial
 import click
 
 from oyez import stores
-from oyez.cli.project import Project, run_async
+from oyez.cli.invocation import run_async
 from oyez.cli.run import admin_server, observed, prepare, process_settings, serve
 from oyez.config import BridgeSettings
 from oyez.errors import BrokerError, BrokerRefused, ConfigurationError
 from oyez.ports import Broker
+from oyez.project import Project
 from oyez.runtime.bridge import Carrier
 from oyez.runtime.process import ServiceProcess
 from oyez.service import Service

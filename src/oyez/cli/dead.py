@@ -9,25 +9,31 @@ from typing import Any
 import click
 from rich.text import Text
 
+from oyez.cli.invocation import json_option, refuse, run_async
 from oyez.cli.printing import (
     Cell,
+    closest,
     console,
-    escape,
     local_time,
     payload,
-    payload_json,
     print_json,
     print_line,
     print_table,
-    utc_time,
     warn,
 )
-from oyez.cli.project import NotCreated, Project, json_option, run_async
-from oyez.cli.topology import closest
 from oyez.contract import parse
 from oyez.errors import ConfigurationError, InvalidEvent, NotRedriven, OyezError
 from oyez.event import MAX_DATA
-from oyez.ports import Row, Store
+from oyez.inspection.form import escape
+from oyez.inspection.letters import (
+    WholeLetter,
+    as_value,
+    list_letters,
+    show_letter,
+    whole_as_value,
+)
+from oyez.ports import Store
+from oyez.project import Project
 from oyez.runtime.dead import discard, list_dead, redrive, show_dead
 from oyez.tables import OUTBOX
 
@@ -58,49 +64,35 @@ def list_(service: str | None, every: bool, limit: int, as_json: bool) -> None:
     """List the dead letters of one service, or of all."""
     project = Project.open()
     names = [project.settings(service).name] if service else list(project.config.services)
-    letters, more = run_async(_list(project, names, every, limit))
+    found = run_async(list_letters(project, names, every=every, limit=limit))
+    for gap in found.gaps:
+        refuse(gap)
     if as_json:
-        print_json({"letters": [_listed(name, row) for name, row in letters], "more": more})
+        print_json({"letters": [as_value(each) for each in found.letters], "more": found.more})
         return
-    if not letters:
+    if not found.letters:
         print_line("no dead letters")
         return
     rows: list[list[Cell]] = [
         [
-            name,
-            row["id"],
-            local_time(row["time"]),
-            row["type"] or "?",
-            row["key"],
-            row["handler"] or Text("(unreadable)", style="yellow"),
-            row["attempts"],
-            *([row["state"]] if every else []),
-            row["reason"],
+            each.service,
+            each.id,
+            local_time(each.time),
+            each.type or "?",
+            each.key,
+            each.handler or Text("(unreadable)", style="yellow"),
+            each.attempts,
+            *([each.state] if every else []),
+            each.reason,
         ]
-        for name, row in letters
+        for each in found.letters
     ]
     states = ["STATE"] if every else []
     print_table(
         ["SERVICE", "ID", "TIME", "TYPE", "KEY", "HANDLER", "ATTEMPTS", *states, "REASON"], rows
     )
-    if more:
+    if found.more:
         warn(f"there are more: --limit {limit * 10}")
-
-
-async def _list(
-    project: Project, names: list[str], every: bool, limit: int
-) -> tuple[list[tuple[str, Row]], bool]:
-    letters: list[tuple[str, Row]] = []
-    more = False
-    for name in names:
-        try:
-            async with project.opened_store(name) as store:
-                rows = await list_dead(store, every=every, limit=limit + 1)
-        except NotCreated:
-            continue  # a service that never ran has no dead letters
-        more = more or len(rows) > limit
-        letters.extend((name, row) for row in rows[:limit])
-    return letters, more
 
 
 @command.command("show")
@@ -110,62 +102,47 @@ async def _list(
 def show(service: str, letter: int, as_json: bool) -> None:
     """Show one dead letter whole: why, each attempt, the traceback, headers and data."""
     project = Project.open()
-    row = run_async(_show(project, service, letter))
-    if as_json:
-        print_json(
-            {
-                **_listed(service, row),
-                "source": row["source"],
-                "traceback": row["traceback"],
-                "history": [{**entry, "at": utc_time(entry["at"])} for entry in row["history"]],
-                "headers": row["headers"],
-                **payload_json(row["data"]),
-            }
-        )
-    else:
-        _print(service, row)
-
-
-async def _show(project: Project, service: str, letter: int) -> Row:
-    async with project.opened_store(service) as store:
-        row = await show_dead(store, letter)
-    if row is None:
+    whole = run_async(show_letter(project, service, letter))
+    if whole is None:
         raise OyezError(f"{service} has no dead letter {letter}: `oyez dead list {service} --all`")
-    return row
+    if as_json:
+        print_json(whole_as_value(whole))
+    else:
+        _print(whole)
 
 
-def _print(service: str, row: Row) -> None:
+def _print(whole: WholeLetter) -> None:
     output = console()
-    place = f"{row['stream']}[{row['partition']}]@{row['position']}"
+    letter = whole.letter
     facts = {
-        "reason": row["reason"],
-        "state": f"{row['state']} ({row['note']})" if row["note"] else row["state"],
-        "time": local_time(row["time"]),
-        "handler": row["handler"] or "none: the event could not be read",
-        "attempts": row["attempts"],
-        "type": row["type"] or "?",
-        "key": "-" if row["key"] is None else row["key"],
-        "event": row["event_id"] or "?",
-        "source": row["source"] or "?",
-        "place": place,
+        "reason": letter.reason,
+        "state": f"{letter.state} ({letter.note})" if letter.note else letter.state,
+        "time": local_time(letter.time),
+        "handler": letter.handler or "none: the event could not be read",
+        "attempts": letter.attempts,
+        "type": letter.type or "?",
+        "key": "-" if letter.key is None else letter.key,
+        "event": letter.event_id or "?",
+        "source": whole.source or "?",
+        "place": f"{letter.stream}[{letter.partition}]@{letter.position}",
     }
-    output.print(Text(f"dead letter {row['id']} of {service}", style="bold"))
+    output.print(Text(f"dead letter {letter.id} of {letter.service}", style="bold"))
     for name, value in facts.items():
         output.print(Text.assemble((f"  {name:<9} ", "dim"), escape(value)))
     output.print(Text("attempts", style="bold"))
-    for entry in row["history"]:
+    for entry in whole.history:
         line = f"  {entry.get('attempt', '?')}  {local_time(entry['at'])}  {entry.get('error', '')}"
         output.print(escape(line))
-    if not row["history"]:
+    if not whole.history:
         output.print("  none")
     output.print(Text("traceback", style="bold"))
-    for line in row["traceback"].splitlines() or ["none"]:
+    for line in whole.traceback.splitlines() or ["none"]:
         output.print("  " + escape(line))
     output.print(Text("headers", style="bold"))
-    for name, value in row["headers"].items():
+    for name, value in whole.headers.items():
         output.print(f"  {escape(name)}: {escape(value)}")
     output.print(Text("data", style="bold"))
-    output.print("  " + payload(row["data"]))
+    output.print("  " + payload(whole.data))
 
 
 @command.command("redrive")
@@ -320,22 +297,3 @@ async def _each(project: Project, service: str, chosen: list[int], one: Any) -> 
         for each in refused:
             warn(str(each))
         raise OyezError(f"{len(refused)} of {len(chosen)} were refused")
-
-
-def _listed(service: str, row: Row) -> dict[str, Any]:
-    return {
-        "service": service,
-        "id": row["id"],
-        "time": utc_time(row["time"]),
-        "type": row["type"],
-        "key": row["key"],
-        "handler": row["handler"],
-        "event_id": row["event_id"],
-        "stream": row["stream"],
-        "partition": row["partition"],
-        "position": row["position"],
-        "attempts": row["attempts"],
-        "reason": row["reason"],
-        "state": row["state"],
-        "note": row["note"],
-    }

@@ -17,10 +17,12 @@ import click
 from rich.text import Text
 from watchfiles import PythonFilter, awatch
 
-from oyez.cli.printing import console, escape
-from oyez.cli.project import Project, run_async
+from oyez.cli.invocation import run_async
+from oyez.cli.printing import console
 from oyez.config import Config
+from oyez.inspection.form import escape
 from oyez.listening import bind, stop_signals
+from oyez.project import Project
 
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green")
 _LEVELS = {"warning": "yellow", "error": "bold red", "critical": "bold red"}

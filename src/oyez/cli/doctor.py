@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
-from functools import partial
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Sequence
 
-import apsw
 import click
-import httpx
-import msgspec
 from rich.text import Text
 
-from oyez.cli import history
-from oyez.cli.lag import ServiceLag, measure
-from oyez.cli.printing import console, escape, print_json, span, utc_time
-from oyez.cli.project import NotCreated, Project, json_option, run_async
-from oyez.config import Config, Listen
-from oyez.errors import ConfigurationError, OyezError
-from oyez.listening import bind
-from oyez.ports import Broker, Position, Store
-from oyez.runtime.dead import INBOX_RETENTION
-from oyez.runtime.migrations import read_migrations
-from oyez.service import Service
-from oyez.sqlite import OLDEST_SQLITE, refuse_network_file_system
+from oyez.cli.invocation import json_option, run_async
+from oyez.cli.printing import console, print_json
+from oyez.errors import ConfigurationError
+from oyez.inspection.checks import Finding, as_value, examine, sound, unreadable
+from oyez.inspection.form import escape
+from oyez.project import Project
 
-AHEAD = 5.0
-"""Seconds by which the newest event may be ahead of this machine's clock."""
-BORN = 1_700_000_000.0
-"""No clock that is right shows a time before this one (November 2023)."""
-NEWEST = 64
-"""Partitions whose newest record is looked at."""
-
-_MIGRATIONS = """select name, digest from oyez_migration where name not like 'oyez:%'
- order by name"""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the report."""
-
-    check: str
-    level: str
-    """``ok``, ``warning`` or ``problem``."""
-    text: str
-    remedy: str = ""
 
 
 @click.command("doctor")
@@ -60,21 +25,21 @@ def command(context: click.Context, as_json: bool) -> None:
 
     Exits with 1 if there is a problem. Nothing is created or changed.
     """
-    findings = run_async(_examine())
+    try:
+        project = Project.open()
+    except ConfigurationError as error:
+        findings: Sequence[Finding] = [unreadable(error)]
+    else:
+        findings = run_async(examine(project))
     if as_json:
-        print_json(
-            {
-                "ok": all(each.level != "problem" for each in findings),
-                "findings": [msgspec.structs.asdict(each) for each in findings],
-            }
-        )
+        print_json(as_value(findings))
     else:
         _print(findings)
-    if any(each.level == "problem" for each in findings):
+    if not sound(findings):
         context.exit(1)
 
 
-def _print(findings: list[Finding]) -> None:
+def _print(findings: Sequence[Finding]) -> None:
     output = console()
     for each in findings:
         line = Text.assemble(
@@ -88,360 +53,3 @@ def _print(findings: list[Finding]) -> None:
     problems = sum(each.level == "problem" for each in findings)
     warnings = sum(each.level == "warning" for each in findings)
     output.print(f"{len(findings)} checks, {warnings} warnings, {problems} problems")
-
-
-async def _examine() -> list[Finding]:
-    try:
-        project = Project.open()
-    except ConfigurationError as error:
-        return [Finding("configuration", "problem", str(error), "correct that line")]
-    return [finding async for finding in _all(project)]
-
-
-async def _all(project: Project) -> AsyncIterator[Finding]:
-    config = project.config
-    names = ", ".join(config.services) or "none"
-    yield Finding("configuration", "ok", f"{config.path}; services: {names}")
-    services, failed = project.services()
-    for name, reason in failed.items():
-        yield Finding(f"service {name}", "problem", reason, "correct its code, or services.*.app")
-    for name, service in services.items():
-        yield _service(name, service)
-    yield _sqlite()
-    for folder in _folders(project):
-        yield _folder(folder)
-    for secret in _secrets(project):
-        yield _secret(secret)
-    yield _clock(project.ambient.now())
-    yield _windows(config)
-    running: set[str] = set()
-    async for finding in _broker_and_stores(project, services, running):
-        yield finding
-    async for finding in _ports(project, running):
-        yield finding
-
-
-# -- without opening anything ----------------------------------------------------------------------
-
-
-def _service(name: str, service: Service) -> Finding:
-    provided = {Service, *(provider.provides for provider in service.providers)}
-    for handler in service.handlers:
-        for wanted in handler.layout:
-            if isinstance(wanted, type) and wanted not in provided:
-                return Finding(
-                    f"service {name}",
-                    "problem",
-                    f"{handler.name} asks for {wanted.__qualname__}, which nothing provides",
-                    "add a @service.provides function that returns it",
-                )
-    return Finding(f"service {name}", "ok", f"{len(service.handlers)} handlers")
-
-
-def _sqlite() -> Finding:
-    version = apsw.sqlite_lib_version()
-    if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
-        return Finding(
-            "sqlite",
-            "problem",
-            f"{version} can corrupt a file that several processes write",
-            "install a newer apsw",
-        )
-    return Finding("sqlite", "ok", version)
-
-
-def _folders(project: Project) -> list[Path]:
-    files = [project.broker_file(), *map(project.store_file, project.config.services)]
-    folders = [project.config.file(project.config.system.data)]
-    folders += [file.parent for file in files if file is not None]
-    return list(dict.fromkeys(folders))
-
-
-def _folder(folder: Path) -> Finding:
-    check = f"folder {folder}"
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    try:
-        if not there.is_dir():
-            return Finding(check, "problem", f"{there} is not a folder", "remove or rename it")
-        if not os.access(there, os.W_OK | os.X_OK):
-            return Finding(
-                check,
-                "problem",
-                f"{there} can't be written by user {os.getuid()}",
-                "change its owner or mode, or set another folder in oyez.toml",
-            )
-        refuse_network_file_system(there)
-    except OSError as error:
-        return Finding(check, "problem", f"{there}: {error.strerror}", "make it readable")
-    except OyezError as error:
-        return Finding(check, "problem", str(error), "move it")
-    return Finding(check, "ok", "writable, local" if there == folder else "not created yet")
-
-
-def _secrets(project: Project) -> list[Path]:
-    config = project.config
-    data = config.file(config.system.data)
-    found = [data / "token", data / "gateway.secret"]
-    if config.gateway is not None and config.gateway.keys is not None:
-        found.append(config.file(config.gateway.keys))
-    return found
-
-
-def _secret(file: Path) -> Finding:
-    check = f"secret {file}"
-    try:
-        mode = file.stat().st_mode & 0o777
-    except FileNotFoundError:
-        return Finding(check, "ok", "not created yet")
-    except OSError as error:
-        return Finding(check, "problem", str(error.strerror), "make it readable for its owner")
-    if mode & 0o077:
-        remedy = f"chmod 600 {file}, and replace what others may have read"
-        return Finding(check, "problem", f"others can read it (mode {mode:03o})", remedy)
-    return Finding(check, "ok", f"mode {mode:03o}")
-
-
-def _clock(now: float) -> Finding:
-    if now < BORN or time.get_clock_info("time").monotonic:
-        return Finding("clock", "problem", f"it shows {utc_time(now)}", "set it, by NTP")
-    return Finding("clock", "ok", str(utc_time(now)))
-
-
-def _windows(config: Config) -> Finding:
-    """An event that comes again must find its inbox row: both are kept for some days."""
-    kept, known = config.system.retention_days, INBOX_RETENTION / 86_400
-    if kept > known:
-        return Finding(
-            "retention",
-            "warning",
-            f"events are kept for {kept:g} days, but services know a duplicate for {known:g}",
-            "don't replay or redrive what is older, or lower system.retention_days",
-        )
-    return Finding("retention", "ok", f"{kept:g} days; duplicates are known for {known:g}")
-
-
-# -- broker and stores -----------------------------------------------------------------------------
-
-
-async def _broker_and_stores(
-    project: Project, services: dict[str, Service], running: set[str]
-) -> AsyncIterator[Finding]:
-    """``running`` is filled with the services that have a living process."""
-    reached = False
-    try:
-        async with project.opened_broker() as broker:
-            reached = True
-            async for finding in _setup("broker", broker):
-                yield finding
-            yield await _newest(project, broker)
-    except NotCreated:
-        yield Finding("broker", "ok", "not created yet: it is made by the first service that runs")
-    except OyezError as error:
-        yield Finding("broker", "problem", str(error), "correct that, then look again")
-    async for finding in _stores(project, services, reached, running):
-        yield finding
-
-
-async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[Finding]:
-    """What loses, doubles or holds up events by how a server is set up."""
-    check = f"{what} setup"
-    found = await adapter.inspect()
-    for each in found:
-        yield Finding(check, "problem" if each.grave else "warning", each.what, each.remedy)
-    if not found:
-        survives = adapter.capabilities.durability
-        yield Finding(check, "ok", f"what it acknowledged survives: {survives}")
-
-
-async def _newest(project: Project, broker: Broker) -> Finding:
-    if not broker.capabilities.history:
-        return Finding(
-            "broker", "ok", f"{len(await broker.streams())} streams; it keeps no history"
-        )
-    places = await history.ends(broker, sorted(await broker.streams()))
-
-    async def last(place: history.Place, end: Position) -> float:
-        async with aclosing(history.read(broker, place, end, end - 1)) as batches:
-            async for batch in batches:
-                return batch.records[-1].time
-        return 0.0
-
-    used = [pair for pair in places.items() if pair[1]][:NEWEST]
-    newest = max(await asyncio.gather(*(last(*pair) for pair in used)), default=0.0)
-    streams = len({stream for stream, _ in places})
-    ahead = newest - project.ambient.now()
-    if ahead > AHEAD:
-        return Finding(
-            "broker",
-            "problem",
-            f"the newest event is {span(ahead)} ahead of this machine's clock",
-            "set the clocks, by NTP: retries, leases and retention go by them",
-        )
-    when = f"the newest event came at {utc_time(newest)}" if newest else "no event yet"
-    return Finding("broker", "ok", f"{streams} streams, {len(places)} partitions; {when}")
-
-
-async def _stores(
-    project: Project, services: dict[str, Service], reached: bool, running: set[str]
-) -> AsyncIterator[Finding]:
-    """``reached``: the system's broker is there, so lag can be told."""
-    for name, settings in project.config.services.items():
-        service = services.get(name)
-        async with AsyncExitStack() as stack:
-            try:
-                store = await stack.enter_async_context(project.opened_store(name))
-                async for finding in _setup(f"store {name}", store):
-                    yield finding
-                if service is not None:
-                    yield await _migrations(project, service, store)
-                broker: Broker | None = None
-                if reached or settings.broker is not None:
-                    broker = await stack.enter_async_context(project.opened_broker(name))
-                if broker is not None and settings.broker is not None:
-                    async for finding in _setup(f"broker of {name}", broker):
-                        yield finding
-                lag = await measure(project, name, service, broker, store)
-                if broker is not None:
-                    yield await _gaps(name, broker, lag)
-            except NotCreated:
-                yield Finding(f"store {name}", "ok", "not created yet: the service has not run")
-                continue
-            except OyezError as error:
-                remedy = "correct that, then look again"
-                yield Finding(f"store {name}", "problem", str(error), remedy)
-                continue
-        if lag.replicas:
-            running.add(name)
-        for finding in _standing(project, lag):
-            yield finding
-
-
-async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> Finding:
-    """Whether retention was faster than the service."""
-    check = f"history {name}"
-    if not broker.capabilities.history:
-        return Finding(check, "ok", "the broker keeps none")
-    starts = {
-        (stream, partition): start
-        for stream in {each.stream for each in lag.partitions}
-        for partition, start in enumerate(await broker.starts(stream))
-    }
-    lost = [
-        f"{each.stream}[{each.partition}]"
-        for each in lag.partitions
-        if 0 < each.position < starts.get((each.stream, each.partition), 0)
-    ]
-    if lost:
-        return Finding(
-            check,
-            "problem",
-            f"events were deleted before {name} handled them, in {', '.join(lost)}",
-            "raise system.retention_days above the longest time that a service may be down",
-        )
-    return Finding(check, "ok", "nothing was deleted before it was handled")
-
-
-async def _migrations(project: Project, service: Service, store: Store) -> Finding:
-    check = f"migrations {service.name}"
-    applied = {row["name"]: row["digest"] for row in await store.fetch(_MIGRATIONS, {})}
-    try:
-        scripts = dict(read_migrations(service, project.config.root))
-    except ConfigurationError as error:
-        return Finding(check, "problem", str(error), "correct service.migrations or the file")
-    except (OSError, UnicodeDecodeError) as error:
-        return Finding(check, "problem", str(error), "make the files readable UTF-8")
-    changed = [
-        name
-        for name, sql in scripts.items()
-        if name in applied and applied[name] != sha256(sql.encode()).hexdigest()
-    ]
-    if changed:
-        return Finding(
-            check,
-            "problem",
-            f"{', '.join(changed)} has run and was changed since",
-            "restore it and put the change into a new file with the next number",
-        )
-    pending = [name for name in scripts if name not in applied]
-    gone = [name for name in applied if name not in scripts]
-    if gone:
-        return Finding(check, "warning", f"{', '.join(gone)} has run and is gone", "restore it")
-    if pending:
-        return Finding(
-            check,
-            "warning",
-            f"{len(applied)} applied; pending: {', '.join(pending)}",
-            "they run when the service starts next",
-        )
-    return Finding(check, "ok", f"{len(applied)} applied")
-
-
-def _standing(project: Project, lag: ServiceLag) -> list[Finding]:
-    name = lag.service
-    found = []
-    if lag.dead:
-        found.append(
-            Finding(
-                f"dead letters {name}",
-                "warning",
-                f"{lag.dead} dead letters",
-                f"oyez dead list {name}",
-            )
-        )
-    else:
-        found.append(Finding(f"dead letters {name}", "ok", "none"))
-    if lag.oldest is None:
-        text = "nothing waits" if lag.oldest_known else "unknown: the broker or the code is away"
-        found.append(Finding(f"lag {name}", "ok" if lag.oldest_known else "warning", text))
-        return found
-    age = project.ambient.now() - lag.oldest
-    kept = project.config.system.retention_days * 86_400
-    text = f"the oldest unhandled event is {span(max(age, 0.0))} old"
-    remedy = f"run {name} (oyez run {name}), or raise system.retention_days ({kept / 86_400:g})"
-    if age > kept:
-        found.append(Finding(f"lag {name}", "problem", f"{text}, beyond the retention", remedy))
-    elif age > kept / 2:
-        found.append(Finding(f"lag {name}", "warning", f"{text}, over half the retention", remedy))
-    else:
-        found.append(Finding(f"lag {name}", "ok", text))
-    return found
-
-
-# -- ports -----------------------------------------------------------------------------------------
-
-
-async def _ports(project: Project, running: set[str]) -> AsyncIterator[Finding]:
-    config = project.config
-    for name, settings in config.services.items():
-        for key, listen in (("http", settings.http), ("admin", settings.admin)):
-            if listen is not None and listen.port:
-                yield _port(config, f"services.{name}.{key}", listen, name in running)
-    if config.gateway is not None:
-        ours = await _is_gateway(config.gateway.listen)
-        yield _port(config, "gateway.listen", config.gateway.listen, ours)
-
-
-def _port(config: Config, key: str, listen: Listen, ours: bool) -> Finding:
-    try:
-        bind(listen.host, listen.port, partial(config.error, key)).close()
-    except ConfigurationError as error:
-        if ours:
-            return Finding(f"port {listen}", "ok", f"held by this system ({key})")
-        return Finding(
-            f"port {listen}",
-            "problem",
-            str(error),
-            "see who holds it: ss -ltnp",
-        )
-    return Finding(f"port {listen}", "ok", f"free ({key})")
-
-
-async def _is_gateway(listen: Listen) -> bool:
-    try:
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-            answer = await client.get(f"http://{listen}/livez")
-    except httpx.HTTPError:
-        return False
-    return answer.status_code in (200, 503)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 import structlog
 
-from oyez.cli.project import Project, run_async
+from oyez.cli.invocation import run_async
 from oyez.config import Listen
 from oyez.errors import ConfigurationError
 from oyez.gateway import serve
 from oyez.observe.logs import configure
+from oyez.project import Project
 
 
 @click.command("gateway")

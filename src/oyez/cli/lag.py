@@ -2,108 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AsyncExitStack, aclosing
-from typing import Any
+from collections.abc import Sequence
 
 import click
-import msgspec
 from rich.text import Text
 
-from oyez.cli import history
-from oyez.cli.printing import (
-    UNKNOWN,
-    Cell,
-    print_json,
-    print_line,
-    print_table,
-    span,
-    utc_time,
-    warn,
-)
-from oyez.cli.project import NotCreated, Project, json_option, run_async
-from oyez.envelope import parse_time
-from oyez.errors import BrokerError, InvalidEvent, StoreError
-from oyez.ports import Broker, Position, Row, Store
-from oyez.service import Service
-from oyez.tables import OUTBOX
-
-LOOKED_AT = 2_048
-"""Records behind a position that are looked at for one that concerns the service."""
-
-_CURSORS = "select stream, partition, position, owner, epoch from oyez_cursor"
-_REPLICAS = "select owner, until, note from oyez_replica"
-_PARKED = """select stream, partition, count(*) as events, min(seen) as oldest from oyez_inbox
- where state > 0 group by stream, partition"""
-_DEAD = """select stream, partition, count(*) as letters from oyez_dead where state = 'dead'
- group by stream, partition"""
-_OUTBOX = """select count(*) as events, sum(case when due > :now then 1 else 0 end) as later
- from oyez_outbox"""
-_OLDEST = """select due, headers from oyez_outbox where due <= :now order by seq limit 1"""
-
-
-class PartitionLag(msgspec.Struct, kw_only=True):
-    """One partition as one service sees it. None is what could not be found out."""
-
-    stream: str
-    partition: int
-    owner: str | None
-    """The process that claimed it last; None when none does."""
-    alive: bool
-    epoch: int
-    position: Position
-    end: Position | None
-    lag: int | None
-    oldest: float | None
-    """When the first record behind the position came that concerns the service."""
-    oldest_known: bool
-    """Whether ``oldest`` None means that there is none."""
-    parked: int
-    dead: int
-
-
-class ServiceLag(msgspec.Struct, kw_only=True):
-    """One service: its partitions and its outbox."""
-
-    service: str
-    replicas: dict[str, str]
-    """Living processes, each with the address of its admin port."""
-    partitions: list[PartitionLag]
-    outbox: int
-    outbox_later: int
-    """Of these, events whose time to be published has not come."""
-    outbox_oldest: float | None
-    outbox_owner: str | None
-    outbox_alive: bool
-    parked_oldest: float | None
-
-    @property
-    def lag(self) -> int | None:
-        """The sum over its partitions; None when one is not known."""
-        lags = [each.lag for each in self.partitions]
-        known = [lag for lag in lags if lag is not None]
-        return sum(known) if len(known) == len(lags) else None
-
-    @property
-    def parked(self) -> int:
-        """Events that wait for a retry, or behind one."""
-        return sum(each.parked for each in self.partitions)
-
-    @property
-    def dead(self) -> int:
-        """Dead letters that were neither redriven nor discarded."""
-        return sum(each.dead for each in self.partitions)
-
-    @property
-    def oldest_known(self) -> bool:
-        """Whether ``oldest`` None means that nothing waits."""
-        return all(each.oldest_known for each in self.partitions)
-
-    @property
-    def oldest(self) -> float | None:
-        """When the oldest event came that is not handled yet."""
-        times = [each.oldest for each in self.partitions] + [self.parked_oldest]
-        return min((time for time in times if time is not None), default=None)
+from oyez.cli.invocation import json_option, refuse, run_async
+from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
+from oyez.inspection.form import span
+from oyez.inspection.lag import PartitionLag, ServiceLag, as_value, measure_all
+from oyez.project import Project
 
 
 @click.command("lag")
@@ -118,209 +26,21 @@ def command(service: str | None, as_json: bool) -> None:
     """
     project = Project.open()
     names = [project.settings(service).name] if service else list(project.config.services)
-    services, failed = project.services(*names)
-    for name, reason in failed.items():
-        warn(f"{name} can't be imported, so its oldest event is unknown: {reason}")
-    measured, missing = run_async(_measure_all(project, names, services))
-    now = project.ambient.now()
+    lag = run_async(measure_all(project, names))
+    for gap in lag.gaps:
+        if gap.cause == "configuration" or (service is not None and gap.part == "store"):
+            refuse(gap)
+        warn(str(gap))
     if as_json:
-        print_json(
-            {
-                "services": [as_value(each, now) for each in measured],
-                "not_created": missing,
-            }
-        )
+        print_json(as_value(lag))
         return
-    _print_partitions(measured, now, each_one=service is not None)
-    _print_services(measured, now)
-    for name in missing:
+    _print_partitions(lag.services, lag.at, each_one=service is not None)
+    _print_services(lag.services, lag.at)
+    for name in lag.not_created:
         print_line(f"{name}: has not run yet")
 
 
-async def _measure_all(
-    project: Project, names: list[str], services: dict[str, Service]
-) -> tuple[list[ServiceLag], list[str]]:
-    measured: list[ServiceLag] = []
-    missing: list[str] = []
-    told: set[str] = set()
-    for name in names:
-        async with AsyncExitStack() as stack:
-            broker: Broker | None = None
-            try:
-                broker = await stack.enter_async_context(project.opened_broker(name))
-            except (BrokerError, NotCreated) as error:
-                if str(error) not in told:
-                    told.add(str(error))
-                    warn(f"broker: {error}")
-            try:
-                store = await stack.enter_async_context(project.opened_store(name))
-                measured.append(await measure(project, name, services.get(name), broker, store))
-            except NotCreated:
-                missing.append(name)
-            except StoreError as error:
-                if len(names) == 1:
-                    raise
-                warn(f"{name}: {error}")
-    return measured, missing
-
-
-async def measure(
-    project: Project, name: str, service: Service | None, broker: Broker | None, store: Store
-) -> ServiceLag:
-    """Where the service stands. Without the service or the broker, what these know is unknown."""
-    now = project.ambient.now()
-    # Positions first: an end read earlier than a position could give a lag below zero.
-    cursors: dict[history.Place, Row] = {
-        (row["stream"], row["partition"]): row for row in await store.fetch(_CURSORS, {})
-    }
-    replicas = {
-        row["owner"]: row["note"] for row in await store.fetch(_REPLICAS, {}) if row["until"] > now
-    }
-    relay = cursors.pop((OUTBOX, 0), None)
-    parked = {(r["stream"], r["partition"]): r for r in await store.fetch(_PARKED, {})}
-    dead = {(r["stream"], r["partition"]): r["letters"] for r in await store.fetch(_DEAD, {})}
-    system = project.config.system.name
-    ends = await _ends(system, service, broker, cursors)
-    places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
-
-    async def one(place: history.Place) -> PartitionLag:
-        row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
-        end = None if ends is None else ends.get(place)
-        lag = None
-        if broker is not None and ends is not None and place in ends:
-            behind = await broker.lag(place[0], {place[1]: row["position"]})
-            lag = behind.get(place[1])
-        oldest, known = await _oldest(system, service, broker, place, row["position"], end)
-        return PartitionLag(
-            stream=place[0],
-            partition=place[1],
-            owner=row["owner"],
-            alive=row["owner"] in replicas,
-            epoch=row["epoch"],
-            position=row["position"],
-            end=end,
-            lag=lag,
-            oldest=oldest,
-            oldest_known=known,
-            parked=parked[place]["events"] if place in parked else 0,
-            dead=dead.get(place, 0),
-        )
-
-    partitions = list(await asyncio.gather(*map(one, places)))
-    (outbox,) = await store.fetch(_OUTBOX, {"now": now})
-    return ServiceLag(
-        service=name,
-        replicas=replicas,
-        partitions=partitions,
-        outbox=outbox["events"],
-        outbox_later=outbox["later"] or 0,
-        outbox_oldest=await _oldest_announced(store, now),
-        outbox_owner=relay["owner"] if relay else None,
-        outbox_alive=relay is not None and relay["owner"] in replicas,
-        parked_oldest=min((row["oldest"] for row in parked.values()), default=None),
-    )
-
-
-async def _ends(
-    system: str, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
-) -> dict[history.Place, Position | None] | None:
-    """The ends of the partitions that the service reads, or did.
-
-    None without a broker; each is None on a broker that keeps no history.
-    """
-    if broker is None:
-        return None
-    wanted = {stream for stream, _ in cursors}
-    streams = await broker.streams()
-    for handler in service.handlers if service is not None else ():
-        wanted.update(stream for stream in streams if handler.reads(stream, system))
-    if not broker.capabilities.history:
-        return {(stream, p): None for stream in wanted for p in range(streams.get(stream, 0))}
-    return dict(await history.ends(broker, sorted(wanted)))
-
-
-async def _oldest(
-    system: str,
-    service: Service | None,
-    broker: Broker | None,
-    place: history.Place,
-    position: Position,
-    end: Position | None,
-) -> tuple[float | None, bool]:
-    if end is not None and end <= position:
-        return None, True
-    if service is None or broker is None or end is None:
-        return None, False
-    readers = [handler for handler in service.handlers if handler.reads(place[0], system)]
-    wanted = {kind.name for handler in readers for kind in handler.events}
-    looked = 0
-    reached = position
-    async with aclosing(history.read(broker, place, end, position)) as batches:
-        async for batch in batches:
-            for record in batch.records:
-                if history.attributes(record).get("type") in wanted:
-                    return record.time, True
-            reached = batch.records[-1].position
-            looked += len(batch.records)
-            if looked >= LOOKED_AT:
-                break
-    return None, reached >= end
-
-
-async def _oldest_announced(store: Store, now: float) -> float | None:
-    for row in await store.fetch(_OLDEST, {"now": now}):
-        headers = msgspec.json.decode(row["headers"], type=dict[str, str])
-        try:
-            made = parse_time(headers.get("time", "")).timestamp()
-        except InvalidEvent:
-            return float(row["due"]) or None
-        return max(made, float(row["due"]))
-    return None
-
-
-def as_value(lag: ServiceLag, now: float) -> dict[str, Any]:
-    """One service as a JSON-ready value; ages are seconds."""
-    return {
-        "service": lag.service,
-        "replicas": [{"owner": owner, "admin": note} for owner, note in lag.replicas.items()],
-        "lag": lag.lag,
-        "parked": lag.parked,
-        "dead": lag.dead,
-        "oldest_age": _age(lag.oldest, now),
-        "oldest_at": utc_time(lag.oldest),
-        "oldest_known": lag.oldest_known,
-        "outbox": {
-            "events": lag.outbox,
-            "later": lag.outbox_later,
-            "oldest_age": _age(lag.outbox_oldest, now),
-            "owner": lag.outbox_owner,
-            "alive": lag.outbox_alive,
-        },
-        "partitions": [
-            {
-                "stream": each.stream,
-                "partition": each.partition,
-                "owner": each.owner,
-                "alive": each.alive,
-                "epoch": each.epoch,
-                "position": each.position,
-                "end": each.end,
-                "lag": each.lag,
-                "oldest_age": _age(each.oldest, now),
-                "oldest_known": each.oldest_known,
-                "parked": each.parked,
-                "dead": each.dead,
-            }
-            for each in lag.partitions
-        ],
-    }
-
-
-def _age(then: float | None, now: float) -> float | None:
-    return None if then is None else round(max(0.0, now - then), 3)
-
-
-def _print_partitions(measured: list[ServiceLag], now: float, *, each_one: bool) -> None:
+def _print_partitions(measured: Sequence[ServiceLag], now: float, *, each_one: bool) -> None:
     rows: list[list[Cell]] = []
     for lag in measured:
         groups: list[list[PartitionLag]] = []
@@ -358,7 +78,7 @@ def _row(group: list[PartitionLag], now: float) -> list[Cell]:
     ]
 
 
-def _print_services(measured: list[ServiceLag], now: float) -> None:
+def _print_services(measured: Sequence[ServiceLag], now: float) -> None:
     rows: list[list[Cell]] = [
         [
             lag.service,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
+import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +14,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from oyez.contract import parse
-from oyez.envelope import format_time
-from oyez.errors import InvalidEvent
+from oyez.inspection.form import escape
 
 UNKNOWN = "?"
 """Stands in a table for what could not be found out; never a 0."""
@@ -33,22 +31,6 @@ class _Console(Console):
 def console(**options: Any) -> Console:
     """A console on standard output, for text that is escaped already."""
     return _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
-
-
-def escape(value: object, *, lines: bool = False) -> str:
-    """The text with control characters shown, so that no payload can steer the terminal.
-
-    ``lines`` lets line feeds and tabs pass.
-    """
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        char
-        if char.isprintable() or (lines and char in "\n\t")
-        else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def shorten(text: str, width: int) -> str:
@@ -121,23 +103,6 @@ def local_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def utc_time(seconds: float | None) -> str | None:
-    """RFC 3339, for JSON."""
-    return None if seconds is None else format_time(seconds)
-
-
-def span(seconds: float) -> str:
-    """A length of time in its two leading units' worth of digits: 12 ms, 3.4 s, 5 min, 2.0 d."""
-    for limit, divisor, unit in ((1, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"),
-                                 (172_800, 3600, "h")):  # fmt: skip
-        if abs(seconds) < limit:
-            value = seconds / divisor
-            return (
-                f"{value:.1f} {unit}" if unit == "s" and abs(value) < 10 else f"{value:.0f} {unit}"
-            )
-    return f"{seconds / 86_400:.1f} d"
-
-
 def payload(data: bytes | None) -> str:
     """An event's data as text if it is UTF-8, else as hex; escaped."""
     if data is None:
@@ -148,17 +113,10 @@ def payload(data: bytes | None) -> str:
         return f"0x{data.hex()}"
 
 
-def payload_json(data: bytes | None) -> dict[str, Any]:
-    """The member of a JSON object that holds an event's data, named as CloudEvents does.
-
-    ``data`` is the JSON value, or null where there is none; ``data_base64`` is anything else.
-    """
-    if data is None:
-        return {"data": None}
-    try:
-        return {"data": parse(data, object)}
-    except InvalidEvent:
-        return {"data_base64": base64.b64encode(data).decode()}
+def closest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _text(cell: Cell) -> Text:

@@ -6,14 +6,17 @@ import sys
 
 import click
 
-from oyez.cli.printing import escape, print_json, warn, write
-from oyez.cli.project import Project, json_option, run_async
-from oyez.cli.topology import Flow, closest, flows
+from oyez.cli.invocation import json_option, run_async
+from oyez.cli.printing import closest, print_json, warn, write
 from oyez.contract import decode, parse
 from oyez.envelope import Envelope, check_headers, format_time, open_record
 from oyez.errors import ConfigurationError, InvalidEvent
 from oyez.event import MAX_DATA, MAX_KEY, EventType
+from oyez.inspection.form import escape
+from oyez.inspection.reach import imported
+from oyez.inspection.topology import Flow, flows
 from oyez.ports import Record
+from oyez.project import Project
 
 SOURCE = "cli"
 """Stands in the event's source where a service's name would: a duplicate is judged by source and
@@ -37,9 +40,9 @@ def command(
     it. Prints the event's id.
     """
     project = Project.open()
-    services, failed = project.services()
-    for name, reason in failed.items():
-        warn(f"{name} can't be imported, so the types it knows are unknown: {reason}")
+    services, gaps = imported(project, (), ", so the types it knows are unknown")
+    for gap in gaps:
+        warn(str(gap))
     known = flows(services.values())
     flow = known.get(type_)
     if flow is None:
@@ -48,7 +51,7 @@ def command(
             raise ConfigurationError(
                 f"no service knows the type {type_!r}{names} (--force publishes it all the same)"
             )
-        flow = Flow(type_)
+        flow = Flow(type=type_)
     try:
         payload = _read(data)
         kinds = [*flow.published_as, *flow.handled_as]

@@ -10,15 +10,17 @@ from functools import partial
 
 import click
 
-from oyez.cli.project import Project, run_async
+from oyez.cli.invocation import run_async
 from oyez.config import BridgeSettings, Listen, ServiceSettings
 from oyez.listening import HttpServer, bind, stop_signals
 from oyez.observe.logs import configure, log_signal
 from oyez.observe.metrics import Metrics
+from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
+from oyez.sites import kind
 
 
 @click.command("run")
@@ -77,14 +79,13 @@ def process_settings(
     project: Project, settings: ServiceSettings | BridgeSettings, broker: str | None
 ) -> ProcessSettings:
     """How the process runs, by the project's file; ``broker`` is the URL that it reads from."""
-    scheme = (broker or project.config.system.broker).partition(":")[0]
     return ProcessSettings(
         system=project.config.system.name,
         partitions=project.config.system.partitions,
         lease=settings.lease,
         grace=settings.grace,
         root=project.config.root,
-        broker={"amqps": "amqp", "rediss": "redis"}.get(scheme, scheme),
+        broker=kind(broker or project.config.system.broker),
     )
 
 

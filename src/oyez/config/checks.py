@@ -6,6 +6,7 @@ from typing import NoReturn, Protocol
 
 from oyez.config.mistakes import Key, closest
 from oyez.config.settings import BridgeSettings, Config
+from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz")
 
@@ -33,18 +34,23 @@ def _check_names(config: Config, fail: Fail) -> None:
 
 
 def _check_bridges(config: Config, fail: Fail) -> None:
+    ends = {
+        name: (site(bridge.source, config.root), site(bridge.target, config.root))
+        for name, bridge in config.bridges.items()
+    }
     for name, bridge in config.bridges.items():
         if name in config.services or name in config.companions:
             expected = "a name that no service and no companion has"
             fail(("bridges", name), expected, f'"{name}"')
-        if bridge.source == bridge.target:
+        source, target = ends[name]
+        if source == target:
             expected = "another broker than the source"
             fail(("bridges", name, "target"), expected, "the same")
-        others = [each for each in config.bridges.values() if _overlap(each, bridge)]
-        reached = {bridge.target}
+        others = [ends[each.name] for each in config.bridges.values() if _overlap(each, bridge)]
+        reached = {target}
         for _ in others:
-            reached |= {each.target for each in others if each.source in reached}
-        if bridge.source in reached:
+            reached |= {end for start, end in others if start in reached}
+        if source in reached:
             expected = "streams that no other bridge brings back to the source, in a circle"
             fail(("bridges", name, "streams"), expected, ", ".join(bridge.streams))
 

@@ -1,36 +1,49 @@
-"""What commands have in common: the project's settings, services, broker and stores."""
+"""A project: an ``oyez.toml``, and the services, brokers and stores that it names."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
 
-import click
+import msgspec
 
 from oyez import brokers, stores
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.brokers.claim_check import ClaimCheckOptions
-from oyez.cli.printing import warn
 from oyez.config import Config, ServiceSettings, load
+from oyez.endpoint import redact
 from oyez.errors import ConfigurationError, OyezError, StoreMissing
 from oyez.event import MAX_DATA
 from oyez.ports import Broker, Store
 from oyez.service import Service
-
-T = TypeVar("T")
+from oyez.sites import site
 
 
 class NotCreated(OyezError):
-    """What a command was to read does not exist yet; the message says what makes it."""
+    """A broker or store that was to be read does not exist yet; the message names its maker."""
+
+
+class KnownBroker(msgspec.Struct, frozen=True, kw_only=True):
+    """A broker that the settings name."""
+
+    name: str
+    """A short name, for people: its kind (``kafka``), with who uses it behind a colon where the
+    system has more of that kind (``kafka:shipping``)."""
+    url: str
+    """Its URL as the first setting that names it has it. It may hold a password."""
+    setting: str
+    """That setting's key, such as ``services.shipping.broker``."""
+
+    def __repr__(self) -> str:
+        return f"KnownBroker({self.name!r}, {redact(self.url)!r})"
 
 
 class Project:
@@ -42,12 +55,15 @@ class Project:
 
     @classmethod
     def open(cls) -> Project:
-        """The project that ``OYEZ_PROJECT`` names, or that the folder is in."""
+        """Return the project that ``OYEZ_PROJECT`` names, or that the current folder is in.
+
+        Raises ConfigurationError.
+        """
         named = os.environ.get("OYEZ_PROJECT")
         return cls(load(Path(named) if named else None))
 
     def settings(self, service: str) -> ServiceSettings:
-        """A service's settings. Raises ConfigurationError with the names there are."""
+        """Return a service's settings. Raises ConfigurationError with the names there are."""
         found = self.config.services.get(service)
         if found is None:
             names = ", ".join(sorted(self.config.services)) or "none"
@@ -87,46 +103,46 @@ class Project:
         return found
 
     def broker(self, service: str = "") -> Broker:
-        """The broker of a service, which reads as its consumer group; by default the system's.
+        """Return the broker of a service, which reads as its consumer group, not opened yet.
 
-        It is not opened yet.
+        By default it is the system's.
         """
         group = f"{self.config.system.name}.{service}" if service else ""
         return self.connect(self.broker_url(service), group)
 
     def broker_url(self, service: str = "") -> str:
-        """Where the broker of a service is; by default the system's. It may hold a password."""
+        """Return the URL of a service's broker, by default the system's. It may hold a password."""
         own = self.settings(service).broker if service else None
         return own or self.config.system.broker
 
-    def broker_names(self) -> dict[str, str]:
-        """A short name for every broker that the settings name, by its URL; the system's first.
+    def site(self, url: str) -> str:
+        """Return what tells the broker at this URL from all others; see `oyez.sites`."""
+        return site(url, self.config.root)
 
-        It is the kind of broker (``kafka``), with who uses it behind a colon where the system has
-        more of that kind (``kafka:shipping``).
-        """
-        keys = self._broker_keys()
-        kinds = Counter(url.partition(":")[0] for url in keys)
-        names = {}
-        for url, key in keys.items():
-            kind = url.partition(":")[0]
-            user = key.removeprefix("services.").removeprefix("bridges.").removesuffix(".broker")
-            plain = kinds[kind] == 1 or url == self.config.system.broker
-            names[url] = kind if plain else f"{kind}:{user}"
-        return names
-
-    def _broker_keys(self) -> dict[str, str]:
-        """The first setting that names each broker, by the broker's URL."""
-        keys = {self.config.system.broker: "system.broker"}
+    @cached_property
+    def brokers(self) -> Mapping[str, KnownBroker]:
+        """Every broker that the settings name, by its site; the system's first."""
+        named = {"system.broker": self.config.system.broker}
         for name, service in self.config.services.items():
-            keys.setdefault(service.broker or self.config.system.broker, f"services.{name}.broker")
+            named[f"services.{name}.broker"] = service.broker or self.config.system.broker
         for name, bridge in self.config.bridges.items():
-            keys.setdefault(bridge.source, f"bridges.{name}.source")
-            keys.setdefault(bridge.target, f"bridges.{name}.target")
-        return keys
+            named[f"bridges.{name}.source"] = bridge.source
+            named[f"bridges.{name}.target"] = bridge.target
+        first: dict[str, tuple[str, str]] = {}
+        for setting, url in named.items():
+            first.setdefault(self.site(url), (setting, url))
+        kinds = Counter(url.partition(":")[0] for _, url in first.values())
+        found = {}
+        for where, (setting, url) in first.items():
+            kind = url.partition(":")[0]
+            user = setting.removeprefix("services.").removeprefix("bridges.")
+            plain = kinds[kind] == 1 or setting == "system.broker"
+            name = kind if plain else f"{kind}:{user.removesuffix('.broker')}"
+            found[where] = KnownBroker(name=name, url=url, setting=setting)
+        return found
 
     def connect(self, url: str, group: str = "") -> Broker:
-        """A broker by its URL, for a consumer group; not opened yet."""
+        """Return the broker at a URL, for a consumer group; not opened yet."""
         system = self.config.system
         return brokers.connect(
             url,
@@ -140,16 +156,16 @@ class Project:
         )
 
     def store(self, service: str) -> Store:
-        """A service's store, not opened yet."""
+        """Return a service's store, not opened yet."""
         return stores.connect(self.settings(service).store, self.ambient, root=self.config.root)
 
     def services(self, *names: str) -> tuple[dict[str, Service], dict[str, str]]:
-        """Those of the services (all by default) that can be imported, and why the others can't."""
+        """Import services, all by default: those that could be, and why the others could not."""
         found: dict[str, Service] = {}
         failed: dict[str, str] = {}
         for name in names or self.config.services:
             try:
-                # What a module prints must not get between the lines of a command's answer.
+                # What a module prints must not get between the lines of an answer.
                 with contextlib.redirect_stdout(sys.stderr):
                     found[name] = self.service(name)
             except OyezError as error:
@@ -159,11 +175,11 @@ class Project:
         return found, failed
 
     def broker_file(self) -> Path | None:
-        """The embedded broker's file; None for a broker that is a server."""
+        """Return the embedded broker's file; None for a broker that is a server."""
         return self._file(self.config.system.broker, "embedded")
 
     def store_file(self, service: str) -> Path | None:
-        """A service's SQLite file; None for a store that is a server."""
+        """Return a service's SQLite file; None for a store that is a server."""
         return self._file(self.settings(service).store, "sqlite")
 
     def _file(self, url: str, wanted: str) -> Path | None:
@@ -181,42 +197,10 @@ class Project:
         broker = self.broker(service) if group else self.connect(url)
         return self._opened(url, broker, create=create)
 
-    @contextlib.asynccontextmanager
-    async def opened_brokers(self) -> AsyncIterator[dict[str, Broker]]:
-        """Every broker of the system by its URL, as in `broker_names`, open until the block ends.
-
-        What can't be opened is left out as in `ask_brokers`.
-        """
-        async with AsyncExitStack() as stack:
-
-            async def enter(url: str) -> Broker:
-                return await stack.enter_async_context(self._opened(url, self.connect(url)))
-
-            yield await self.ask_brokers(self.broker_names(), enter)
-
-    async def ask_brokers(
-        self, urls: Iterable[str], ask: Callable[[str], Awaitable[T]]
-    ) -> dict[str, T]:
-        """What ``ask`` gives for each of the brokers, by URL.
-
-        One for which it fails is left out, and a warning names it; where none is left, the first
-        error is raised.
-        """
-        answers: dict[str, T] = {}
-        failed: dict[str, OyezError] = {}
-        for url in urls:
-            try:
-                answers[url] = await ask(url)
-            except OyezError as error:
-                failed[url] = error
-        raised = None if answers else next(iter(failed.values()), None)
-        names = self.broker_names()
-        for url, reason in failed.items():
-            if reason is not raised:
-                warn(f"broker {names[url]} is left out: {reason}")
-        if raised is not None:
-            raise raised
-        return answers
+    def opened(self, where: str) -> AbstractAsyncContextManager[Broker]:
+        """One of `brokers`, by its site, open as by `opened_broker`; it reads as no group."""
+        url = self.brokers[where].url
+        return self._opened(url, self.connect(url))
 
     @contextlib.asynccontextmanager
     async def _opened(
@@ -224,7 +208,7 @@ class Project:
     ) -> AsyncIterator[Broker]:
         if not broker.capabilities.processes:
             raise self.config.error(
-                self._broker_keys()[url],
+                self.brokers[self.site(url)].setting,
                 "a broker that several processes use",
                 f'"{url}", whose events no other process can see',
             )
@@ -262,7 +246,10 @@ class Project:
             await store.close()
 
     def token(self) -> str:
-        """The token of admin ports: ``OYEZ_TOKEN``, or a file made for its owner alone."""
+        """Return the token of admin ports: ``OYEZ_TOKEN``, or a file made for its owner alone.
+
+        Raises ConfigurationError for a file that others can read or that can't be made.
+        """
         given = os.environ.get("OYEZ_TOKEN")
         if given:
             return given
@@ -279,17 +266,3 @@ class Project:
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
         return path.read_text().strip()
-
-
-def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run on the fastest event loop there is."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-"""Every listing command takes it."""

@@ -1,4 +1,4 @@
-"""What stands on a broker now: its records from the beginning up to where it ended when asked."""
+"""What stands on a broker: its records from the beginning up to where it ended when asked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import heapq
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
-from oyez.cli.printing import warn
 from oyez.envelope import STRUCTURED, open_record
 from oyez.errors import InvalidEvent
+from oyez.inspection.reach import Gap
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 
 QUIET = 2.0
@@ -23,7 +23,7 @@ Place = tuple[str, int]
 
 
 async def ends(broker: Broker, streams: Iterable[str]) -> dict[Place, Position]:
-    """Where each partition of the streams ends now."""
+    """Return where each partition of the streams ends now."""
     return {
         (stream, partition): end
         for stream in streams
@@ -39,7 +39,7 @@ async def read(
     *,
     short: list[Place] | None = None,
 ) -> AsyncGenerator[Batch, None]:
-    """One partition's batches behind ``after``; the last one may reach beyond ``end``.
+    """Give one partition's batches behind ``after``; the last one may reach beyond ``end``.
 
     It ends early, and adds the place to ``short``, where retention has deleted the last records: a
     broker says nothing of those.
@@ -68,7 +68,7 @@ async def scan(
 ) -> list[Place]:
     """Show every record up to the ends in ``places``: in order within a partition, not across.
 
-    Returns the places that ended early, for `tell`.
+    Returns the places that ended early, for `deleted`. Raises BrokerError.
     """
     room = asyncio.Semaphore(AT_ONCE)
     short: list[Place] = []
@@ -91,13 +91,12 @@ async def scan(
 
 
 async def merged(
-    kept: Sequence[tuple[T, Broker, Mapping[Place, Position]]],
+    kept: Sequence[tuple[T, Broker, Mapping[Place, Position]]], short: list[Place]
 ) -> AsyncGenerator[tuple[T, Record], None]:
-    """Every record of the brokers up to the ends, by time; one batch a partition in memory.
+    """Give every record of the brokers up to the ends, by time; one batch a partition in memory.
 
-    Each comes with what stands before its broker in ``kept``.
+    Each comes with what stands before its broker in ``kept``. ``short`` as in `read`.
     """
-    short: list[Place] = []
     chosen = [
         (mark, broker, place, end)
         for mark, broker, places in kept
@@ -117,7 +116,6 @@ async def merged(
                 heapq.heappop(heap)
             else:
                 heapq.heapreplace(heap, (following.time, index, following))
-        tell(short)
     finally:
         for source in sources:
             await source.aclose()
@@ -136,18 +134,25 @@ async def _records(
         await batches.aclose()
 
 
-def tell(short: Sequence[Place]) -> None:
-    """Warn of partitions whose last records are gone."""
-    if short:
-        streams = ", ".join(sorted({stream for stream, _ in short}))
-        warn(
-            f"{len(short)} partitions of {streams} gave no record up to their end within "
-            f"{QUIET:.0f} s: retention has deleted these"
+def deleted(short: Sequence[Place]) -> list[Gap]:
+    """Return the gap that partitions leave whose last records are gone, if there are any."""
+    if not short:
+        return []
+    streams = ", ".join(sorted({stream for stream, _ in short}))
+    effect = f"{len(short)} partitions of {streams} gave no record up to their end"
+    return [
+        Gap(
+            part="stream",
+            name=streams,
+            cause="failed",
+            effect=f"{effect} within {QUIET:.0f} s",
+            reason="retention has deleted these",
         )
+    ]
 
 
 def attributes(record: Record) -> Mapping[str, str]:
-    """A record's CloudEvents attributes in either form; of a broken one, its headers."""
+    """Return a record's CloudEvents attributes in either form; of a broken one, its headers."""
     headers = record.headers
     kind = headers.get("datacontenttype") or headers.get("content-type") or ""
     if kind.startswith(STRUCTURED):

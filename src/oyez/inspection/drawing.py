@@ -1,0 +1,228 @@
+"""Drawings of a topology: a Mermaid flowchart and an SVG picture, as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape as markup
+
+from oyez.inspection.form import escape
+from oyez.inspection.topology import Flow, Topology
+
+# -- Mermaid ---------------------------------------------------------------------------------------
+
+
+def mermaid(topology: Topology) -> str:
+    """Return a flowchart: services as nodes, and arrows with the types that they carry.
+
+    Types without a publisher come from, those without a handler go to, a dashed node.
+    """
+    ids = {name: f"s{index}" for index, name in enumerate(topology.imported)}
+    lines = ["flowchart LR"]
+    lines += [f'  {identity}["{_mermaid(name)}"]' for name, identity in ids.items()]
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for flow in topology.flows:
+        sources = [ids[name] for name in flow.publishers] or ["outside"]
+        targets = [ids[name] for name in dict.fromkeys(s for s, _ in flow.handlers)] or ["nobody"]
+        for source in sources:
+            for target in targets:
+                arrows.setdefault((source, target), []).append(flow.type)
+    ends = {end for pair in arrows for end in pair}
+    if "outside" in ends:
+        lines.append("  outside([unknown publisher]):::loose")
+    if "nobody" in ends:
+        lines.append("  nobody([no handler]):::loose")
+    for (source, target), types in arrows.items():
+        arrow = "-.->" if "outside" in (source, target) or "nobody" in (source, target) else "-->"
+        lines.append(f'  {source} {arrow}|"{"<br>".join(map(_mermaid, types))}"| {target}')
+    lines.append("  classDef loose stroke-dasharray: 4 3")
+    return "\n".join(lines)
+
+
+def _mermaid(text: str) -> str:
+    return re.sub(r"[^\w ./-]", lambda match: f"#{ord(match[0])};", text)
+
+
+# -- SVG -------------------------------------------------------------------------------------------
+
+_ROW = 30
+_GAP = 14
+_LINE = 17
+_CHAR = 7.3
+_MARGIN = 24
+_HEAD = 64
+_COLOURS = 8
+_STYLE = """
+ svg { --paper:#fff; --ink:#1b1f24; --soft:#5b6470; --edge:#c6ccd4; --box:#f5f7f9;
+  --c0:#0b6bcb; --c1:#9a4bd1; --c2:#0f8a5f; --c3:#b35c00; --c4:#c2255c; --c5:#4b6a00; --c6:#0b7a8a;
+  --c7:#6b5b95; background:var(--paper) }
+ @media (prefers-color-scheme: dark) { svg { --paper:#14171b; --ink:#e8ebef; --soft:#9aa4b0;
+  --edge:#3a424c; --box:#1e2329; --c0:#6cb4ff; --c1:#cf9bff; --c2:#5fd3a5; --c3:#ffb061;
+  --c4:#ff8fb3; --c5:#b7d96b; --c6:#63d0e0; --c7:#b9a9e6 } }
+ text { font:13px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; fill:var(--ink) }
+ .head { font-weight:600; fill:var(--soft) } .name { font-weight:600 } .soft { fill:var(--soft) }
+ .box { fill:var(--box); stroke:var(--edge) } .loose { stroke-dasharray:4 3 }
+ .line { fill:none; stroke-width:1.6; opacity:.75 }
+""" + "".join(
+    f" .k{n} {{ stroke:var(--c{n}) }} .f{n} {{ fill:var(--c{n}) }}\n" for n in range(_COLOURS)
+)
+
+
+class _Box:
+    """A box of the drawing, with where its lines dock."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        self.x = self.y = self.width = 0.0
+        self.height = float(_ROW + _LINE * (len(lines) - 1))
+
+    @property
+    def middle(self) -> float:
+        return self.y + self.height / 2
+
+    def row(self, index: int) -> float:
+        return self.y + _ROW / 2 + index * _LINE
+
+
+def svg(topology: Topology) -> str:
+    """Return a picture: publishers to the left, event types in the middle, handlers right.
+
+    Each service stands on both sides, so lines run one way only. Types are grouped by publisher.
+    """
+    found = topology.flows
+    publishers = list(dict.fromkeys(name for flow in found for name in flow.publishers))
+    order = {name: index for index, name in enumerate(publishers)}
+    ordered = sorted(
+        found, key=lambda f: (order.get(f.publishers[0], 0) if f.publishers else 10**6, f.type)
+    )
+    left, middle, right = columns = _placed(ordered, publishers)
+    parts = _drawing(ordered, left, middle, right, order)
+    for column, word in zip(columns, ("publishes", "event", "reacts"), strict=True):
+        for box in list(column.values())[:1]:
+            parts.append(f'<text class="head" x="{box.x:.0f}" y="46">{word}</text>')
+    boxes = [box for column in columns for box in column.values()]
+    width = max((box.x + box.width for box in boxes), default=200) + _MARGIN
+    height = max((box.y + box.height for box in boxes), default=_HEAD) + _MARGIN
+    name = markup(escape(topology.system))
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+            f'width="{width:.0f}" height="{height:.0f}" role="img" '
+            f'aria-label="Who publishes and who handles the events of {name}">',
+            f"<style>{_STYLE}</style>",
+            '<rect width="100%" height="100%" style="fill:var(--paper)"/>',
+            f'<text class="name" x="{_MARGIN}" y="24">{name}</text>',
+            *parts,
+            "</svg>",
+        ]
+    )
+
+
+def _placed(
+    ordered: list[Flow], publishers: list[str]
+) -> tuple[dict[str, _Box], dict[str, _Box], dict[str, _Box]]:
+    """The boxes of the three columns, by name, each in its place."""
+    reactions: dict[str, list[str]] = {}
+    pull: dict[str, list[int]] = {}
+    for index, flow in enumerate(ordered):
+        for service, handler in flow.handlers:
+            names = reactions.setdefault(service, [])
+            if handler not in names:
+                names.append(handler)
+            pull.setdefault(service, []).append(index)
+    left = {name: _Box([name]) for name in publishers}
+    middle = {flow.type: _Box([flow.type]) for flow in ordered}
+    by_pull = sorted(reactions, key=lambda name: _mean(pull[name]))
+    right = {name: _Box([name, *reactions[name]]) for name in by_pull}
+    x = float(_MARGIN)
+    for column, gap in ((left, 120), (middle, 220), (right, 0)):
+        width = max((_width(line) for box in column.values() for line in box.lines), default=0) + 28
+        for box in column.values():
+            box.x, box.width = x, width
+        x += (width + gap) if column else 0
+    # Whichever column is longer is stacked tightly; the other stands level with it.
+    spare = (_tall(right.values()) - _tall(middle.values())) / 2
+    _stack(middle.values(), [], top=_HEAD + max(spare, 0.0))
+    heights = [middle[flow.type].middle for flow in ordered]
+    handled = [_mean([heights[index] for index in pull[name]]) for name in right]
+    _stack(right.values(), handled if spare < 0 else [])
+    published = [
+        _mean([middle[flow.type].middle for flow in ordered if name in flow.publishers])
+        for name in left
+    ]
+    _stack(left.values(), published)
+    return left, middle, right
+
+
+def _drawing(
+    ordered: list[Flow],
+    left: Mapping[str, _Box],
+    middle: Mapping[str, _Box],
+    right: Mapping[str, _Box],
+    order: Mapping[str, int],
+) -> list[str]:
+    lines: list[str] = []
+    boxes: list[str] = []
+    for flow in ordered:
+        box = middle[flow.type]
+        colour = order[flow.publishers[0]] % _COLOURS if flow.publishers else None
+        line = "box" if colour is None else f"line k{colour}"
+        lines += [_curve(left[name], box, box.middle, line) for name in flow.publishers]
+        for service, handler in flow.handlers:
+            end = right[service]
+            lines.append(_curve(box, end, end.row(end.lines.index(handler, 1)), line))
+        loose = "" if flow.publishers and flow.handlers else " loose"
+        boxes.append(_rectangle(box, loose))
+        fill = "soft" if colour is None else f"f{colour}"
+        boxes.append(_words(box, 0, flow.type, fill))
+    for name, box in left.items():
+        boxes.append(_rectangle(box, ""))
+        boxes.append(_words(box, 0, name, f"name f{order[name] % _COLOURS}"))
+    for box in right.values():
+        boxes.append(_rectangle(box, ""))
+        for index, text in enumerate(box.lines):
+            boxes.append(_words(box, index, text, "soft" if index else "name"))
+    return [*lines, *boxes]
+
+
+def _curve(start: _Box, end: _Box, y2: float, kind: str) -> str:
+    x1, y, x2 = start.x + start.width, start.middle, end.x
+    bend = (x2 - x1) / 2
+    return (
+        f'<path class="{kind}" style="fill:none" d="M{x1:.1f} {y:.1f}C{x1 + bend:.1f} {y:.1f} '
+        f'{x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"/>'
+    )
+
+
+def _rectangle(box: _Box, extra: str) -> str:
+    return (
+        f'<rect class="box{extra}" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" '
+        f'height="{box.height:.1f}" rx="6"/>'
+    )
+
+
+def _words(box: _Box, index: int, text: str, kind: str) -> str:
+    y = box.y + 20 + index * _LINE
+    return f'<text class="{kind}" x="{box.x + 14:.1f}" y="{y:.1f}">{markup(escape(text))}</text>'
+
+
+def _stack(boxes: Iterable[_Box], wanted: list[float], top: float = _HEAD) -> None:
+    """Put boxes below each other, each as near to the height it wants as the ones above allow."""
+    y = top
+    for index, box in enumerate(boxes):
+        if wanted:
+            y = max(y, wanted[index] - box.height / 2)
+        box.y = y
+        y += box.height + _GAP
+
+
+def _tall(boxes: Iterable[_Box]) -> float:
+    return sum(box.height + _GAP for box in boxes)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _width(text: str) -> float:
+    return len(escape(text)) * _CHAR * 1.09

@@ -1,0 +1,243 @@
+"""Events as they come, of one stream or of all, on every broker of a system."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, cast
+
+import msgspec
+
+from oyez.endpoint import redact
+from oyez.errors import BrokerError, OyezError
+from oyez.inspection import history
+from oyez.inspection.form import payload_json, utc_time
+from oyez.inspection.reach import Gap, Reach, reached
+from oyez.ports import BEGINNING, Batch, Broker, Position, Record
+from oyez.project import Project
+
+WAITING = 256
+"""Records that were read and not taken yet, at most."""
+AGAIN = 1.0
+"""Seconds before a broker that failed is asked again."""
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as it stands on one broker."""
+
+    broker: str
+    """The broker's short name."""
+    url: str
+    """The broker's URL, without its secrets."""
+    record: Record
+    attributes: Mapping[str, str]
+    """Those of CloudEvents, in either form; of what is no event, its headers."""
+
+    @property
+    def key(self) -> str | None:
+        """What orders the event."""
+        found = self.attributes
+        return found.get("partitionkey", found.get("subject", self.record.key))
+
+
+def as_value(arrival: Arrival, *, broker: bool) -> dict[str, Any]:
+    """Return the event as a JSON-ready value; ``broker`` adds where it is."""
+    record, found = arrival.record, dict(arrival.attributes)
+    return {
+        "time": utc_time(record.time),
+        "stream": record.stream,
+        "partition": record.partition,
+        "position": record.position,
+        "type": found.get("type"),
+        "id": found.get("id"),
+        "source": found.get("source"),
+        "key": arrival.key,
+        "attributes": found,
+        **payload_json(record.data),
+        **({"broker": arrival.url} if broker else {}),
+    }
+
+
+_Arrived = tuple[str, list[Record] | BrokerError] | Gap
+"""The site of a broker and what came from there."""
+
+
+class Following:
+    """The streams that are followed, from where they ended when this began."""
+
+    def __init__(self, project: Project, reach: Reach, *, from_start: bool) -> None:
+        self._project = project
+        self._reach = reach
+        self._from_start = from_start
+        self._queue: asyncio.Queue[_Arrived] = asyncio.Queue(1)
+        # Listening comes first: a stream that appears meanwhile is found, not missed.
+        self._followers = {
+            site: _Follower(site, project.brokers[site].name, broker, self._queue)
+            for site, broker in reach.brokers.items()
+        }
+        self._chosen: str | None = None
+        self._ends: dict[str, dict[history.Place, Position]] = {}
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """The brokers that are left out."""
+        return tuple(self._reach.gaps)
+
+    @property
+    def answered(self) -> bool:
+        """Whether any broker is not left out."""
+        return bool(self._ends)
+
+    async def arrivals(self) -> AsyncGenerator[Arrival | Gap, None]:
+        """Give every event that comes, for ever; those that were there before by their time.
+
+        A gap is a broker that does not answer for the moment, or events that are gone. Raises
+        BrokerError where reading can't go on.
+        """
+        if self._from_start:
+            short: list[history.Place] = []
+            kept = [(site, self._reach.brokers[site], ends) for site, ends in self._ends.items()]
+            async with aclosing(history.merged(kept, short)) as records:
+                async for site, record in records:
+                    yield self._arrival(site, record)
+            for gap in history.deleted(short):
+                yield gap
+        tasks = [
+            asyncio.create_task(self._followers[site].run(self._chosen, ends), name="streams")
+            for site, ends in self._ends.items()
+        ]
+        try:
+            while tasks:
+                found = await self._queue.get()
+                if isinstance(found, Gap):
+                    yield found
+                    continue
+                site, arrived = found
+                if isinstance(arrived, BrokerError):
+                    raise arrived
+                for record in arrived:
+                    yield self._arrival(site, record)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+    async def begin(self, stream: str | None) -> None:
+        """Note where the stream, or all of them, end now. Raises OyezError for an unknown one."""
+
+        async def streams(site: str, broker: Broker) -> Collection[str]:
+            return await broker.streams()
+
+        async def ends(site: str, broker: Broker) -> dict[history.Place, Position]:
+            if broker.capabilities.history:
+                wanted = [each for each in known[site] if self._chosen in (None, each)]
+                return await history.ends(broker, wanted)
+            if self._from_start:
+                raise OyezError(
+                    "--from-start: this broker keeps no history, so what was published before "
+                    "can't be shown; without it, `oyez tail` follows what is published from now on"
+                )
+            return {}
+
+        known = await self._reach.ask(streams)
+        if stream is not None and known:
+            self._chosen = _choose(self._project, known.values(), stream)
+        self._ends = await self._reach.ask(ends)
+
+    def _arrival(self, site: str, record: Record) -> Arrival:
+        known = self._project.brokers[site]
+        return Arrival(
+            broker=known.name,
+            url=redact(known.url),
+            record=record,
+            attributes=history.attributes(record),
+        )
+
+
+@asynccontextmanager
+async def following(
+    project: Project, stream: str | None = None, *, from_start: bool = False
+) -> AsyncIterator[Following]:
+    """Follow a stream (by its name or its service's), or all, on every broker that answers.
+
+    ``from_start`` begins with the oldest event that is kept, and leaves out brokers that keep
+    none. Raises OyezError for a stream that no broker has.
+    """
+    async with reached(project) as reach:
+        found = Following(project, reach, from_start=from_start)
+        await found.begin(stream)
+        yield found
+
+
+def _choose(project: Project, known: Iterable[Collection[str]], stream: str) -> str:
+    streams = {name for each in known for name in each}
+    for name in (stream, f"{project.config.system.name}.{stream}"):
+        if name in streams:
+            return name
+    names = ", ".join(sorted(streams)) or "none yet"
+    raise OyezError(f"there is no stream {stream!r}; there are: {names}")
+
+
+class _Follower:
+    """The streams of one broker, with a reader for each partition."""
+
+    def __init__(
+        self, site: str, name: str, broker: Broker, queue: asyncio.Queue[_Arrived]
+    ) -> None:
+        self._site = site
+        self._name = name
+        self._broker = broker
+        self._queue = queue
+        self._followed: dict[str, list[asyncio.Task[None]]] = {}
+        self._added = asyncio.Event()
+        broker.on_streams(self._added.set)
+
+    async def run(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
+        """Follow the stream, or all of them, from these places on, until cancelled."""
+        try:
+            await self._watch(chosen, places)
+        finally:
+            tasks = [task for tasks in self._followed.values() for task in tasks]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+    async def _watch(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
+        while True:
+            try:
+                for stream, partitions in (await self._broker.streams()).items():
+                    if chosen in (None, stream) and stream not in self._followed:
+                        self._followed[stream] = [
+                            asyncio.create_task(
+                                self._read(stream, n, places.get((stream, n), BEGINNING))
+                            )
+                            for n in range(partitions)
+                        ]
+                await self._added.wait()
+                self._added.clear()
+            except BrokerError as error:
+                await self._pause(f"broker {self._name}", error)
+
+    async def _read(self, stream: str, partition: int, after: Position) -> None:
+        while True:
+            reader = cast(AsyncGenerator[Batch, None], self._broker.read(stream, partition, after))
+            try:
+                async for batch in reader:
+                    after = batch.records[-1].position
+                    for start in range(0, len(batch.records), WAITING):
+                        await self._queue.put((self._site, batch.records[start : start + WAITING]))
+            except BrokerError as error:
+                if not error.transient:
+                    await self._queue.put((self._site, error))
+                    return
+                await self._pause(f"broker {self._name}: {stream}[{partition}]", error)
+            finally:
+                await reader.aclose()
+
+    async def _pause(self, what: str, error: BrokerError) -> None:
+        gap = Gap.of("broker", self._name, error, what)
+        await self._queue.put(msgspec.structs.replace(gap, reason=f"{error}; trying again"))
+        await asyncio.sleep(AGAIN)

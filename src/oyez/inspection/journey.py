@@ -1,0 +1,641 @@
+"""The journey of an order: what happened, when, and what came of it, over all services."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
+
+import msgspec
+
+from oyez import tables
+from oyez.config import BridgeSettings
+from oyez.endpoint import redact
+from oyez.envelope import parse_time
+from oyez.errors import InvalidEvent, OyezError
+from oyez.inspection import history
+from oyez.inspection.form import utc_time
+from oyez.inspection.reach import Gap, Reach, imported, reached
+from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
+from oyez.project import NotCreated, Project
+from oyez.service import Service
+from oyez.tables import Inbox, Letter, Outbox
+
+JOURNEYS = 50
+"""Journeys that are shown, the newest; a key may have many."""
+EVENTS = 5_000
+"""Events that are kept in memory and shown, the first of each journey."""
+DEEPEST = 60
+"""Deeper events stand at this depth; their causation id still tells what led to them."""
+
+_ASKED = 200
+_PAGE = 500
+_ID_END = re.compile(r"[0-9a-f-]{8,36}")
+
+
+class Reaction(msgspec.Struct, frozen=True, kw_only=True):
+    """What one handler made of an event."""
+
+    service: str
+    handler: str
+    state: str
+    """``handled``, ``retrying``, ``waiting`` (behind another event of its key), ``due``,
+    ``pending`` (the service has not read that far), ``dead`` or ``discarded``."""
+    bridge: str | None = None
+    """The bridge that has yet to carry a pending event towards the service's broker."""
+    seen: float | None = None
+    """When it was handled, or where attempts follow each other, when the first one began."""
+    attempts: int = 0
+    """How many were made."""
+    due: float | None = None
+    error: str | None = None
+    letter: int | None = None
+    """The number of its newest dead letter."""
+    redriven: bool = False
+    history: tuple[dict[str, Any], ...] = ()
+    """What became of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an event stands on one broker, and since when."""
+
+    broker: str
+    """The broker's short name."""
+    url: str
+    """The broker's URL, without its secrets."""
+    partition: int
+    position: Position
+    time: float
+
+
+class JourneyEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a journey."""
+
+    id: str
+    source: str
+    type: str
+    key: str | None
+    time: float
+    causation: str | None
+    """The id of the event that led to it."""
+    stream: str
+    places: tuple[Place, ...]
+    """Each broker that has it: first where it was announced, then copies by time."""
+    state: str
+    """``published``; or not on the broker yet: ``outbox``, ``delayed`` (not before ``due``),
+    ``refused`` (a dead letter of the outbox) or ``held`` (behind a refused event of its key)."""
+    due: float | None
+    reactions: tuple[Reaction, ...]
+    events: tuple[JourneyEvent, ...]
+    """What it caused, by time; of what lies deeper than `DEEPEST`, what stands beside it."""
+
+
+class Journey(msgspec.Struct, frozen=True, kw_only=True):
+    """All that happened under one correlation id."""
+
+    correlation: str
+    events: tuple[JourneyEvent, ...]
+    """Those that none of the others caused, by time; at least one."""
+
+    @property
+    def began(self) -> float:
+        """When the first of them was made, in seconds since 1970."""
+        return min(event.time for event in self.events)
+
+
+class Journeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The journeys that something belongs to."""
+
+    identity: str
+    journeys: tuple[Journey, ...]
+    """The newest last."""
+    cut: bool
+    """Whether there is more than `JOURNEYS` and `EVENTS` allow."""
+    answered: bool
+    """Whether any broker could be read."""
+    gaps: tuple[Gap, ...]
+    """What of the system could not be looked at."""
+
+
+Cursors = Mapping[history.Place, Position]
+"""How far someone has read, by stream and partition."""
+
+
+class _Bridge(NamedTuple):
+    settings: BridgeSettings
+    source: str
+    """The site of its source."""
+    target: str
+    """The site of its target."""
+    cursors: Cursors
+
+
+class _Stand(NamedTuple):
+    partition: int
+    position: Position
+    time: float
+
+
+class _Node(msgspec.Struct, kw_only=True):
+    """One event while a journey is put together."""
+
+    id: str
+    source: str
+    type: str
+    key: str | None
+    time: float
+    correlation: str
+    causation: str | None
+    stream: str
+    places: dict[str, _Stand] = {}
+    """By the site of each broker that has it."""
+    state: str = "published"
+    due: float | None = None
+    reactions: list[Reaction] = []
+    children: list[_Node] = []
+
+
+async def trace(project: Project, identity: str) -> Journeys:
+    """Return the journeys that ``identity`` belongs to; none where nothing is known of it.
+
+    It is a correlation id, an event id (or the end of one, 8 characters or more) or a subject.
+    """
+    services, gaps = imported(project, (), ", so what it has not handled yet is unknown")
+    async with reached(project) as reach:
+        await reach.ask(_check_history(project))
+        story = _Story(project, identity, services, reach, gaps)
+        journeys = await story.tell() if reach.brokers else ()
+    return Journeys(
+        identity=identity,
+        journeys=journeys,
+        cut=story.cut,
+        answered=bool(reach.brokers),
+        gaps=(*gaps, *reach.gaps),
+    )
+
+
+def _check_history(project: Project) -> Callable[[str, Broker], Awaitable[None]]:
+    async def check(site: str, broker: Broker) -> None:
+        if not broker.capabilities.history:
+            kind = project.brokers[site].url.partition(":")[0]
+            raise OyezError(
+                f"{kind} keeps no history, so the "
+                "journey of what it has delivered can't be told: `oyez dead list` shows what "
+                "failed, and the lines that handlers log name the correlation id"
+            )
+
+    return check
+
+
+class _Story:
+    """Puts journeys together from what brokers and stores hold."""
+
+    def __init__(
+        self,
+        project: Project,
+        identity: str,
+        services: Mapping[str, Service],
+        reach: Reach,
+        gaps: list[Gap],
+    ) -> None:
+        """What can't be looked at is added to ``gaps``."""
+        self.cut = False
+        self._project = project
+        self._search = _Search(identity)
+        self._services = services
+        self._reach = reach
+        self._gaps = gaps
+        self._stores: dict[str, Store | None] = {}
+        """None where the service never ran; one that can't be read is left out."""
+
+    async def tell(self) -> tuple[Journey, ...]:
+        async with AsyncExitStack() as stack:
+            for name in self._project.config.services:
+                try:
+                    opened = self._project.opened_store(name)
+                    self._stores[name] = await stack.enter_async_context(opened)
+                except NotCreated:
+                    self._stores[name] = None
+                except OyezError as error:
+                    self._miss(name, error)
+            self._gaps += history.deleted(await self._look(self._search.match))
+            if not self._search.found:
+                return ()
+            chosen, cut = self._search.chosen()
+            # Before the brokers are looked at again: what a bridge had passed by then and is not
+            # on the other side has been there, and retention has deleted it.
+            bridges = await self._bridges()
+            collected = _Collected(chosen)
+            await self._look(collected.take)
+            self.cut = cut or collected.cut
+            nodes = collected.nodes
+            _order_places(self._project, nodes)
+            for name, store in list(self._stores.items()):
+                try:
+                    await _react(self._reader(name, bridges), store, nodes)
+                except OyezError as error:
+                    self._miss(name, error)
+        found = []
+        for correlation in chosen:
+            roots = _roots([node for node in nodes.values() if node.correlation == correlation])
+            if roots:
+                events = tuple(_event(self._project, root) for root in roots)
+                found.append(Journey(correlation=correlation, events=events))
+        return tuple(found)
+
+    def _reader(self, name: str, bridges: list[_Bridge]) -> _Reader:
+        project = self._project
+        broker = project.site(project.broker_url(name))
+        system = project.config.system.name
+        return _Reader(system, name, self._services.get(name), broker, bridges)
+
+    def _miss(self, service: str, error: OyezError) -> None:
+        self._stores.pop(service, None)
+        self._gaps.append(Gap.of("store", service, error, service))
+
+    async def _bridges(self) -> list[_Bridge]:
+        """Every bridge of which it is known how far it has carried."""
+        found: list[_Bridge] = []
+        for name, settings in self._project.config.bridges.items():
+            cursors: Cursors = {}
+            try:
+                async with self._project.opened_bridge_store(name) as store:
+                    cursors = await _cursors(store)
+            except NotCreated:
+                pass  # it never ran
+            except OyezError as error:
+                effect = f"what bridge {name} has not carried over yet can't be told"
+                self._gaps.append(Gap.of("bridge", name, error, effect))
+                continue
+            site = self._project.site
+            source, target = site(settings.source), site(settings.target)
+            found.append(_Bridge(settings, source, target, cursors))
+        return found
+
+    async def _look(self, look: Callable[[_Node], None]) -> list[history.Place]:
+        """Show every event; the places that ended early."""
+        # Outboxes first: what moves from there to the broker meanwhile is seen twice, never missed.
+        for name, store in list(self._stores.items()):
+            try:
+                if store is not None:
+                    await _look_at_outbox(store, look)
+            except OyezError as error:
+                self._miss(name, error)
+        short: list[history.Place] = []
+
+        async def scan(site: str, broker: Broker) -> None:
+            ends = await history.ends(broker, await broker.streams())
+            short.extend(await history.scan(broker, ends, lambda r: look(_published(r, site))))
+
+        await self._reach.ask(scan)
+        return short
+
+
+async def _cursors(store: Store) -> Cursors:
+    rows = await store.fetch(tables.CURSORS, {"reader": ""})
+    return {(row["stream"], row["partition"]): row["position"] for row in rows}
+
+
+async def _look_at_outbox(store: Store, look: Callable[[_Node], None]) -> None:
+    after = 0
+    while True:
+        rows = await store.fetch(tables.ANNOUNCED, {"after": after, "limit": _PAGE})
+        for row in rows:
+            look(_announced(row))
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1]["seq"]
+
+
+def _published(record: Record, site: str) -> _Node:
+    found = history.attributes(record)
+    node = _node(found, record.stream, record.time)
+    node.places[site] = _Stand(record.partition, record.position, record.time)
+    if node.key is None:
+        node.key = record.key
+    return node
+
+
+def _announced(row: Row) -> _Node:
+    headers = msgspec.json.decode(row["headers"], type=dict[str, str])
+    node = _node(headers, row["stream"], row["due"])
+    node.state = _WAITS.get(row["state"]) or ("delayed" if row["due"] else "outbox")
+    node.due = row["due"] or None
+    return node
+
+
+_WAITS = {Outbox.REFUSED: "refused", Outbox.BEHIND: "held"}
+
+
+def _node(found: Mapping[str, str], stream: str, otherwise: float) -> _Node:
+    identity = found.get("id", "")
+    return _Node(
+        id=identity,
+        source=found.get("source", ""),
+        type=found.get("type", "?"),
+        key=found.get("partitionkey", found.get("subject")),
+        time=_moment(found.get("time"), otherwise),
+        correlation=found.get("correlationid") or identity,
+        causation=found.get("causationid"),
+        stream=stream,
+    )
+
+
+def _moment(text: str | None, otherwise: float) -> float:
+    try:
+        return otherwise if text is None else parse_time(text).timestamp()
+    except (InvalidEvent, ValueError, OverflowError):
+        return otherwise
+
+
+class _Search:
+    """Finds the correlation ids that something called ``identity`` belongs to."""
+
+    def __init__(self, identity: str) -> None:
+        self.found: dict[str, float] = {}
+        """Each with the time of the newest event that matched."""
+        self._identity = identity
+        self._ending = identity if _ID_END.fullmatch(identity) else None
+
+    def match(self, node: _Node) -> None:
+        wanted = self._identity
+        if (
+            wanted in (node.id, node.correlation, node.key)
+            or (self._ending is not None and node.id.endswith(self._ending))
+        ) and node.correlation:
+            self.found[node.correlation] = max(node.time, self.found.get(node.correlation, 0.0))
+
+    def chosen(self) -> tuple[list[str], bool]:
+        newest = sorted(self.found, key=lambda correlation: self.found[correlation])
+        return newest[-JOURNEYS:], len(newest) > JOURNEYS
+
+
+class _Collected:
+    """The events of the chosen journeys, each once, though it may stand on brokers many times."""
+
+    def __init__(self, chosen: list[str]) -> None:
+        self.nodes: dict[tuple[str, str], _Node] = {}
+        self.cut = False
+        self._chosen = frozenset(chosen)
+
+    def take(self, node: _Node) -> None:
+        if node.correlation not in self._chosen:
+            return
+        identity = (node.id, node.source)
+        there = self.nodes.get(identity)
+        if there is None and len(self.nodes) >= EVENTS:
+            self.cut = True
+        elif there is None or there.state != "published":
+            self.nodes[identity] = node
+        else:
+            for site, stand in node.places.items():
+                there.places.setdefault(site, stand)
+
+
+def _order_places(project: Project, nodes: Mapping[tuple[str, str], _Node]) -> None:
+    """Put the publisher's broker first, or else the one that had the event first."""
+    prefix = f"/{project.config.system.name}/"
+    homes = {
+        f"{prefix}{name}": project.site(project.broker_url(name))
+        for name in project.config.services
+    }
+    for node in nodes.values():
+        home = homes.get(node.source)
+        places = sorted(node.places.items(), key=lambda each: (each[0] != home, each[1].time))
+        node.places = dict(places)
+
+
+class _Reader(NamedTuple):
+    """A service as far as it matters for what it has still to read."""
+
+    system: str
+    name: str
+    service: Service | None
+    broker: str
+    bridges: list[_Bridge]
+
+
+async def _react(reader: _Reader, store: Store | None, nodes: dict[tuple[str, str], _Node]) -> None:
+    name = reader.name
+    cursors: Cursors = {}
+    found: dict[tuple[str, str, str], Reaction] = {}
+    if store is not None:
+        # The position first: an event handled meanwhile then has its row, so it isn't pending.
+        cursors = await _cursors(store)
+        async for row in _rows(store, tables.HANDLED_BY, nodes):
+            found[row["event_id"], row["source"], row["handler"]] = _inbox(name, row)
+        async for row in _rows(store, tables.DEAD_OF, nodes):
+            identity = (row["event_id"], row["source"], row["handler"])
+            reaction = found.get(identity) or Reaction(
+                service=name, handler=row["handler"], state="dead"
+            )
+            found[identity] = _bury(reaction, row)
+    for (event_id, source, _), reaction in found.items():
+        node = nodes.get((event_id, source))
+        if node is not None:
+            node.reactions.append(reaction)
+    for node in nodes.values():
+        known = {each.handler for each in node.reactions if each.service == name}
+        node.reactions += [
+            each for each in _pending(reader, node, cursors) if each.handler not in known
+        ]
+
+
+def _pending(reader: _Reader, node: _Node, cursors: Cursors) -> Iterator[Reaction]:
+    """What the service would do with the event, had it read it."""
+    if reader.service is None:
+        return
+    place = node.places.get(reader.broker)
+    bridge = None
+    if place is None:
+        bridge = _awaited(node, reader.broker, reader.bridges)
+        if bridge is None:
+            return
+    elif cursors.get((node.stream, place.partition), BEGINNING) >= place.position:
+        return
+    for handler in reader.service.handlers:
+        if handler.wants(node.type, node.stream, reader.system):
+            yield Reaction(
+                service=reader.name, handler=handler.name, state="pending", bridge=bridge
+            )
+
+
+def _awaited(node: _Node, broker: str, bridges: list[_Bridge]) -> str | None:
+    """The bridge that has yet to carry the event, to this broker or to one on the way there."""
+    targets = [broker]
+    for target in targets:  # which grows by the brokers that lie before those
+        for bridge in bridges:
+            if bridge.target != target or not bridge.settings.carries(node.stream):
+                continue
+            place = node.places.get(bridge.source)
+            if place is None:
+                if bridge.source not in targets:
+                    targets.append(bridge.source)
+            elif bridge.cursors.get((node.stream, place.partition), BEGINNING) < place.position:
+                return bridge.settings.name
+    return None
+
+
+async def _rows(store: Store, sql: str, nodes: dict[tuple[str, str], _Node]) -> AsyncIterator[Row]:
+    ids = sorted({identity for identity, _ in nodes})
+    for start in range(0, len(ids), _ASKED):
+        parameters: Parameters = {
+            f"id{index}": each for index, each in enumerate(ids[start : start + _ASKED])
+        }
+        names = ", ".join(f":{name}" for name in parameters)
+        for row in await store.fetch(sql.replace("{ids}", names), parameters):
+            yield row
+
+
+def _inbox(service: str, row: Row) -> Reaction:
+    past = msgspec.json.decode(row["history"]) if row["history"] else []
+    failed = max(row["attempt"] or 0, len(past))
+    state = "handled"
+    if row["state"] == Inbox.BEHIND:
+        state = "waiting"
+    elif row["state"] == Inbox.DUE:
+        state = "retrying" if failed else "due"
+    return Reaction(
+        service=service,
+        handler=row["handler"],
+        state=state,
+        seen=row["seen"],
+        attempts=failed + (row["state"] == Inbox.HANDLED),
+        due=row["due"],
+        error=past[-1].get("error") if past else None,
+        history=tuple(past),
+    )
+
+
+def _bury(reaction: Reaction, row: Row) -> Reaction:
+    """Add what a dead letter says; a redriven one is told by the inbox, which it went back to."""
+    if row["state"] == Letter.REDRIVEN:
+        return msgspec.structs.replace(reaction, letter=row["id"], redriven=True)
+    return msgspec.structs.replace(
+        reaction,
+        letter=row["id"],
+        state="discarded" if row["state"] == Letter.DISCARDED else "dead",
+        seen=row["time"],
+        attempts=row["attempts"],
+        due=None,
+        error=row["reason"],
+        history=tuple(msgspec.json.decode(row["history"])),
+    )
+
+
+def _roots(nodes: list[_Node]) -> list[_Node]:
+    """Hang each event under the one that caused it; those that none here caused are returned."""
+    nodes.sort(key=lambda node: (node.time, node.id))
+    by_id = {node.id: node for node in nodes}
+    caused: dict[str, list[_Node]] = {}
+    roots: list[_Node] = []
+    for node in nodes:
+        if node.causation is not None and node.causation in by_id and node.causation != node.id:
+            caused.setdefault(node.causation, []).append(node)
+        else:
+            roots.append(node)
+    placed: set[int] = set()
+    _hang(roots, caused, placed)
+    for node in nodes:
+        if id(node) not in placed:  # events that claim to have caused each other
+            roots.append(node)
+            _hang([node], caused, placed)
+    return roots
+
+
+def _hang(roots: list[_Node], caused: Mapping[str, list[_Node]], placed: set[int]) -> None:
+    waiting: list[tuple[_Node, _Node, int]] = [(root, root, 0) for root in roots]
+    placed.update(id(root) for root in roots)
+    while waiting:
+        node, host, depth = waiting.pop()
+        # Below the deepest level, what an event caused stands beside it.
+        under = node if depth < DEEPEST else host
+        for child in caused.get(node.id, []):
+            if id(child) not in placed:
+                placed.add(id(child))
+                under.children.append(child)
+                waiting.append((child, under, min(depth + 1, DEEPEST)))
+
+
+def _event(project: Project, node: _Node) -> JourneyEvent:
+    known = project.brokers
+    places = [
+        Place(
+            broker=known[site].name,
+            url=redact(known[site].url),
+            partition=stand.partition,
+            position=stand.position,
+            time=stand.time,
+        )
+        for site, stand in node.places.items()
+    ]
+    return JourneyEvent(
+        id=node.id,
+        source=node.source,
+        type=node.type,
+        key=node.key,
+        time=node.time,
+        causation=node.causation,
+        stream=node.stream,
+        places=tuple(places),
+        state=node.state,
+        due=node.due,
+        reactions=tuple(node.reactions),
+        events=tuple(_event(project, child) for child in node.children),
+    )
+
+
+def as_value(found: Journeys) -> dict[str, Any]:
+    """Return the journeys as a JSON-ready value; offsets are seconds since each began."""
+    return {
+        "id": found.identity,
+        "cut": found.cut,
+        "journeys": [
+            {
+                "correlationid": journey.correlation,
+                "began": utc_time(journey.began),
+                "events": [_event_value(event, journey.began) for event in journey.events],
+            }
+            for journey in found.journeys
+        ],
+    }
+
+
+def _event_value(event: JourneyEvent, began: float) -> dict[str, Any]:
+    home = event.places[0] if event.places else None
+    return {
+        "id": event.id,
+        "type": event.type,
+        "source": event.source,
+        "key": event.key,
+        "time": utc_time(event.time),
+        "offset": round(event.time - began, 6),
+        "causationid": event.causation,
+        "stream": event.stream,
+        "partition": None if home is None else home.partition,
+        "position": None if home is None else home.position,
+        "places": [
+            {"broker": place.url, "partition": place.partition, "position": place.position}
+            for place in event.places
+        ],
+        "state": event.state,
+        "due": utc_time(event.due),
+        "handlers": [
+            {
+                "service": each.service,
+                "handler": each.handler,
+                "state": each.state,
+                "bridge": each.bridge,
+                "seen": utc_time(each.seen),
+                "attempts": each.attempts,
+                "due": utc_time(each.due),
+                "error": each.error,
+                "dead_letter": each.letter,
+                "redriven": each.redriven,
+                "history": [{**entry, "at": utc_time(entry.get("at"))} for entry in each.history],
+            }
+            for each in event.reactions
+        ],
+        "events": [_event_value(child, began) for child in event.events],
+    }

@@ -1,0 +1,319 @@
+"""How far each service is: who owns which partition, and what waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+import msgspec
+
+from oyez import tables
+from oyez.envelope import parse_time
+from oyez.errors import BrokerError, InvalidEvent, OyezError
+from oyez.inspection import history
+from oyez.inspection.form import utc_time
+from oyez.inspection.reach import Gap, imported
+from oyez.ports import Broker, Position, Row, Store
+from oyez.project import NotCreated, Project
+from oyez.service import Service
+
+LOOKED_AT = 2_048
+"""Records behind a position that are looked at for one that concerns the service."""
+
+
+class PartitionLag(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition as one service sees it. None is what could not be found out."""
+
+    stream: str
+    partition: int
+    owner: str | None
+    """The process that claimed it last; None when none does."""
+    alive: bool
+    epoch: int
+    position: Position
+    end: Position | None
+    lag: int | None
+    oldest: float | None
+    """When the first record behind the position came that concerns the service."""
+    oldest_known: bool
+    """Whether ``oldest`` None means that there is none."""
+    parked: int
+    dead: int
+
+
+class ServiceLag(msgspec.Struct, frozen=True, kw_only=True):
+    """One service: its partitions and its outbox."""
+
+    service: str
+    replicas: dict[str, str]
+    """Living processes, each with the address of its admin port."""
+    partitions: tuple[PartitionLag, ...]
+    outbox: int
+    outbox_later: int
+    """Of these, events whose time to be published has not come."""
+    outbox_refused: int
+    """Of these, events that the broker refused: dead letters too."""
+    outbox_oldest: float | None
+    outbox_owner: str | None
+    outbox_alive: bool
+    parked_oldest: float | None
+
+    @property
+    def lag(self) -> int | None:
+        """The sum over its partitions; None when one is not known."""
+        lags = [each.lag for each in self.partitions]
+        known = [lag for lag in lags if lag is not None]
+        return sum(known) if len(known) == len(lags) else None
+
+    @property
+    def parked(self) -> int:
+        """Events that wait for a retry, or behind one."""
+        return sum(each.parked for each in self.partitions)
+
+    @property
+    def dead(self) -> int:
+        """Dead letters that were neither redriven nor discarded."""
+        return self.outbox_refused + sum(each.dead for each in self.partitions)
+
+    @property
+    def oldest_known(self) -> bool:
+        """Whether ``oldest`` None means that nothing waits."""
+        return all(each.oldest_known for each in self.partitions)
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest event came that is not handled yet."""
+        times = [each.oldest for each in self.partitions] + [self.parked_oldest]
+        return min((time for time in times if time is not None), default=None)
+
+
+class SystemLag(msgspec.Struct, frozen=True, kw_only=True):
+    """Several services of a system."""
+
+    services: tuple[ServiceLag, ...]
+    not_created: tuple[str, ...]
+    """Services that have not run yet."""
+    gaps: tuple[Gap, ...]
+    """Services that could not be imported, and brokers and stores that could not be read."""
+    at: float
+    """When this was so, in seconds since 1970."""
+
+
+async def measure_all(project: Project, names: Iterable[str]) -> SystemLag:
+    """Return where each of the services stands."""
+    chosen = list(names)
+    services, gaps = imported(project, chosen, ", so its oldest event is unknown")
+    measured: list[ServiceLag] = []
+    missing: list[str] = []
+    for name in chosen:
+        async with AsyncExitStack() as stack:
+            broker: Broker | None = None
+            try:
+                broker = await stack.enter_async_context(project.opened_broker(name))
+            except OyezError as error:
+                _miss(project, name, error, gaps)
+            try:
+                store = await stack.enter_async_context(project.opened_store(name))
+                service = services.get(name)
+                try:
+                    measured.append(await measure(project, name, service, broker, store))
+                except BrokerError as error:
+                    _miss(project, name, error, gaps)
+                    measured.append(await measure(project, name, service, None, store))
+            except NotCreated:
+                missing.append(name)
+            except OyezError as error:
+                gaps.append(Gap.of("store", name, error, name))
+    return SystemLag(
+        services=tuple(measured),
+        not_created=tuple(missing),
+        gaps=tuple(gaps),
+        at=project.ambient.now(),
+    )
+
+
+def _miss(project: Project, service: str, error: OyezError, gaps: list[Gap]) -> None:
+    name = project.brokers[project.site(project.broker_url(service))].name
+    gap = Gap.of("broker", name, error, "broker")
+    if gap not in gaps:  # services share brokers
+        gaps.append(gap)
+
+
+async def measure(
+    project: Project, name: str, service: Service | None, broker: Broker | None, store: Store
+) -> ServiceLag:
+    """Return where a service stands.
+
+    Without the service's code or its broker, what these know is unknown. Raises StoreError and
+    BrokerError.
+    """
+    now = project.ambient.now()
+    # Positions first: an end read earlier than a position could give a lag below zero.
+    cursors: dict[history.Place, Row] = {
+        (row["stream"], row["partition"]): row
+        for row in await store.fetch(tables.CURSORS, {"reader": ""})
+    }
+    replicas = {
+        row["owner"]: row["note"]
+        for row in await store.fetch(tables.REPLICAS, {})
+        if row["until"] > now
+    }
+    relay = cursors.pop((tables.OUTBOX, 0), None)
+    parked = {
+        (r["stream"], r["partition"]): r for r in await store.fetch(tables.PARKED, {"reader": ""})
+    }
+    dead = {
+        (r["stream"], r["partition"]): r["letters"]
+        for r in await store.fetch(tables.DEAD_BY_PARTITION, {})
+    }
+    system = project.config.system.name
+    ends = await _ends(system, service, broker, cursors)
+    places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
+
+    async def one(place: history.Place) -> PartitionLag:
+        row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
+        end = None if ends is None else ends.get(place)
+        lag = None
+        if broker is not None and ends is not None and place in ends:
+            behind = await broker.lag(place[0], {place[1]: row["position"]})
+            lag = behind.get(place[1])
+        oldest, known = await _oldest(system, service, broker, place, row["position"], end)
+        return PartitionLag(
+            stream=place[0],
+            partition=place[1],
+            owner=row["owner"],
+            alive=row["owner"] in replicas,
+            epoch=row["epoch"],
+            position=row["position"],
+            end=end,
+            lag=lag,
+            oldest=oldest,
+            oldest_known=known,
+            parked=parked[place]["events"] if place in parked else 0,
+            dead=dead.get(place, 0),
+        )
+
+    partitions = tuple(await asyncio.gather(*map(one, places)))
+    (outbox,) = await store.fetch(tables.OUTBOX_SIZE, {"now": now})
+    return ServiceLag(
+        service=name,
+        replicas=replicas,
+        partitions=partitions,
+        outbox=outbox["events"],
+        outbox_later=outbox["later"] or 0,
+        outbox_refused=outbox["refused"] or 0,
+        outbox_oldest=await _oldest_announced(store, now),
+        outbox_owner=relay["owner"] if relay else None,
+        outbox_alive=relay is not None and relay["owner"] in replicas,
+        parked_oldest=min((row["oldest"] for row in parked.values()), default=None),
+    )
+
+
+async def _ends(
+    system: str, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
+) -> dict[history.Place, Position | None] | None:
+    """The ends of the partitions that the service reads, or did.
+
+    None without a broker; each is None on a broker that keeps no history.
+    """
+    if broker is None:
+        return None
+    wanted = {stream for stream, _ in cursors}
+    streams = await broker.streams()
+    for handler in service.handlers if service is not None else ():
+        wanted.update(stream for stream in streams if handler.reads(stream, system))
+    if not broker.capabilities.history:
+        return {(stream, p): None for stream in wanted for p in range(streams.get(stream, 0))}
+    return dict(await history.ends(broker, sorted(wanted)))
+
+
+async def _oldest(
+    system: str,
+    service: Service | None,
+    broker: Broker | None,
+    place: history.Place,
+    position: Position,
+    end: Position | None,
+) -> tuple[float | None, bool]:
+    if end is not None and end <= position:
+        return None, True
+    if service is None or broker is None or end is None:
+        return None, False
+    readers = [handler for handler in service.handlers if handler.reads(place[0], system)]
+    wanted = {kind.name for handler in readers for kind in handler.events}
+    looked = 0
+    reached = position
+    async with aclosing(history.read(broker, place, end, position)) as batches:
+        async for batch in batches:
+            for record in batch.records:
+                if history.attributes(record).get("type") in wanted:
+                    return record.time, True
+            reached = batch.records[-1].position
+            looked += len(batch.records)
+            if looked >= LOOKED_AT:
+                break
+    return None, reached >= end
+
+
+async def _oldest_announced(store: Store, now: float) -> float | None:
+    for row in await store.fetch(tables.OLDEST_ANNOUNCED, {"now": now}):
+        headers = msgspec.json.decode(row["headers"], type=dict[str, str])
+        try:
+            made = parse_time(headers.get("time", "")).timestamp()
+        except InvalidEvent:
+            return float(row["due"]) or None
+        return max(made, float(row["due"]))
+    return None
+
+
+def as_value(lag: SystemLag) -> dict[str, Any]:
+    """Return the services as a JSON-ready value."""
+    return {
+        "services": [service_as_value(each, lag.at) for each in lag.services],
+        "not_created": list(lag.not_created),
+    }
+
+
+def service_as_value(lag: ServiceLag, now: float) -> dict[str, Any]:
+    """Return one service as a JSON-ready value; ages are seconds, as of ``now``."""
+    return {
+        "service": lag.service,
+        "replicas": [{"owner": owner, "admin": note} for owner, note in lag.replicas.items()],
+        "lag": lag.lag,
+        "parked": lag.parked,
+        "dead": lag.dead,
+        "oldest_age": _age(lag.oldest, now),
+        "oldest_at": utc_time(lag.oldest),
+        "oldest_known": lag.oldest_known,
+        "outbox": {
+            "events": lag.outbox,
+            "later": lag.outbox_later,
+            "refused": lag.outbox_refused,
+            "oldest_age": _age(lag.outbox_oldest, now),
+            "owner": lag.outbox_owner,
+            "alive": lag.outbox_alive,
+        },
+        "partitions": [
+            {
+                "stream": each.stream,
+                "partition": each.partition,
+                "owner": each.owner,
+                "alive": each.alive,
+                "epoch": each.epoch,
+                "position": each.position,
+                "end": each.end,
+                "lag": each.lag,
+                "oldest_age": _age(each.oldest, now),
+                "oldest_known": each.oldest_known,
+                "parked": each.parked,
+                "dead": each.dead,
+            }
+            for each in lag.partitions
+        ],
+    }
+
+
+def _age(then: float | None, now: float) -> float | None:
+    return None if then is None else round(max(0.0, now - then), 3)

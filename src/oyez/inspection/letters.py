@@ -1,0 +1,128 @@
+"""Dead letters of a system's services, whether these run or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from oyez.errors import OyezError
+from oyez.inspection.form import payload_json, utc_time
+from oyez.inspection.reach import Gap
+from oyez.ports import Position, Row
+from oyez.project import NotCreated, Project
+from oyez.runtime.dead import list_dead, show_dead
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """One dead letter, without its payload."""
+
+    service: str
+    id: int
+    """The service's own number for it."""
+    time: float
+    """When its handler gave up, in seconds since 1970."""
+    type: str
+    """Empty where the event could not be read."""
+    key: str | None
+    handler: str
+    """Empty where the event could not be read."""
+    event_id: str
+    stream: str
+    partition: int
+    position: Position
+    attempts: int
+    reason: str
+    state: str
+    """``dead``, ``redriven`` or ``discarded``."""
+    note: str
+    """What was said when it was redriven or discarded; else empty."""
+
+
+class WholeLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """One dead letter with all that is kept of it."""
+
+    letter: Letter
+    source: str
+    traceback: str
+    history: tuple[dict[str, Any], ...]
+    """What became of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
+    headers: dict[str, str]
+    data: bytes | None
+
+
+class Letters(msgspec.Struct, frozen=True, kw_only=True):
+    """Dead letters of several services."""
+
+    letters: tuple[Letter, ...]
+    """By service, the oldest first."""
+    more: bool
+    """Whether some were left out."""
+    gaps: tuple[Gap, ...]
+    """Stores that could not be read."""
+
+
+async def list_letters(
+    project: Project, services: Iterable[str], *, every: bool = False, limit: int = 100
+) -> Letters:
+    """Return the oldest dead letters of each service, at most ``limit`` of each.
+
+    ``every`` includes those that were redriven or discarded. A service that never ran has none.
+    """
+    letters: list[Letter] = []
+    gaps: list[Gap] = []
+    more = False
+    for name in services:
+        try:
+            async with project.opened_store(name) as store:
+                rows = await list_dead(store, every=every, limit=limit + 1)
+        except NotCreated:
+            continue
+        except OyezError as error:
+            gaps.append(Gap.of("store", name, error, name))
+            continue
+        more = more or len(rows) > limit
+        letters += [_letter(name, row) for row in rows[:limit]]
+    return Letters(letters=tuple(letters), more=more, gaps=tuple(gaps))
+
+
+async def show_letter(project: Project, service: str, letter: int) -> WholeLetter | None:
+    """Return one dead letter whole; None where the service has no such one.
+
+    Raises StoreError, and NotCreated where the service never ran.
+    """
+    async with project.opened_store(service) as store:
+        row = await show_dead(store, letter)
+    if row is None:
+        return None
+    return WholeLetter(
+        letter=_letter(service, row),
+        source=row["source"],
+        traceback=row["traceback"],
+        history=tuple(row["history"]),
+        headers=row["headers"],
+        data=row["data"],
+    )
+
+
+def as_value(letter: Letter) -> dict[str, Any]:
+    """Return a dead letter as a JSON-ready value."""
+    return {**msgspec.structs.asdict(letter), "time": utc_time(letter.time)}
+
+
+def whole_as_value(whole: WholeLetter) -> dict[str, Any]:
+    """Return a dead letter with all that is kept of it as a JSON-ready value."""
+    return {
+        **as_value(whole.letter),
+        "source": whole.source,
+        "traceback": whole.traceback,
+        "history": [{**entry, "at": utc_time(entry["at"])} for entry in whole.history],
+        "headers": whole.headers,
+        **payload_json(whole.data),
+    }
+
+
+def _letter(service: str, row: Row) -> Letter:
+    names = Letter.__struct_fields__[1:]
+    return Letter(service=service, **{name: row[name] for name in names})

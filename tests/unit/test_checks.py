@@ -1,0 +1,69 @@
+"""What the doctor finds, as values."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from oyez.config import load
+from oyez.errors import ConfigurationError
+from oyez.inspection.checks import Finding, as_value, examine, sound, unreadable
+from oyez.project import Project
+
+TOML = """
+[system]
+name = "till"
+broker = "redis://:secret@127.0.0.1:1?deadline=0.2"
+retention_days = 30
+[services.desk]
+app = "checked_desk:service"
+"""
+DESK = """
+from oyez import Event, Service
+service = Service("desk")
+class Sold(Event, type="till.sold"):
+    n: int
+@service.on(Sold)
+def record(event: Sold, needed: dict) -> None: ...
+"""
+
+
+async def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Finding]:
+    (tmp_path / "oyez.toml").write_text(TOML)
+    (tmp_path / "checked_desk.py").write_text(DESK)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    findings = await examine(Project(load(tmp_path, {})))
+    sys.modules.pop("checked_desk", None)
+    value = as_value(findings)
+    assert json.loads(json.dumps(value)) == value
+    assert value["ok"] == sound(findings)
+    return {each.check: each for each in findings}
+
+
+async def test_a_system_that_never_ran_is_examined_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = await found(tmp_path, monkeypatch)
+    assert checks["configuration"].level == "ok"
+    assert checks["broker"].level == "problem"
+    assert "secret" not in checks["broker"].text
+    assert checks["service desk"].level == "problem"
+    assert "record asks for dict" in checks["service desk"].text
+    assert checks["retention"].level == "warning"
+    assert checks["store desk"].text == "not created yet: the service has not run"
+    assert not (tmp_path / ".oyez").exists()
+
+
+def test_a_project_that_can_not_be_opened_is_a_finding(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(tmp_path / "oyez.toml", {})
+    finding = unreadable(raised.value)
+    assert (finding.check, finding.level, finding.text) == (
+        "configuration",
+        "problem",
+        str(raised.value),
+    )
+    assert not sound([finding])
