@@ -3,6 +3,7 @@
 The public names, no more. `oyez.testing` has the test harness, `oyez.errors` every error.
 """
 
+from oyez.contract import parse
 from oyez.errors import InvalidEvent, OyezError
 from oyez.event import Event, event
 from oyez.handler import Retry
@@ -20,4 +21,5 @@ __all__ = [
     "Service",
     "Transaction",
     "event",
+    "parse",
 ]

@@ -1,36 +1,22 @@
-"""The data of an event: encoded, decoded, and checked strictly where it comes from outside.
-
-Python's own parsers let through what later turns into poison: NaN, numbers that overflow to
-infinity, integers that other languages can't hold, lone surrogates, NUL, duplicate keys, and
-nesting that exhausts the stack. :func:`parse` refuses them at the edge, with the field's path.
-"""
+"""The data of an event: encoded, decoded, and parsed strictly where it comes from outside."""
 
 from __future__ import annotations
 
-import json
 import re
-from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
+from oyez import strict_json
 from oyez.errors import InvalidEvent, UnknownVersion
-from oyez.event import MAX_DATA, EventType
+from oyez.event import MAX_DATA, EventType, describe, is_event
 
-MAX_DEPTH = 64
-"""Arrays and objects nested deeper than this are refused."""
-_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _EVERY_THIRD = re.compile(rb"[0-9]{6}")
-_BAD_TEXT = re.compile("[\x00\ud800-\udfff]")
 _SCHEMA = re.compile(r"urn:oyez:(?P<name>.+):(?P<version>\d{1,6})")
 _PATH = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>.+)`)?", re.DOTALL)
 
 T = TypeVar("T")
-
-
-class BadJson(InvalidEvent):
-    """The bytes are not JSON at all (HTTP faces answer 400, not 422)."""
 
 
 def encode(kind: EventType, event: object) -> bytes:
@@ -51,7 +37,7 @@ def encode(kind: EventType, event: object) -> bytes:
         decode(kind, data)
     if b"\\u" in data or _holds_long_number(data):
         _check_values(event)
-        parse(data, object)
+        strict_json.read(data)
     return data
 
 
@@ -67,7 +53,7 @@ def _check_values(event: object) -> None:
         values = msgspec.to_builtins(event) if dump is None else dump(mode="python")
     except (TypeError, ValueError, OverflowError):
         return  # its encoder says what is wrong
-    _check(values, "$")
+    strict_json.check(values)
 
 
 def decode(kind: EventType, data: bytes, dataschema: str | None = None) -> Any:
@@ -89,33 +75,21 @@ def decode(kind: EventType, data: bytes, dataschema: str | None = None) -> Any:
         raise _invalid(error) from error
 
 
-def parse(data: bytes, into: type[T]) -> T:
-    """Untrusted JSON bytes as ``into`` (anything msgspec can build).
+def parse(kind: type[T], data: bytes, *, most: int = MAX_DATA) -> T:
+    """Return the ``kind`` that untrusted JSON bytes hold, such as the body of a request.
 
-    Raises BadJson when the bytes are not one JSON value in UTF-8, and InvalidEvent, naming the
-    field, when the value holds what must not enter the system or does not fit ``into``. The caller
-    bounds the size of ``data``.
+    ``kind`` is an event class or whatever msgspec can build: a Struct, a dataclass, an attrs class,
+    ``dict[str, int]``, ``object``. Raises `oyez.errors.BadJson` when the bytes are not one JSON
+    value in UTF-8. Raises InvalidEvent, naming the field, when they are more than ``most``, when
+    they hold what must not enter the system (NaN and infinity, integers beyond 64 bits, NUL, lone
+    surrogates, duplicate names, nesting deeper than 64), and when they do not fit ``kind``. Length
+    and depth are bounded before anything is parsed.
     """
+    value = strict_json.read(data, most=most)
+    if is_event(kind):
+        return cast(T, decode(describe(kind), data))
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadJson("$", f"is not UTF-8: byte {error.start} is invalid") from error
-    _check_depth(text)
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_integer,
-        )
-    except json.JSONDecodeError as error:
-        raise BadJson(
-            "$", f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    _check(value, "$")
-    try:
-        return msgspec.convert(value, into)
+        return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
 
@@ -125,88 +99,3 @@ def _invalid(error: Exception) -> InvalidEvent:
     if match is None:  # pragma: no cover - the pattern matches any text
         return InvalidEvent("$", str(error))
     return InvalidEvent(match["path"] or "$", match["problem"])
-
-
-def _check_depth(text: str) -> None:
-    # Counting brackets first keeps the walk below off ordinary documents.
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return
-    depth = 0
-    inside = escaped = False
-    for char in text:
-        if inside:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                inside = False
-        elif char == '"':
-            inside = True
-        elif char in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidEvent("$", f"is nested deeper than {MAX_DEPTH} levels")
-        elif char in "]}":
-            depth -= 1
-
-
-class _Refused:
-    """Stands in a parsed value for what is refused there, until its path is known."""
-
-    def __init__(self, problem: str) -> None:
-        self.problem = problem
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> object:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            return _Refused(f"has the name {name[:80]!a} twice")
-        seen.add(name)
-    return found
-
-
-def _no_constant(name: str) -> object:
-    return _Refused(f"{name} is not a number that can be stored")
-
-
-def _finite(text: str) -> object:
-    value = float(text)
-    return value if isfinite(value) else _Refused(f"{text[:40]} is too large a number")
-
-
-def _integer(text: str) -> object:
-    if len(text) > 20 or not _INT_MIN <= (value := int(text)) <= _INT_MAX:
-        return _Refused(f"{text[:40]} does not fit in 64 bits")
-    return value
-
-
-def _shown(number: int) -> str:
-    # Python refuses to write out a number of thousands of digits.
-    return str(number) if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
-
-
-def _check(value: object, path: str) -> None:
-    if isinstance(value, str):
-        if _BAD_TEXT.search(value):
-            raise InvalidEvent(path, "holds NUL or half of a surrogate pair")
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            if isinstance(name, str) and _BAD_TEXT.search(name):
-                raise InvalidEvent(path, "has a name that holds NUL or half of a surrogate pair")
-            _check(item, f"{path}.{str(name)[:80]}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check(item, f"{path}[{index}]")
-    elif isinstance(value, float):
-        if not isfinite(value):
-            raise InvalidEvent(path, f"{value} is not a number that can be stored")
-    elif isinstance(value, int):
-        if not _INT_MIN <= value <= _INT_MAX:
-            raise InvalidEvent(path, f"{_shown(value)} does not fit in 64 bits")
-    elif isinstance(value, _Refused):
-        raise InvalidEvent(path, value.problem)

@@ -7,6 +7,7 @@
     ├── DeclarationError      permanent   an event, a handler or a service is declared wrongly
     ├── EventError            permanent   an event or envelope breaks the contract
     │   ├── InvalidEvent                  its data or an attribute is invalid; names the field
+    │   │   └── BadJson                   its data is not JSON at all
     │   └── UnknownVersion                its contract version is newer than the handler knows
     ├── StoreError
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
@@ -64,6 +65,10 @@ class InvalidEvent(EventError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+
+class BadJson(InvalidEvent):
+    """The bytes are not one JSON value in UTF-8 (HTTP faces answer 400, not 422)."""
 
 
 class UnknownVersion(EventError):

@@ -26,6 +26,7 @@ def test_oyez() -> None:
         "Service",
         "Transaction",
         "event",
+        "parse",
     ]
 
 

@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orders.events import Line, OrderPlaced
-from oyez import InvalidEvent, Service, Transaction
-from oyez.contract import BadJson, parse
+from oyez import InvalidEvent, Service, Transaction, parse
+from oyez.errors import BadJson
 
 MAX_BODY = 65_536
 """Bytes of an order's JSON."""
@@ -74,7 +74,7 @@ async def place(request: Request) -> Response:
     if key and not _KEY.fullmatch(key):
         raise Problem(400, "bad_idempotency_key", "Idempotency-Key: 1 to 128 visible characters")
     body = await _body(request)
-    placement = parse(body, Placement)
+    placement = parse(Placement, body)
     _check(placement)
     digest = hashlib.sha256(body).hexdigest()
     async with service.transaction() as tx:

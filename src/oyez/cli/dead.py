@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from oyez import strict_json
 from oyez.cli.invocation import json_option, refuse, run_async
 from oyez.cli.printing import (
     Cell,
@@ -21,7 +22,6 @@ from oyez.cli.printing import (
     print_table,
     warn,
 )
-from oyez.contract import parse
 from oyez.errors import ConfigurationError, InvalidEvent, NotRedriven, OyezError
 from oyez.event import MAX_DATA
 from oyez.inspection.form import escape
@@ -197,7 +197,7 @@ def _data(file: Path) -> bytes:
     try:
         if len(data) > MAX_DATA:
             raise InvalidEvent("$", f"is more than {MAX_DATA} bytes, which is the limit")
-        parse(data, object)
+        strict_json.read(data)
     except InvalidEvent as error:
         raise ConfigurationError(f"--data: {file}: {error}") from error
     return data

@@ -6,9 +6,10 @@ import sys
 
 import click
 
+from oyez import strict_json
 from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import closest, print_json, warn, write
-from oyez.contract import decode, parse
+from oyez.contract import decode
 from oyez.envelope import Envelope, check_headers, format_time, open_record
 from oyez.errors import ConfigurationError, InvalidEvent
 from oyez.event import MAX_DATA, MAX_KEY, EventType
@@ -92,7 +93,7 @@ def _read(text: str) -> bytes:
     )
     if len(data) > MAX_DATA:
         raise InvalidEvent("$", f"is more than {MAX_DATA} bytes, which is the limit")
-    parse(data, object)
+    strict_json.read(data)
     return data.strip()
 
 

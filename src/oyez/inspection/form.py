@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from oyez.contract import parse
+from oyez import strict_json
 from oyez.envelope import format_time
 from oyez.errors import InvalidEvent
 
@@ -51,6 +51,6 @@ def payload_json(data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {"data": None}
     try:
-        return {"data": parse(data, object)}
+        return {"data": strict_json.read(data)}
     except InvalidEvent:
         return {"data_base64": base64.b64encode(data).decode()}
