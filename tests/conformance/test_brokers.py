@@ -8,15 +8,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions  # noqa: E402
-from oyez.brokers.memory import MemoryBroker  # noqa: E402
-from oyez.errors import BrokerCorrupt  # noqa: E402
-from oyez.ports import BEGINNING, Broker, Record  # noqa: E402
-from oyez.testing import VirtualAmbient  # noqa: E402
-from oyez.testing.broker_suite import BrokerSuite, Factory  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions
+from oyez.brokers.memory import MemoryBroker
+from oyez.errors import BrokerCorrupt
+from oyez.ports import BEGINNING, Broker, Record
+from oyez.testing import VirtualAmbient
+from oyez.testing.broker_suite import BrokerSuite, Factory
 
 NEVER = 3_600.0
 DEADLINE = 60.0

@@ -16,23 +16,19 @@ import asyncpg
 import botocore.session
 import pytest
 
-pytest.register_assert_rewrite(
-    "oyez.testing.broker_suite", "oyez.testing.delivery_suite", "oyez.testing.ticks"
-)
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.claim_check import ClaimCheckOptions, open_storage  # noqa: E402
-from oyez.brokers.claim_check.postgres import DELETED  # noqa: E402
-from oyez.brokers.claim_check.storage import MARGIN  # noqa: E402
-from oyez.envelope import open_record  # noqa: E402
-from oyez.errors import BrokerRefused, BrokerUnavailable, InvalidEvent  # noqa: E402
-from oyez.ports import BEGINNING, Broker, Finding, Record  # noqa: E402
-from oyez.testing.broker_suite import BrokerSuite, Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.crash import run_and_kill  # noqa: E402
-from oyez.testing.delivery_suite import DeliverySuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import Server, server  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.brokers.claim_check import ClaimCheckOptions, open_storage
+from oyez.brokers.claim_check.postgres import DELETED
+from oyez.brokers.claim_check.storage import MARGIN
+from oyez.envelope import open_record
+from oyez.errors import BrokerRefused, BrokerUnavailable, InvalidEvent
+from oyez.ports import BEGINNING, Broker, Finding, Record
+from oyez.testing.broker_suite import BrokerSuite, Factory, ServerBrokerSuite
+from oyez.testing.crash import run_and_kill
+from oyez.testing.delivery_suite import DeliverySuite
+from oyez.testing.proxy import Proxy
+from servers import Server, server
 
 DEADLINE = 60.0
 SECRET = "canary-7f3a"

@@ -6,18 +6,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from aws import Account
 
-pytest.register_assert_rewrite("oyez.testing.delivery_suite", "oyez.testing.ticks")
-
-from aws import Account  # noqa: E402
-
-from oyez.testing.delivery_suite import (  # noqa: E402
+from oyez.testing.delivery_suite import (
     DeliverySuite,
     ServerDeliverySuite,
     StoreServerSuite,
 )
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import Server, server  # noqa: E402
+from oyez.testing.proxy import Proxy
+from servers import Server, server
 
 
 class Embedded(DeliverySuite):

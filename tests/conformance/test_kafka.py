@@ -19,26 +19,24 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.kafka.cluster import Topic  # noqa: E402
-from oyez.brokers.kafka.inspection import judge  # noqa: E402
-from oyez.brokers.kafka.options import KafkaOptions  # noqa: E402
-from oyez.envelope import open_record  # noqa: E402
-from oyez.errors import (  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.brokers.kafka.cluster import Topic
+from oyez.brokers.kafka.inspection import judge
+from oyez.brokers.kafka.options import KafkaOptions
+from oyez.envelope import open_record
+from oyez.errors import (
     BrokerError,
     BrokerRefused,
     BrokerUnavailable,
     ConfigurationError,
     InvalidEvent,
 )
-from oyez.partitioning import partition_of  # noqa: E402
-from oyez.ports import BEGINNING, Batch, Broker, Position, Record  # noqa: E402
-from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import ROOT, Server, server  # noqa: E402
+from oyez.partitioning import partition_of
+from oyez.ports import BEGINNING, Batch, Broker, Position, Record
+from oyez.testing.broker_suite import Factory, ServerBrokerSuite
+from oyez.testing.proxy import Proxy
+from servers import ROOT, Server, server
 
 DEADLINE = 60.0
 

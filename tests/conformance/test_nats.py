@@ -19,22 +19,19 @@ import nats
 import nats.js
 import nats.js.errors
 import pytest
+from tls import self_signed
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from tls import self_signed  # noqa: E402
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.nats import NatsBroker  # noqa: E402
-from oyez.brokers.nats.message import decode, encode  # noqa: E402
-from oyez.envelope import open_record  # noqa: E402
-from oyez.errors import BrokerRefused, BrokerUnavailable, InvalidEvent  # noqa: E402
-from oyez.partitioning import partition_of  # noqa: E402
-from oyez.ports import BEGINNING, Batch, Broker, Record  # noqa: E402
-from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import ROOT, Server, server  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.brokers.nats import NatsBroker
+from oyez.brokers.nats.message import decode, encode
+from oyez.envelope import open_record
+from oyez.errors import BrokerRefused, BrokerUnavailable, InvalidEvent
+from oyez.partitioning import partition_of
+from oyez.ports import BEGINNING, Batch, Broker, Record
+from oyez.testing.broker_suite import Factory, ServerBrokerSuite
+from oyez.testing.proxy import Proxy
+from servers import ROOT, Server, server
 
 DEADLINE = 60.0
 

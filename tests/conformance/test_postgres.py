@@ -14,23 +14,21 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.postgres import MAX_BYTES, PostgresBroker  # noqa: E402
-from oyez.envelope import open_record  # noqa: E402
-from oyez.errors import (  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.brokers.postgres import MAX_BYTES, PostgresBroker
+from oyez.envelope import open_record
+from oyez.errors import (
     BrokerRefused,
     BrokerUnavailable,
     ConfigurationError,
     InvalidEvent,
 )
-from oyez.partitioning import partition_of  # noqa: E402
-from oyez.ports import BEGINNING, Batch, Broker, Finding, Position, Record  # noqa: E402
-from oyez.testing.broker_suite import BrokerSuite, Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import Server, server  # noqa: E402
+from oyez.partitioning import partition_of
+from oyez.ports import BEGINNING, Batch, Broker, Finding, Position, Record
+from oyez.testing.broker_suite import BrokerSuite, Factory, ServerBrokerSuite
+from oyez.testing.proxy import Proxy
+from servers import Server, server
 
 DEADLINE = 60.0
 NEVER = 3_600.0

@@ -21,14 +21,11 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from shop import copy_shop
 
-pytest.register_assert_rewrite("oyez.testing.store_suite", "oyez.testing.delivery_suite")
-
-from shop import copy_shop  # noqa: E402
-
-import oyez.stores.postgres as postgres  # noqa: E402
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.errors import (  # noqa: E402
+import oyez.stores.postgres as postgres
+from oyez.ambient import SystemAmbient
+from oyez.errors import (
     ConfigurationError,
     ConstraintViolated,
     StoreError,
@@ -36,15 +33,15 @@ from oyez.errors import (  # noqa: E402
     StoreUnavailable,
     TransactionExpired,
 )
-from oyez.ports import Announcement, Changes, Store  # noqa: E402
-from oyez.stores import connect  # noqa: E402
-from oyez.stores.postgres import PostgresStore  # noqa: E402
-from oyez.stores.postgres import schema as schemas  # noqa: E402
-from oyez.stores.postgres.lease import RETURN, presence_of  # noqa: E402
-from oyez.stores.postgres.statements import numbered  # noqa: E402
-from oyez.testing.delivery_suite import StoreServerSuite  # noqa: E402
-from oyez.testing.store_suite import Factory, StoreSuite  # noqa: E402
-from servers import Server, server  # noqa: E402
+from oyez.ports import Announcement, Changes, Store
+from oyez.stores import connect
+from oyez.stores.postgres import PostgresStore
+from oyez.stores.postgres import schema as schemas
+from oyez.stores.postgres.lease import RETURN, presence_of
+from oyez.stores.postgres.statements import numbered
+from oyez.testing.delivery_suite import StoreServerSuite
+from oyez.testing.store_suite import Factory, StoreSuite
+from servers import Server, server
 
 DEADLINE = 60.0
 """Seconds that a test waits, at most, for what must come."""

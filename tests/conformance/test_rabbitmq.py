@@ -15,20 +15,18 @@ from uuid import uuid4
 import pytest
 from pamqp import commands, header
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.rabbitmq import RabbitMqBroker, amqp, reader  # noqa: E402
-from oyez.brokers.rabbitmq.binding import seal, unseal  # noqa: E402
-from oyez.brokers.rabbitmq.tail import Tail  # noqa: E402
-from oyez.envelope import open_record  # noqa: E402
-from oyez.errors import BrokerRefused, BrokerUnavailable  # noqa: E402
-from oyez.partitioning import partition_of  # noqa: E402
-from oyez.ports import Batch, Record  # noqa: E402
-from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import SERVICES, Server, server  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.brokers.rabbitmq import RabbitMqBroker, amqp, reader
+from oyez.brokers.rabbitmq.binding import seal, unseal
+from oyez.brokers.rabbitmq.tail import Tail
+from oyez.envelope import open_record
+from oyez.errors import BrokerRefused, BrokerUnavailable
+from oyez.partitioning import partition_of
+from oyez.ports import Batch, Record
+from oyez.testing.broker_suite import Factory, ServerBrokerSuite
+from oyez.testing.proxy import Proxy
+from servers import SERVICES, Server, server
 
 DEADLINE = 60.0
 

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.testing.broker_suite import Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from servers import Server, server  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.testing.broker_suite import Factory, ServerBrokerSuite
+from oyez.testing.proxy import Proxy
+from servers import Server, server
 
 
 class TestRedis(ServerBrokerSuite):

@@ -17,29 +17,26 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aws import Account
 from botocore.exceptions import ClientError
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from aws import Account  # noqa: E402
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.brokers import connect  # noqa: E402
-from oyez.brokers.sns_sqs import message as messages  # noqa: E402
-from oyez.brokers.sns_sqs.aws import Aws  # noqa: E402
-from oyez.brokers.sns_sqs.broker import SnsSqsBroker  # noqa: E402
-from oyez.brokers.sns_sqs.options import SnsSqsOptions  # noqa: E402
-from oyez.brokers.sns_sqs.queue import Queue  # noqa: E402
-from oyez.endpoint import Endpoint  # noqa: E402
-from oyez.envelope import open_record  # noqa: E402
-from oyez.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, InvalidEvent  # noqa: E402
-from oyez.partitioning import partition_of  # noqa: E402
-from oyez.ports import BEGINNING, Record  # noqa: E402
-from oyez.testing import VirtualAmbient  # noqa: E402
-from oyez.testing.broker_suite import HEARTBEAT, Factory, ServerBrokerSuite  # noqa: E402
-from oyez.testing.proxy import Proxy  # noqa: E402
-from oyez.testing.ticks import ticking  # noqa: E402
-from servers import Server  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.brokers import connect
+from oyez.brokers.sns_sqs import message as messages
+from oyez.brokers.sns_sqs.aws import Aws
+from oyez.brokers.sns_sqs.broker import SnsSqsBroker
+from oyez.brokers.sns_sqs.options import SnsSqsOptions
+from oyez.brokers.sns_sqs.queue import Queue
+from oyez.endpoint import Endpoint
+from oyez.envelope import open_record
+from oyez.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, InvalidEvent
+from oyez.partitioning import partition_of
+from oyez.ports import BEGINNING, Record
+from oyez.testing import VirtualAmbient
+from oyez.testing.broker_suite import HEARTBEAT, Factory, ServerBrokerSuite
+from oyez.testing.proxy import Proxy
+from oyez.testing.ticks import ticking
+from servers import Server
 
 GROUP = "suite.reader"
 DEADLINE = 60.0

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import apsw
-import pytest
 
-pytest.register_assert_rewrite("oyez.testing.store_suite")
-
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.stores.sqlite import SqliteStore  # noqa: E402
-from oyez.testing.store_suite import Factory, StoreSuite  # noqa: E402
+from oyez.ambient import SystemAmbient
+from oyez.stores.sqlite import SqliteStore
+from oyez.testing.store_suite import Factory, StoreSuite
 
 
 class TestSqlite(StoreSuite):

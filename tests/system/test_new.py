@@ -58,7 +58,16 @@ def test_it_is_complete(made: Path) -> None:
 
 def test_its_tests_pass(made: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "oyez.testing.plugin",
+            "-p",
+            "no:cacheprovider",
+        ],
         cwd=made,
         capture_output=True,
         text=True,

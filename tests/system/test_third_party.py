@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 from shop import Shop, running_shop
 
-pytest.register_assert_rewrite("oyez.testing.broker_suite")
-
-from oyez import adapters, brokers, stores  # noqa: E402
-from oyez.ambient import SystemAmbient  # noqa: E402
-from oyez.config import load  # noqa: E402
-from oyez.errors import ConfigurationError  # noqa: E402
-from oyez.testing.broker_suite import BrokerSuite, Factory  # noqa: E402
+from oyez import adapters, brokers, stores
+from oyez.ambient import SystemAmbient
+from oyez.config import load
+from oyez.errors import ConfigurationError
+from oyez.testing.broker_suite import BrokerSuite, Factory
 
 MODULE = """
 from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions

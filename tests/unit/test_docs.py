@@ -11,6 +11,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from oyez.config import (
     load,
 )
 from oyez.observe.metrics import Metrics
+from oyez.testing import running
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -84,8 +86,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 async def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
     """Its blocks run in order in one namespace, then the tests that they define.
 
-    A block whose first line is a comment with a file's name is that file.
+    A block whose first line is a comment with a file's name is that file. The tests may ask for
+    the fixture `running`.
     """
+    fixtures = {"running": partial(running, root=folder)}
     module = types.ModuleType("page")
     namespace = module.__dict__
     sys.modules["page"] = module
@@ -106,7 +110,8 @@ async def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
                 await run(block, named(page), namespace)
         for name, test in list(namespace.items()):
             if name.startswith("test_"):
-                answer = test()
+                wanted = inspect.signature(test).parameters
+                answer = test(**{each: fixtures[each] for each in wanted})
                 if inspect.isawaitable(answer):
                     await answer
     finally:

@@ -31,7 +31,7 @@ def test_oyez() -> None:
 
 
 def test_oyez_testing() -> None:
-    assert oyez.testing.__all__ == ["NotSettled", "System", "VirtualAmbient", "running"]
+    assert oyez.testing.__all__ == ["NotSettled", "Running", "System", "VirtualAmbient", "running"]
     for module, suite in (("broker_suite", "BrokerSuite"), ("store_suite", "StoreSuite")):
         assert inspect.getdoc(getattr(import_module(f"oyez.testing.{module}"), suite))
 

@@ -16,10 +16,10 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import httpx
 
@@ -158,6 +158,25 @@ class System:
             if rows[0]["busy"]:
                 return f"{name} has {rows[0]['busy']} events in its outbox or parked and due"
         return ""
+
+
+class Running(Protocol):
+    """The type of the pytest fixture `running`, of which a project's tests ask for the harness."""
+
+    def __call__(
+        self,
+        *services: Service,
+        system: str = ...,
+        root: Path = ...,
+        provide: Mapping[type, object] | None = None,
+        seed: int = 0,
+        partitions: int = 8,
+    ) -> AbstractAsyncContextManager[System]:
+        """Run services until the block ends; see `oyez.testing.running`.
+
+        ``system`` and ``root`` are the project's unless given.
+        """
+        ...
 
 
 class _Inline(Executor):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from inventory.events import (
     Line,
     OrderCancelled,
@@ -13,9 +11,7 @@ from inventory.events import (
     StockReserved,
 )
 from inventory.service import service
-from oyez.testing import System, running
-
-ROOT = Path(__file__).parents[2]
+from oyez.testing import Running, System
 
 
 async def cloaks(system: System) -> tuple[int, int, int]:
@@ -30,8 +26,8 @@ def placed(order_id: str, quantity: int) -> OrderPlaced:
     return OrderPlaced(order_id=order_id, lines=lines)
 
 
-async def test_reserved_then_shipped() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_reserved_then_shipped(running: Running) -> None:
+    async with running(service) as system:
         await system.publish(placed("1", 5), service="orders")
         await system.settled()
         assert system.announced(StockReserved) == [StockReserved(order_id="1")]
@@ -42,8 +38,8 @@ async def test_reserved_then_shipped() -> None:
         assert await cloaks(system) == (20, 0, 5)
 
 
-async def test_reserved_then_released_once() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_reserved_then_released_once(running: Running) -> None:
+    async with running(service) as system:
         await system.publish(placed("1", 5), service="orders")
         for _ in range(2):
             await system.publish(OrderCancelled(order_id="1"), service="orders")
@@ -51,8 +47,8 @@ async def test_reserved_then_released_once() -> None:
         assert await cloaks(system) == (25, 0, 0)
 
 
-async def test_a_line_that_is_missing_rejects_the_whole_order() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_a_line_that_is_missing_rejects_the_whole_order(running: Running) -> None:
+    async with running(service) as system:
         await system.publish(placed("1", 26), service="orders")
         await system.settled()
         assert system.announced(StockRejected) == [StockRejected(order_id="1", sku="cloak")]
@@ -60,8 +56,8 @@ async def test_a_line_that_is_missing_rejects_the_whole_order() -> None:
         assert reserved == [{"n": 0}]
 
 
-async def test_the_last_pieces_go_to_one_of_many() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_the_last_pieces_go_to_one_of_many(running: Running) -> None:
+    async with running(service) as system:
         for number in range(30):
             await system.publish(placed(str(number), 10), service="orders")
         await system.settled()

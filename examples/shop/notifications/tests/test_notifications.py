@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from notifications.events import OrderPlaced, PaymentProcessed, ShipmentReady
 from notifications.senders import Mailer, Texter
 from notifications.service import service
-from oyez.testing import running
+from oyez.testing import Running
 
-ROOT = Path(__file__).parents[2]
 PLACED = OrderPlaced(order_id="1", email="a@example.org", phone="+31612345678", total_cents=900)
 
 
@@ -28,9 +25,9 @@ class Post:
             raise ConnectionError("no answer")
 
 
-async def test_every_stage_is_told_once_by_mail_and_sms() -> None:
+async def test_every_stage_is_told_once_by_mail_and_sms(running: Running) -> None:
     mails, texts = Post(), Post()
-    async with running(service, root=ROOT, provide={Mailer: mails, Texter: texts}) as system:
+    async with running(service, provide={Mailer: mails, Texter: texts}) as system:
         await system.publish(PLACED, service="orders")
         await system.publish(PaymentProcessed(order_id="1"), service="payments")
         await system.settled()
@@ -43,9 +40,9 @@ async def test_every_stage_is_told_once_by_mail_and_sms() -> None:
         }  # fmt: skip
 
 
-async def test_a_stage_heard_of_before_the_order_waits_for_the_address() -> None:
+async def test_a_stage_heard_of_before_the_order_waits_for_the_address(running: Running) -> None:
     mails, texts = Post(), Post()
-    async with running(service, root=ROOT, provide={Mailer: mails, Texter: texts}) as system:
+    async with running(service, provide={Mailer: mails, Texter: texts}) as system:
         await system.publish(ShipmentReady(order_id="1", tracking="OY1"), service="shipping")
         await system.settled()
         assert mails.sent == {}
@@ -55,9 +52,11 @@ async def test_a_stage_heard_of_before_the_order_waits_for_the_address() -> None
         assert len(mails.sent) == len(texts.sent) == mails.calls == texts.calls == 2
 
 
-async def test_a_mail_whose_answer_is_lost_is_sent_again_under_the_same_key() -> None:
+async def test_a_mail_whose_answer_is_lost_is_sent_again_under_the_same_key(
+    running: Running,
+) -> None:
     mails, texts = Post(failures=3), Post()
-    async with running(service, root=ROOT, provide={Mailer: mails, Texter: texts}) as system:
+    async with running(service, provide={Mailer: mails, Texter: texts}) as system:
         await system.publish(PLACED, service="orders")
         await system.settled()
         await system.advance(60.0)
@@ -66,10 +65,10 @@ async def test_a_mail_whose_answer_is_lost_is_sent_again_under_the_same_key() ->
         assert sorted(notice["channel"] for notice in notices) == ["email", "sms"]
 
 
-async def test_who_gave_no_number_gets_no_sms() -> None:
+async def test_who_gave_no_number_gets_no_sms(running: Running) -> None:
     mails, texts = Post(), Post()
     placed = OrderPlaced(order_id="1", email="a@example.org", phone=None, total_cents=900)
-    async with running(service, root=ROOT, provide={Mailer: mails, Texter: texts}) as system:
+    async with running(service, provide={Mailer: mails, Texter: texts}) as system:
         await system.publish(placed, service="orders")
         await system.settled()
         assert (len(mails.sent), texts.calls) == (1, 0)

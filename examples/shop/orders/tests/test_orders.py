@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,8 @@ from orders.events import (
     StockReserved,
 )
 from orders.service import service
-from oyez.testing import System, running
+from oyez.testing import Running, System
 
-ROOT = Path(__file__).parents[2]
 ORDER = {
     "lines": [{"sku": "bell", "quantity": 2}],
     "email": "a@example.org",
@@ -44,8 +42,8 @@ async def status(system: System, order_id: str) -> str:
     return found
 
 
-async def test_a_placed_order_is_announced_with_its_total() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_a_placed_order_is_announced_with_its_total(running: Running) -> None:
+    async with running(service) as system:
         order_id = await place(system)
         await system.settled()
         (placed,) = system.announced(OrderPlaced)
@@ -54,8 +52,10 @@ async def test_a_placed_order_is_announced_with_its_total() -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations([PaymentProcessed, StockReserved])))
-async def test_payment_and_stock_confirm_it_once(order: tuple[type, type]) -> None:
-    async with running(service, root=ROOT) as system:
+async def test_payment_and_stock_confirm_it_once(
+    running: Running, order: tuple[type, type]
+) -> None:
+    async with running(service) as system:
         order_id = await place(system)
         for number, cls in enumerate((*order, *order)):
             await system.publish(cls(order_id=order_id), service=f"other-{number}")
@@ -66,8 +66,8 @@ async def test_payment_and_stock_confirm_it_once(order: tuple[type, type]) -> No
         assert await status(system, order_id) == "shipped"
 
 
-async def test_two_reasons_to_cancel_cancel_it_once() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_two_reasons_to_cancel_cancel_it_once(running: Running) -> None:
+    async with running(service) as system:
         order_id = await place(system)
         failed = PaymentFailed(order_id=order_id, reason="card_declined")
         await system.publish(failed, service="payments")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from oyez.testing import System, running
+from oyez.testing import Running, System
 from payments.events import (
     OrderCancelled,
     OrderPlaced,
@@ -14,8 +12,6 @@ from payments.events import (
 )
 from payments.provider import PaymentProvider, ProviderUnavailable
 from payments.service import CHARGE, service
-
-ROOT = Path(__file__).parents[2]
 
 
 class Provider:
@@ -42,9 +38,11 @@ class Provider:
 PLACED = OrderPlaced(order_id="1", card="tok_ok", total_cents=900)
 
 
-async def test_an_answer_that_is_lost_is_asked_for_again_under_the_same_key() -> None:
+async def test_an_answer_that_is_lost_is_asked_for_again_under_the_same_key(
+    running: Running,
+) -> None:
     provider = Provider(silent=2)
-    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+    async with running(service, provide={PaymentProvider: provider}) as system:
         await system.publish(PLACED, service="orders")
         await system.settled()
         await system.advance(5.0)
@@ -55,9 +53,9 @@ async def test_an_answer_that_is_lost_is_asked_for_again_under_the_same_key() ->
         assert ledger == [{"entry": "captured", "cents": 900}]
 
 
-async def test_a_declined_card_fails_and_is_never_refunded() -> None:
+async def test_a_declined_card_fails_and_is_never_refunded(running: Running) -> None:
     provider = Provider(declines=True)
-    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+    async with running(service, provide={PaymentProvider: provider}) as system:
         await system.publish(PLACED, service="orders")
         await system.settled()
         failed = PaymentFailed(order_id="1", reason="card_declined")
@@ -69,9 +67,9 @@ async def test_a_declined_card_fails_and_is_never_refunded() -> None:
         assert system.announced(PaymentRefunded) == []
 
 
-async def test_a_cancelled_order_is_refunded_after_its_charge() -> None:
+async def test_a_cancelled_order_is_refunded_after_its_charge(running: Running) -> None:
     provider = Provider(silent=1)
-    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+    async with running(service, provide={PaymentProvider: provider}) as system:
         await system.publish(PLACED, service="orders")
         cancelled = OrderCancelled(order_id="1", reason="out_of_stock")
         await system.publish(cancelled, service="orders")
@@ -84,9 +82,11 @@ async def test_a_cancelled_order_is_refunded_after_its_charge() -> None:
         assert provider.captured == {}
 
 
-async def test_a_provider_that_stays_silent_fails_the_payment_and_voids_it() -> None:
+async def test_a_provider_that_stays_silent_fails_the_payment_and_voids_it(
+    running: Running,
+) -> None:
     provider = Provider(silent=CHARGE.attempts)
-    async with running(service, root=ROOT, provide={PaymentProvider: provider}) as system:
+    async with running(service, provide={PaymentProvider: provider}) as system:
         await system.publish(PLACED, service="orders")
         await system.settled()
         await system.advance(300.0)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 
-from oyez.testing import running
+from oyez.testing import Running
 from shipping.events import (
     OrderCancelled,
     OrderPlaced,
@@ -17,13 +16,14 @@ from shipping.events import (
 )
 from shipping.service import service
 
-ROOT = Path(__file__).parents[2]
 FACTS = (OrderPlaced, PaymentProcessed, StockReserved)
 
 
 @pytest.mark.parametrize("order", list(permutations(FACTS)))
-async def test_it_ships_once_after_all_three_in_any_order(order: tuple[type, ...]) -> None:
-    async with running(service, root=ROOT) as system:
+async def test_it_ships_once_after_all_three_in_any_order(
+    running: Running, order: tuple[type, ...]
+) -> None:
+    async with running(service) as system:
         for number, cls in enumerate(order):
             assert system.announced(ShipmentReady) == []
             await system.publish(cls(order_id="1"), service=f"other-{number}")
@@ -32,8 +32,8 @@ async def test_it_ships_once_after_all_three_in_any_order(order: tuple[type, ...
 
 
 @pytest.mark.parametrize("missing", FACTS)
-async def test_it_does_not_ship_when_one_is_missing(missing: type) -> None:
-    async with running(service, root=ROOT) as system:
+async def test_it_does_not_ship_when_one_is_missing(running: Running, missing: type) -> None:
+    async with running(service) as system:
         for cls in FACTS:
             if cls is not missing:
                 await system.publish(cls(order_id="1"))
@@ -41,8 +41,8 @@ async def test_it_does_not_ship_when_one_is_missing(missing: type) -> None:
         assert system.announced(ShipmentReady) == []
 
 
-async def test_a_cancelled_parcel_stays() -> None:
-    async with running(service, root=ROOT) as system:
+async def test_a_cancelled_parcel_stays(running: Running) -> None:
+    async with running(service) as system:
         for cls in (OrderPlaced, OrderCancelled, PaymentProcessed, StockReserved):
             await system.publish(cls(order_id="1"))
         await system.settled()
