@@ -28,6 +28,14 @@ class Bound(Protocol):
     announcer: Announcer
     stopping: bool
 
+    def committed(self) -> None:
+        """Wake what follows the service's changes."""
+        ...
+
+    def changes(self, every: float | None) -> AsyncIterator[None]:
+        """Return what `Service.changes` does."""
+        ...
+
 
 class Provider(msgspec.Struct, frozen=True):
     """A function whose result, one per process, handlers may ask for by its type."""
@@ -140,7 +148,7 @@ class Service:
         durable when the block has ended; it is published soon after, broker up or not.
         """
         bound = self._running()
-        unit = UnitOfWork(bound.store, bound.announcer)
+        unit = UnitOfWork(bound.store, bound.announcer, bound.committed)
         try:
             yield unit.transaction(origin.get())
             await unit.commit()
@@ -151,6 +159,17 @@ class Service:
     def stopping(self) -> bool:
         """Whether the process is being drained: answers that go on and on should end."""
         return self._running().stopping
+
+    def changes(self, *, every: float | None = None) -> AsyncIterator[None]:
+        """Return an iterator that wakes after commits of the service, for pages that are live.
+
+        It wakes once at the beginning; at once after a commit of this process, or one of another
+        replica that announced an event; within about a second after any other commit of a replica;
+        and after ``every`` seconds without a commit. Commits that come while it is not awaited, or
+        within a tenth of a second, are one wake-up. It does not say what has changed, if anything:
+        query what is shown. It ends when the process is being drained.
+        """
+        return self._running().changes(every)
 
     async def fetch(self, sql: str, /, **parameters: Any) -> list[Row]:
         """A query on a snapshot of what is committed; holds up no one."""

@@ -123,7 +123,11 @@ class Announcer:
 class UnitOfWork:
     """What one or many handler calls leave to one commit."""
 
-    def __init__(self, store: Store, announcer: Announcer) -> None:
+    def __init__(
+        self, store: Store, announcer: Announcer, committed: Callable[[], None] = lambda: None
+    ) -> None:
+        """``committed`` is called after each commit, also after one that may have failed."""
+        self._committed = committed
         self.changes = Changes(time=announcer.ambient.now())
         self._time = format_time(self.changes.time)
         self._store = store.begin()
@@ -148,7 +152,10 @@ class UnitOfWork:
         """Make it all durable. Raises what `StoreTransaction.commit` raises."""
         self.closed = True
         self.changes.writes = self._drain()
-        await self._store.commit(self.changes)
+        try:
+            await self._store.commit(self.changes)
+        finally:
+            self._committed()
 
     async def rollback(self) -> None:
         """Undo it all. Safe at any time."""

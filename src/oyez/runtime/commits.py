@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from oyez.ambient import Ambient
 from oyez.ports import Changes, Claim, Store
 from oyez.transaction import Announcer, UnitOfWork
@@ -10,14 +12,22 @@ from oyez.transaction import Announcer, UnitOfWork
 class Commits:
     """Begins transactions on one service's store."""
 
-    def __init__(self, store: Store, announcer: Announcer, ambient: Ambient) -> None:
+    def __init__(
+        self,
+        store: Store,
+        announcer: Announcer,
+        ambient: Ambient,
+        committed: Callable[[], None] | None = None,
+    ) -> None:
+        """``committed`` is called after each commit of a unit of work."""
         self.store = store
+        self._committed = committed
         self._announcer = announcer
         self._ambient = ambient
 
     def unit(self, claim: Claim | None) -> UnitOfWork:
         """A unit of work that commits only while ``claim`` holds."""
-        unit = UnitOfWork(self.store, self._announcer)
+        unit = UnitOfWork(self.store, self._announcer, self._committed)
         unit.changes.claim = claim
         return unit
 

@@ -30,6 +30,7 @@ from oyez.runtime.migrations import read_migrations
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer
 from oyez.runtime.reports import Reports
+from oyez.runtime.watch import Watch
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
 from oyez.transaction import Announcer
@@ -92,7 +93,8 @@ class ServiceProcess:
         self._threads = threads or ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"{service.name}-handler"
         )
-        self.commits = Commits(store, self.announcer, ambient)
+        self.watch = Watch(store, ambient, self.owner)
+        self.commits = Commits(store, self.announcer, ambient, self.committed)
         self._execution = Execution(
             Calls(self.handlers, ambient, self._threads), self.commits, ambient, self.reports
         )
@@ -167,6 +169,7 @@ class ServiceProcess:
     def stop_soon(self) -> None:
         """Say that the process is about to drain: it is not ready, and long answers end."""
         self.stopping = True
+        self.watch.close()
 
     async def drain(self, grace: float | None = None) -> None:
         """Stop taking, finish what is in flight within ``grace`` seconds, hand over, let go.
@@ -194,12 +197,14 @@ class ServiceProcess:
     async def kill(self) -> None:
         """End as a crash would: nothing is finished, nothing handed over. For tests."""
         self.draining = True
+        self.watch.close()
         self.health.stop()
         self.housekeeping.stop()
         self.claims.kill()
         await self.parked.stop(0.0)
 
     def _committed(self) -> None:
+        self.watch.ring()
         self._work.ring()
         if self.claims.relay is not None:
             self.claims.relay.ring()
@@ -267,6 +272,14 @@ class ServiceProcess:
         await self.broker.close()
         await self.store.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def committed(self) -> None:
+        """See `oyez.service.Bound`."""
+        self.watch.ring()
+
+    def changes(self, every: float | None) -> AsyncIterator[None]:
+        """See `oyez.service.Bound`."""
+        return self.watch.follow(every)
 
     def _batches(self, lane: Lane) -> Batches:
         return Batches(
