@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,8 +22,6 @@ MAX_BODY = 65_536
 """Bytes of an order's JSON."""
 MAX_LINES = 20
 MAX_QUANTITY = 99
-WATCH = 0.25
-"""Seconds between two looks at an order that a browser follows."""
 BEAT = 15.0
 """Seconds of silence after which a comment keeps the stream open."""
 
@@ -102,23 +100,23 @@ async def read(request: Request) -> Response:
 
 async def follow(request: Request) -> Response:
     """``GET /orders/{id}/events``: the order as server-sent events, until it is settled."""
+    changes = _service(request).changes(every=BEAT)
     first = await _order(request)
 
     async def events() -> AsyncIterator[str]:
-        order: dict[str, Any] = first
-        silent = 0.0
+        order = first
         yield _sse(order)
-        service = _service(request)
-        while order["status"] not in ("shipped", "cancelled") and not service.stopping:
-            await asyncio.sleep(WATCH)
+        sent = time.monotonic()
+        async for _ in changes:
             found = await _order(request)
-            silent += WATCH
             if found != order:
-                order, silent = found, 0.0
+                order, sent = found, time.monotonic()
                 yield _sse(order)
-            elif silent >= BEAT:
-                silent = 0.0
+            elif time.monotonic() - sent >= BEAT:
+                sent = time.monotonic()
                 yield ": still here\n\n"
+            if order["status"] in ("shipped", "cancelled"):
+                return
 
     return StreamingResponse(
         events(),

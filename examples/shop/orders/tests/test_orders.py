@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -78,3 +83,58 @@ async def test_two_reasons_to_cancel_cancel_it_once(running: Running) -> None:
             OrderCancelled(order_id=order_id, reason="card_declined")
         ]
         assert await status(system, order_id) == "cancelled"
+
+
+@asynccontextmanager
+async def followed(system: System, order_id: str) -> AsyncIterator[list[str]]:
+    """The statuses that the order's live page has been sent, once its stream has ended."""
+    sent: list[str] = []
+    async with system.http("orders") as client:
+        # The answer comes as a whole, when the stream ends.
+        asked = asyncio.create_task(client.get(f"/orders/{order_id}/events"))
+        await system.advance(1.0)
+        yield sent
+        async with asyncio.timeout(30):
+            answer = await asked
+    lines = answer.text.splitlines()
+    sent += [json.loads(line[6:])["status"] for line in lines if line.startswith("data: ")]
+
+
+async def test_its_page_follows_it_to_the_end(running: Running) -> None:
+    async with running(service) as system:
+        order_id = await place(system)
+        async with followed(system, order_id) as statuses:
+            for cls in (PaymentProcessed, StockReserved, ShipmentReady):
+                await system.publish(cls(order_id=order_id))
+                await system.settled()
+                await system.advance(1.0)
+        assert statuses == ["placed", "paid", "confirmed", "shipped"]
+
+
+async def test_its_page_asks_for_nothing_while_nothing_happens(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries: list[str] = []
+    fetch = service.fetch
+
+    async def counted(sql: str, /, **parameters: Any) -> list[dict[str, Any]]:
+        queries.append(sql)
+        return await fetch(sql, **parameters)
+
+    async with running(service) as system:
+        order_id = await place(system)
+        await system.settled()
+        monkeypatch.setattr(service, "fetch", counted)
+        async with followed(system, order_id):
+            before = len(queries)
+            await system.advance(10.0)
+            assert len(queries) == before > 0
+            system.processes["orders"].stop_soon()
+
+
+async def test_its_page_ends_with_the_process(running: Running) -> None:
+    async with running(service) as system:
+        order_id = await place(system)
+        async with followed(system, order_id) as statuses:
+            system.processes["orders"].stop_soon()
+        assert statuses == ["placed"]
