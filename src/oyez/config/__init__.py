@@ -10,7 +10,7 @@ service ``stock-items``). ``OYEZ_STORE`` is the store of every service. Within t
 in a string is that variable of the environment and ``$$`` is a dollar sign.
 """
 
-from oyez.config.files import load, read_file
+from oyez.config.files import FILE, load, read_file
 from oyez.config.rules import Listen, Rule
 from oyez.config.settings import (
     BridgeSettings,
@@ -24,6 +24,7 @@ from oyez.config.settings import (
 )
 
 __all__ = [
+    "FILE",
     "BridgeSettings",
     "Companion",
     "Config",

@@ -17,7 +17,7 @@ class Commits:
         store: Store,
         announcer: Announcer,
         ambient: Ambient,
-        committed: Callable[[], None] | None = None,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         """``committed`` is called after each commit of a unit of work."""
         self.store = store
