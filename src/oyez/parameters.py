@@ -28,7 +28,7 @@ _SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
 
 
 class Context:
-    """What is known of the event that is being handled, beside its data."""
+    """The envelope, the attempt and the identity of one call of a handler."""
 
     __slots__ = ("attempt", "attempts", "envelope", "handler", "service")
 

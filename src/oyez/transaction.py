@@ -304,12 +304,12 @@ class Transaction:
 
 
 class After:
-    """What a handler without a transaction leaves to the commit that settles its event.
+    """Queued writes and events of a handler that has no transaction, for the commit at its end.
 
-    A handler asks for it by type, instead of for a `Transaction`. While it waits for the network,
-    no transaction is open. Its writes and events are queued; when it has returned, they become
-    durable together with what it returned and the record that it has handled the event. Nothing of
-    it remains when it raises or its process dies: it runs again then, and queues anew.
+    A handler asks for it by type, instead of for a `Transaction`, so that no transaction is open
+    while it waits for the network. When it has returned, what it queued becomes durable together
+    with the events that it returned and the record that it has handled the event. Nothing of that
+    remains when it raises or its process dies: it runs again then, and queues anew.
     """
 
     __slots__ = ("_tx",)
