@@ -20,6 +20,10 @@ import apsw
 import msgspec
 
 from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Deadline
+from oyez.brokers.kit.heads import Heads
+from oyez.brokers.kit.streams import Place, Streams, behind, check_count, partitions_of
+from oyez.brokers.kit.watch import Look, every, stop
 from oyez.endpoint import BatchBytes, Count, Partitions, Retention, Seconds, limits
 from oyez.errors import (
     BrokerCorrupt,
@@ -30,7 +34,6 @@ from oyez.errors import (
     StoreError,
     StoreUnavailable,
 )
-from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 from oyez.sqlite import SqliteFile
 
@@ -92,13 +95,11 @@ class EmbeddedBroker:
         self._ambient = ambient
         self._file = SqliteFile(path, steps=STEPS)
         self._path = path
-        self._ids: dict[str, list[int]] = {}
-        self._heads: dict[tuple[str, int], Position] = {}
-        self._waiting: dict[tuple[str, int], asyncio.Future[None]] = {}
-        self._refreshing: asyncio.Task[None] | None = None
-        self._again = False
+        self._streams: Streams[list[int]] = Streams()
+        self._ends: dict[Place, Position] = {}
+        self._heads: Heads[Place] = Heads()
+        self._look = Look(self._refresh, f"look {path.name}")
         self._poller: asyncio.Task[None] | None = None
-        self._listeners: list[Callable[[], None]] = []
 
     async def open(self) -> None:
         """See `Broker.open`."""
@@ -108,48 +109,42 @@ class EmbeddedBroker:
             await self._file.open()
         except StoreError as error:
             raise _as_broker_error(error) from error
-        self._file.on_ring(self._look)
+        self._file.on_ring(self._look.soon)
         await self._refresh()
-        self._poller = asyncio.create_task(self._poll(), name=f"poll {self._path.name}")
+        self._poller = asyncio.create_task(
+            every(self._ambient, self.options.poll, self._poll), name=f"poll {self._path.name}"
+        )
 
     async def close(self) -> None:
         """See `Broker.close`."""
-        for task in (self._poller, self._refreshing):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        await stop(self._poller)
+        await self._look.stop()
         self._poller = None
         await self._file.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
         """See `Broker.publish`."""
-        now = self._ambient.now()
-        rows = [
-            (r.stream, r.key, r.headers.get("id", ""), _encode(r.headers), r.data) for r in records
-        ]
-        await self._call(self._file.write(partial(self._append, rows, now), ring=True))
+        append = partial(self._append, records, [_encode(record.headers) for record in records])
+        await self._call(self._file.write(partial(append, self._ambient.now()), ring=True))
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""
         place = (stream, partition)
         while True:
-            if self._heads.get(place, BEGINNING) > after:
+            if self._ends.get(place, BEGINNING) > after:
                 batch = await self._call(self._file.read(partial(self._fetch, place, after)))
                 if batch is not None:
                     after = batch.records[-1].position
                     yield batch
                     continue
                 # Everything up to the head was deleted by retention.
-                self._heads.pop(place, None)
-            waiting = self._waiting.get(place)
-            if waiting is None or waiting.done():
-                waiting = self._waiting[place] = asyncio.get_running_loop().create_future()
-            await asyncio.shield(waiting)
+                self._ends.pop(place, None)
+            await self._heads.wait(place)
 
     async def streams(self) -> Mapping[str, int]:
         """See `Broker.streams`."""
         await self._refresh()
-        return {stream: len(places) for stream, places in self._ids.items()}
+        return {stream: len(places) for stream, places in self._streams.known.items()}
 
     async def create(self, stream: str, partitions: int) -> None:
         """See `Broker.create`."""
@@ -159,12 +154,7 @@ class EmbeddedBroker:
             found: int = connection.execute(sql, (stream,)).get
             return found or len(self._make(connection, stream, partitions))
 
-        found = await self._call(self._file.write(make, ring=True))
-        if found != partitions:
-            raise BrokerRefused(
-                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
-                "when a stream is made; set system.partitions to it or use a new stream"
-            )
+        check_count(stream, await self._call(self._file.write(make, ring=True)), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """See `Broker.ends`."""
@@ -184,8 +174,7 @@ class EmbeddedBroker:
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         """See `Broker.lag`."""
-        ends = await self.ends(stream)
-        return {p: max(0, ends[p] - at) for p, at in positions.items() if p < len(ends)}
+        return behind(await self.ends(stream), positions)
 
     async def inspect(self) -> Sequence[Finding]:
         """See `Broker.inspect`."""
@@ -196,50 +185,25 @@ class EmbeddedBroker:
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
-        self._listeners.append(callback)
+        self._streams.listen(callback)
 
     # -- waking readers, on the event loop --------------------------------------------------------
-
-    def _look(self) -> None:
-        # Rings come faster than looks: one look at a time, and one more if it rang meanwhile.
-        if self._refreshing is not None and not self._refreshing.done():
-            self._again = True
-            return
-        self._refreshing = asyncio.create_task(self._refresh_all())
-
-    async def _refresh_all(self) -> None:
-        self._again = True
-        while self._again:
-            self._again = False
-            await self._refresh()
 
     async def _refresh(self) -> None:
         sql = "select id, stream, partition, last from partition order by stream, partition"
         rows = await self._call(self._file.read(lambda c: list(c.execute(sql))))
         ids: dict[str, list[int]] = {}
-        for identity, stream, _, _ in rows:
+        for identity, stream, partition, last in rows:
             ids.setdefault(stream, []).append(identity)
-        added = ids.keys() != self._ids.keys()
-        self._ids = ids
-        for _, stream, partition, last in rows:
             place = (stream, partition)
-            if last > self._heads.get(place, BEGINNING):
-                self._heads[place] = last
-                waiting = self._waiting.pop(place, None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
-        if added:
-            for callback in self._listeners:
-                callback()
+            if last > self._ends.get(place, BEGINNING):
+                self._ends[place] = last
+                self._heads.wake(place)
+        self._streams.replace(ids)
 
     async def _poll(self) -> None:
-        while True:
-            await self._ambient.sleep(self.options.poll)
-            try:
-                await self._refresh()
-                await self._keep_house()
-            except BrokerError:
-                continue  # whoever reads or publishes meets the same error and reports it
+        await self._refresh()
+        await self._keep_house()
 
     async def _keep_house(self) -> None:
         now = self._ambient.now()
@@ -251,12 +215,8 @@ class EmbeddedBroker:
 
     async def _call(self, answer: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self.options.deadline):
+            async with Deadline(self.options.deadline, self._path):
                 return await answer
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"{self._path} did not answer within {self.options.deadline:.0f} s"
-            ) from error
         except StoreError as error:
             raise _as_broker_error(error) from error
 
@@ -264,28 +224,28 @@ class EmbeddedBroker:
 
     def _append(
         self,
-        rows: list[tuple[str, str | None, str, bytes, bytes | None]],
+        records: Sequence[Record],
+        encoded: Sequence[bytes],
         now: float,
         connection: apsw.Connection,
     ) -> None:
+        streams = {record.stream for record in records}
+        places = {stream: self._places(connection, stream) for stream in streams}
+        indexes = partitions_of(records, {stream: len(places[stream]) for stream in streams})
         last: dict[int, int] = {}
-        records = []
-        for stream, key, event_id, headers, data in rows:
-            places = self._places(connection, stream)
-            if key is None:
-                index = partition_without_key(event_id, len(places))
-            else:
-                index = partition_of(key, len(places))
-            place = places[index]
+        rows = []
+        for record, headers, index in zip(records, encoded, indexes, strict=True):
+            place = places[record.stream][index]
             position = last.get(place)
             if position is None:
                 sql = "select last from partition where id = ?"
                 position = connection.execute(sql, (place,)).get
             position += 1
             last[place] = position
+            key, data = record.key, record.data
             crc = _sum(None if key is None else key.encode(), headers, data)
-            records.append((place, position, now, key, headers, data, crc))
-        connection.executemany("insert into record values (?, ?, ?, ?, ?, ?, ?)", records)
+            rows.append((place, position, now, key, headers, data, crc))
+        connection.executemany("insert into record values (?, ?, ?, ?, ?, ?, ?)", rows)
         connection.executemany(
             "update partition set last = ? where id = ?",
             [(position, place) for place, position in last.items()],
@@ -294,7 +254,7 @@ class EmbeddedBroker:
     def _places(self, connection: apsw.Connection, stream: str) -> list[int]:
         # Only what a reader has seen committed is remembered: a stream made here may still be
         # rolled back, and its numbers given to another.
-        known = self._ids.get(stream)
+        known = self._streams.known.get(stream)
         if known is not None:
             return known
         sql = "select id from partition where stream = ? order by partition"
@@ -305,15 +265,14 @@ class EmbeddedBroker:
         sql = "insert into partition (stream, partition) values (?, ?) returning id"
         return [connection.execute(sql, (stream, index)).get for index in range(partitions)]
 
-    def _fetch(
-        self, place: tuple[str, int], after: Position, connection: apsw.Connection
-    ) -> Batch | None:
+    def _fetch(self, place: Place, after: Position, connection: apsw.Connection) -> Batch | None:
         stream, partition = place
         sql = """select position, time, cast(key as blob), headers, data, crc from record
           where partition = ? and position > ? order by position limit ?"""
         records: list[Record] = []
         room = self.options.batch_bytes
-        rows = connection.execute(sql, (self._ids[stream][partition], after, self.options.batch))
+        identity = self._streams.known[stream][partition]
+        rows = connection.execute(sql, (identity, after, self.options.batch))
         for position, time, key, headers, data, crc in rows:
             if not _sound(key, headers, data, crc):
                 raise BrokerCorrupt(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.errors import BrokerRefused, BrokerUnavailable
-from oyez.partitioning import partition_of, partition_without_key
+from oyez.brokers.kit.heads import Heads
+from oyez.brokers.kit.streams import Place, Streams, behind, check_count, partitions_of
+from oyez.errors import BrokerUnavailable
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 
 BATCH = 256
@@ -25,11 +25,14 @@ class MemoryBroker:
         """``partitions``: how many a stream gets that is made by its first record."""
         self._ambient = ambient
         self._partitions = partitions
-        self.logs: dict[str, list[list[Record]]] = {}
-        """Every record, by stream and partition, for tests to look at."""
-        self._arrival = asyncio.Event()
-        self._listeners: list[Callable[[], None]] = []
+        self._streams: Streams[list[list[Record]]] = Streams()
+        self._heads: Heads[Place] = Heads()
         self._down = False
+
+    @property
+    def logs(self) -> Mapping[str, list[list[Record]]]:
+        """Every record, by stream and partition, for tests to look at."""
+        return self._streams.known
 
     async def open(self) -> None:
         """See `Broker.open`."""
@@ -40,26 +43,22 @@ class MemoryBroker:
     def interrupt(self, down: bool) -> None:
         """Be out of reach until called again with False: what a test does to a real server."""
         self._down = down
-        self._ring()
+        self._heads.wake_all()
 
     async def publish(self, records: Sequence[Record]) -> None:
         """See `Broker.publish`."""
         self._check()
         now = self._ambient.now()
-        for record in records:
-            if record.stream not in self.logs:
-                await self.create(record.stream, self._partitions)
-            logs = self.logs[record.stream]
-            if record.key is None:
-                index = partition_without_key(record.headers.get("id", ""), len(logs))
-            else:
-                index = partition_of(record.key, len(logs))
-            log = logs[index]
-            placed = msgspec.structs.replace(
-                record, partition=index, position=len(log) + 1, time=now
-            )
-            log.append(placed)
-        self._ring()
+        for stream in {record.stream for record in records} - self.logs.keys():
+            await self.create(stream, self._partitions)
+        logs = self.logs
+        counts = {stream: len(logs[stream]) for stream in logs}
+        for record, index in zip(records, partitions_of(records, counts), strict=True):
+            log = logs[record.stream][index]
+            position = len(log) + 1
+            replace = msgspec.structs.replace
+            log.append(replace(record, partition=index, position=position, time=now))
+            self._heads.wake((record.stream, index))
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""
@@ -70,7 +69,7 @@ class MemoryBroker:
                 after = records[-1].position
                 yield Batch(records)
             else:
-                await self._arrival.wait()
+                await self._heads.wait((stream, partition))
 
     async def streams(self) -> Mapping[str, int]:
         """See `Broker.streams`."""
@@ -80,16 +79,9 @@ class MemoryBroker:
     async def create(self, stream: str, partitions: int) -> None:
         """See `Broker.create`."""
         self._check()
-        logs = self.logs.get(stream)
-        if logs is None:
-            self.logs[stream] = [[] for _ in range(partitions)]
-            for callback in self._listeners:
-                callback()
-        elif len(logs) != partitions:
-            raise BrokerRefused(
-                f"stream {stream} has {len(logs)} partitions, not {partitions}: the number is "
-                "fixed when a stream is made"
-            )
+        if stream not in self.logs:
+            self._streams.add(stream, [[] for _ in range(partitions)])
+        check_count(stream, len(self.logs[stream]), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """See `Broker.ends`."""
@@ -103,8 +95,7 @@ class MemoryBroker:
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         """See `Broker.lag`."""
-        ends = await self.ends(stream)
-        return {p: max(0, ends[p] - at) for p, at in positions.items() if p < len(ends)}
+        return behind(await self.ends(stream), positions)
 
     async def inspect(self) -> Sequence[Finding]:
         """See `Broker.inspect`."""
@@ -121,11 +112,7 @@ class MemoryBroker:
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
-        self._listeners.append(callback)
-
-    def _ring(self) -> None:
-        self._arrival.set()
-        self._arrival = asyncio.Event()
+        self._streams.listen(callback)
 
     def _check(self) -> None:
         if self._down:

@@ -1,0 +1,80 @@
+"""Streams and their partitions: which are known, where records go, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from oyez.errors import BrokerRefused
+from oyez.partitioning import partition_of, partition_without_key
+from oyez.ports import Position, Record
+
+T = TypeVar("T")
+Place = tuple[str, int]
+"""A stream and the number of a partition of it."""
+
+
+class Streams(Generic[T]):
+    """The streams that are known, and who is told of new ones."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, T] = {}
+        """What the adapter keeps of each stream."""
+        self._listeners: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Call back whenever a stream is added."""
+        self._listeners.append(callback)
+
+    def add(self, stream: str, value: T) -> None:
+        """Add a stream, or replace what is kept of it."""
+        self.replace({**self.known, stream: value})
+
+    def replace(self, found: dict[str, T]) -> None:
+        """Replace all that is known."""
+        before, self.known = self.known, found
+        if found == before:
+            return
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if found.keys() - before.keys():
+            for callback in self._listeners:
+                callback()
+
+    async def change(self) -> None:
+        """Return when something else is known."""
+        await self._changed.wait()
+
+
+def partitions_of(records: Sequence[Record], counts: Mapping[str, int]) -> list[int]:
+    """Return the partition of each record, given how many each stream has."""
+    return [
+        partition_without_key(record.headers.get("id", ""), counts[record.stream])
+        if record.key is None
+        else partition_of(record.key, counts[record.stream])
+        for record in records
+    ]
+
+
+def behind(ends: Sequence[Position], positions: Mapping[int, Position]) -> dict[int, int]:
+    """Return the lag of each partition where positions have no gaps."""
+    return {p: max(0, ends[p] - at) for p, at in positions.items() if 0 <= p < len(ends)}
+
+
+def check_count(stream: str, found: int, wanted: int) -> None:
+    """Refuse a stream that has another number of partitions. Raises BrokerRefused."""
+    if found != wanted:
+        raise BrokerRefused(
+            f"stream {stream} has {found} partitions, not {wanted}: the number is fixed when a "
+            "stream is made; set system.partitions to it or use a new stream"
+        )
+
+
+def too_large(stream: str, size: int, most: int, otherwise: str = "") -> BrokerRefused:
+    """Return the refusal of a record; ``otherwise`` is a remedy besides the claim check."""
+    remedy = f", or {otherwise}" if otherwise else ""
+    return BrokerRefused(
+        f"a record of {stream} has {size} bytes; {most} are allowed: set system.claim_check{remedy}"
+    )

@@ -1,0 +1,61 @@
+"""What runs beside the calls: jobs that are done again and again, and looks for a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from oyez.ambient import Ambient
+from oyez.errors import BrokerError
+
+Job = Callable[[], Awaitable[object]]
+
+
+async def every(ambient: Ambient, seconds: float | Callable[[], float], job: Job) -> None:
+    """Do a job for ever, each time after a pause.
+
+    A BrokerError is left to whoever reads or publishes, who meets the same and reports it.
+    """
+    while True:
+        await ambient.sleep(seconds if isinstance(seconds, int | float) else seconds())
+        with contextlib.suppress(BrokerError):
+            await job()
+
+
+async def stop(*tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks and return when they have ended. Safe for those that have, and for None."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+
+
+class Look:
+    """A look at the broker, one at a time, and one more if a reason came meanwhile.
+
+    A BrokerError is left to whoever reads or publishes, who meets the same and reports it.
+    """
+
+    def __init__(self, look: Job, name: str) -> None:
+        self._look = look
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def soon(self) -> None:
+        """Look soon; never waits."""
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        """Look no more until `soon`."""
+        await stop(self._task)
+
+    async def _run(self) -> None:
+        while self._again:
+            self._again = False
+            with contextlib.suppress(BrokerError):
+                await self._look()
