@@ -37,7 +37,7 @@ from wires import (
 )
 
 from oyez.brokers.kafka import wire as kafka_wire
-from oyez.brokers.nats import message as nats_wire
+from oyez.brokers.nats import wire as nats_wire
 from oyez.brokers.rabbitmq import binding as rabbitmq_wire
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.errors import InvalidEvent

@@ -11,7 +11,7 @@ from oyez.brokers import postgres
 from oyez.brokers.claim_check import postgres as large
 from oyez.brokers.embedded import EmbeddedOptions
 from oyez.brokers.kafka.options import KafkaOptions
-from oyez.brokers.nats.broker import NatsOptions
+from oyez.brokers.nats.options import NatsOptions
 from oyez.brokers.rabbitmq.broker import RabbitMqOptions
 from oyez.brokers.redis import RedisOptions
 from oyez.brokers.sns_sqs.options import SnsSqsOptions

@@ -49,10 +49,11 @@ class MemoryBroker:
         """See `Broker.publish`."""
         self._check()
         now = self._ambient.now()
-        for stream in {record.stream for record in records} - self.logs.keys():
+        streams = {record.stream for record in records}
+        for stream in streams - self.logs.keys():
             await self.create(stream, self._partitions)
         logs = self.logs
-        counts = {stream: len(logs[stream]) for stream in logs}
+        counts = {stream: len(logs[stream]) for stream in streams}
         for record, index in zip(records, partitions_of(records, counts), strict=True):
             log = logs[record.stream][index]
             position = len(log) + 1

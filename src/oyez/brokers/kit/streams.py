@@ -21,8 +21,9 @@ class Streams(Generic[T]):
     def __init__(self) -> None:
         self.known: dict[str, T] = {}
         """What the adapter keeps of each stream."""
+        self.changed = asyncio.Event()
+        """Set, and another one put in its place, when something else is known."""
         self._listeners: list[Callable[[], None]] = []
-        self._changed = asyncio.Event()
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Call back whenever a stream is added."""
@@ -37,15 +38,11 @@ class Streams(Generic[T]):
         before, self.known = self.known, found
         if found == before:
             return
-        changed, self._changed = self._changed, asyncio.Event()
+        changed, self.changed = self.changed, asyncio.Event()
         changed.set()
         if found.keys() - before.keys():
             for callback in self._listeners:
                 callback()
-
-    async def change(self) -> None:
-        """Return when something else is known."""
-        await self._changed.wait()
 
 
 def partitions_of(records: Sequence[Record], counts: Mapping[str, int]) -> list[int]:

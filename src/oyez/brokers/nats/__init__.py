@@ -8,10 +8,23 @@ the last partition has no stream, so that such a record is refused rather than l
 
 Positions are JetStream's sequence numbers. A stream that we make starts at the microseconds since
 1970: what is made anew under an old name has higher positions, so an old one is known as such.
+
+::
+
+    broker.py      the face, `oyez.ports.Broker`
+    options.py     what the URL may set
+    connection.py  what connects, and connects again
+    link.py        one socket, and the client protocol on it
+    jetstream.py   what is asked of JetStream
+    publisher.py   publishing to one stream, in order
+    reader.py      reading one partition by position
+    wire.py        a record as a message, and back
+    inspection.py  what of the setup loses events
 """
 
 from __future__ import annotations
 
-from oyez.brokers.nats.broker import NatsBroker, NatsOptions
+from oyez.brokers.nats.broker import NatsBroker
+from oyez.brokers.nats.options import NatsOptions
 
 __all__ = ["NatsBroker", "NatsOptions"]

@@ -1,68 +1,32 @@
-"""The broker on JetStream: streams, positions, and what is wrong with a server's setup."""
+"""The face of JetStream, `oyez.ports.Broker`: streams and positions."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.brokers.nats import message
-from oyez.brokers.nats.jetstream import (
-    SECOND,
-    JetStream,
-    StreamConfig,
-    StreamInfo,
-    name_of,
-    within,
-)
-from oyez.brokers.nats.link import Connection, ServerInfo
+from oyez.brokers.kit.calls import Deadline
+from oyez.brokers.kit.streams import Streams, check_count, partitions_of, too_large
+from oyez.brokers.kit.watch import every, stop
+from oyez.brokers.nats.connection import Connection
+from oyez.brokers.nats.inspection import judge
+from oyez.brokers.nats.jetstream import SECOND, JetStream, StreamInfo, name_of
+from oyez.brokers.nats.options import NatsOptions
 from oyez.brokers.nats.publisher import Message, Publisher
 from oyez.brokers.nats.reader import Reader
-from oyez.endpoint import (
-    BatchBytes,
-    Count,
-    Endpoint,
-    Partitions,
-    Retention,
-    Seconds,
-    Tls,
-    limits,
-)
+from oyez.brokers.nats.wire import encode
+from oyez.endpoint import Endpoint
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
-from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import Batch, Capabilities, Finding, Position, Record
 
 ROOM = 4_096
 """Bytes of the server's largest message that are left for what the protocol adds to a record."""
-
-
-class NatsOptions(Tls, frozen=True, kw_only=True):
-    """How the NATS broker behaves."""
-
-    partitions: Partitions = 8
-    """How many a stream gets that is made by its first record."""
-    retention: Retention = 7 * 86_400.0
-    """Records older than this many seconds are deleted, in streams that we make."""
-    replicas: Annotated[int, limits(1, 5)] = 1
-    """Servers that keep a copy of each stream that we make: 3 in a cluster."""
-    sync: Literal["", "always"] = ""
-    """Say ``always`` when the servers run with ``sync_interval: always``; they tell it to few."""
-    batch: Count = 256
-    """Records in one batch, at most."""
-    batch_bytes: BatchBytes = 4 * 1024 * 1024
-    """Bytes that one reader holds, about; one record may exceed it alone."""
-    deadline: Seconds = 10.0
-    """Seconds after which a call gives up with BrokerUnavailable."""
-    poll: Seconds = 1.0
-    """Seconds between two looks for streams that others made."""
-    tls: bool = False
-    """Encrypt the connection, as the server offers it in its greeting."""
-    tls_first: bool = False
-    """Encrypt before the server's greeting (its option ``handshake_first``)."""
 
 
 class NatsBroker:
@@ -86,9 +50,7 @@ class NatsBroker:
             deadline=options.deadline,
         )
         self._jetstream = JetStream(self._connection, options.deadline)
-        self._streams: dict[str, StreamInfo] = {}
-        self._changed = asyncio.Event()
-        self._listeners: list[Callable[[], None]] = []
+        self._streams: Streams[StreamInfo] = Streams()
         self._publishers: dict[str, Publisher] = {}
         self._watching: asyncio.Task[None] | None = None
         self._checked = False
@@ -97,17 +59,17 @@ class NatsBroker:
         """See `Broker.open`."""
         self._connection.open()
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch(), name="nats streams")
-        async with within(self.options.deadline, self._connection.url):
+            self._watching = asyncio.create_task(
+                every(self._ambient, self.options.poll, self._look), name="nats streams"
+            )
+        async with Deadline(self.options.deadline, self._connection.url):
             await self._check()
             await self.streams()
 
     async def close(self) -> None:
         """See `Broker.close`."""
         watching, self._watching = self._watching, None
-        if watching is not None:
-            watching.cancel()
-            await asyncio.wait([watching])
+        await stop(watching)
         for publisher in self._publishers.values():
             await publisher.close()
         self._publishers.clear()
@@ -115,14 +77,15 @@ class NatsBroker:
 
     async def publish(self, records: Sequence[Record]) -> None:
         """See `Broker.publish`."""
-        async with within(self.options.deadline, self._connection.url):
-            messages: dict[str, list[Message]] = {}
+        async with Deadline(self.options.deadline, self._connection.url):
             most = (await self._connection.link()).info.max_payload - ROOM // 2
-            for record in records:
-                info = self._streams.get(record.stream)
-                if info is None:
-                    info = await self._make(record.stream, self.options.partitions)
-                encoded = _encode(record, info.partitions, most)
+            streams = {record.stream for record in records}
+            for stream in streams - self._streams.known.keys():
+                await self._make(stream, self.options.partitions)
+            counts = {stream: self._streams.known[stream].partitions for stream in streams}
+            messages: dict[str, list[Message]] = {}
+            for record, index in zip(records, partitions_of(records, counts), strict=True):
+                encoded = _message(record, index, most)
                 messages.setdefault(record.stream, []).append(encoded)
             await asyncio.gather(*(self._publisher(name).add(messages[name]) for name in messages))
 
@@ -149,21 +112,13 @@ class NatsBroker:
 
     async def streams(self) -> Mapping[str, int]:
         """See `Broker.streams`."""
-        found = await self._jetstream.streams(self._streams)
-        added = found.keys() - self._streams.keys()
-        self._streams = found
-        if added:
-            self._tell()
+        found = await self._jetstream.streams(self._streams.known)
+        self._streams.replace(found)
         return {stream: info.partitions for stream, info in found.items()}
 
     async def create(self, stream: str, partitions: int) -> None:
         """See `Broker.create`."""
-        found = (await self._make(stream, partitions)).partitions
-        if found != partitions:
-            raise BrokerRefused(
-                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
-                "when a stream is made; set system.partitions to it or use a new stream"
-            )
+        check_count(stream, (await self._make(stream, partitions)).partitions, partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """See `Broker.ends`."""
@@ -206,42 +161,29 @@ class NatsBroker:
         await self.streams()
         link = await self._connection.link()
         durable = self.capabilities.durability == "power-loss"
-        return _judge(self._streams.values(), self.options, link.info, durable=durable)
+        return judge(self._streams.known.values(), self.options, link.info, durable=durable)
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
-        self._listeners.append(callback)
+        self._streams.listen(callback)
 
     # -- streams -----------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        while True:
-            await self._ambient.sleep(self.options.poll)
-            try:
-                if not self._checked:
-                    await self._check()
-                await self.streams()
-            except BrokerError:
-                continue  # whoever reads or publishes meets the same error and reports it
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-        for callback in self._listeners:
-            callback()
+    async def _look(self) -> None:
+        if not self._checked:
+            await self._check()
+        await self.streams()
 
     async def _existing(self, stream: str, partition: int) -> StreamInfo:
         """How the stream stands now, once it exists with that partition."""
         while True:
-            changed = self._changed
+            changed = self._streams.changed
             info = await self._jetstream.info(stream)
             if info is not None and partition < info.partitions:
                 return info
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.options.poll):
                     await changed.wait()
-            except TimeoutError:
-                continue
 
     async def _make(self, stream: str, partitions: int) -> StreamInfo:
         """Make the stream unless it is there; how it stands now."""
@@ -255,10 +197,7 @@ class NatsBroker:
                 f"subjects are not {stream}.0 and so on: delete it (nats stream rm "
                 f"{name_of(stream)}), or name the system or the service differently"
             )
-        added = stream not in self._streams
-        self._streams[stream] = info
-        if added:
-            self._tell()
+        self._streams.add(stream, info)
         return info
 
     async def _config(self, stream: str, partitions: int) -> dict[str, Any]:
@@ -293,7 +232,7 @@ class NatsBroker:
                 self._connection,
                 self._ambient,
                 partial(self._make, stream, self.options.partitions),
-                self._streams[stream],
+                self._streams.known[stream],
                 self.options.deadline,
             )
         return found
@@ -328,21 +267,13 @@ class NatsBroker:
             return False
 
 
-def _encode(record: Record, partitions: int, most: int) -> Message:
+def _message(record: Record, partition: int, most: int) -> Message:
     """Raises BrokerRefused for a record of more than ``most`` bytes."""
-    key = record.key
-    if key is None:
-        index = partition_without_key(record.headers.get("id", ""), partitions)
-    else:
-        index = partition_of(key, partitions)
-    header, data = message.encode(record), record.data or b""
+    header, data = encode(record), record.data or b""
     size = len(header) + len(data)
     if size > most:
-        raise BrokerRefused(
-            f"a record of {record.stream} takes {size} bytes; {most} are allowed: set "
-            "system.claim_check, or raise max_payload in the NATS servers' configuration"
-        )
-    return f"{record.stream}.{index}", header, data
+        raise too_large(record.stream, size, most, "raise the servers' max_payload")
+    return f"{record.stream}.{partition}", header, data
 
 
 class _Sync(msgspec.Struct, frozen=True):
@@ -364,91 +295,3 @@ def _capabilities(durable: bool, max_payload: int) -> Capabilities:
         processes=True,
         max_bytes=max(1, max_payload - ROOM),
     )
-
-
-def _judge(
-    infos: Iterable[StreamInfo], options: NatsOptions, server: ServerInfo, *, durable: bool
-) -> list[Finding]:
-    """What loses acknowledged records, or makes them slow or hard to keep."""
-    found: list[Finding] = []
-
-    def tell(wrong: bool, what: str, remedy: str, *, grave: bool = True) -> None:
-        if wrong:
-            found.append(Finding(grave=grave, what=what, remedy=remedy))
-
-    tell(
-        not durable,
-        "the servers may answer before a record is on disk (unless told otherwise they flush it "
-        "within 2 minutes): a power cut loses acknowledged events",
-        "set jetstream { sync_interval: always } on every server, then add sync=always to "
-        "system.broker",
-    )
-    tell(
-        server.max_payload < 1_048_576,
-        f"max_payload is {server.max_payload} bytes: larger events are refused",
-        "set max_payload: 1MB on every server, or system.claim_check",
-        grave=False,
-    )
-    tell(
-        not server.at_least(2, 12),
-        f"nats-server {server.version} has no atomic batches: publishing is slow",
-        "upgrade to 2.12 or newer, then nats stream edit NAME --allow-batch",
-        grave=False,
-    )
-    for info in infos:
-        found += _judge_stream(info.config, options, clustered=info.clustered)
-    return found
-
-
-def _judge_stream(config: StreamConfig, options: NatsOptions, *, clustered: bool) -> list[Finding]:
-    found: list[Finding] = []
-    name = config.name
-    edit = f"nats stream edit {name}"
-    anew = f"make it anew: nats stream rm {name}, once its events are handled"
-
-    def tell(wrong: bool, what: str, remedy: str, *, grave: bool = True) -> None:
-        if wrong:
-            found.append(Finding(grave=grave, what=f"stream {name} {what}", remedy=remedy))
-
-    tell(config.storage != "file", "is in memory: a restart loses acknowledged events", anew)
-    tell(
-        config.retention != "limits",
-        f"has retention {config.retention}: events go when a consumer has had them",
-        anew,
-    )
-    for limit in ("max_msgs", "max_bytes", "max_msgs_per_subject"):
-        most = getattr(config, limit)
-        tell(
-            most > 0 and config.discard == "old",
-            f"has {limit} {most} and drops the oldest events, handled or not",
-            f"{edit} --{limit.replace('_', '-')}=-1",
-        )
-    age = config.max_age / SECOND
-    tell(
-        0 < age < options.retention - 1,
-        f"keeps events for {age:.0f} s, not {options.retention:.0f}",
-        f"{edit} --max-age={options.retention:.0f}s",
-    )
-    tell(
-        clustered and config.num_replicas < 2,
-        "has one copy in a cluster: losing that server loses acknowledged events",
-        f"{edit} --replicas=3, and add replicas=3 to system.broker",
-    )
-    tell(config.sealed, "is sealed: it takes no events", anew)
-    tell(
-        config.mirror is not None or bool(config.sources),
-        "is filled from another stream: its partitions may not be those of the keys",
-        anew,
-    )
-    tell(
-        not config.allow_direct,
-        "does not allow direct reads: its lag can't be told",
-        f"{edit} --allow-direct",
-    )
-    tell(
-        not config.allow_atomic,
-        "does not allow atomic batches: publishing is slow",
-        f"{edit} --allow-batch",
-        grave=False,
-    )
-    return found

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from oyez.brokers.nats.link import NO_RESPONDERS, Connection, Link
-from oyez.brokers.nats.message import last_value
+from oyez.brokers.kit.calls import Deadline
+from oyez.brokers.nats.connection import Connection
+from oyez.brokers.nats.link import NO_RESPONDERS, Link
+from oyez.brokers.nats.wire import last_value
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import BEGINNING, Position
 
@@ -182,7 +183,7 @@ class JetStream:
     async def request(self, subject: str, body: object = None) -> tuple[bytes, bytes]:
         """Header and payload of the first answer. Raises BrokerError."""
         payload = b"" if body is None else _json(body)
-        async with within(self._deadline, self.connection.url):
+        async with Deadline(self._deadline, self.connection.url):
             while True:
                 link = await self.connection.link()
                 try:
@@ -237,7 +238,7 @@ class JetStream:
 
     async def last(self, info: StreamInfo) -> dict[int, Position]:
         """The last position of each partition that has a record."""
-        async with within(self._deadline, self.connection.url):
+        async with Deadline(self._deadline, self.connection.url):
             link = await self.connection.link()
             found = _Collector()
             sid, inbox = link.subscribe(found.receive, found.end)
@@ -299,16 +300,6 @@ class _Collector:
                 raise BrokerUnavailable("JetStream did not tell the last records")
             self._arrived.clear()
             await self._arrived.wait()
-
-
-@asynccontextmanager
-async def within(deadline: float, url: str) -> AsyncIterator[None]:
-    """Raise BrokerUnavailable when the block takes more seconds than that."""
-    try:
-        async with asyncio.timeout(deadline):
-            yield
-    except TimeoutError as error:
-        raise BrokerUnavailable(f"{url} did not answer within {deadline:g} s") from error
 
 
 def delivery(reply: bytes) -> tuple[Position, int, int, int]:

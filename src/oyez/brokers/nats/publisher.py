@@ -14,7 +14,10 @@ from itertools import islice
 
 import msgspec
 
-from oyez.ambient import Ambient, backoff
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Deadline, Pauses
+from oyez.brokers.kit.watch import stop
+from oyez.brokers.nats.connection import Connection
 from oyez.brokers.nats.jetstream import (
     NO_BATCHES,
     PATIENCE,
@@ -22,9 +25,8 @@ from oyez.brokers.nats.jetstream import (
     Acknowledgement,
     StreamInfo,
     decode_acknowledgement,
-    within,
 )
-from oyez.brokers.nats.link import NO_RESPONDERS, Connection, Link
+from oyez.brokers.nats.link import NO_RESPONDERS, Link
 from oyez.errors import BrokerError, BrokerUnavailable
 
 BATCH = 512
@@ -73,9 +75,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Give up what has not been sent."""
-        if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.wait([self._sending])
+        await stop(self._sending)
 
     async def _send_all(self) -> None:
         owners: list[_Post] = []
@@ -120,12 +120,12 @@ class Publisher:
 
     async def _store(self, batch: list[Message]) -> None:
         """Return when the batch is stored. Raises BrokerError."""
-        failures = 0
+        pauses = Pauses(self._ambient)
         made = False
         patience: float | None = self._deadline * PATIENCE
         chains = _chains(batch)
         together = self._batches and (max(map(len, chains)) - 1) * self._trip > COST
-        async with within(self._deadline, self._connection.url):
+        async with Deadline(self._deadline, self._connection.url):
             while True:
                 link = await self._connection.link()
                 try:
@@ -148,8 +148,7 @@ class Publisher:
                 if error.err_code == NO_BATCHES:
                     together = self._batches = False
                 elif error.err_code == TOO_MANY_BATCHES:
-                    failures += 1
-                    await self._ambient.sleep(backoff(failures, self._ambient.chance(), most=1.0))
+                    await pauses.wait()
                 else:
                     raise error.explain(f"{self._info.stream} at {link.place}")
 

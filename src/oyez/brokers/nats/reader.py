@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from oyez.ambient import Ambient, backoff
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Pauses
 from oyez.brokers.nats.jetstream import (
     DELIVERED,
     SECOND,
@@ -23,7 +24,7 @@ from oyez.brokers.nats.jetstream import (
     name_of,
 )
 from oyez.brokers.nats.link import Link
-from oyez.brokers.nats.message import decode
+from oyez.brokers.nats.wire import decode
 from oyez.errors import BrokerRefused, BrokerUnavailable
 from oyez.ports import BEGINNING, Batch, Position, Record
 
@@ -90,20 +91,19 @@ class Reader:
 
     async def next(self) -> Batch:
         """What has arrived, at least one record. Raises BrokerRefused when not permitted."""
-        failures = 0
+        pauses = Pauses(self._ambient)
         while True:
             try:
                 if self._link is None:
                     await self._attach()
-                    failures = 0
+                    pauses.failures = 0
                 if self._messages:
                     await self._look_for_a_gap()
                     return self._take()
                 await self._wait()
             except BrokerUnavailable:
-                failures += 1
                 self.stop()
-                await self._ambient.sleep(backoff(failures, self._ambient.chance(), most=2.0))
+                await pauses.wait()
 
     def stop(self) -> None:
         """Leave the consumer behind, with what arrived and was not handed out."""
