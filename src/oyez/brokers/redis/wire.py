@@ -1,0 +1,74 @@
+"""A record as an entry of a Redis stream, and back."""
+
+from __future__ import annotations
+
+from oyez.brokers.kit.streams import too_large
+from oyez.ports import Position, Record
+
+SEQUENCE_BITS = 20
+MAX_BYTES = 64 * 1024 * 1024
+"""The largest record, well below the 512 MiB that Redis takes for one value."""
+
+Command = tuple[str | bytes | int, ...]
+Entry = tuple[bytes, list[bytes]]
+"""An entry id, and names and values of the fields by turns."""
+
+
+def key_of(stream: str, partition: int) -> bytes:
+    """Return the name of the Redis stream that is a partition."""
+    return f"{stream}:{partition}".encode()
+
+
+def encode(record: Record, partition: int) -> Command:
+    """Return the command that appends a record. Raises BrokerRefused for one that is too large."""
+    size = len(record.data or b"") + sum(map(len, record.headers.values()))
+    if size > MAX_BYTES:
+        raise too_large(record.stream, size, MAX_BYTES)
+    command: list[str | bytes] = ["XADD", key_of(record.stream, partition), "*"]
+    if record.key is not None:
+        command += (b"key", record.key)
+    for name, value in record.headers.items():
+        command += (f"ce_{name}", value)
+    if record.data is not None:
+        command += (b"data", record.data)
+    if len(command) == 3:
+        command += (b"empty", b"")  # Redis knows no entry without a field
+    return tuple(command)
+
+
+def decode(entry: Entry, stream: str, partition: int) -> Record:
+    """Return the record in any entry; what is not ours is as it stands, for the lane to judge."""
+    place, fields = entry
+    headers: dict[str, str] = {}
+    key: str | None = None
+    data: bytes | None = None
+    for name, value in zip(fields[::2], fields[1::2], strict=True):
+        if name == b"data":
+            data = value
+        elif name == b"key":
+            key = value.decode(errors="replace")
+        else:
+            text = name.decode(errors="replace")
+            headers[text.removeprefix("ce_")] = value.decode(errors="replace")
+    headers.pop("empty", None) if data is None and key is None and len(headers) == 1 else None
+    position = position_of(place)
+    return Record(
+        stream=stream,
+        key=key,
+        headers=headers,
+        data=data,
+        partition=partition,
+        position=position,
+        time=(position >> SEQUENCE_BITS) / 1000,
+    )
+
+
+def position_of(place: bytes) -> Position:
+    """Return the position that an entry id stands for."""
+    millis, _, sequence = place.partition(b"-")
+    return int(millis) << SEQUENCE_BITS | int(sequence)
+
+
+def id_of(position: Position) -> str:
+    """Return the entry id that a position stands for."""
+    return f"{position >> SEQUENCE_BITS}-{position & (1 << SEQUENCE_BITS) - 1}"
