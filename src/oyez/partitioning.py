@@ -37,8 +37,11 @@ def murmur2(data: bytes) -> int:
 
 @lru_cache(maxsize=65_536)
 def partition_of(key: str, partitions: int) -> int:
-    """The partition, 0 to ``partitions`` - 1, of a key's UTF-8 bytes."""
-    return (murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+    """The partition, 0 to ``partitions`` - 1, of a key's UTF-8 bytes.
+
+    A surrogate stands for a byte that is no text, as Python escapes it.
+    """
+    return (murmur2(key.encode(errors="surrogateescape")) & 0x7FFFFFFF) % partitions
 
 
 def partition_without_key(event_id: str, partitions: int) -> int:
