@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from oyez import signals
+from oyez import adapters, signals
 from oyez.cli import _COMMANDS
 from oyez.config import (
     BridgeSettings,
@@ -62,6 +62,22 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def install(page: Path, folder: Path) -> None:
+    """Make the entry points that a page shows those of a package that lies in the folder."""
+    shown = "".join(block.text for block in blocks(page) if block.language == "ini")
+    metadata = folder / "shown-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shown\nVersion: 1.0\n")
+    points = tomllib.loads(shown).get("project", {}).get("entry-points", {})
+    lines = [
+        line
+        for group, names in points.items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in names.items()))
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    adapters.found.cache_clear()
+
+
 def prose(page: Path) -> str:
     return _FENCE.sub("", page.read_text())
 
@@ -77,6 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
+    adapters.found.cache_clear()
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -90,6 +107,7 @@ async def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
     the fixture `running`.
     """
     fixtures = {"running": partial(running, root=folder)}
+    install(page, folder)
     module = types.ModuleType("page")
     namespace = module.__dict__
     sys.modules["page"] = module
@@ -134,9 +152,10 @@ def test_there_is_code_to_run() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_settings_of_a_page_load(page: Path, tmp_path: Path) -> None:
+def test_the_settings_of_a_page_load(page: Path, folder: Path) -> None:
+    install(page, folder)
     for number, block in enumerate(b for b in blocks(page) if b.language == "toml"):
-        file = tmp_path / f"{number}.toml"
+        file = folder / f"{number}.toml"
         file.write_text(block.text)
         load(file, {})
 
