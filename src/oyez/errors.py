@@ -14,6 +14,7 @@
     │   ├── StoreMissing      permanent   nobody has made it yet
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
     │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
+    │   │   └── SchemaMissing permanent   PostgreSQL knows no such schema, table or function
     │   ├── ConstraintViolated transient  a statement broke a constraint of the schema
     │   ├── TransactionExpired transient  it held up all other writers for too long
     │   ├── Superseded        permanent   a parked event was settled in the meantime
@@ -23,8 +24,10 @@
     │   ├── BrokerCorrupt     permanent   a record on disk fails its checksum
     │   └── BrokerRefused     permanent   the broker can't do what was asked, e.g. partition count
     │       └── RecordRefused             it does not take this one record
-    ├── NotRedriven           permanent   the dead letter is gone, settled or too old
-    └── HandlerTimeout        transient   a handler ran longer than its timeout
+    ├── HandlerTimeout        transient   a handler ran longer than its timeout
+    ├── TransactionClosed     permanent   something was added to a transaction that has ended
+    ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
+    └── NotCreated            permanent   what a command reads does not exist yet
 
 *Transient* errors may go away by themselves: the default retry policy tries again. *Permanent*
 ones will not: the event becomes a dead letter at once. Any other exception that a handler raises
@@ -97,6 +100,10 @@ class StoreRefused(StoreError):
     """The store can't do this at all: a network file system, a newer schema, SQL that is wrong."""
 
 
+class SchemaMissing(StoreRefused):
+    """A PostgreSQL schema, or a table or function in it, does not exist."""
+
+
 class ConstraintViolated(StoreError):
     """A statement broke a constraint of the service's own schema."""
 
@@ -115,10 +122,6 @@ class Superseded(StoreError):
 
 class Fenced(StoreError):
     """The partition has another owner or a newer epoch; the transaction was rolled back."""
-
-
-class NotRedriven(OyezError):
-    """The dead letter can't be redriven; the message says why and what to do."""
 
 
 class BrokerError(OyezError):
@@ -147,3 +150,15 @@ class HandlerTimeout(OyezError):
     """A handler did not finish within its timeout (seconds) and was cancelled."""
 
     transient = True
+
+
+class TransactionClosed(OyezError):
+    """The transaction has ended; what came later was not recorded."""
+
+
+class NotRedriven(OyezError):
+    """The dead letter can't be redriven; the message says why and what to do."""
+
+
+class NotCreated(OyezError):
+    """What a command was to read does not exist yet; the message says what makes it."""

@@ -20,15 +20,11 @@ from oyez.ambient import Ambient, SystemAmbient
 from oyez.brokers.claim_check import ClaimCheckOptions
 from oyez.config import Config, ServiceSettings, load
 from oyez.endpoint import redact
-from oyez.errors import ConfigurationError, OyezError, StoreMissing
+from oyez.errors import ConfigurationError, NotCreated, OyezError, StoreMissing
 from oyez.event import MAX_DATA
 from oyez.ports import Broker, Store
 from oyez.service import Service
 from oyez.sites import site
-
-
-class NotCreated(OyezError):
-    """A broker or store that was to be read does not exist yet; the message names its maker."""
 
 
 class KnownBroker(msgspec.Struct, frozen=True, kw_only=True):

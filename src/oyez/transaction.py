@@ -21,7 +21,7 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.contract import encode
 from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
-from oyez.errors import InvalidEvent, OyezError
+from oyez.errors import InvalidEvent, TransactionClosed
 from oyez.event import MAX_KEY, describe
 from oyez.ports import Announcement, Answer, Changes, Parameters, Row, Store, Writes, weigh
 
@@ -32,10 +32,6 @@ MAX_DELAY = 366 * 86_400.0
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, version 00, section 3.2."""
-
-
-class TransactionClosed(OyezError):
-    """The transaction has ended; what came later was not recorded."""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

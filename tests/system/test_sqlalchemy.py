@@ -53,13 +53,13 @@ from starlette.routing import Route
 from oyez import Event, Retry, Service, Transaction
 from oyez.ambient import SystemAmbient
 from oyez.brokers.memory import MemoryBroker
-from oyez.errors import DeclarationError, StoreUnavailable
+from oyez.errors import DeclarationError, StoreUnavailable, TransactionClosed
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventDead, EventRetried, Signals
 from oyez.sqlalchemy import include_name, session
 from oyez.stores import connect
 from oyez.testing import System, VirtualAmbient, running
-from oyez.transaction import Announcer, Origin, TransactionClosed
+from oyez.transaction import Announcer, Origin
 from servers import server
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*support Decimal objects natively")

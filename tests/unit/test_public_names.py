@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
+from pkgutil import walk_packages
 from types import ModuleType
 
 import pytest
@@ -63,6 +66,54 @@ def test_every_error_hangs_on_the_tree_and_is_drawn_there() -> None:
             )  # fmt: skip
             if "permanent" in drawn or "transient" in drawn:
                 assert ("transient" in drawn) == value.transient, name
+
+
+def test_no_error_stands_elsewhere() -> None:
+    """But for those that no module outside of their package names.
+
+    Such a one is not an OyezError: it is caught in its package. Or it is the refinement of an error
+    of the tree in an adapter, and its callers see that error.
+    """
+    modules = [import_module(name) for name in _modules()]
+    imported = [pair for module in modules for pair in _imports(module)]
+    elsewhere = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, BaseException)
+        if value.__module__.startswith("oyez.") and value.__module__ != "oyez.errors"
+    }
+    assert elsewhere
+    for error in elsewhere:
+        home = _package(error.__module__)
+        users = {user for user, name in imported if name == (error.__module__, error.__name__)}
+        assert all(f"{user}.".startswith(f"{home}.") for user in users), error
+        if issubclass(error, oyez.OyezError):
+            assert home.startswith(("oyez.brokers.", "oyez.stores.")), error
+            assert {base.__module__ for base in error.__bases__} == {"oyez.errors"}, error
+            assert oyez.OyezError not in error.__bases__, error
+
+
+def _modules() -> list[str]:
+    found = [module.name for module in walk_packages(oyez.__path__, "oyez.")]
+    return [name for name in found if name != "oyez.__main__"]
+
+
+def _package(module: str) -> str:
+    """The smallest package around a module that holds one idea."""
+    parent = module.rpartition(".")[0]
+    return module if parent in ("oyez", "oyez.brokers", "oyez.stores") else parent
+
+
+def _imports(module: ModuleType) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The module's name with each class that it imports: where that is defined, and its name."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oyez"):
+            source = import_module(node.module or "")
+            for alias in node.names:
+                value = getattr(source, alias.name, None)
+                if inspect.isclass(value):
+                    yield module.__name__, (value.__module__, value.__name__)
 
 
 def test_importing_oyez_loads_no_server_and_no_test_tool() -> None:

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 
 from oyez import After, Event, InvalidEvent
 from oyez.envelope import check_headers, open_record, parse_time
+from oyez.errors import TransactionClosed
 from oyez.ports import Changes, Parameters, Row, Writes
 from oyez.testing import VirtualAmbient
-from oyez.transaction import (
-    MAX_DELAY,
-    TRACEPARENT,
-    Announcer,
-    Origin,
-    TransactionClosed,
-    UnitOfWork,
-)
+from oyez.transaction import MAX_DELAY, TRACEPARENT, Announcer, Origin, UnitOfWork
 
 
 class Placed(Event, type="test.tx.placed", key="order_id", version=2):

@@ -18,13 +18,13 @@ import msgspec
 
 from oyez import tables
 from oyez.config import Config, Listen
-from oyez.errors import ConfigurationError, OyezError
+from oyez.errors import ConfigurationError, NotCreated, OyezError
 from oyez.inspection import history
 from oyez.inspection.form import span, utc_time
 from oyez.inspection.lag import ServiceLag, measure
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
-from oyez.project import NotCreated, Project
+from oyez.project import Project
 from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.migrations import read_migrations
 from oyez.service import Service

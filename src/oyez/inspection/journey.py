@@ -13,12 +13,12 @@ from oyez import tables
 from oyez.config import BridgeSettings
 from oyez.endpoint import redact
 from oyez.envelope import parse_time
-from oyez.errors import InvalidEvent, OyezError
+from oyez.errors import InvalidEvent, NotCreated, OyezError
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, Reach, imported, reached
 from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
-from oyez.project import NotCreated, Project
+from oyez.project import Project
 from oyez.service import Service
 from oyez.tables import Inbox, Letter, Outbox
 

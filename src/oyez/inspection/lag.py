@@ -11,12 +11,12 @@ import msgspec
 
 from oyez import tables
 from oyez.envelope import parse_time
-from oyez.errors import BrokerError, InvalidEvent, OyezError
+from oyez.errors import BrokerError, InvalidEvent, NotCreated, OyezError
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, imported
 from oyez.ports import Broker, Position, Row, Store
-from oyez.project import NotCreated, Project
+from oyez.project import Project
 from oyez.service import Service
 
 LOOKED_AT = 2_048

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from oyez.errors import OyezError
+from oyez.errors import NotCreated, OyezError
 from oyez.inspection.form import payload_json, utc_time
 from oyez.inspection.reach import Gap
 from oyez.ports import Position, Row
-from oyez.project import NotCreated, Project
+from oyez.project import Project
 from oyez.runtime.dead import list_dead, show_dead
 
 

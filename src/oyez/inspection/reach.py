@@ -8,9 +8,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from oyez.errors import ConfigurationError, OyezError
+from oyez.errors import ConfigurationError, NotCreated, OyezError
 from oyez.ports import Broker
-from oyez.project import NotCreated, Project
+from oyez.project import Project
 from oyez.service import Service
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ statement stays prepared and nothing can be listened to: ``listen`` names an add
 """
 
 from oyez.postgresql.connection import PORT, Connection, ServerOptions
-from oyez.postgresql.failures import Missing, as_broker_error
+from oyez.postgresql.failures import as_broker_error
 from oyez.postgresql.listener import KEEPALIVE, Listener
 from oyez.postgresql.server import PostgresServer
 
@@ -19,7 +19,6 @@ __all__ = [
     "PORT",
     "Connection",
     "Listener",
-    "Missing",
     "PostgresServer",
     "ServerOptions",
     "as_broker_error",

@@ -13,6 +13,7 @@ from oyez.errors import (
     BrokerRefused,
     BrokerUnavailable,
     ConstraintViolated,
+    SchemaMissing,
     StoreError,
     StoreRefused,
     StoreUnavailable,
@@ -20,10 +21,6 @@ from oyez.errors import (
 
 DRIVER = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises; the third when it meets a connection that died while it was idle."""
-
-
-class Missing(StoreRefused):
-    """A schema, a table or a function is not there."""
 
 
 _MISSING = (pg.UndefinedTableError, pg.UndefinedFunctionError, pg.InvalidSchemaNameError)
@@ -78,7 +75,7 @@ def explain(name: str, error: Exception) -> StoreError:
         if isinstance(error, _PASSING):
             return StoreUnavailable(told)
         if isinstance(error, _MISSING):
-            return Missing(told)
+            return SchemaMissing(told)
         return StoreRefused(told)
     if isinstance(error, asyncpg.InterfaceError):
         return StoreUnavailable(f"{name}: {error}")

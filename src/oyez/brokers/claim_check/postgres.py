@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from oyez.ambient import Ambient
 from oyez.brokers.claim_check.storage import CONCURRENT, MARGIN
 from oyez.endpoint import Count, Endpoint
-from oyez.errors import BrokerUnavailable, StoreError
+from oyez.errors import BrokerUnavailable, SchemaMissing, StoreError
 from oyez.ports import Finding
-from oyez.postgresql import Missing, PostgresServer, ServerOptions, as_broker_error
+from oyez.postgresql import PostgresServer, ServerOptions, as_broker_error
 
 DELETED = 64
 """Rows deleted in one transaction: each may hold a megabyte."""
@@ -58,7 +58,7 @@ class Table:
         with _broker_errors():
             try:
                 await self._execute(_PUT, name, data)
-            except Missing:
+            except SchemaMissing:
                 await self._create()
                 await self._execute(_PUT, name, data)
 
@@ -70,7 +70,7 @@ class Table:
                     sql = _GET.format(table=self._table)
                     found: bytes | None = await connection.fetchval(sql, name, most + 1)
                     return found
-            except Missing as error:
+            except SchemaMissing as error:
                 raise BrokerUnavailable(
                     f"{self.where} is missing: is this the database that it is in?"
                 ) from error
@@ -81,7 +81,7 @@ class Table:
             try:
                 while await self._execute(_SWEEP, self._retention + MARGIN, DELETED) == DELETED:
                     pass
-            except Missing:
+            except SchemaMissing:
                 return  # made by what is stored first
 
     async def inspect(self) -> Sequence[Finding]:

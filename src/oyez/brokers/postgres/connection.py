@@ -10,8 +10,14 @@ from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.postgres.options import PostgresOptions
 from oyez.brokers.postgres.schema import SCHEMA, SESSION, VERSION
 from oyez.endpoint import Endpoint
-from oyez.errors import BrokerRefused, BrokerUnavailable, StoreError, StoreUnavailable
-from oyez.postgresql import Missing, PostgresServer, as_broker_error
+from oyez.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    SchemaMissing,
+    StoreError,
+    StoreUnavailable,
+)
+from oyez.postgresql import PostgresServer, as_broker_error
 
 
 class Connection:
@@ -59,7 +65,7 @@ class Connection:
                         async with self.server.connection(seconds * share) as connection:
                             return await connection.fetch(statement, *parameters)
                     except StoreError as error:
-                        if isinstance(error, Missing):
+                        if isinstance(error, SchemaMissing):
                             self._installed = False  # someone dropped the schema
                         elif not isinstance(error, StoreUnavailable):
                             raise
