@@ -175,11 +175,13 @@ async def test_rabbitmq_that_drops_what_nobody_has_read(tmp_path: Path) -> None:
     doctored = Doctored(tmp_path, running.url)
     await doctored.make_stream()
     assert doctored.problems() == ""
-    await _declare_bounded(running, f"{doctored.stream}.0")
-    assert "rabbitmqctl delete_queue" in doctored.problems()
+    async with _bounded(running, f"{doctored.stream}.0"):
+        found = doctored.problems()
+    assert "rabbitmqctl delete_queue" in found
 
 
-async def _declare_bounded(running: Server, queue: str) -> None:
+@asynccontextmanager
+async def _bounded(running: Server, queue: str) -> AsyncIterator[None]:
     import aio_pika
 
     connection = await aio_pika.connect(running.url)
@@ -188,6 +190,10 @@ async def _declare_bounded(running: Server, queue: str) -> None:
         await channel.queue_delete(queue)
         arguments = {"x-queue-type": "stream", "x-max-length-bytes": 1_000_000}
         await channel.declare_queue(queue, durable=True, arguments=arguments)
+        try:
+            yield
+        finally:
+            await channel.queue_delete(queue)  # others on the same server would be told of it
 
 
 @pytest.mark.parametrize("what", ["broker", "store"])
