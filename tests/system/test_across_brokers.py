@@ -338,34 +338,3 @@ async def test_tail_follows_all_brokers_live(tmp_path: Path) -> None:
             await ended(bridge)
             await ticks.tick("clock-2")
             assert await every.told(1) == {("ticks.tick", "clock-2", ONE)}
-
-
-@pytest.mark.parametrize(
-    ("brokers", "names"),
-    [
-        (("kafka://k", None, None), ["kafka"]),
-        (("kafka://k", "nats://n", None), ["kafka", "nats"]),
-        (("kafka://k", "nats://n", "nats://n"), ["kafka", "nats"]),
-        (("kafka://k", "nats://n", "nats://m"), ["kafka", "nats:one", "nats:two"]),
-        (("kafka://k", None, "kafka://l"), ["kafka", "kafka:two"]),
-    ],
-)
-def test_each_broker_has_one_short_name(
-    tmp_path: Path, brokers: tuple[str, str | None, str | None], names: list[str]
-) -> None:
-    text = f'[system]\nname = "t"\nbroker = "{brokers[0]}"\n'
-    for service, url in (("one", brokers[1]), ("two", brokers[2])):
-        text += f'[services.{service}]\napp = "x:y"\n'
-        text += "" if url is None else f'broker = "{url}"\n'
-    (tmp_path / "oyez.toml").write_text(text)
-    assert [each.name for each in Project(load(tmp_path)).brokers.values()] == names
-
-
-def test_a_broker_that_only_a_bridge_names_is_called_after_its_end(tmp_path: Path) -> None:
-    text = '[system]\nname = "t"\nbroker = "nats://n"\n[bridges.out]\nsource = "nats://n"\n'
-    (tmp_path / "oyez.toml").write_text(f'{text}target = "nats://m"\nstreams = ["t.*"]\n')
-    known = Project(load(tmp_path)).brokers.values()
-    assert [(each.name, each.url, each.setting) for each in known] == [
-        ("nats", "nats://n", "system.broker"),
-        ("nats:out.target", "nats://m", "bridges.out.target"),
-    ]

@@ -10,7 +10,8 @@ import pytest
 from oyez import Event, Service
 from oyez.config import load
 from oyez.inspection import journey
-from oyez.inspection.journey import Journeys, _Node, _pending, _Reader, _Stand, as_value, trace
+from oyez.inspection.journey import Journeys, as_value, trace
+from oyez.inspection.reactions import Node, Reader, Stand, _pending
 from oyez.ports import Record
 from oyez.project import Project
 
@@ -30,11 +31,11 @@ def record(event: Paid) -> None: ...
 def compare(event: Paid) -> None: ...
 
 
-def node(stream: str, event_type: str = "test.flow.paid") -> _Node:
-    return _Node(
+def node(stream: str, event_type: str = "test.flow.paid") -> Node:
+    return Node(
         id="1", source="/any/desk", type=event_type, key=None, time=0.0, correlation="1",
         causation=None, stream=stream,
-        places={BROKER: _Stand(partition=0, position=1, time=0.0)},
+        places={BROKER: Stand(partition=0, position=1, time=0.0)},
     )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def node(stream: str, event_type: str = "test.flow.paid") -> _Node:
 def test_another_system_s_event_waits_only_for_who_names_its_stream(
     stream: str, handlers: list[str]
 ) -> None:
-    reader = _Reader(system="shop", name="ledger", service=service, broker=BROKER, bridges=[])
+    reader = Reader(system="shop", name="ledger", service=service, broker=BROKER, bridges=[])
     assert [each.handler for each in _pending(reader, node(stream), {})] == handlers
     assert list(_pending(reader, node(stream, "test.flow.other"), {})) == []
     assert list(_pending(reader, node(stream), {(stream, 0): 1})) == []

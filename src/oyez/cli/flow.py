@@ -10,15 +10,8 @@ from oyez.cli.invocation import heed, json_option, run_async
 from oyez.cli.printing import console, is_terminal, print_json, warn
 from oyez.errors import OyezError
 from oyez.inspection.form import escape, span, utc_time
-from oyez.inspection.journey import (
-    EVENTS,
-    JOURNEYS,
-    Journey,
-    JourneyEvent,
-    Reaction,
-    as_value,
-    trace,
-)
+from oyez.inspection.journey import EVENTS, JOURNEYS, Journey, JourneyEvent, as_value, trace
+from oyez.inspection.reactions import Reaction
 from oyez.project import Project
 
 

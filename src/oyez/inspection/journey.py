@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from oyez import tables
-from oyez.config import BridgeSettings
 from oyez.endpoint import redact
 from oyez.envelope import parse_time
 from oyez.errors import InvalidEvent, NotCreated, OyezError
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, Reach, imported, reached
-from oyez.ports import BEGINNING, Broker, Parameters, Position, Record, Row, Store
+from oyez.inspection.reactions import (
+    Bridge,
+    Cursors,
+    Node,
+    Reaction,
+    Reader,
+    Stand,
+    react,
+    read_cursors,
+)
+from oyez.ports import Broker, Position, Record, Row, Store
 from oyez.project import Project
 from oyez.service import Service
-from oyez.tables import Inbox, Letter, Outbox
+from oyez.tables import Outbox
 
 JOURNEYS = 50
 """Journeys that are shown, the newest; a key may have many."""
@@ -29,32 +38,8 @@ EVENTS = 5_000
 DEEPEST = 60
 """Deeper events stand at this depth; their causation id still tells what led to them."""
 
-_ASKED = 200
 _PAGE = 500
 _ID_END = re.compile(r"[0-9a-f-]{8,36}")
-
-
-class Reaction(msgspec.Struct, frozen=True, kw_only=True):
-    """What one handler made of an event."""
-
-    service: str
-    handler: str
-    state: str
-    """``handled``, ``retrying``, ``waiting`` (behind another event of its key), ``due``,
-    ``pending`` (the service has not read that far), ``dead`` or ``discarded``."""
-    bridge: str | None = None
-    """The bridge that has yet to carry a pending event towards the service's broker."""
-    seen: float | None = None
-    """When it was handled, or where attempts follow each other, when the first one began."""
-    attempts: int = 0
-    """How many were made."""
-    due: float | None = None
-    error: str | None = None
-    letter: int | None = None
-    """The number of its newest dead letter."""
-    redriven: bool = False
-    history: tuple[dict[str, Any], ...] = ()
-    """What became of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,44 +101,6 @@ class Journeys(msgspec.Struct, frozen=True, kw_only=True):
     """Whether any broker could be read."""
     gaps: tuple[Gap, ...]
     """What of the system could not be looked at."""
-
-
-Cursors = Mapping[history.Place, Position]
-"""How far someone has read, by stream and partition."""
-
-
-class _Bridge(NamedTuple):
-    settings: BridgeSettings
-    source: str
-    """The site of its source."""
-    target: str
-    """The site of its target."""
-    cursors: Cursors
-
-
-class _Stand(NamedTuple):
-    partition: int
-    position: Position
-    time: float
-
-
-class _Node(msgspec.Struct, kw_only=True):
-    """One event while a journey is put together."""
-
-    id: str
-    source: str
-    type: str
-    key: str | None
-    time: float
-    correlation: str
-    causation: str | None
-    stream: str
-    places: dict[str, _Stand] = {}
-    """By the site of each broker that has it."""
-    state: str = "published"
-    due: float | None = None
-    reactions: list[Reaction] = []
-    children: list[_Node] = []
 
 
 async def trace(project: Project, identity: str) -> Journeys:
@@ -233,7 +180,7 @@ class _Story:
             _order_places(self._project, nodes)
             for name, store in list(self._stores.items()):
                 try:
-                    await _react(self._reader(name, bridges), store, nodes)
+                    await react(self._reader(name, bridges), store, nodes)
                 except OyezError as error:
                     self._miss(name, error)
         found = []
@@ -244,24 +191,24 @@ class _Story:
                 found.append(Journey(correlation=correlation, events=events))
         return tuple(found)
 
-    def _reader(self, name: str, bridges: list[_Bridge]) -> _Reader:
+    def _reader(self, name: str, bridges: list[Bridge]) -> Reader:
         project = self._project
         broker = project.site(project.broker_url(name))
         system = project.config.system.name
-        return _Reader(system, name, self._services.get(name), broker, bridges)
+        return Reader(system, name, self._services.get(name), broker, bridges)
 
     def _miss(self, service: str, error: OyezError) -> None:
         self._stores.pop(service, None)
         self._gaps.append(Gap.of("store", service, error, service))
 
-    async def _bridges(self) -> list[_Bridge]:
+    async def _bridges(self) -> list[Bridge]:
         """Every bridge of which it is known how far it has carried."""
-        found: list[_Bridge] = []
+        found: list[Bridge] = []
         for name, settings in self._project.config.bridges.items():
             cursors: Cursors = {}
             try:
                 async with self._project.opened_bridge_store(name) as store:
-                    cursors = await _cursors(store)
+                    cursors = await read_cursors(store)
             except NotCreated:
                 pass  # it never ran
             except OyezError as error:
@@ -270,10 +217,10 @@ class _Story:
                 continue
             site = self._project.site
             source, target = site(settings.source), site(settings.target)
-            found.append(_Bridge(settings, source, target, cursors))
+            found.append(Bridge(settings, source, target, cursors))
         return found
 
-    async def _look(self, look: Callable[[_Node], None]) -> list[history.Place]:
+    async def _look(self, look: Callable[[Node], None]) -> list[history.Place]:
         """Show every event; the places that ended early."""
         # Outboxes first: what moves from there to the broker meanwhile is seen twice, never missed.
         for name, store in list(self._stores.items()):
@@ -292,12 +239,7 @@ class _Story:
         return short
 
 
-async def _cursors(store: Store) -> Cursors:
-    rows = await store.fetch(tables.CURSORS, {"reader": ""})
-    return {(row["stream"], row["partition"]): row["position"] for row in rows}
-
-
-async def _look_at_outbox(store: Store, look: Callable[[_Node], None]) -> None:
+async def _look_at_outbox(store: Store, look: Callable[[Node], None]) -> None:
     after = 0
     while True:
         rows = await store.fetch(tables.ANNOUNCED, {"after": after, "limit": _PAGE})
@@ -308,16 +250,16 @@ async def _look_at_outbox(store: Store, look: Callable[[_Node], None]) -> None:
         after = rows[-1]["seq"]
 
 
-def _published(record: Record, site: str) -> _Node:
+def _published(record: Record, site: str) -> Node:
     found = history.attributes(record)
     node = _node(found, record.stream, record.time)
-    node.places[site] = _Stand(record.partition, record.position, record.time)
+    node.places[site] = Stand(record.partition, record.position, record.time)
     if node.key is None:
         node.key = record.key
     return node
 
 
-def _announced(row: Row) -> _Node:
+def _announced(row: Row) -> Node:
     headers = msgspec.json.decode(row["headers"], type=dict[str, str])
     node = _node(headers, row["stream"], row["due"])
     node.state = _WAITS.get(row["state"]) or ("delayed" if row["due"] else "outbox")
@@ -328,9 +270,9 @@ def _announced(row: Row) -> _Node:
 _WAITS = {Outbox.REFUSED: "refused", Outbox.BEHIND: "held"}
 
 
-def _node(found: Mapping[str, str], stream: str, otherwise: float) -> _Node:
+def _node(found: Mapping[str, str], stream: str, otherwise: float) -> Node:
     identity = found.get("id", "")
-    return _Node(
+    return Node(
         id=identity,
         source=found.get("source", ""),
         type=found.get("type", "?"),
@@ -358,7 +300,7 @@ class _Search:
         self._identity = identity
         self._ending = identity if _ID_END.fullmatch(identity) else None
 
-    def match(self, node: _Node) -> None:
+    def match(self, node: Node) -> None:
         wanted = self._identity
         if (
             wanted in (node.id, node.correlation, node.key)
@@ -375,11 +317,11 @@ class _Collected:
     """The events of the chosen journeys, each once, though it may stand on brokers many times."""
 
     def __init__(self, chosen: list[str]) -> None:
-        self.nodes: dict[tuple[str, str], _Node] = {}
+        self.nodes: dict[tuple[str, str], Node] = {}
         self.cut = False
         self._chosen = frozenset(chosen)
 
-    def take(self, node: _Node) -> None:
+    def take(self, node: Node) -> None:
         if node.correlation not in self._chosen:
             return
         identity = (node.id, node.source)
@@ -393,7 +335,7 @@ class _Collected:
                 there.places.setdefault(site, stand)
 
 
-def _order_places(project: Project, nodes: Mapping[tuple[str, str], _Node]) -> None:
+def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> None:
     """Put the publisher's broker first, or else the one that had the event first."""
     prefix = f"/{project.config.system.name}/"
     homes = {
@@ -406,130 +348,12 @@ def _order_places(project: Project, nodes: Mapping[tuple[str, str], _Node]) -> N
         node.places = dict(places)
 
 
-class _Reader(NamedTuple):
-    """A service as far as it matters for what it has still to read."""
-
-    system: str
-    name: str
-    service: Service | None
-    broker: str
-    bridges: list[_Bridge]
-
-
-async def _react(reader: _Reader, store: Store | None, nodes: dict[tuple[str, str], _Node]) -> None:
-    name = reader.name
-    cursors: Cursors = {}
-    found: dict[tuple[str, str, str], Reaction] = {}
-    if store is not None:
-        # The position first: an event handled meanwhile then has its row, so it isn't pending.
-        cursors = await _cursors(store)
-        async for row in _rows(store, tables.HANDLED_BY, nodes):
-            found[row["event_id"], row["source"], row["handler"]] = _inbox(name, row)
-        async for row in _rows(store, tables.DEAD_OF, nodes):
-            identity = (row["event_id"], row["source"], row["handler"])
-            reaction = found.get(identity) or Reaction(
-                service=name, handler=row["handler"], state="dead"
-            )
-            found[identity] = _bury(reaction, row)
-    for (event_id, source, _), reaction in found.items():
-        node = nodes.get((event_id, source))
-        if node is not None:
-            node.reactions.append(reaction)
-    for node in nodes.values():
-        known = {each.handler for each in node.reactions if each.service == name}
-        node.reactions += [
-            each for each in _pending(reader, node, cursors) if each.handler not in known
-        ]
-
-
-def _pending(reader: _Reader, node: _Node, cursors: Cursors) -> Iterator[Reaction]:
-    """What the service would do with the event, had it read it."""
-    if reader.service is None:
-        return
-    place = node.places.get(reader.broker)
-    bridge = None
-    if place is None:
-        bridge = _awaited(node, reader.broker, reader.bridges)
-        if bridge is None:
-            return
-    elif cursors.get((node.stream, place.partition), BEGINNING) >= place.position:
-        return
-    for handler in reader.service.handlers:
-        if handler.wants(node.type, node.stream, reader.system):
-            yield Reaction(
-                service=reader.name, handler=handler.name, state="pending", bridge=bridge
-            )
-
-
-def _awaited(node: _Node, broker: str, bridges: list[_Bridge]) -> str | None:
-    """The bridge that has yet to carry the event, to this broker or to one on the way there."""
-    targets = [broker]
-    for target in targets:  # which grows by the brokers that lie before those
-        for bridge in bridges:
-            if bridge.target != target or not bridge.settings.carries(node.stream):
-                continue
-            place = node.places.get(bridge.source)
-            if place is None:
-                if bridge.source not in targets:
-                    targets.append(bridge.source)
-            elif bridge.cursors.get((node.stream, place.partition), BEGINNING) < place.position:
-                return bridge.settings.name
-    return None
-
-
-async def _rows(store: Store, sql: str, nodes: dict[tuple[str, str], _Node]) -> AsyncIterator[Row]:
-    ids = sorted({identity for identity, _ in nodes})
-    for start in range(0, len(ids), _ASKED):
-        parameters: Parameters = {
-            f"id{index}": each for index, each in enumerate(ids[start : start + _ASKED])
-        }
-        names = ", ".join(f":{name}" for name in parameters)
-        for row in await store.fetch(sql.replace("{ids}", names), parameters):
-            yield row
-
-
-def _inbox(service: str, row: Row) -> Reaction:
-    past = msgspec.json.decode(row["history"]) if row["history"] else []
-    failed = max(row["attempt"] or 0, len(past))
-    state = "handled"
-    if row["state"] == Inbox.BEHIND:
-        state = "waiting"
-    elif row["state"] == Inbox.DUE:
-        state = "retrying" if failed else "due"
-    return Reaction(
-        service=service,
-        handler=row["handler"],
-        state=state,
-        seen=row["seen"],
-        attempts=failed + (row["state"] == Inbox.HANDLED),
-        due=row["due"],
-        error=past[-1].get("error") if past else None,
-        history=tuple(past),
-    )
-
-
-def _bury(reaction: Reaction, row: Row) -> Reaction:
-    """Add what a dead letter says; a redriven one is told by the inbox, which it went back to."""
-    if row["state"] == Letter.REDRIVEN:
-        return msgspec.structs.replace(reaction, letter=row["id"], redriven=True)
-    return msgspec.structs.replace(
-        reaction,
-        letter=row["id"],
-        state="discarded" if row["state"] == Letter.DISCARDED else "dead",
-        seen=row["time"],
-        attempts=row["attempts"],
-        due=None,
-        error=row["reason"],
-        history=tuple(msgspec.json.decode(row["history"])),
-    )
-
-
-def _roots(nodes: list[_Node]) -> list[_Node]:
+def _roots(nodes: list[Node]) -> list[Node]:
     """Hang each event under the one that caused it; those that none here caused are returned."""
     nodes.sort(key=lambda node: (node.time, node.id))
     by_id = {node.id: node for node in nodes}
-    caused: dict[str, list[_Node]] = {}
-    roots: list[_Node] = []
+    caused: dict[str, list[Node]] = {}
+    roots: list[Node] = []
     for node in nodes:
         if node.causation is not None and node.causation in by_id and node.causation != node.id:
             caused.setdefault(node.causation, []).append(node)
@@ -544,8 +368,8 @@ def _roots(nodes: list[_Node]) -> list[_Node]:
     return roots
 
 
-def _hang(roots: list[_Node], caused: Mapping[str, list[_Node]], placed: set[int]) -> None:
-    waiting: list[tuple[_Node, _Node, int]] = [(root, root, 0) for root in roots]
+def _hang(roots: list[Node], caused: Mapping[str, list[Node]], placed: set[int]) -> None:
+    waiting: list[tuple[Node, Node, int]] = [(root, root, 0) for root in roots]
     placed.update(id(root) for root in roots)
     while waiting:
         node, host, depth = waiting.pop()
@@ -558,7 +382,7 @@ def _hang(roots: list[_Node], caused: Mapping[str, list[_Node]], placed: set[int
                 waiting.append((child, under, min(depth + 1, DEEPEST)))
 
 
-def _event(project: Project, node: _Node) -> JourneyEvent:
+def _event(project: Project, node: Node) -> JourneyEvent:
     known = project.brokers
     places = [
         Place(
