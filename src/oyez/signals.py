@@ -4,6 +4,9 @@
 signal                  when, and its fields
 ======================  ===========================================================================
 BatchHandled            a lane committed: service, stream, partition, events, seconds
+HandlerCalled           a handler was called, for those who listen to calls: service, handler,
+                        event id, type, attempt, start, seconds, outcome, error, trace, span and
+                        parent id
 EventRetried            a handler failed and will run again: service, handler, event id, type,
                         attempt, error, in how many seconds
 EventDead               an event became a dead letter: service, handler, event id, type, reason
@@ -40,6 +43,35 @@ class BatchHandled(Signal, frozen=True, kw_only=True):
     partition: int
     events: int
     seconds: float
+
+
+class HandlerCalled(Signal, frozen=True, kw_only=True):
+    """One call of a handler ended, and what it did was committed or undone.
+
+    What it announced names ``span_id`` as its parent. A call that was undone because another one
+    of its batch failed is not told; it is made again.
+    """
+
+    handler: str
+    event_id: str
+    """Of a list of events, that of the first."""
+    type: str
+    events: int = 1
+    """How many events it was given: more than one in a list only."""
+    attempt: int
+    start: float
+    """In seconds since 1970."""
+    seconds: float
+    """From the call to its return, without the commit."""
+    outcome: str
+    """``done``, ``retry`` or ``dead``."""
+    error: str = ""
+    trace_id: str
+    """W3C Trace Context: 32 hexadecimal digits."""
+    span_id: str
+    """This call's: 16 hexadecimal digits."""
+    parent_id: str
+    """The span that announced the event; empty where the event names none."""
 
 
 class EventRetried(Signal, frozen=True, kw_only=True):
@@ -153,11 +185,25 @@ class Signals:
     """Hands each signal to every listener, in order. A listener must be quick and never raise."""
 
     def __init__(self) -> None:
+        self.calls = False
+        """Whether anyone listens to calls; nobody need make a `HandlerCalled` otherwise."""
         self._listeners: list[Listener] = []
+        self._callers: list[Listener] = []
 
-    def listen(self, listener: Listener) -> None:
-        """Add a listener for what is emitted from now on."""
+    def listen(self, listener: Listener, *, calls: bool = False) -> None:
+        """Add a listener for what is emitted from now on.
+
+        ``calls``: hear of every call of a handler, too. That costs some microseconds an event.
+        """
         self._listeners.append(listener)
+        if calls:
+            self._callers.append(listener)
+            self.calls = True
+
+    def emit_call(self, signal: HandlerCalled) -> None:
+        """Hand a call to those who listen to calls."""
+        for listener in self._callers:
+            listener(signal)
 
     def emit(self, signal: Signal) -> None:
         """Hand the signal to the listeners."""

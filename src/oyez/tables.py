@@ -156,6 +156,9 @@ MARK = """insert into oyez_migration (name, digest, applied) values (:name, :mar
 CHANGE_MARK = "update oyez_migration set digest = :mark, applied = :now where name = :name"
 MARK_AND_POSITION = """select digest as mark, (select max(position) from oyez_cursor) as last
  from oyez_migration where name = :name"""
+FORGET_POSITIONS = f"""delete from oyez_cursor; \
+delete from oyez_migration where name = '{POSITIONS}';"""
+"""For a person to run who gives a service another kind of broker."""
 MIGRATIONS = """select name, digest from oyez_migration where name not like 'oyez:%'
  order by name"""
 

@@ -99,10 +99,7 @@ class Announcer:
             headers["subject"] = headers["partitionkey"] = key
         if since.causationid is not None:
             headers["causationid"] = since.causationid
-        parent = since.traceparent
-        trace = parent[3:35] if parent is not None else f"{ambient.bits(128):032x}"
-        flags = parent[53:55] if parent is not None else "01"
-        headers["traceparent"] = f"00-{trace}-{ambient.bits(64):016x}-{flags}"
+        headers["traceparent"] = since.traceparent or self.span(None)
         if since.tracestate:
             headers["tracestate"] = since.tracestate
         data = encode(kind, event)
@@ -114,6 +111,13 @@ class Announcer:
                 "set system.claim_check, so that large data is kept outside the broker",
             )
         return Announcement(stream=self.stream, key=key, headers=headers, data=data, due=due)
+
+    def span(self, parent: str | None) -> str:
+        """Return the traceparent of a new span: a child of that one, or the root of a trace."""
+        bits = self.ambient.bits
+        if parent is None:
+            return f"00-{bits(128):032x}-{bits(64):016x}-01"
+        return f"00-{parent[3:35]}-{bits(64):016x}-{parent[53:55]}"
 
 
 class UnitOfWork:
@@ -233,11 +237,12 @@ class Transaction:
     A handler asks for it by type; HTTP handlers open one with ``service.transaction()``.
     """
 
-    __slots__ = ("_key", "_origin", "_unit", "_wave")
+    __slots__ = ("_key", "_origin", "_since", "_unit", "_wave")
 
     def __init__(self, unit: UnitOfWork, since: Origin, key: str | None) -> None:
         self._unit = unit
         self._origin = since
+        self._since: Origin | None = None
         self._key = key
         self._wave = unit._reached.get(key, 0) if key is not None else 0
 
@@ -245,6 +250,28 @@ class Transaction:
     def unit(self) -> UnitOfWork:
         """What commits it; for layers such as `oyez.sqlalchemy`."""
         return self._unit
+
+    @property
+    def traceparent(self) -> str:
+        """The span of this call, as what it announces names it (W3C Trace Context)."""
+        return self._announces().traceparent or ""
+
+    @property
+    def parent(self) -> str:
+        """The span that led to this call, or empty."""
+        return self._origin.traceparent or ""
+
+    def _announces(self) -> Origin:
+        """The origin of what is announced here, with the span that announces it."""
+        since = self._since
+        if since is None:
+            since = self._origin
+            # A handler's call is a span of its own. A request is one already, where it says so.
+            if since.traceparent is None or since.causationid is not None:
+                span = self._unit._announcer.span(since.traceparent)
+                since = msgspec.structs.replace(since, traceparent=span)
+            self._since = since
+        return since
 
     @property
     def time(self) -> str:
@@ -289,7 +316,9 @@ class Transaction:
             if not 0 <= delay <= MAX_DELAY:
                 raise InvalidEvent("delay", f"expected 0 to {MAX_DELAY:.0f} seconds, found {delay}")
             due = unit.changes.time + delay if delay else 0.0
-        announcement = unit._announcer.announce(event, self._origin, unit._time, due, key)
+        announcement = unit._announcer.announce(
+            event, self._since or self._announces(), unit._time, due, key
+        )
         unit.changes.announced.append(announcement)
         return announcement.headers["id"]
 

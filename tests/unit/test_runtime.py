@@ -11,6 +11,7 @@ import pytest
 from oyez import After, Context, Event, Retry, Service, Transaction
 from oyez.envelope import parse_time
 from oyez.errors import ConstraintViolated
+from oyez.signals import HandlerCalled, Signal
 from oyez.testing import System, running
 
 
@@ -212,3 +213,57 @@ async def test_an_event_that_took_long_to_come_about_is_of_the_time_of_its_end()
         placed, paid = system.history()
         took = parse_time(paid.time or "") - parse_time(placed.time or "")
         assert took.total_seconds() == 20.0
+
+
+async def test_each_call_is_told_with_its_span_to_those_who_listen() -> None:
+    """What a handler announces names the call's span as its parent; outcomes are told."""
+    service = Service("payments")
+
+    @service.on(Placed, retry=Retry(attempts=2, first=1.0, jitter=0.0))
+    async def pay(event: Placed, tx: Transaction) -> list[Paid]:
+        if event.order == "bad":
+            raise ValueError("no")
+        return [Paid(order=event.order), Paid(order=f"{event.order}-again")]
+
+    @service.on(Paid)
+    def book(event: Paid, tx: Transaction) -> None:
+        pass
+
+    calls: list[HandlerCalled] = []
+
+    def hear(signal: Signal) -> None:
+        if isinstance(signal, HandlerCalled):
+            calls.append(signal)
+
+    async with running(service) as system:
+        system.bus.listen(hear, calls=True)
+        await system.publish(Placed(order="good"))
+        await system.settled()
+        (paid,) = [call for call in calls if call.handler == "pay"]
+        assert (paid.outcome, paid.attempt, paid.events) == ("done", 1, 1)
+        assert paid.type == "test.placed"
+        booked = [call for call in calls if call.handler == "book"]
+        assert [call.parent_id for call in booked] == [paid.span_id, paid.span_id]
+        assert {call.trace_id for call in calls} == {paid.trace_id}
+        assert len({call.span_id for call in calls}) == 3
+        calls.clear()
+        await system.publish(Placed(order="bad"))
+        await system.settled()
+        await system.advance(2.0)
+        assert [(call.outcome, call.attempt) for call in calls] == [("retry", 1), ("dead", 2)]
+        assert calls[0].error == "ValueError: no"
+
+
+async def test_calls_cost_nothing_while_nobody_listens() -> None:
+    """No signal of a call is made, though others are heard."""
+    service = Service("payments")
+
+    @service.on(Placed)
+    async def pay(event: Placed, tx: Transaction) -> None:
+        pass
+
+    async with running(service) as system:
+        await system.publish(Placed(order="1"))
+        await system.settled()
+        assert not system.processes["payments"].reports.calls
+        assert not any(isinstance(signal, HandlerCalled) for signal in system.signals)

@@ -20,6 +20,7 @@ from oyez.errors import Fenced, InvalidEvent, StoreUnavailable
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.ports import Batch, Broker, Changes, DeadLetter, Parked, Position, Record
+from oyez.runtime.calls import Call
 from oyez.runtime.commits import Commits
 from oyez.runtime.execution import Execution, decode_for, park
 from oyez.runtime.handlers import Handlers
@@ -149,6 +150,7 @@ class Batches:
         """All items in one transaction; one by one if that fails."""
         lane = self._lane
         unit = self._commits.unit(lane.claim)
+        made: list[Call] | None = [] if self._reports.calls else None
         parked: list[Parked] = []
         broken: list[DeadLetter] = []
         try:
@@ -167,9 +169,9 @@ class Batches:
                         lists.setdefault(handler.name, []).append(item)
                     else:
                         calls.append((handler, item))
-            await self._call(unit, calls)
+            await self._call(unit, calls, made)
             for name, members in lists.items():
-                await self._call_batch(unit, self._handlers[name], members)
+                await self._call_batch(unit, self._handlers[name], members, made)
             unit.changes.parked = parked
             unit.changes.dead = broken
             await lane.commit(unit, last)
@@ -184,10 +186,18 @@ class Batches:
             await lane.advance(last)
         else:
             self._report(broken)
+            for call in made or ():
+                self._reports.emit_call(call.signal("done"))
         finally:
             await unit.rollback()
 
-    async def _call(self, unit: UnitOfWork, calls: Sequence[tuple[Handler, Item]]) -> None:
+    async def _call(
+        self,
+        unit: UnitOfWork,
+        calls: Sequence[tuple[Handler, Item]],
+        made: list[Call] | None,
+    ) -> None:
+        """Call handlers for one event each; ``made`` collects the calls that are to be told."""
         handled = unit.changes.handled
         index = 0
         while index < len(calls):
@@ -197,7 +207,11 @@ class Batches:
                 tx = unit.transaction(Origin.of(envelope), item.key)
                 context = self._context(handler, envelope) if handler.needs_context else None
                 event = decode_for(handler, envelope)
+                if made is not None:
+                    made.append(Call(self._ambient, handler, envelope, tx))
                 tx.publish_all(await self._calls.perform(handler, event, tx, context))
+                if made is not None:
+                    made[-1].end()
                 handled.append((envelope.id, envelope.source, handler.name))
                 index += 1
                 continue
@@ -205,9 +219,14 @@ class Batches:
             while index < len(calls) and calls[index][0] is handler:
                 run.append(calls[index])
                 index += 1
-            await self._call_blocking(unit, run)
+            await self._call_blocking(unit, run, made)
 
-    async def _call_blocking(self, unit: UnitOfWork, calls: Sequence[tuple[Handler, Item]]) -> None:
+    async def _call_blocking(
+        self,
+        unit: UnitOfWork,
+        calls: Sequence[tuple[Handler, Item]],
+        made: list[Call] | None,
+    ) -> None:
         ready = []
         transactions = []
         for handler, item in calls:
@@ -215,18 +234,28 @@ class Batches:
             tx = unit.transaction(Origin.of(envelope), item.key)
             context = self._context(handler, envelope) if handler.needs_context else None
             event = decode_for(handler, envelope)
-            ready.append((handler, self._calls.ready(handler, event, tx, context)))
+            call = self._calls.ready(handler, event, tx, context)
+            if made is not None:
+                made.append(Call(self._ambient, handler, envelope, tx))
+                call = made[-1].around(call)
+            ready.append((handler, call))
             transactions.append(tx)
             unit.changes.handled.append((envelope.id, envelope.source, handler.name))
         results = await self._calls.perform_blocking(ready)
         for tx, events in zip(transactions, results, strict=True):
             tx.publish_all(events)
 
-    async def _call_batch(self, unit: UnitOfWork, handler: Handler, items: list[Item]) -> None:
+    async def _call_batch(
+        self, unit: UnitOfWork, handler: Handler, items: list[Item], made: list[Call] | None
+    ) -> None:
         envelopes = [cast(Envelope, item.envelope) for item in items]
         tx = unit.transaction(Origin.of(envelopes[0]))
         events = [decode_for(handler, envelope) for envelope in envelopes]
+        if made is not None:
+            made.append(Call(self._ambient, handler, envelopes[0], tx, events=len(events)))
         tx.publish_all(await self._calls.perform(handler, events, tx, None))
+        if made is not None:
+            made[-1].end()
         unit.changes.handled.extend((e.id, e.source, handler.name) for e in envelopes)
 
     def _context(self, handler: Handler, envelope: Envelope) -> Context:

@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 
 from oyez.ambient import Ambient
+from oyez.envelope import Envelope
 from oyez.errors import HandlerTimeout
 from oyez.event import is_event
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.runtime.handlers import Handlers
+from oyez.signals import HandlerCalled
 from oyez.transaction import Transaction
 
 THREADS = 32
@@ -24,6 +26,80 @@ SLICE = 1.0
 
 Ready = Callable[[], Any]
 """A handler's call with all its arguments."""
+
+
+class Call:
+    """Measures one call of a handler, for those who listen to calls."""
+
+    __slots__ = (
+        "_ambient",
+        "_began",
+        "attempt",
+        "ended",
+        "envelope",
+        "events",
+        "handler",
+        "start",
+        "tx",
+    )
+
+    def __init__(
+        self,
+        ambient: Ambient,
+        handler: Handler,
+        envelope: Envelope,
+        tx: Transaction,
+        *,
+        attempt: int = 1,
+        events: int = 1,
+    ) -> None:
+        self._ambient = ambient
+        self.handler = handler
+        self.envelope = envelope
+        self.tx = tx
+        self.attempt = attempt
+        self.events = events
+        self.begin()
+
+    def begin(self) -> None:
+        """Measure from now on."""
+        self.start = self._ambient.now()
+        self._began = self.ended = self._ambient.monotonic()
+
+    def end(self) -> None:
+        """Measure until now."""
+        self.ended = self._ambient.monotonic()
+
+    def around(self, ready: Ready) -> Ready:
+        """The call with its own beginning and end measured, for one that waits for its turn."""
+
+        def measured() -> Any:
+            self.begin()
+            try:
+                return ready()
+            finally:
+                self.end()
+
+        return measured
+
+    def signal(self, outcome: str, error: str = "") -> HandlerCalled:
+        """What is said of it."""
+        envelope, own = self.envelope, self.tx.traceparent
+        return HandlerCalled(
+            service=self.handler.service,
+            handler=self.handler.name,
+            event_id=envelope.id,
+            type=envelope.type,
+            events=self.events,
+            attempt=self.attempt,
+            start=self.start,
+            seconds=self.ended - self._began,
+            outcome=outcome,
+            error=error,
+            trace_id=own[3:35],
+            span_id=own[36:52],
+            parent_id=self.tx.parent[36:52],
+        )
 
 
 class Calls:

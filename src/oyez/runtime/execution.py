@@ -16,7 +16,7 @@ from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.ports import Changes, DeadLetter, Parked, Position
-from oyez.runtime.calls import Calls
+from oyez.runtime.calls import Call, Calls
 from oyez.runtime.commits import Commits
 from oyez.runtime.lane import Lane
 from oyez.runtime.reports import Reports
@@ -63,8 +63,9 @@ class Execution:
         Superseded and StoreUnavailable, and nothing is changed then.
         """
         unit = self._commits.unit(lane.claim)
+        calls: list[Call] | None = [] if self._reports.calls else None
         try:
-            await self._call(unit, handler, event, envelope)
+            await self._call(unit, handler, event, envelope, calls)
             self._settle(unit.changes, event)
             await lane.commit(unit, position)
         except (Fenced, Superseded, StoreUnavailable):
@@ -74,6 +75,8 @@ class Execution:
         else:
             if event.seq:
                 lane.chains.remove(event.chain)
+            for call in calls or ():
+                self._reports.emit_call(call.signal("done"))
             return Done()
         finally:
             await unit.rollback()
@@ -89,6 +92,9 @@ class Execution:
         result = outcome(error, event.attempt, handler.retry, now, self._ambient.chance())
         kind = "" if envelope is None else envelope.type
         await self.record(event, lane, result, error, position, kind)
+        word = "retry" if isinstance(result, RetryAt) else "dead"
+        for call in calls or ():
+            self._reports.emit_call(call.signal(word, describe_error(error)))
         return result
 
     async def record(
@@ -170,8 +176,14 @@ class Execution:
         await lane.commit(Changes(claim=lane.claim, retried=[event]), None)
 
     async def _call(
-        self, unit: UnitOfWork, handler: Handler, event: Parked, envelope: Envelope | None
+        self,
+        unit: UnitOfWork,
+        handler: Handler,
+        event: Parked,
+        envelope: Envelope | None,
+        calls: list[Call] | None,
     ) -> None:
+        """Call the handler; what is told of the call goes to ``calls``, if anyone listens."""
         if envelope is None:
             envelope = open_record(event.headers, event.data)
         value: Any = decode_for(handler, envelope)
@@ -185,7 +197,15 @@ class Execution:
                 handler.retry.attempts,
             )
         tx = unit.transaction(Origin.of(envelope), event.key)
-        events = await self.calls.perform(handler, [value] if handler.batch else value, tx, context)
+        if calls is not None:
+            calls.append(Call(self._ambient, handler, envelope, tx, attempt=event.attempt + 1))
+        try:
+            events = await self.calls.perform(
+                handler, [value] if handler.batch else value, tx, context
+            )
+        finally:
+            if calls is not None:
+                calls[-1].end()
         if event.seq:
             unit.restamp()
         tx.publish_all(events)

@@ -227,8 +227,7 @@ class ServiceProcess:
                         f"the store of {self.service.name} holds positions of {found['mark']}, and "
                         f"the broker is {kind}: carry the streams across with a bridge and give "
                         "the service a new store; or, to read the new broker from its beginning, "
-                        "run on it `delete from oyez_cursor` and `delete from oyez_migration "
-                        f"where name = '{tables.POSITIONS}'`"
+                        f"run on it: {tables.FORGET_POSITIONS}"
                     )
                 await begun.fetch(
                     tables.MARK_AND_POSITION,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oyez.errors import OyezError
 from oyez.runtime.retry import describe_traceback
-from oyez.signals import Signal, Signals, Trouble
+from oyez.signals import HandlerCalled, Signal, Signals, Trouble
 
 
 class Reports:
@@ -13,6 +13,15 @@ class Reports:
     def __init__(self, service: str, signals: Signals) -> None:
         self.service = service
         self._signals = signals
+
+    @property
+    def calls(self) -> bool:
+        """Whether anyone listens to calls of handlers."""
+        return self._signals.calls
+
+    def emit_call(self, signal: HandlerCalled) -> None:
+        """Send a call to those who listen to calls."""
+        self._signals.emit_call(signal)
 
     def emit(self, signal: Signal) -> None:
         """Send a signal to all listeners."""

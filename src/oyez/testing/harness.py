@@ -57,6 +57,8 @@ class System:
         self.ambient = ambient
         self.broker = broker
         self.processes: dict[str, ServiceProcess] = {}
+        self.bus = Signals()
+        """What the services report to; a test may `listen` to more than `signals` holds."""
         self.signals: list[Signal] = []
         """Everything that the core said happened, in order."""
 
@@ -245,9 +247,8 @@ async def running(
     """
     ambient = VirtualAmbient(seed)
     broker = MemoryBroker(ambient, partitions=partitions)
-    signals = Signals()
     made = System(system, ambient, broker)
-    signals.listen(made.signals.append)
+    made.bus.listen(made.signals.append)
     settings = ProcessSettings(system=system, partitions=partitions, root=root or Path())
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oyez-test-")))
@@ -259,7 +260,7 @@ async def running(
                 broker=broker,
                 store=store,
                 ambient=ambient,
-                signals=signals,
+                signals=made.bus,
                 provide=provide,
                 threads=_Inline(),
             )
