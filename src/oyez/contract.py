@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def encode(kind: EventType, event: object) -> bytes:
-    """The event's data as JSON, such that `parse` accepts it.
+    """Return the event's data as JSON, such that `parse` accepts it.
 
     Raises InvalidEvent, naming the field, for what other services can't read (NaN, infinity,
     integers beyond 64 bits, NUL, lone surrogates), and when the data is too large.
@@ -57,7 +57,7 @@ def _check_values(event: object) -> None:
 
 
 def decode(kind: EventType, data: bytes, dataschema: str | None = None) -> Any:
-    """The typed event in ``data``.
+    """Return the typed event in ``data``.
 
     Raises UnknownVersion when ``dataschema`` names a newer version than ``kind``, and InvalidEvent,
     naming the field, when the data does not fit.

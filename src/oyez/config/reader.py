@@ -108,7 +108,7 @@ class Reader:
         return schema(**values)
 
     def _value(self, kind: Any, raw: object, key: Key) -> Any:
-        """The setting of that type at ``key``, or None where nothing sets it."""
+        """Return the setting of that type at ``key``, or None where nothing sets it."""
         rule = _rule(kind)
         if rule:
             return self._leaf(rule, raw, key)
@@ -226,7 +226,10 @@ def _struct(kind: Any) -> type[msgspec.Struct] | None:
 
 
 def _variables(key: Key) -> tuple[str, ...]:
-    """The environment's names for a setting, the strongest first; lists of tables have none."""
+    """Return the environment's names for a setting, the strongest first.
+
+    Lists of tables have none.
+    """
     if key[0] not in _TABLES_OF_ENVIRONMENT or any(isinstance(part, int) for part in key):
         return ()
     parts = key[1:] if key[0] == "system" else key
@@ -236,7 +239,7 @@ def _variables(key: Key) -> tuple[str, ...]:
 
 
 def _printable(value: Any) -> Any:
-    """Control characters and lone surrogates have no place in any setting."""
+    """Return the value. Raises ``ValueError`` for control characters and lone surrogates."""
     if isinstance(value, str) and not value.isprintable():
         raise ValueError(value)
     return value

@@ -60,7 +60,7 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
     lease: Annotated[float, rules.number(3600, "seconds")] = 3.0
 
     def reached_at(self) -> Listen | None:
-        """Where the gateway sends requests for it; None if it takes none."""
+        """Return where the gateway sends requests for it; None if it takes none."""
         if self.address or self.http is None:
             return self.address
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -130,7 +130,7 @@ class BridgeSettings(_Settings, frozen=True, kw_only=True):
     lease: Annotated[float, rules.number(3600, "seconds")] = 3.0
 
     def carries(self, stream: str) -> bool:
-        """Whether the stream is one of those."""
+        """Return whether the stream is one of those."""
         return any(
             stream.startswith(each[:-1]) if each.endswith("*") else stream == each
             for each in self.streams
@@ -161,11 +161,11 @@ class Config(_Settings, frozen=True, kw_only=True):
         return [each for each in super().__rich_repr__() if each[0] != "places"]
 
     def file(self, name: str) -> Path:
-        """The file or folder that a setting names, relative to ``root`` unless absolute."""
+        """Return the file or folder that a setting names, below ``root`` unless absolute."""
         return self.root / name
 
     def error(self, key: str, expected: str, found: str) -> ConfigurationError:
-        """An error about ``key`` (such as ``gateway.listen``) that names its file and line.
+        """Return an error about ``key`` (such as ``gateway.listen``) that names its file and line.
 
         For what shows only when a setting is used: a port in use, a folder that can't be written.
         """

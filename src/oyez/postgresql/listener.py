@@ -26,8 +26,10 @@ class Listener:
         heard: Callable[[str], None],
         joined: Callable[[], None],
     ) -> None:
-        """Both are called on the event loop: ``heard`` with each payload, ``joined`` at first and
-        after each gap, in which anything may have been missed.
+        """Nothing is connected yet. Both functions are called on the event loop.
+
+        ``heard`` gets each payload; ``joined`` is called at first and after each gap, in which
+        anything may have been missed.
         """
         self._server = server
         self._channel = channel

@@ -49,7 +49,7 @@ class PostgresServer:
 
     @asynccontextmanager
     async def connection(self, deadline: float | None = None) -> AsyncIterator[Connection]:
-        """A connection for one short piece of work that ends within the deadline (seconds).
+        """Lend a connection for one short piece of work that ends within the deadline (seconds).
 
         To connect, or to wait until one is free, may take the options' deadline besides.
 
@@ -73,7 +73,7 @@ class PostgresServer:
 
     @asynccontextmanager
     async def within(self, deadline: float | None = None) -> AsyncIterator[None]:
-        """What the driver raises inside becomes a StoreError; all of it ends within the deadline.
+        """End what is inside within the deadline (seconds), and raise StoreErrors for the driver's.
 
         The driver's own error would show values in a traceback, so it is not kept as the cause.
         """

@@ -50,7 +50,7 @@ class Queue:
 
     @property
     def worker(self) -> Worker:
-        """What the writer's jobs run on. Raises StoreUnavailable when the file is not open."""
+        """The worker of the writer's jobs. Raises StoreUnavailable when the file is not open."""
         if self._worker is None:
             raise StoreUnavailable("the file is not open")
         return self._worker
