@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import EntryPoint
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -139,11 +139,20 @@ def projects(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    plugins = ("-p", "oyez.testing.plugin", "-p", "no:cacheprovider", "-p", "no:asyncio")
+def run(
+    folder: Path,
+    *arguments: str,
+    plugins: Sequence[str] = ("-p", "oyez.testing.plugin"),
+    path: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a folder, with another one to find packages in."""
+    others = ("-p", "no:cacheprovider", "-p", "no:asyncio")
+    paths = [str(path)] if path is not None else []
+    paths += [each for each in (os.environ.get("PYTHONPATH"),) if each]
     return subprocess.run(
-        [sys.executable, "-B", "-m", "pytest", "-q", "-rA", *plugins, *arguments],
+        [sys.executable, "-B", "-m", "pytest", "-q", "-rA", *plugins, *others, *arguments],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=100,
@@ -204,12 +213,16 @@ def test_a_suites_failure_is_explained(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout, done.stdout
 
 
-def test_pytest_finds_it_by_the_name_that_loads_it() -> None:
+def test_pytest_finds_it_by_itself_and_not_twice(projects: Path) -> None:
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     ((name, value),) = points["pytest11"].items()
-    plugin = EntryPoint(name, value, "pytest11").load()
-    assert isinstance(plugin, ModuleType)
-    assert plugin.__name__ == name
+    metadata = projects / "site" / "found-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: found\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[pytest11]\n{name} = {value}\n")
+    for plugin in ((), ("-p", value)):
+        done = run(projects, "first", plugins=plugin, path=projects / "site")
+        assert "6 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_folder_belongs_to_the_nearest_project(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from oyez.runtime.migrations import read_migrations
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer
 from oyez.runtime.reports import Reports
-from oyez.runtime.watch import Watch
+from oyez.runtime.watch import Follower, Watch
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
 from oyez.transaction import Announcer
@@ -278,7 +278,7 @@ class ServiceProcess:
 
     def changes(self, every: float | None) -> AsyncIterator[None]:
         """See `oyez.service.Bound`."""
-        return self.watch.follow(every)
+        return Follower(self.watch, every)
 
     def _batches(self, lane: Lane) -> Batches:
         return Batches(

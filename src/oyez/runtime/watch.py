@@ -36,14 +36,11 @@ class Watch:
         for follower in self._followers:
             follower.event.set()
 
-    def follow(self, every: float | None) -> Follower:
-        """Return a new follower, which also wakes after ``every`` seconds of silence."""
-        follower = Follower(self, every)
-        if not self.closed.is_set():
-            self._followers.add(follower)
-            if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._look_at_replicas(), name="watch")
-        return follower
+    def join(self, follower: Follower) -> None:
+        """Wake the follower from now on, until it is dropped. Safe to call twice."""
+        self._followers.add(follower)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look_at_replicas(), name="watch")
 
     def close(self) -> None:
         """End every follower, now and in future. Safe to call twice."""
@@ -65,6 +62,7 @@ class Follower(AsyncIterator[None]):
     """Wakes once at first, and then when anything was committed since it woke last."""
 
     def __init__(self, watch: Watch, every: float | None) -> None:
+        """``every`` is after how many seconds of silence it wakes anyway; None for never."""
         self.event = asyncio.Event()
         self.event.set()
         self._watch = watch
@@ -75,6 +73,8 @@ class Follower(AsyncIterator[None]):
     async def __anext__(self) -> None:
         watch = self._watch
         ambient = watch.ambient
+        if not watch.closed.is_set():
+            watch.join(self)
         await self._wait(watch.closed, self._rested - ambient.monotonic())
         await self._wait(self.event, self._every)
         if watch.closed.is_set():

@@ -112,13 +112,15 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Have each ``conftest.py`` import what the tests beside it do."""
     manager: Any = early_config.pluginmanager
     projects = _projects(early_config)
-    original = manager._importconftest
+    # One hook imports those of all folders on the command line: none comes before each of them.
+    original = getattr(manager, "_importconftest", None)
+    if original is None:
+        return
 
     def import_conftest(path: Path, *rest: object, **named: object) -> object:
         projects.enter(path)
         return original(path, *rest, **named)
 
-    # Those of the folders on the command line are imported by one hook for all of them.
     manager._importconftest = import_conftest
 
 
