@@ -24,6 +24,7 @@ from benchmarks.comparison import Report
 from benchmarks.machine import Surroundings
 from oyez.brokers import connect
 from oyez.brokers.kafka.wire import encode
+from oyez.brokers.kit.streams import partitions_of
 from oyez.ports import Record
 
 
@@ -58,7 +59,8 @@ class _Client:
         self._thread.join()
 
     def prepare(self, batch: Sequence[Record]) -> Any:
-        return [encode(record, PARTITIONS) for record in batch]
+        counts = {record.stream: PARTITIONS for record in batch}
+        return list(map(encode, batch, partitions_of(batch, counts)))
 
     async def publish(self, batch: Any) -> None:
         loop = asyncio.get_running_loop()

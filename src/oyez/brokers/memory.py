@@ -54,12 +54,14 @@ class MemoryBroker:
             await self.create(stream, self._partitions)
         logs = self.logs
         counts = {stream: len(logs[stream]) for stream in streams}
-        for record, index in zip(records, partitions_of(records, counts), strict=True):
+        indexes = partitions_of(records, counts)
+        for record, index in zip(records, indexes, strict=True):
             log = logs[record.stream][index]
             position = len(log) + 1
             replace = msgspec.structs.replace
             log.append(replace(record, partition=index, position=position, time=now))
-            self._heads.wake((record.stream, index))
+        for place in set(zip((record.stream for record in records), indexes, strict=True)):
+            self._heads.wake(place)
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""

@@ -9,10 +9,11 @@ Positions belong to the service's own store; the consumer group's offsets only s
 ::
 
     broker.py      the face, `oyez.ports.Broker`
-    options.py     the URL's options, and the settings of the driver that follow from them
+    options.py     what the URL may set
+    connection.py  the settings of the driver that follow from it, and its errors
     cluster.py     what is asked of the cluster as a whole: topics, offsets, configuration
-    writer.py      one producer: in order, or not at all
-    fetcher.py     one consumer for many readers
+    publisher.py   one producer: in order, or not at all
+    reader.py      one consumer for many readers
     wire.py        a record as a Kafka message, and back
     inspection.py  what of a cluster's configuration loses events
 """

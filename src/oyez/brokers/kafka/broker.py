@@ -1,30 +1,29 @@
-"""The face of Kafka: `oyez.ports.Broker` over a cluster, a writer and fetchers."""
+"""The face of Kafka: `oyez.ports.Broker` over a cluster, a publisher and fetchers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
-from oyez.ambient import Ambient, backoff
+from oyez.ambient import Ambient
 from oyez.brokers.kafka.cluster import Cluster
-from oyez.brokers.kafka.fetcher import (
-    UNKNOWN,
-    Fetcher,
-    Interrupted,
-    Interruption,
-    Place,
-    Reading,
-)
+from oyez.brokers.kafka.connection import cause, explain
 from oyez.brokers.kafka.inspection import judge
-from oyez.brokers.kafka.options import KafkaOptions, cause, explain
+from oyez.brokers.kafka.options import KafkaOptions
+from oyez.brokers.kafka.publisher import BATCH_BYTES, Publisher
+from oyez.brokers.kafka.reader import UNKNOWN, Fetcher, Interrupted, Interruption, Reading
 from oyez.brokers.kafka.wire import FRAMING, Outgoing, encode, size
-from oyez.brokers.kafka.writer import BATCH_BYTES, Writer
+from oyez.brokers.kit.calls import Deadline, Pauses
+from oyez.brokers.kit.progress import Progress
+from oyez.brokers.kit.streams import Place, Streams, check_count, partitions_of, too_large
+from oyez.brokers.kit.watch import every, stop
+from oyez.brokers.kit.windows import windows
 from oyez.endpoint import Endpoint
-from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from oyez.errors import BrokerError, BrokerUnavailable
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 
 WINDOW = 1024
@@ -56,15 +55,14 @@ class KafkaBroker:
         self._opened: Cluster | None = None
         self._watching: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
-        self._changed = asyncio.Event()
-        self._listeners: list[Callable[[], None]] = []
-        self._streams: dict[str, int] = {}
+        self._streams: Streams[int] = Streams()
         self._limits: dict[str, int] = {}
         self._ids: dict[str, str] = {}
         self._begun: dict[Place, str] = {}
         self._ends: dict[Place, tuple[int, Position]] = {}
-        self._handled: dict[Place, Position] = {}
-        self._writer: Writer | None = None
+        self._progress = Progress(self._show)
+        self._learnt = False
+        self._publisher: Publisher | None = None
         self._batch_bytes = BATCH_BYTES
         self._room = asyncio.Semaphore(WINDOWS)
         self._fetchers: list[Fetcher] = []
@@ -78,31 +76,29 @@ class KafkaBroker:
             self._opened = Cluster(self._endpoint, self.options)
         except KafkaException as error:
             raise explain(cause(error), self._endpoint) from error
+        look = every(self._ambient, self.options.poll, self._look_on)
+        self._watching = asyncio.create_task(look, name="kafka streams")
         try:
             await self._look(hasty=True)
             await self._learn()
         except BrokerUnavailable:
-            self._watching = asyncio.create_task(self._watch(), name="kafka watch")
             raise
         except BaseException:
             await self.close()
             raise
-        self._watching = asyncio.create_task(self._watch(), name="kafka watch")
 
     async def close(self) -> None:
         """See `Broker.close`."""
         cluster = self._opened
         if cluster is None:
             return
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
-            self._watching = None
+        watching, self._watching = self._watching, None
+        await stop(watching)
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(min(GOODBYE, self.options.deadline)):
-                await self._show_handled()
-        if self._writer is not None:
-            self._discard(self._writer)
+                await self._progress.show()
+        if self._publisher is not None:
+            self._discard(self._publisher)
         for fetcher in self._fetchers:
             fetcher.interrupt(BrokerUnavailable(f"{self._endpoint.url} was closed"))
             self._end(fetcher.close())
@@ -114,21 +110,25 @@ class KafkaBroker:
 
     async def publish(self, records: Sequence[Record]) -> None:
         """See `Broker.publish`."""
+        counts, limits = {}, {}
+        for stream in {record.stream for record in records}:
+            counts[stream] = self._streams.known.get(stream) or await self._make(stream)
+            limits[stream] = self._limits.get(stream) or await self._limit(stream)
         messages = []
-        for record in records:
-            partitions = self._streams.get(record.stream) or await self._make(record.stream)
-            limit = self._limits.get(record.stream) or await self._limit(record.stream)
-            _check_size(record, limit - FRAMING)
-            messages.append(encode(record, partitions))
-        for window in _windows(messages):
-            await self._send(window)
+        for record, partition in zip(records, partitions_of(records, counts), strict=True):
+            found, most = size(record), limits[record.stream] - FRAMING
+            if found > most:
+                raise too_large(record.stream, found, most, "raise the topic's max.message.bytes")
+            messages.append(encode(record, partition))
+        for window in windows([len(data or b"") for _, data, *_ in messages], WINDOW_BYTES, WINDOW):
+            await self._send(messages[window])
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""
         place = (stream, partition)
         begun = self._begun.get(place)
         missed, restarted = 0, False
-        failures = 0
+        pauses = Pauses(self._ambient)
         while True:
             try:
                 identity = await self._existing(place)
@@ -140,7 +140,7 @@ class KafkaBroker:
                 try:
                     while True:
                         records = await reading.take(self.options.batch)
-                        failures = 0
+                        pauses.failures = 0
                         after = records[-1].position
                         self._begun[place] = identity
                         batch = Batch(records, missed, restarted)
@@ -160,27 +160,21 @@ class KafkaBroker:
             except BrokerUnavailable:
                 if self._opened is None:
                     raise
-            failures += 1
-            await self._ambient.sleep(backoff(failures, self._ambient.chance()))
+            await pauses.wait()
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
         """See `Broker.handled`."""
         if self._group:
-            self._handled[stream, partition] = position
+            self._progress.handled[stream, partition] = position
 
     async def streams(self) -> Mapping[str, int]:
         """See `Broker.streams`."""
         await self._timed(self._look())
-        return dict(self._streams)
+        return dict(self._streams.known)
 
     async def create(self, stream: str, partitions: int) -> None:
         """See `Broker.create`."""
-        found = await self._make(stream, partitions)
-        if found != partitions:
-            raise BrokerRefused(
-                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
-                "when a stream is made; set system.partitions to it or use a new stream"
-            )
+        check_count(stream, await self._make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """See `Broker.ends`."""
@@ -205,44 +199,44 @@ class KafkaBroker:
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
-        self._listeners.append(callback)
+        self._streams.listen(callback)
 
     # -- publishing --------------------------------------------------------------------------------
 
     async def _send(self, window: Sequence[Outgoing]) -> None:
-        writer: Writer | None = None
+        publisher: Publisher | None = None
         try:
             async with asyncio.timeout(self.options.deadline), self._room:
-                writer = self._current_writer()
-                error = await writer.send(window)
+                publisher = self._current_publisher()
+                error = await publisher.send(window)
         except TimeoutError:
             error = KafkaError(KafkaError._TIMED_OUT, "no confirmation within the deadline")
-            error = (writer.trouble if writer is not None else None) or error
+            error = (publisher.trouble if publisher is not None else None) or error
         except KafkaException as failure:
             error = cause(failure)
         if error is None:
             return
-        if writer is not None:
-            self._discard(writer)
+        if publisher is not None:
+            self._discard(publisher)
         if error.code() in UNKNOWN:
             for topic, *_ in window:  # deleted meanwhile: whoever tries again makes it
-                self._streams.pop(topic, None)
+                self._streams.known.pop(topic, None)
         raise self._explain(error)
 
-    def _current_writer(self) -> Writer:
-        writer = self._writer
-        if writer is not None and writer.batch_bytes > self._batch_bytes:
-            self._discard(writer)
-        if self._writer is None:
-            self._writer = Writer(self._cluster.settings, self.options, self._batch_bytes)
-        return self._writer
+    def _current_publisher(self) -> Publisher:
+        publisher = self._publisher
+        if publisher is not None and publisher.batch_bytes > self._batch_bytes:
+            self._discard(publisher)
+        if self._publisher is None:
+            self._publisher = Publisher(self._cluster.settings, self.options, self._batch_bytes)
+        return self._publisher
 
-    def _discard(self, writer: Writer) -> None:
-        if self._writer is writer:
-            self._writer = None
-        if not writer.discarded:
-            writer.discard()
-            self._end(writer.close())
+    def _discard(self, publisher: Publisher) -> None:
+        if self._publisher is publisher:
+            self._publisher = None
+        if not publisher.discarded:
+            publisher.discard()
+            self._end(publisher.close())
 
     async def _make(self, stream: str, partitions: int = 0) -> int:
         """Make the stream unless it is there; how many partitions it has now."""
@@ -254,9 +248,9 @@ class KafkaBroker:
                     found = await self._cluster.create(
                         stream, partitions or self.options.partitions
                     )
-                if self._streams.get(stream) != found:
+                if self._streams.known.get(stream) != found:
                     await self._identify([stream] if stream in self._ids else [])
-                    self._know({**self._streams, stream: found})
+                    self._know({**self._streams.known, stream: found})
                 return found
 
         return await self._timed(make())
@@ -274,8 +268,8 @@ class KafkaBroker:
     async def _existing(self, place: Place) -> str:
         """Wait until the partition exists; which topic it is of."""
         stream, partition = place
-        while self._streams.get(stream, 0) <= partition:
-            await self._changed.wait()
+        while self._streams.known.get(stream, 0) <= partition:
+            await self._streams.changed.wait()
         if stream not in self._ids:
             self._ids.update(await self._timed(self._cluster.ids([stream])))
         if stream not in self._ids:
@@ -316,16 +310,12 @@ class KafkaBroker:
 
     # -- streams and positions ---------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        learnt = False
-        while True:
-            await self._ambient.sleep(self.options.poll)
-            with contextlib.suppress(BrokerError):  # whoever reads or publishes reports it
-                await self._look()
-                if not learnt:
-                    await self._learn()
-                    learnt = True
-                await self._show_handled()
+    async def _look_on(self) -> None:
+        await self._look()
+        if not self._learnt:
+            await self._learn()
+            self._learnt = True
+        await self._progress.show()
 
     async def _look(self, *, hasty: bool = False) -> None:
         """Find out which topics there are, and whether one that is read was made anew."""
@@ -346,18 +336,10 @@ class KafkaBroker:
                     reading.wake()
 
     def _know(self, streams: dict[str, int]) -> None:
-        before, self._streams = self._streams, streams
-        if streams == before:
-            return
-        self._limits = {
-            stream: self._limits[stream] for stream in self._limits if stream in streams
-        }
-        self._ends = {place: self._ends[place] for place in self._ends if place[0] in streams}
-        self._changed.set()
-        self._changed = asyncio.Event()
-        if streams.keys() - before.keys():
-            for callback in self._listeners:
-                callback()
+        if streams != self._streams.known:
+            self._limits = {each: most for each, most in self._limits.items() if each in streams}
+            self._ends = {place: end for place, end in self._ends.items() if place[0] in streams}
+            self._streams.replace(streams)
 
     async def _exact_ends(self, stream: str) -> list[Position]:
         partitions = range(await self._cluster.partitions(stream))
@@ -408,16 +390,10 @@ class KafkaBroker:
             lag.update({p: max(0, ends[p] - positions[p]) for p in unsure})
         return lag
 
-    async def _show_handled(self) -> None:
-        moved, self._handled = self._handled, {}
-        known = {place: at for place, at in moved.items() if place[0] in self._streams}
-        if not known:
-            return
-        try:
+    async def _show(self, moved: Mapping[Place, Position]) -> None:
+        known = {place: at for place, at in moved.items() if place[0] in self._streams.known}
+        if known:
             await self._cluster.commit(self._group, known)
-        except BrokerUnavailable:
-            self._handled = {**known, **self._handled}
-            raise
 
     # -- what the cluster is set to ----------------------------------------------------------------
 
@@ -427,7 +403,7 @@ class KafkaBroker:
         replicas, insync, flushed = cluster.replication, cluster.insync, cluster.insync < 2
         limit = options.max_message_bytes
         own = self._group
-        if own in self._streams:
+        if own in self._streams.known:
             (topic,) = (await cluster.describe({own: (await cluster.topics())[own]})).values()
             replicas = topic.replicas
             insync = min(replicas, int(topic.config.get("min.insync.replicas", 1)))
@@ -467,13 +443,8 @@ class KafkaBroker:
         return self._opened
 
     async def _timed(self, answer: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(self.options.deadline + 0.5):
-                return await answer
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"{self._endpoint.url} did not answer within {self.options.deadline:g} s"
-            ) from error
+        async with Deadline(self.options.deadline + 0.5, self._endpoint.url):
+            return await answer
 
     def _explain(self, error: KafkaError) -> BrokerError:
         return explain(error, self._endpoint)
@@ -491,26 +462,3 @@ def _capabilities(durability: str, limit: int) -> Capabilities:
     return Capabilities(
         durability=durability, history=True, processes=True, max_bytes=limit - FRAMING
     )
-
-
-def _check_size(record: Record, limit: int) -> None:
-    found = size(record)
-    if found > limit:
-        raise BrokerRefused(
-            f"a record of {found} bytes is larger than the {limit} that topic {record.stream} "
-            "takes: set system.claim_check, or raise the topic's max.message.bytes"
-        )
-
-
-def _windows(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
-    window: list[Outgoing] = []
-    held = 0
-    for message in messages:
-        length = len(message[1] or b"")
-        if window and (len(window) == WINDOW or held + length > WINDOW_BYTES):
-            yield window
-            window, held = [], 0
-        window.append(message)
-        held += length
-    if window:
-        yield window

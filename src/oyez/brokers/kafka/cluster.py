@@ -27,8 +27,10 @@ from confluent_kafka.admin._metadata import ClusterMetadata, TopicMetadata
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
-from oyez.brokers.kafka.fetcher import UNKNOWN, Place, last_positions
-from oyez.brokers.kafka.options import REPLICAS, KafkaOptions, cause, client_settings, explain
+from oyez.brokers.kafka.connection import cause, client_settings, explain
+from oyez.brokers.kafka.options import REPLICAS, KafkaOptions
+from oyez.brokers.kafka.reader import UNKNOWN, last_positions
+from oyez.brokers.kit.streams import Place
 from oyez.endpoint import Endpoint
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import Position
@@ -194,7 +196,7 @@ class Cluster:
     async def last_positions(
         self, places: Mapping[Place, tuple[int, int]]
     ) -> dict[Place, Position]:
-        """See `oyez.brokers.kafka.fetcher.last_positions`."""
+        """See `oyez.brokers.kafka.reader.last_positions`."""
         look = partial(
             last_positions, self.settings, self._options, places, lambda: not self._closing
         )

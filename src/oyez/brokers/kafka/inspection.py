@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from oyez.brokers.kafka.cluster import Topic
 from oyez.brokers.kafka.options import KafkaOptions
+from oyez.brokers.kit.findings import Findings
 from oyez.ports import Finding
 
 DOWNTIME = 86_400.0
@@ -16,12 +17,8 @@ def judge(
     topics: Mapping[str, Topic], options: KafkaOptions, *, brokers: int, clear_password: bool
 ) -> list[Finding]:
     """One finding for each thing that is wrong; see `Broker.inspect`."""
-    findings: list[Finding] = []
-
-    def tell(wrong: bool, what: str, remedy: str, *, grave: bool = True) -> None:
-        if wrong:
-            findings.append(Finding(grave=grave, what=what, remedy=remedy))
-
+    findings = Findings()
+    tell = findings.tell
     tell(
         options.acks != "all",
         "acks is 1: an event is confirmed before a second broker has it, and lost with the first",
@@ -41,16 +38,13 @@ def judge(
         grave=False,
     )
     for name, topic in sorted(topics.items()):
-        findings += _judge(name, topic, options, brokers)
-    return findings
+        findings.found += _judge(name, topic, options, brokers)
+    return findings.found
 
 
 def _judge(name: str, topic: Topic, options: KafkaOptions, brokers: int) -> list[Finding]:
-    findings: list[Finding] = []
-
-    def tell(wrong: bool, what: str, remedy: str, *, grave: bool = True) -> None:
-        if wrong:
-            findings.append(Finding(grave=grave, what=f"topic {name}: {what}", remedy=remedy))
+    findings = Findings(f"topic {name}: ")
+    tell = findings.tell
 
     def alter(setting: str) -> str:
         topic = f"--entity-type topics --entity-name {name}"
@@ -128,4 +122,4 @@ def _judge(name: str, topic: Topic, options: KafkaOptions, brokers: int) -> list
         "permit DescribeConfigs on topics (an ACL)",
         grave=False,
     )
-    return findings
+    return findings.found

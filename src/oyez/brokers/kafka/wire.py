@@ -8,7 +8,6 @@ from operator import methodcaller
 
 from confluent_kafka import Message
 
-from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import Record
 
 FRAMING = 4096
@@ -25,13 +24,9 @@ Outgoing = tuple[str, bytes | None, bytes | None, int, list[tuple[str, str | byt
 """Topic, value, key, partition and headers."""
 
 
-def encode(record: Record, partitions: int) -> Outgoing:
+def encode(record: Record, partition: int) -> Outgoing:
     """What the driver is handed for a record."""
     key = record.key
-    if key is None:
-        partition = partition_without_key(record.headers.get("id", ""), partitions)
-    else:
-        partition = partition_of(key, partitions)
     headers = [(_wire_name(name), value) for name, value in record.headers.items()]
     encoded = None if key is None else key.encode()
     return record.stream, record.data, encoded, partition, headers  # type: ignore[return-value]

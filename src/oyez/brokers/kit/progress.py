@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 from oyez.brokers.kit.streams import Place
-from oyez.errors import BrokerError
+from oyez.errors import BrokerUnavailable
 from oyez.ports import Position
 
 
@@ -19,12 +19,15 @@ class Progress:
         self._show = show
 
     async def show(self) -> None:
-        """Show what has moved. Raises BrokerError; what was not shown is kept for the next time."""
+        """Show what has moved.
+
+        Raises BrokerError; what could not be shown while the broker was out of reach is kept.
+        """
         moved, self.handled = self.handled, {}
         if not moved:
             return
         try:
             await self._show(moved)
-        except BrokerError:
+        except BrokerUnavailable:
             self.handled = {**moved, **self.handled}
             raise

@@ -79,10 +79,12 @@ class NatsBroker:
         """See `Broker.publish`."""
         async with Deadline(self.options.deadline, self._connection.url):
             most = (await self._connection.link()).info.max_payload - ROOM // 2
-            streams = {record.stream for record in records}
-            for stream in streams - self._streams.known.keys():
-                await self._make(stream, self.options.partitions)
-            counts = {stream: self._streams.known[stream].partitions for stream in streams}
+            counts = {}
+            for stream in {record.stream for record in records}:
+                info = self._streams.known.get(stream)
+                if info is None:
+                    info = await self._make(stream, self.options.partitions)
+                counts[stream] = info.partitions
             messages: dict[str, list[Message]] = {}
             for record, index in zip(records, partitions_of(records, counts), strict=True):
                 encoded = _message(record, index, most)

@@ -88,10 +88,10 @@ class RedisBroker:
 
     async def publish(self, records: Sequence[Record]) -> None:
         """See `Broker.publish`."""
-        streams = {record.stream for record in records}
-        for stream in streams - self._streams.known.keys():
-            await self._make(stream)
-        indexes = partitions_of(records, self._streams.known)
+        counts = {}
+        for stream in {record.stream for record in records}:
+            counts[stream] = self._streams.known.get(stream) or await self._make(stream)
+        indexes = partitions_of(records, counts)
         commands = [encode(record, p) for record, p in zip(records, indexes, strict=True)]
         if commands:
             await self._connection.call(commands)

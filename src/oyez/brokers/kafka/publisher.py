@@ -20,12 +20,12 @@ _GLANCE = 0.1  # seconds of one poll; a report ends it at once
 _LINGERS = 10  # polls without a message under way before the thread sleeps; waking costs latency
 
 
-class Writer:
+class Publisher:
     """A producer and the thread that hears what became of its messages.
 
-    Messages never time out in it: whoever gives up on one discards the writer with all that it
+    Messages never time out in it: whoever gives up on one discards the publisher with all that it
     holds. So a message that was given up is not followed by one that was behind it, and what its
-    caller sends again, through the next writer, keeps its order.
+    caller sends again, through the next publisher, keeps its order.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Writer:
         producer = Producer(_settings(settings, options, batch_bytes) | {"error_cb": self._hear})
         self._producer = producer
         self._thread = threading.Thread(
-            target=self._run, args=(producer,), name="kafka writer", daemon=True
+            target=self._run, args=(producer,), name="kafka publisher", daemon=True
         )
         self._thread.start()
 
@@ -104,7 +104,7 @@ class _Window:
         self._error: KafkaError | None = None
 
     def report(self, error: KafkaError | None, _: Message) -> None:
-        """On the writer's thread: what became of one message."""
+        """On the publisher's thread: what became of one message."""
         if error is not None and self._error is None:
             self._error = error
         self._left -= 1

@@ -17,12 +17,12 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from oyez.brokers.kafka.options import KafkaOptions, cause
+from oyez.brokers.kafka.connection import cause
+from oyez.brokers.kafka.options import KafkaOptions
 from oyez.brokers.kafka.wire import WEIGHT, decode
+from oyez.brokers.kit.streams import Place
 from oyez.errors import BrokerCorrupt, BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import Position, Record
-
-Place = tuple[str, int]
 
 _AT_ONCE = 512
 _IDLE = 0.05  # seconds: how late a new reader is heard of while nothing arrives
