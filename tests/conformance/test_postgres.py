@@ -16,7 +16,7 @@ import pytest
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
-from oyez.brokers.postgres import MAX_BYTES, PostgresBroker
+from oyez.brokers.postgres import MAX_BYTES, PostgresBroker, connection, schema
 from oyez.envelope import open_record
 from oyez.errors import (
     BrokerRefused,
@@ -168,6 +168,22 @@ async def test_nobody_answers(unused_tcp_port: int) -> None:
 def test_options_are_read_strictly(option: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         connect(f"postgresql://u:p@h/d?{option}", SystemAmbient(), root=Path())
+
+
+async def test_an_older_schema_is_upgraded_once_and_keeps_its_records(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fresh.open() as broker:
+        await broker.create("s", 1)
+        await broker.publish([Record(stream="s", key="k", headers={"id": "1"}, data=b"{}")])
+    later = "alter table {schema}.stream add column made text not null default 'before'"
+    monkeypatch.setattr(connection, "STEPS", (*schema.STEPS, later))
+    brokers = [fresh.broker() for _ in range(4)]
+    await asyncio.gather(*(broker.open() for broker in brokers))
+    assert await brokers[0].ends("s") == [1]
+    await asyncio.gather(*(broker.close() for broker in brokers))
+    assert await fresh.value("select version from {schema}.setup") == len(schema.STEPS) + 1
+    assert await fresh.value("select made from {schema}.stream") == "before"
 
 
 async def test_a_newer_schema_is_refused(fresh: Fresh) -> None:

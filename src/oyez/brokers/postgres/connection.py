@@ -8,7 +8,7 @@ from typing import Any
 from oyez.ambient import Ambient
 from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.postgres.options import PostgresOptions
-from oyez.brokers.postgres.schema import SCHEMA, SESSION, VERSION
+from oyez.brokers.postgres.schema import SESSION, STEPS
 from oyez.endpoint import Endpoint
 from oyez.errors import (
     BrokerRefused,
@@ -82,7 +82,7 @@ class Connection:
         await self.server.close()
 
     async def _install(self) -> None:
-        """Make the schema where it is missing."""
+        """Make the schema where it is missing, and run the steps that it has not seen."""
         if self._installed:
             return
         name = self._options.schema
@@ -92,19 +92,22 @@ class Connection:
             exists = "select true from pg_namespace where nspname = $1"
             if not await connection.fetchval(exists, name):
                 await connection.execute(f'create schema "{name}"')
-            if await connection.fetchval("select to_regclass($1)", f'"{name}".setup') is None:
-                script = SCHEMA.format(
+            version = 0
+            if await connection.fetchval("select to_regclass($1)", f'"{name}".setup') is not None:
+                version = await connection.fetchval(f'select version from "{name}".setup')
+            if version > len(STEPS):
+                raise BrokerRefused(
+                    f"{self.server.name}: schema {name} was made by a newer Oyez (version "
+                    f"{version}, this one knows {len(STEPS)}): upgrade Oyez"
+                )
+            for step in STEPS[version:]:
+                script = step.format(
                     schema=f'"{name}"',
                     channel=self.channel,
-                    version=VERSION,
                     start=1 + (self._ambient.bits(40) << 20),
                 )
                 await connection.execute(script)
-            version = await connection.fetchval(f'select version from "{name}".setup')
-        if version > VERSION:
-            raise BrokerRefused(
-                f"{self.server.name}: schema {name} was made by a newer Oyez (version {version}, "
-                f"this one knows {VERSION}): upgrade Oyez"
-            )
+            if version < len(STEPS):
+                await connection.execute(f'update "{name}".setup set version = {len(STEPS)}')
         self._learnt(await self.server.durability())
         self._installed = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-SCHEMA = """
+STEPS = (
+    """
 create table {schema}.setup (version int not null, tidied double precision not null);
-insert into {schema}.setup values ({version}, 0);
+insert into {schema}.setup values (1, 0);
 
 create table {schema}.stream (
   id bigint generated always as identity primary key,
@@ -172,8 +173,12 @@ begin
   perform pg_notify('{channel}', place || ':' || at);
   return at;
 end $$;
+""",
+)
+"""The tables, step by step: what changes them is appended, never edited into an earlier step.
+
+``{schema}``, ``{channel}`` and ``{start}`` stand for their values, ``{{`` and ``}}`` for braces.
 """
-VERSION = 1
 SESSION = """set default_transaction_isolation = 'read committed';
 set statement_timeout = {millis}; set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10;
 set tcp_keepalives_count = 3"""
