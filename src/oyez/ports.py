@@ -172,8 +172,9 @@ class Parked(msgspec.Struct, kw_only=True):
     """An event that waits in a store for one handler: for its retry, or behind another event.
 
     ``chain`` is what orders it: events of one chain run one after the other; None stands alone.
-    ``due`` is when its next attempt may start (seconds since 1970), ``attempt`` counts the attempts
-    made, ``history`` holds what became of each. ``seq`` is the store's own number for it.
+    ``due`` is when its next attempt may start (seconds since 1970; 0.0 for at once, whatever the
+    clock says), ``attempt`` counts the attempts made, ``history`` holds what became of each.
+    ``seq`` is the store's own number for it.
     """
 
     event_id: str
@@ -366,11 +367,19 @@ class Store(Protocol):
         ...
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
-        """What is due and not confirmed, in commit order, behind outbox row ``after``."""
+        """What is due and not confirmed, in commit order, behind outbox row ``after``.
+
+        Delayed events come in the order of their time; an eighth of ``limit`` is theirs before
+        others, so that a backlog does not hold them up for ever.
+        """
         ...
 
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
-        """Parked events of the owner's partitions whose attempt may start, longest due first."""
+        """Parked events of the owner's partitions whose attempt may start.
+
+        Half of ``limit`` is for those that wait for no time, in their order, and half for those
+        whose time has come, longest due first; what one half leaves free is the other's.
+        """
         ...
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:

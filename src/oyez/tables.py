@@ -22,7 +22,11 @@ does for itself (a commit's changes, leases, migrations) stands in the store's m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
+from typing import TypeVar
+
+T = TypeVar("T")
 
 OUTBOX = "oyez:outbox"
 """The stream under which the relay claims the outbox, and the handler of its dead letters."""
@@ -90,10 +94,18 @@ BLOCKED = f"""select chain, count(*) as parked from oyez_inbox
   and state > {Inbox.HANDLED:d} group by chain"""
 NEXT_RETRY = f"""select min(due) as due from {_OWNED}
  where state = {Inbox.DUE:d} and handler = :handler and due > :now and c.owner = :owner"""
-OLDEST_RETRY = f"""select min(due) as due from {_OWNED}
+OLDEST_RETRY = f"""select min(case when due = 0 then seen else due end) as due from {_OWNED}
  where state = {Inbox.DUE:d} and c.owner = :owner"""
-AWAITED_HANDLERS = f"""select distinct handler from {_OWNED}
- where state = {Inbox.DUE:d} and due <= :now and c.owner = :owner"""
+HASTEN = f"""update oyez_inbox set due = 0
+ where state = {Inbox.DUE:d} and handler = :handler and due > :latest"""
+PARKED_HANDLERS = f"""with recursive found (handler) as (
+  select min(handler) from oyez_inbox where state = {Inbox.DUE:d}
+  union all
+  select (select min(i.handler) from oyez_inbox i
+   where i.state = {Inbox.DUE:d} and i.handler > found.handler)
+  from found where found.handler is not null)
+ select handler from found where handler is not null"""
+"""The handlers that have parked events: one step in an index for each, however many events."""
 DELETE_HANDLED = f"""delete from oyez_inbox where seq in
  (select seq from oyez_inbox where state = {Inbox.HANDLED:d} and seen < :then
   order by seq limit 1000) returning seq"""
@@ -139,7 +151,7 @@ MARK_LETTER = f"""update oyez_dead set state = :state, note = :note
 PARK_AGAIN = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, state, stream,
   partition, position, chain, due, attempt, history, key, headers, data)
  values (:event_id, :source, :handler, :reader, :now, {Inbox.DUE:d}, :stream, :partition,
-  :position, null, :now, 0, :history, :key, :headers, :data)
+  :position, null, 0, 0, :history, :key, :headers, :data)
  on conflict (reader, event_id, source, handler) do update set state = {Inbox.DUE:d},
   stream = excluded.stream, partition = excluded.partition, position = excluded.position,
   chain = null, due = excluded.due, attempt = 0, history = excluded.history, key = excluded.key,
@@ -182,3 +194,14 @@ HANDLED_BY = """select event_id, source, handler, seen, state, position, due, at
 DEAD_OF = """select id, event_id, source, handler, reason, attempts, time, state, note, history
  from oyez_dead where event_id in ({ids}) order by id"""
 """As `HANDLED_BY`."""
+
+
+def reserved(limit: int) -> int:
+    """Return how many of ``limit`` outbox rows are delayed ones, if so many are due."""
+    return max(1, limit // 8)
+
+
+def halves(at_once: Sequence[T], due: Sequence[T], limit: int) -> list[T]:
+    """Return ``limit`` parked events, half of each sort; what one leaves free is the other's."""
+    first = min(len(at_once), max(limit - limit // 2, limit - len(due)))
+    return [*at_once[:first], *due[: limit - first]]

@@ -24,6 +24,7 @@ import pytest
 from shop import copy_shop
 
 import oyez.stores.postgres as postgres
+from oyez import tables
 from oyez.ambient import SystemAmbient
 from oyez.errors import (
     ConfigurationError,
@@ -440,10 +441,11 @@ async def test_at_any_size_the_reads_use_an_index(store: PostgresStore, database
                analyze oyez_outbox; analyze oyez_inbox; analyze oyez_cursor"""
         )
         texts = {
-            postgres._OUTBOX: (0, 50.0, 512),
+            postgres._OUTBOX: (0, 50.0, 512, 64, 0),
             postgres._DUE: ("h", 100_000.0, "me", 100),
-            postgres._SEEN: (["1", "2"], ["/s", "/s"], ["h", "h"]),
-            postgres.changes._SETTLED: (1.0, [3], ["s"], [3], ["3"]),
+            postgres._SEEN: (["1", "2"], ["/s", "/s"], ["h", "h"], ""),
+            postgres.changes._SETTLED: (1.0, [3], ["s"], [3], ["3"], [""]),
+            tables.PARKED_HANDLERS: (),
         }
         await connection.execute("set plan_cache_mode = force_generic_plan")
         for sql, values in texts.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from oyez import Event, Service, Transaction
+from oyez import Context, Event, Retry, Service, Transaction
 from oyez.brokers.memory import MemoryBroker
-from oyez.ports import Changes, Parked
+from oyez.ports import Changes, Parked, Record
 from oyez.runtime.dead import list_dead
 from oyez.runtime.execution import DIED
 from oyez.runtime.process import ProcessSettings, ServiceProcess
@@ -44,11 +46,9 @@ class Desk:
 
         return take
 
-    async def run(self, **parked: list[dict[str, Any]]) -> None:
-        """Run for a minute with these events parked, each with what became of it so far."""
-        await self.store.open()
-        events = [_parked(order, history) for order, history in parked.items()]
-        await self.store.begin().commit(Changes(writes=[(_DIED, [{}])], parked=events))
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[ServiceProcess]:
+        """Run until the block ends."""
         await self.broker.create("shop.till", 1)
         process = ServiceProcess(
             self.service,
@@ -59,9 +59,19 @@ class Desk:
             signals=Signals(),
         )
         await process.start()
-        await self.ambient.advance(60.0)
-        self.letters = await list_dead(self.store)
-        await process.drain()
+        try:
+            yield process
+        finally:
+            await process.drain()
+
+    async def run(self, **parked: list[dict[str, Any]]) -> None:
+        """Run for a minute with these events parked, each with what became of it so far."""
+        await self.store.open()
+        events = [_parked(order, history) for order, history in parked.items()]
+        await self.store.begin().commit(Changes(writes=[(_DIED, [{}])], parked=events))
+        async with self.running():
+            await self.ambient.advance(60.0)
+            self.letters = await list_dead(self.store)
 
 
 async def test_an_event_that_died_with_others_is_not_guilty(tmp_path: Path) -> None:
@@ -89,6 +99,35 @@ async def test_deaths_do_not_use_up_the_attempts_of_an_event_that_fails(tmp_path
     (letter,) = desk.letters
     assert letter["reason"] == "failed 5 of 5 attempts: ValueError: no"
     assert letter["attempts"] == 7
+
+
+async def test_a_clock_that_is_set_back_holds_up_no_parked_event(tmp_path: Path) -> None:
+    """What is parked for now runs now, and a retry waits no longer than its policy says (G5)."""
+    desk = Desk(tmp_path)
+    calls: list[tuple[str, int]] = []
+
+    @desk.service.on(Placed, name="send", retry=Retry(attempts=3, first=10.0, longest=30.0))
+    async def send(event: Placed, context: Context) -> None:
+        calls.append((event.order, context.attempt))
+        if event.order == "late" and context.attempt == 1:
+            raise ValueError("not yet")
+
+    async with desk.running() as process:
+        await desk.broker.publish([_record("late")])
+        await desk.ambient.advance(1.0)
+        assert calls == [("late", 1)]
+        desk.ambient.set_back(7_200.0)
+        await desk.broker.publish([_record("now")])
+        await desk.ambient.advance(1.0)
+        assert ("now", 1) in calls
+        await desk.ambient.advance(40.0)
+        assert calls.count(("late", 2)) == 1
+        assert process.health.readiness() == []
+
+
+def _record(order: str) -> Record:
+    parked = _parked(order, [])
+    return Record(stream="shop.till", key=order, headers=parked.headers, data=parked.data)
 
 
 def _parked(order: str, history: list[dict[str, Any]]) -> Parked:

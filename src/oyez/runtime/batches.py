@@ -162,7 +162,7 @@ class Batches:
                     continue
                 for handler in item.handlers:
                     if self._must_park(handler, item.key):
-                        event = self._waiting(item, handler, unit.changes.time)
+                        event = self._waiting(item, handler)
                         lane.chains.add(event.chain)
                         parked.append(event)
                     elif handler.batch:
@@ -274,7 +274,7 @@ class Batches:
         for handler in item.handlers:
             # The position moves with the last one; until then the inbox tells what is done.
             position = item.record.position if handler is item.handlers[-1] else None
-            event = self._waiting(item, handler, self._ambient.now())
+            event = self._waiting(item, handler)
             if self._must_park(handler, item.key):
                 await park(lane, [event], Changes(claim=lane.claim), position)
             else:
@@ -289,7 +289,7 @@ class Batches:
             return True
         return handler.ordered and key is not None and key in self._lane.chains
 
-    def _waiting(self, item: Item, handler: Handler, now: float) -> Parked:
+    def _waiting(self, item: Item, handler: Handler) -> Parked:
         """The event as it is parked for the handler, due at once."""
         record, envelope = item.record, cast(Envelope, item.envelope)
         return Parked(
@@ -300,7 +300,7 @@ class Batches:
             partition=record.partition,
             position=record.position,
             chain=item.key if handler.ordered else None,
-            due=now,
+            due=0.0,
             attempt=0,
             history=[],
             key=record.key,
@@ -314,9 +314,9 @@ class Batches:
             self._lane.chains.remove(event.chain)
 
     async def _park_all(self, items: list[Item], last: Position) -> None:
-        lane, now = self._lane, self._ambient.now()
+        lane = self._lane
         broken = [self._broken(item) for item in items if item.broken is not None]
-        events = [self._waiting(item, handler, now) for item in items for handler in item.handlers]
+        events = [self._waiting(item, handler) for item in items for handler in item.handlers]
         await park(lane, events, Changes(claim=lane.claim, dead=broken), last)
         self._report(broken)
 

@@ -126,7 +126,7 @@ class Claims:
                 await lane.save()
         share = _share(len(wanted), alive, self._owner)
         if len(self.lanes) > share and _someone_lacks(wanted, cursors, alive):
-            for place in sorted(self.lanes)[share:]:
+            for place in sorted(self.lanes, key=_by_partition)[share:]:
                 await self._release(place)
         # What is claimed in our own name and not held was lost on its way: it is claimed again.
         taken_by_others = {
@@ -149,12 +149,15 @@ class Claims:
             self._reports.trouble(
                 "claims", error
             )  # what was known still holds; the outbox needs no broker
-        return [
-            (stream, partition)
-            for stream, partitions in sorted(self._streams.items())
-            if self._reads(stream)
-            for partition in range(partitions)
-        ]
+        return sorted(
+            [
+                (stream, partition)
+                for stream, partitions in self._streams.items()
+                if self._reads(stream)
+                for partition in range(partitions)
+            ],
+            key=_by_partition,
+        )
 
     def _held(self) -> set[Place]:
         held = set(self.lanes)
@@ -282,3 +285,9 @@ def _share(units: int, alive: list[str], owner: str) -> int:
 def _someone_lacks(wanted: list[Place], cursors: dict[Place, Row], alive: list[str]) -> bool:
     owners = [(cursors.get(place) or {}).get("owner") for place in wanted]
     return any(owners.count(owner) < len(wanted) // len(alive) for owner in alive)
+
+
+def _by_partition(place: Place) -> tuple[int, str]:
+    """Events of one key have one partition number in all streams, and so mostly one replica."""
+    stream, partition = place
+    return partition, stream

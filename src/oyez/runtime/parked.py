@@ -13,13 +13,13 @@ from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import Fenced, OyezError, StoreError, Superseded
 from oyez.handler import Handler
-from oyez.ports import Parked, Store
+from oyez.ports import Changes, Parked, Store, Writes
 from oyez.runtime.execution import DIED, Execution, deaths, is_suspect
 from oyez.runtime.handlers import Handlers
 from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Bell, Loop
 from oyez.runtime.reports import Reports
-from oyez.runtime.retry import Dead
+from oyez.runtime.retry import Dead, longest
 
 POLL = 1.0
 """Seconds between two looks at the store when nothing rings."""
@@ -116,7 +116,7 @@ class ParkedEvents:
             asked = {"handler": handler.name, "now": now, "owner": self._owner}
             (row,) = await self._store.fetch(tables.NEXT_RETRY, asked)
             if row["due"] is not None:
-                wait = min(wait, row["due"] - now)
+                wait = min(wait, await self._until(handler, row["due"], now))
         await self._bury_orphans(now)
         for place in quiet:
             lane = self._lanes.get(place)
@@ -124,10 +124,18 @@ class ParkedEvents:
                 lane.suspects = False
         return max(wait, 0.0)
 
+    async def _until(self, handler: Handler, due: float, now: float) -> float:
+        """Seconds until the next retry; none for what only a clock that was set back holds up."""
+        latest = now + longest(handler.retry)
+        if due <= latest:
+            return due - now
+        hasten: Writes = [(tables.HASTEN, [{"handler": handler.name, "latest": latest}])]
+        await self._store.begin().commit(Changes(writes=hasten, time=now))
+        return 0.0
+
     async def _bury_orphans(self, now: float) -> None:
         """Dead-letter what waits for a handler that is gone, so that it blocks no key."""
-        asked = {"now": now, "owner": self._owner}
-        for row in await self._store.fetch(tables.AWAITED_HANDLERS, asked):
+        for row in await self._store.fetch(tables.PARKED_HANDLERS, {}):
             name = row["handler"]
             if name in self._handlers:
                 continue

@@ -58,6 +58,11 @@ def wait(attempt: int, retry: Retry, chance: float) -> float:
     return min(planned, retry.longest) * (1 + retry.jitter * (2 * chance - 1))
 
 
+def longest(retry: Retry) -> float:
+    """The most seconds that lie between two attempts."""
+    return retry.longest * (1 + retry.jitter)
+
+
 def describe_error(error: BaseException) -> str:
     """The error in one bounded line."""
     try:

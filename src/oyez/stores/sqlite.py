@@ -34,7 +34,7 @@ from oyez.ports import (
 )
 from oyez.presence import Presence
 from oyez.sqlite import SqliteFile, Turn, answer, bind
-from oyez.tables import Inbox, Outbox
+from oyez.tables import Inbox, Outbox, halves, reserved
 
 STEPS = (
     """
@@ -131,7 +131,7 @@ _PARKED = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, s
 _SETTLED = f"""update oyez_inbox set state = {Inbox.HANDLED:d}, seen = :now, due = null,
   chain = null, history = null, headers = null, data = null, key = null
  where seq = :seq and state = {Inbox.DUE:d}"""
-_NEXT = f"""update oyez_inbox set state = {Inbox.DUE:d}, due = :now
+_NEXT = f"""update oyez_inbox set state = {Inbox.DUE:d}, due = 0
  where seq = (select min(seq) from oyez_inbox where stream = :stream and partition = :partition
    and chain = :chain and reader = :reader and state > {Inbox.HANDLED:d})
   and state = {Inbox.BEHIND:d}"""
@@ -146,13 +146,16 @@ _SEEN = """select event_id, source, handler from oyez_inbox where event_id = ? a
 _OUTBOX = f"""select seq, due, stream, key, headers, data from oyez_outbox
  where due = 0 and seq > :after and state = {Outbox.WAITING:d} order by seq limit :limit"""
 _DELAYED = f"""select seq, due, stream, key, headers, data from oyez_outbox
- where due > 0 and due <= :now and state = {Outbox.WAITING:d} order by due, seq limit :limit"""
+ where due > 0 and due <= :now and state = {Outbox.WAITING:d}
+ order by due, seq limit :limit offset :offset"""
 _DUE = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partition, i.position,
   chain, due, attempt, history, key, headers, data
  from oyez_inbox i join oyez_cursor c
   on c.stream = i.stream and c.partition = i.partition and c.reader = i.reader
- where state = {Inbox.DUE:d} and handler = :handler and due <= :now and c.owner = :owner
+ where state = {Inbox.DUE:d} and handler = :handler and due {{when}} and c.owner = :owner
  order by due, i.seq limit :limit"""
+_DUE_AT_ONCE = _DUE.format(when="= 0")
+_DUE_NOW = _DUE.format(when="> 0 and due <= :now")
 _ALIVE = """insert into oyez_replica (owner, until, started, note) values (:owner, :until, :now,
   :note) on conflict (owner) do update set until = excluded.until, note = excluded.note"""
 
@@ -214,9 +217,12 @@ class SqliteStore:
         """See `Store.outbox`."""
 
         def read(connection: apsw.Connection) -> list[Announcement]:
-            rows = list(connection.execute(_OUTBOX, {"after": after, "limit": limit}))
-            if len(rows) < limit:
-                rest = {"now": now, "limit": limit - len(rows)}
+            share = reserved(limit)
+            late = list(connection.execute(_DELAYED, {"now": now, "limit": share, "offset": 0}))
+            asked = {"after": after, "limit": limit - len(late)}
+            rows = [*connection.execute(_OUTBOX, asked), *late]
+            if len(late) == share and len(rows) < limit:
+                rest = {"now": now, "limit": limit - len(rows), "offset": share}
                 rows.extend(connection.execute(_DELAYED, rest))
             return [
                 Announcement(
@@ -230,9 +236,13 @@ class SqliteStore:
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
         """See `Store.due`."""
         parameters = {"owner": owner, "handler": handler, "now": now, "limit": limit}
-        return await self._file.read(
-            lambda connection: [_parked(row) for row in connection.execute(_DUE, parameters)]
-        )
+
+        def read(connection: apsw.Connection) -> list[Parked]:
+            at_once = connection.execute(_DUE_AT_ONCE, parameters).fetchall()
+            now_due = connection.execute(_DUE_NOW, parameters).fetchall()
+            return [_parked(row) for row in halves(at_once, now_due, limit)]
+
+        return await self._file.read(read)
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
         """See `Store.keep`."""
@@ -363,7 +373,7 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         if parked.chain is not None:
             place = {"stream": parked.stream, "partition": parked.partition}
             chain = {"chain": parked.chain, "reader": parked.reader}
-            connection.execute(_NEXT, {"now": now, **chain, **place})
+            connection.execute(_NEXT, {**chain, **place})
     for parked in changes.retried:
         connection.execute(
             _RETRIED,

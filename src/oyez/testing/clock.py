@@ -24,13 +24,13 @@ class VirtualAmbient:
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)  # noqa: S311 - repeatable on purpose
         self._ids = Uuid7(self._random)
-        self._elapsed = 0.0
+        self._elapsed = self._set = 0.0
         self._timers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
     def now(self) -> float:
         """See `Ambient.now`."""
-        return START + self._elapsed
+        return START + self._elapsed + self._set
 
     def monotonic(self) -> float:
         """See `Ambient.monotonic`."""
@@ -72,6 +72,10 @@ class VirtualAmbient:
             await quiescent()
         self._elapsed = end
         await quiescent()
+
+    def set_back(self, seconds: float) -> None:
+        """Set the wall clock back, as an operator or NTP does; the monotonic one goes on."""
+        self._set -= seconds
 
     def _timer(self, seconds: float) -> asyncio.Future[None]:
         timer: asyncio.Future[None] = asyncio.get_running_loop().create_future()

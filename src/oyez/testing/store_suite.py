@@ -569,6 +569,41 @@ class StoreSuite:
             assert await ids(29.9) == []
             assert await ids(99.0) == ["1"]
 
+    async def test_a_backlog_does_not_hold_up_delayed_announcements(self, tmp_path: Path) -> None:
+        """An eighth of what is asked for is theirs; all of it where nothing else waits."""
+        async with self._open(tmp_path) as (store,):
+            late = [_announcement(n, due=float(n)) for n in range(1, 41)]
+            backlog = [_announcement(n) for n in range(100, 180)]
+            await store.begin().commit(Changes(announced=[*late, *backlog]))
+
+            async def ids(limit: int) -> list[int]:
+                return [int(row.headers["id"]) for row in await store.outbox(0, 50.0, limit)]
+
+            found = await ids(64)
+            assert found == [*range(100, 156), *range(1, 9)]
+            assert await ids(120) == [*range(100, 180), *range(1, 41)]
+            assert await ids(100) == [*range(100, 180), *range(1, 21)]
+            rows = await store.outbox(0, 0.0, 200)
+            await store.begin().commit(Changes(sent=[row.seq for row in rows]))
+            assert await ids(16) == [*range(1, 17)]
+
+    async def test_retries_and_what_waits_for_no_time_take_turns(self, tmp_path: Path) -> None:
+        """Neither sort of parked events holds up the other for ever."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            at_once = [_parked(f"a{n}", due=0.0) for n in range(6)]
+            late = [_parked(f"r{n}", due=float(n + 1)) for n in range(6)]
+            await store.begin().commit(Changes(parked=[*at_once, *late]))
+
+            async def ids(now: float, limit: int) -> list[str]:
+                return [p.event_id for p in await store.due("me", "handler", now, limit)]
+
+            assert await ids(9.0, 4) == ["a0", "a1", "r0", "r1"]
+            assert await ids(0.0, 4) == ["a0", "a1", "a2", "a3"]
+            assert await ids(2.0, 8) == ["a0", "a1", "a2", "a3", "a4", "a5", "r0", "r1"]
+            names = await store.fetch(tables.PARKED_HANDLERS, {})
+            assert names == [{"handler": "handler"}]
+
     async def test_a_million_delayed_announcements_cost_no_memory_and_hold_up_none(
         self, tmp_path: Path
     ) -> None:

@@ -39,7 +39,7 @@ from oyez.stores.postgres import schema
 from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text
 from oyez.stores.postgres.lease import Deaths, Lease, leave
 from oyez.stores.postgres.statements import answer, query, write
-from oyez.tables import Inbox, Outbox
+from oyez.tables import Inbox, Outbox, halves, reserved
 
 T = TypeVar("T")
 
@@ -69,14 +69,16 @@ _OUTBOX = f"""select seq, due, stream, key, headers, data from (
    order by seq limit $3)
   union all
   (select * from oyez_outbox where due > 0 and due <= $2 and state = {Outbox.WAITING:d}
-   order by due, seq limit $3)
-) due order by due, seq limit $3"""
+   order by due, seq limit $4 offset $5)
+) due order by due, seq"""
 _DUE = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partition, i.position,
   chain, due, attempt, history, key, headers, data
  from oyez_inbox i join oyez_cursor c
   on c.stream = i.stream and c.partition = i.partition and c.reader = i.reader
- where state = {Inbox.DUE:d} and handler = $1 and due <= $2 and c.owner = $3
+ where state = {Inbox.DUE:d} and handler = $1 and due {{when}} and c.owner = $3
  order by due, i.seq limit $4"""
+_DUE = f"""select * from ({_DUE.format(when="= 0")}) at_once
+ union all select * from ({_DUE.format(when="> 0 and due <= $2")}) late"""
 _MISSING = """select string_agg(p, ', ') as privileges
  from unnest(array['select', 'insert', 'update', 'delete']) p
  where exists (select from unnest($1::text[]) t where not has_table_privilege(t, p))"""
@@ -194,17 +196,25 @@ class PostgresStore:
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
         """See `Store.outbox`."""
+        share = reserved(limit)
+        rows = await self._own(_OUTBOX, after, now, limit, share, 0)
+        late = [row for row in rows if row["due"] > 0]
+        at_once = rows[: len(rows) - len(late)][: limit - len(late)]
+        if len(late) == share and len(at_once) < limit - share:
+            late += await self._own(_OUTBOX, after, now, 0, limit - len(at_once) - share, share)
         return [
             Announcement(
                 seq=seq, due=due, stream=stream, key=key, headers=_headers(headers), data=data
             )
-            for seq, due, stream, key, headers, data in await self._own(_OUTBOX, after, now, limit)
+            for seq, due, stream, key, headers, data in (*at_once, *late)
         ]
 
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
         """See `Store.due`."""
         found = []
-        for row in await self._own(_DUE, handler, now, owner, limit):
+        rows = await self._own(_DUE, handler, now, owner, limit)
+        late = [row for row in rows if row["due"] > 0]
+        for row in halves(rows[: len(rows) - len(late)], late, limit):
             fields = dict(row)
             fields["history"] = _history(row["history"])
             fields["headers"] = _headers(row["headers"])

@@ -39,7 +39,7 @@ _SETTLED = f"""with settled as (
     history = null, headers = null, data = null, key = null
   where seq = any($2::bigint[]) and state = {Inbox.DUE:d} returning seq
 ), freed as (
-  update oyez_inbox set state = {Inbox.DUE:d}, due = $1 where state = {Inbox.BEHIND:d} and seq in (
+  update oyez_inbox set state = {Inbox.DUE:d}, due = 0 where state = {Inbox.BEHIND:d} and seq in (
     select (select min(i.seq) from oyez_inbox i where i.stream = c.stream
       and i.partition = c.partition and i.chain = c.chain and i.reader = c.reader
       and i.state > {Inbox.HANDLED:d} and i.seq <> all($2::bigint[]))
