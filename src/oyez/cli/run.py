@@ -109,11 +109,13 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
     admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):
         await process.start(http="".join(http_at), admin=admin_at)
+        process.watchdog.start()
         try:
             for server in servers:
                 await server.start()
             await stopped.wait()
         finally:
+            process.watchdog.stop()
             process.stop_soon()
             # First no new requests, then no new events; the admin port tells of it to the end.
             loop = asyncio.get_running_loop()

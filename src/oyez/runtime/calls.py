@@ -106,6 +106,8 @@ class Calls:
     """Calls a service's handlers: on the event loop, or plain ``def`` ones on a thread."""
 
     def __init__(self, handlers: Handlers, ambient: Ambient, threads: Executor) -> None:
+        self.current: Handler | None = None
+        """The handler whose code runs on the event loop at this moment."""
         self._handlers = handlers
         self._ambient = ambient
         self._threads = threads
@@ -134,7 +136,30 @@ class Calls:
         answer = self._handlers.call(handler)(event, tx, context)
         if handler.generator:
             answer = _collect(answer)
-        return events_in(handler, await _finish(answer, handler, self._ambient))
+        return events_in(handler, await self._finish(answer, handler))
+
+    async def _finish(self, coroutine: Coroutine[Any, Any, Any], handler: Handler) -> object:
+        # Most handlers only queue writes and never wait: they end here, and no timer is set.
+        self.current = handler
+        try:
+            first = coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self.current = None
+        start = self._ambient.monotonic()
+        try:
+            async with self._ambient.timeout(handler.timeout):
+                return await Begun(coroutine, first, partial(self._mark, handler))
+        except TimeoutError as error:
+            if handler.timeout is None or self._ambient.monotonic() - start < handler.timeout:
+                raise
+            raise HandlerTimeout(
+                f"{handler.service}.{handler.name} did not end within {handler.timeout} s"
+            ) from error
+
+    def _mark(self, handler: Handler, runs: bool) -> None:
+        self.current = handler if runs else None
 
     async def perform_blocking(
         self, calls: Sequence[tuple[Handler, Ready]]
@@ -192,34 +217,21 @@ async def _collect(generator: Any) -> list[object]:
     return [item async for item in generator]
 
 
-async def _finish(
-    coroutine: Coroutine[Any, Any, Any], handler: Handler, ambient: Ambient
-) -> object:
-    # Most handlers only queue writes and never wait: they end here, and no timer is set.
-    try:
-        first = coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    start = ambient.monotonic()
-    try:
-        async with ambient.timeout(handler.timeout):
-            return await Begun(coroutine, first)
-    except TimeoutError as error:
-        if handler.timeout is None or ambient.monotonic() - start < handler.timeout:
-            raise
-        raise HandlerTimeout(
-            f"{handler.service}.{handler.name} did not end within {handler.timeout} s"
-        ) from error
-
-
 class Begun:
     """Awaits a coroutine that has been started, beginning with what it first waited for."""
 
-    __slots__ = ("_coroutine", "_first")
+    __slots__ = ("_coroutine", "_first", "_mark")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: object) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        first: object,
+        mark: Callable[[bool], None] = lambda runs: None,
+    ) -> None:
+        """``mark`` is called with True before, and with False after, each step of its code."""
         self._coroutine = coroutine
         self._first = first
+        self._mark = mark
 
     def __await__(self) -> Generator[object, Any, object]:
         waiting = self._first
@@ -230,7 +242,10 @@ class Begun:
                 step = partial(self._coroutine.throw, error)
             else:
                 step = partial(self._coroutine.send, sent)
+            self._mark(True)
             try:
                 waiting = step()
             except StopIteration as stop:
                 return stop.value
+            finally:
+                self._mark(False)

@@ -31,6 +31,7 @@ from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer
 from oyez.runtime.reports import Reports
 from oyez.runtime.watch import Follower, Watch
+from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
 from oyez.transaction import Announcer
@@ -95,9 +96,10 @@ class ServiceProcess:
         )
         self.watch = Watch(store, ambient, self.owner)
         self.commits = Commits(store, self.announcer, ambient, self.committed)
-        self._execution = Execution(
-            Calls(self.handlers, ambient, self._threads), self.commits, ambient, self.reports
-        )
+        calls = Calls(self.handlers, ambient, self._threads)
+        self.watchdog = Watchdog(calls, self.reports, settings.grace)
+        """Not started here: a test's clock does not turn by itself."""
+        self._execution = Execution(calls, self.commits, ambient, self.reports)
         self._work = Bell(ambient)
         self.parked = ParkedEvents(
             self.owner,
