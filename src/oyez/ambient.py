@@ -90,29 +90,22 @@ class SystemAmbient:
         self._ids = Uuid7(self._random)
 
     def now(self) -> float:
-        """See :meth:`Ambient.now`."""
         return time.time()
 
     def monotonic(self) -> float:
-        """See :meth:`Ambient.monotonic`."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """See :meth:`Ambient.sleep`."""
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
-        """See :meth:`Ambient.timeout`."""
         return asyncio.timeout(seconds)
 
     def new_id(self) -> str:
-        """See :meth:`Ambient.new_id`."""
         return self._ids.next(time.time())
 
     def chance(self) -> float:
-        """See :meth:`Ambient.chance`."""
         return self._random.random()
 
     def bits(self, count: int) -> int:
-        """See :meth:`Ambient.bits`."""
         return self._random.getrandbits(count)

@@ -166,7 +166,7 @@ class EventParameter(Parameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`; without an annotation it goes by its name."""
+        """Return whether it is annotated so or, without an annotation, named so."""
         if declared.annotation is None:
             return declared.name == "event" and not declared.batch
         return any(map(is_event, _members(declared.annotation)))
@@ -178,7 +178,6 @@ class EventParameter(Parameter):
         self._check_classes(self.declared.annotation)
 
     def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
         return Input("event")
 
     def _check_classes(self, annotation: object) -> None:
@@ -195,7 +194,7 @@ class EventsParameter(EventParameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`; without an annotation it goes by its name."""
+        """Return whether it is annotated so or, without an annotation, named so."""
         if declared.annotation is None:
             return declared.batch and declared.name in ("event", "events")
         return any(map(is_event, _members(_element(declared.annotation))))
@@ -215,11 +214,9 @@ class TransactionParameter(Parameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`."""
         return declared.annotation is Transaction
 
     def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
         return Input("tx")
 
 
@@ -230,7 +227,6 @@ class AfterParameter(Parameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`."""
         return declared.annotation is After
 
     def check(self, siblings: Sequence[Parameter]) -> None:
@@ -246,7 +242,6 @@ class AfterParameter(Parameter):
             )
 
     def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
         return Made(lambda event, tx, context: After(tx))
 
 
@@ -258,7 +253,6 @@ class ContextParameter(Parameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`."""
         return declared.annotation is Context
 
     def check(self, siblings: Sequence[Parameter]) -> None:
@@ -267,7 +261,6 @@ class ContextParameter(Parameter):
             raise self.declared.error("a batch handler has no single Context: remove it")
 
     def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
         return Input("context")
 
 
@@ -285,7 +278,7 @@ class SessionParameter(Parameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`; a subclass is not taken."""
+        """Return whether it is annotated with the session class itself, not a subclass."""
         return _full_name(declared.annotation) in cls._BLOCKS
 
     def check(self, siblings: Sequence[Parameter]) -> None:
@@ -304,7 +297,6 @@ class SessionParameter(Parameter):
             ) from error
 
     def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
         from oyez.sqlalchemy import session, session_on_thread
 
         return Opened(session_on_thread if self.declared.blocking else session)
@@ -317,16 +309,13 @@ class ProvidedParameter(Parameter):
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
-        """See `Parameter.takes`."""
         return isinstance(declared.annotation, type)
 
     @property
     def filled_by(self) -> object:
-        """See `Parameter.filled_by`."""
         return self.declared.annotation
 
     def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
         wanted = self.declared.annotation
         assert isinstance(wanted, type)
         if wanted not in provided:

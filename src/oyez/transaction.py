@@ -169,7 +169,7 @@ class UnitOfWork:
 
     @property
     def dialect(self) -> str:
-        """See `StoreTransaction.dialect`."""
+        """The SQL dialect of the store: ``sqlite`` or ``postgresql``."""
         return self._store.dialect
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:

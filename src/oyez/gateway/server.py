@@ -80,7 +80,7 @@ class StrictConnection(h11.Connection):
     """h11 without its liberties: no folded lines, no bare CR or LF, one length at most."""
 
     def next_event(self) -> Any:
-        """See ``h11.Connection``; raises ``RemoteProtocolError`` for a loosely written head."""
+        """Return h11's next event. Raises ``RemoteProtocolError`` for a loosely written head."""
         if self.their_state is h11.IDLE:
             data = self.trailing_data[0]
             end = _BLANK_LINE.search(data)
@@ -111,19 +111,19 @@ class EdgeProtocol(H11Protocol):
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See ``asyncio.Protocol``."""
+        """Wait for the first head; close the longest idle connection when there are too many."""
         super().connection_made(transport)
         self._await_head()
         if len(self.connections) > self.most:
             next(iter(self.waiting)).transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See ``asyncio.Protocol``."""
+        """Stop the timer of the head."""
         self._head_begun()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See ``asyncio.Protocol``."""
+        """Parse what arrived, and start or stop the timer of the head."""
         if self._refused:
             return
         super().data_received(data)
@@ -133,7 +133,7 @@ class EdgeProtocol(H11Protocol):
             self._await_head()
 
     def on_response_complete(self) -> None:
-        """See ``H11Protocol``."""
+        """Count the connection as idle until the next head."""
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.waiting[self] = None
@@ -141,7 +141,7 @@ class EdgeProtocol(H11Protocol):
                 self._await_head()
 
     def send_400_response(self, msg: str) -> None:
-        """See ``H11Protocol``, which calls it while it handles what h11 raised."""
+        """Refuse a malformed request with 400 or 431, by the error of h11 being handled."""
         error = sys.exception()
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
             self._refuse(431, "headers_too_large", "the head of the request is too large")

@@ -75,7 +75,6 @@ class Batches:
         self._reports = reports
 
     async def take(self, batch: Batch) -> int:
-        """See `oyez.runtime.reading.Consumer.take`."""
         lane = self._lane
         last = batch.records[-1].position
         items = await self._open(batch.records)

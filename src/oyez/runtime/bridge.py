@@ -19,7 +19,6 @@ class Carrier:
         self._target = target
 
     async def take(self, batch: Batch) -> int:
-        """See `oyez.runtime.reading.Consumer.take`."""
         await self._target.publish(
             [
                 Record(stream=each.stream, key=each.key, headers=each.headers, data=each.data)

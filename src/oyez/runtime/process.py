@@ -275,11 +275,9 @@ class ServiceProcess:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def committed(self) -> None:
-        """See `oyez.service.Bound`."""
         self.watch.ring()
 
     def changes(self, every: float | None) -> AsyncIterator[None]:
-        """See `oyez.service.Bound`."""
         return Follower(self.watch, every)
 
     def _batches(self, lane: Lane) -> Batches:

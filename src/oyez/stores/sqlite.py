@@ -179,18 +179,15 @@ class SqliteStore:
         self._stop_keeping: Callable[[], None] | None = None
 
     async def open(self, *, create: bool = True) -> None:
-        """See `Store.open`."""
         if not create and not self._file.path.exists():
             raise StoreMissing(f"{self._file.path} does not exist yet")
         await self._file.open(upgrade=create)
 
     async def close(self) -> None:
-        """See `Store.close`."""
         self._stop_keeping = None
         await self._file.close()
 
     async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
-        """See `Store.migrate`."""
         done = []
         for name, sql in scripts:
             now = self._ambient.now()
@@ -199,23 +196,18 @@ class SqliteStore:
         return done
 
     def begin(self) -> SqliteTransaction:
-        """See `Store.begin`."""
         return SqliteTransaction(self._file)
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        """See `Store.fetch`."""
         return await self._file.read(lambda connection: bind(connection, sql, parameters))
 
     async def seen(
         self, events: Sequence[tuple[str, str, str]], reader: str = ""
     ) -> set[tuple[str, str, str]]:
-        """See `Store.seen`."""
         asked = [(*event, reader) for event in events]
         return await self._file.read(lambda connection: set(connection.executemany(_SEEN, asked)))
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
-        """See `Store.outbox`."""
-
         def read(connection: apsw.Connection) -> list[Announcement]:
             share = reserved(limit)
             late = list(connection.execute(_DELAYED, {"now": now, "limit": share, "offset": 0}))
@@ -234,7 +226,6 @@ class SqliteStore:
         return await self._file.read(read)
 
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
-        """See `Store.due`."""
         parameters = {"owner": owner, "handler": handler, "now": now, "limit": limit}
 
         def read(connection: apsw.Connection) -> list[Parked]:
@@ -245,8 +236,6 @@ class SqliteStore:
         return await self._file.read(read)
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
-        """See `Store.keep`."""
-
         def renew(connection: apsw.Connection) -> None:
             now = self._ambient.now()
             # Inline, nothing renews a lease while a test moves the clock, and nobody dies unseen.
@@ -260,7 +249,6 @@ class SqliteStore:
             self._stop_keeping = self._file.every(seconds / 3, renew)
 
     async def bury(self) -> None:
-        """See `Store.bury`."""
         rows = await self.fetch("select owner from oyez_replica", {})
         died = [row["owner"] for row in rows if self._presence.has_died(row["owner"])]
         if died:
@@ -272,7 +260,6 @@ class SqliteStore:
             await self._file.write(end)
 
     async def leave(self, owner: str) -> None:
-        """See `Store.leave`."""
         if self._stop_keeping is not None:
             self._stop_keeping()
             self._stop_keeping = None
@@ -285,11 +272,9 @@ class SqliteStore:
         self._presence.hide()
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Store.inspect`."""
         return await self._file.inspect()
 
     def on_commit(self, callback: Callable[[], None]) -> None:
-        """See `Store.on_commit`."""
         self._file.on_ring(callback)
 
 
@@ -307,8 +292,6 @@ class SqliteTransaction:
         self._turn: Turn | None = None
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
-        """See `StoreTransaction.fetch`."""
-
         def job(connection: apsw.Connection) -> list[Row]:
             _write(connection, before)
             return bind(connection, sql, parameters)
@@ -316,8 +299,6 @@ class SqliteTransaction:
         return await self._take_turn().run(job)
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
-        """See `StoreTransaction.run`."""
-
         def job(connection: apsw.Connection) -> Answer:
             _write(connection, before)
             return answer(connection, sql, sets)
@@ -325,11 +306,9 @@ class SqliteTransaction:
         return await self._take_turn().run(job)
 
     async def rollback_to(self, savepoint: str) -> None:
-        """See `StoreTransaction.rollback_to`."""
         await self._take_turn().rollback_to(savepoint)
 
     async def commit(self, changes: Changes) -> None:
-        """See `StoreTransaction.commit`."""
         ring = changes.ring or bool(changes.announced or changes.parked or changes.retried)
         job = partial(_apply, changes=changes)
         if self._turn is None:
@@ -338,7 +317,6 @@ class SqliteTransaction:
             await self._turn.finish(job, ring=ring)
 
     async def rollback(self) -> None:
-        """See `StoreTransaction.rollback`."""
         if self._turn is not None:
             # A cancelled task must not leave the file locked, so the undoing is not cancelled.
             await asyncio.shield(self._turn.cancel())

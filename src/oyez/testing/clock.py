@@ -29,34 +29,27 @@ class VirtualAmbient:
         self._order = itertools.count()
 
     def now(self) -> float:
-        """See `Ambient.now`."""
         return START + self._elapsed + self._set
 
     def monotonic(self) -> float:
-        """See `Ambient.monotonic`."""
         return self._elapsed
 
     async def sleep(self, seconds: float) -> None:
-        """See `Ambient.sleep`."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
         await self._timer(seconds)
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
-        """See `Ambient.timeout`."""
         return _Timeout(self, seconds)
 
     def new_id(self) -> str:
-        """See `Ambient.new_id`."""
         return self._ids.next(self.now())
 
     def chance(self) -> float:
-        """See `Ambient.chance`."""
         return self._random.random()
 
     def bits(self, count: int) -> int:
-        """See `Ambient.bits`."""
         return self._random.getrandbits(count)
 
     async def advance(self, seconds: float) -> None:

@@ -185,7 +185,7 @@ class _Inline(Executor):
     """Runs plain ``def`` handlers on the event loop, so that their order is always the same."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """See `Executor.submit`."""
+        """Run the call at once; return a future that is already done."""
         future: Future[T] = Future()
         work = partial(fn, *args, **kwargs)
         try:

@@ -56,7 +56,6 @@ class NatsBroker:
         self._checked = False
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         self._connection.open()
         if self._watching is None:
             self._watching = asyncio.create_task(
@@ -67,7 +66,6 @@ class NatsBroker:
             await self.streams()
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         watching, self._watching = self._watching, None
         await stop(watching)
         for publisher in self._publishers.values():
@@ -76,7 +74,6 @@ class NatsBroker:
         await self._connection.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         async with Deadline(self.options.deadline, self._connection.url):
             most = (await self._connection.link()).info.max_payload - ROOM // 2
             counts = {}
@@ -92,7 +89,6 @@ class NatsBroker:
             await asyncio.gather(*(self._publisher(name).add(messages[name]) for name in messages))
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`."""
         reader = Reader(
             self._jetstream,
             self._ambient,
@@ -110,20 +106,17 @@ class NatsBroker:
             reader.stop()
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
+        pass  # records stay for other readers
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         found = await self._jetstream.streams(self._streams.known)
         self._streams.replace(found)
         return {stream: info.partitions for stream, info in found.items()}
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         check_count(stream, (await self._make(stream, partitions)).partitions, partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """See `Broker.ends`."""
         info = await self._jetstream.info(stream)
         if info is None:
             return []
@@ -131,12 +124,10 @@ class NatsBroker:
         return [last.get(partition, info.start) for partition in range(info.partitions)]
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """See `Broker.starts`."""
         info = await self._jetstream.info(stream)
         return [] if info is None else [info.start] * info.partitions
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """See `Broker.lag`."""
         info = await self._jetstream.info(stream)
         if info is None:
             return {}
@@ -159,14 +150,12 @@ class NatsBroker:
         return found | dict(zip(behind, counts, strict=True))
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         await self.streams()
         link = await self._connection.link()
         durable = self.capabilities.durability == "power-loss"
         return judge(self._streams.known.values(), self.options, link.info, durable=durable)
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._streams.listen(callback)
 
     # -- streams -----------------------------------------------------------------------------------

@@ -164,11 +164,9 @@ class Link(asyncio.Protocol):
     # -- what the event loop calls -----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         if self._timer is not None:
             self._timer.cancel()
         self.ended.set()
@@ -184,7 +182,6 @@ class Link(asyncio.Protocol):
             ended()
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         self._silent = 0
         self._held += len(data)
         self._chunks.append(data)

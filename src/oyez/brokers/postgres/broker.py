@@ -63,7 +63,6 @@ class PostgresBroker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         if self._tasks:
             return
         self._connection.closed = False
@@ -75,7 +74,6 @@ class PostgresBroker:
         self._start()
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         tasks, self._tasks = self._tasks, []
         self._connection.patient = False
         await self._publisher.finish()
@@ -88,51 +86,41 @@ class PostgresBroker:
         await self._connection.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         await self._publisher.publish(records)
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`."""
         reader = Reader(self._connection, self._ends, self.options, (stream, partition), after)
         while True:
             yield await reader.next()
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
         if self._group:
             self._progress.handled[stream, partition] = position
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         await self._ends.refresh()
         return {stream: len(ids) for stream, ids in self._ends.streams.known.items()}
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         await self._ends.make(stream, partitions)
         check_count(stream, len(self._ends.streams.known.get(stream, ())), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """See `Broker.ends`."""
         return [row["last"] for row in await self._connection.fetch(_BOUNDS, stream)]
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """See `Broker.starts`."""
         return [row["first"] for row in await self._connection.fetch(_BOUNDS, stream)]
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """See `Broker.lag`."""
         return behind(await self.ends(stream), positions)
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         try:
             return await self._server.inspect()
         except StoreError as error:
             raise as_broker_error(error) from error
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._ends.streams.listen(callback)
 
     def _learn(self, durability: str) -> None:

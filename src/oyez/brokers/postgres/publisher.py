@@ -40,7 +40,6 @@ class Publisher:
         self._telling = Look(self._tell, "postgres notify")
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         rows = [encode(record) for record in records]
         for window in windows([row[0] for row in rows], WINDOW_BYTES, WINDOW):
             call = _Call(rows[window], asyncio.get_running_loop().create_future())

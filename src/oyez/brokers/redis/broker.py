@@ -62,7 +62,6 @@ class RedisBroker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         if not self._tasks:
             self._tasks = [
                 asyncio.create_task(
@@ -77,7 +76,6 @@ class RedisBroker:
         await self.streams()
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         tasks, self._tasks = self._tasks, []
         if tasks:
             await stop(*tasks)
@@ -87,7 +85,6 @@ class RedisBroker:
         await self._connection.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         counts = {}
         for stream in {record.stream for record in records}:
             counts[stream] = self._streams.known.get(stream) or await self._make(stream)
@@ -97,7 +94,6 @@ class RedisBroker:
             await self._connection.call(commands)
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`."""
         place = (stream, partition)
         reader = self._readers[place] = Reader(
             self._connection, self._arrivals, self._ambient, self.options, self._group, place, after
@@ -106,12 +102,10 @@ class RedisBroker:
             yield await reader.next()
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
         if self._group:
             self._progress.handled[stream, partition] = position
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         (found,) = await self._connection.call([("HGETALL", STREAMS)])
         names, counts = found[::2], found[1::2]
         streams = {name.decode(): int(count) for name, count in zip(names, counts, strict=True)}
@@ -119,19 +113,15 @@ class RedisBroker:
         return streams
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         check_count(stream, await self._make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """See `Broker.ends`."""
         return [info.last for info in await self._partitions(stream)]
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """See `Broker.starts`."""
         return [info.start for info in await self._partitions(stream)]
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """See `Broker.lag`."""
         infos = await self._partitions(stream)
         asked = {p: at for p, at in positions.items() if p < len(infos)}
         counts = {p: infos[p].behind(at) for p, at in asked.items()}
@@ -147,13 +137,11 @@ class RedisBroker:
         return {p: count for p, count in counts.items() if count is not None}
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         settings = await self._settings()
         (text,) = await self._connection.call([("INFO", "everything")])
         return judge(settings, parse_info(text))
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._streams.listen(callback)
 
     async def _partitions(self, stream: str) -> list[Partition]:

@@ -141,7 +141,6 @@ class PostgresStore:
         self._open = False
 
     async def open(self, *, create: bool = True) -> None:
-        """See `Store.open`."""
         if self._open:
             return
         try:
@@ -156,7 +155,6 @@ class PostgresStore:
         self._open = True
 
     async def close(self) -> None:
-        """See `Store.close`."""
         self._open = False
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -168,15 +166,12 @@ class PostgresStore:
         await self.server.close()
 
     async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
-        """See `Store.migrate`."""
         return [name for name, sql in scripts if await self._migrate(name, sql)]
 
     def begin(self) -> PostgresTransaction:
-        """See `Store.begin`."""
         return PostgresTransaction(self)
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        """See `Store.fetch`."""
         async with self._reads.connection() as connection:
             if not self._reads.pooled:
                 return await query(connection, sql, parameters)
@@ -188,14 +183,12 @@ class PostgresStore:
     async def seen(
         self, events: Sequence[tuple[str, str, str]], reader: str = ""
     ) -> set[tuple[str, str, str]]:
-        """See `Store.seen`."""
         if not events:
             return set()
         rows = await self._own(_SEEN, *zip(*events, strict=True), reader)
         return {(row["event_id"], row["source"], row["handler"]) for row in rows}
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
-        """See `Store.outbox`."""
         share = reserved(limit)
         rows = await self._own(_OUTBOX, after, now, limit, share, 0)
         late = [row for row in rows if row["due"] > 0]
@@ -210,7 +203,6 @@ class PostgresStore:
         ]
 
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
-        """See `Store.due`."""
         found = []
         rows = await self._own(_DUE, handler, now, owner, limit)
         late = [row for row in rows if row["due"] > 0]
@@ -222,7 +214,6 @@ class PostgresStore:
         return found
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
-        """See `Store.keep`."""
         if self._lease is None:
             self._lease = Lease(self.server, owner, seconds, note)
             try:
@@ -232,11 +223,9 @@ class PostgresStore:
                 raise
 
     async def bury(self) -> None:
-        """See `Store.bury`."""
         await self._deaths.bury("" if self._lease is None else self._lease.owner)
 
     async def leave(self, owner: str) -> None:
-        """See `Store.leave`."""
         lease, self._lease = self._lease, None
         if lease is not None:
             await lease.stop()
@@ -245,7 +234,6 @@ class PostgresStore:
         self.ring()
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Store.inspect`."""
         found = await self.server.inspect()
         tables = [schema.qualified(name, self.options.schema) for name in schema.NAMES]
         async with self._reads.connection() as connection:
@@ -261,7 +249,6 @@ class PostgresStore:
         return found
 
     def on_commit(self, callback: Callable[[], None]) -> None:
-        """See `Store.on_commit`."""
         self._callbacks.append(callback)
         self._listener.start()
 
@@ -425,21 +412,17 @@ class PostgresTransaction:
         self._step = asyncio.Lock()
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
-        """See `StoreTransaction.fetch`."""
         return await self._do(before, lambda connection: query(connection, sql, parameters))
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
-        """See `StoreTransaction.run`."""
         return await self._do(before, lambda connection: answer(connection, sql, sets))
 
     async def rollback_to(self, savepoint: str) -> None:
-        """See `StoreTransaction.rollback_to`."""
         if self._connection is not None:  # else it has failed for good
             self._failure = None
         await self._do([], lambda connection: connection.execute(f"rollback to {savepoint}"))
 
     async def commit(self, changes: Changes) -> None:
-        """See `StoreTransaction.commit`."""
         store = self._store
         async with self._step:
             self._check()
@@ -458,7 +441,6 @@ class PostgresTransaction:
             store.ring()
 
     async def rollback(self) -> None:
-        """See `StoreTransaction.rollback`."""
         self._fail(StoreUnavailable("the transaction has ended"))
 
     async def _do(self, before: Writes, work: Callable[[Connection], Awaitable[T]]) -> T:
