@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 import click
 
@@ -31,9 +33,15 @@ def command(service: str) -> None:
     SIGTERM or Ctrl-C drains it: what is in flight is finished and committed, its partitions are
     handed over, then it exits with 0.
     """
+    signal.signal(signal.SIGTERM, _leave)
     project = Project.open()
     prepare(project)
     run_async(_run(project, service))
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """End with 0 when told to before anything has begun."""
+    raise SystemExit(0)
 
 
 def prepare(project: Project) -> None:
@@ -108,7 +116,8 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
     stopped = asyncio.Event()
     admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):
-        await process.start(http="".join(http_at), admin=admin_at)
+        if not await _started(process, stopped, "".join(http_at), admin_at):
+            return
         process.watchdog.start()
         try:
             for server in servers:
@@ -123,3 +132,19 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
             await asyncio.gather(*(server.stop() for server in servers[1:]))
             await process.drain(max(1.0, end - loop.time()))
             await servers[0].stop()
+
+
+async def _started(
+    process: ServiceProcess, stopped: asyncio.Event, http: str, admin_at: str
+) -> bool:
+    """Start the process, unless it is told to stop first: a start may wait for a locked file."""
+    start = asyncio.create_task(process.start(http=http, admin=admin_at), name="start")
+    stop = asyncio.create_task(stopped.wait(), name="stop")
+    await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if start.done():
+        await start
+        return True
+    start.cancel()
+    await asyncio.wait([start])
+    return False

@@ -88,7 +88,7 @@ class ParkedEvents:
         if not tasks:
             return
         try:
-            async with self._ambient.timeout(grace):
+            async with self._ambient.timeout(max(grace, 0.0)):
                 await asyncio.wait(tasks)
         except TimeoutError:
             for task in tasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.errors import BrokerError, StoreError, StoreRefused
+from oyez.errors import BrokerError, OyezError, StoreError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
 from oyez.runtime.batches import Batches
 from oyez.runtime.calls import THREADS, Calls
@@ -35,6 +35,9 @@ from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
 from oyez.transaction import Announcer
+
+LEAVE = 2.0
+"""Seconds for each of the last steps of a process, when its grace is over."""
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,7 +194,9 @@ class ServiceProcess:
                 await self.claims.stop()
         except TimeoutError:
             self.claims.kill()
-        await self.parked.stop(max(0.0, end - now()))
+        await self._within(
+            max(0.0, end - now()) + LEAVE, "parked events", self.parked.stop(end - now())
+        )
         self.service.bind(None)
         await self._let_go()
         self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
@@ -266,13 +271,25 @@ class ServiceProcess:
 
     async def _let_go(self) -> None:
         await self._resources.aclose()
-        try:
-            await self.store.leave(self.owner)
-        except StoreError as error:
-            self.reports.trouble("leaving", error)  # the lease runs out by itself
-        await self.broker.close()
-        await self.store.close()
+        # Each may wait for a server, or for a file that another process has locked. The lease runs
+        # out by itself.
+        for part, work in (
+            ("leaving", self.store.leave(self.owner)),
+            ("broker", self.broker.close()),
+            ("store", self.store.close()),
+        ):
+            await self._within(LEAVE, part, work)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _within(self, seconds: float, part: str, work: Awaitable[object]) -> None:
+        """Wait for the end of the work no longer than that; report what it met instead."""
+        try:
+            async with self.ambient.timeout(seconds):
+                await work
+        except TimeoutError:
+            self.reports.trouble(part, OyezError(f"not done within {seconds:.0f} s: left as it is"))
+        except StoreError as error:
+            self.reports.trouble(part, error)
 
     def committed(self) -> None:
         self.watch.ring()

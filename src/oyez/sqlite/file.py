@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,9 +66,24 @@ class SqliteFile:
             if not self._inline:
                 self._bell = Doorbell(self.path)
                 self._bell.listen(self._heard)
+        except asyncio.CancelledError:
+            self._abandon()
+            raise
         except BaseException:
             await self.close()
             raise
+
+    def _abandon(self) -> None:
+        """Let go without waiting: the thread may wait for the lock as long as its holder likes."""
+        for worker, release in (
+            (self._writing, self._writer.close),
+            (self._reading, self._reader.close),
+        ):
+            if worker is not None:
+                worker.run(release)
+                worker.stop()
+        self._queue.close()
+        self._writing = self._reading = None
 
     async def close(self) -> None:
         """Finish what was asked for, then let go. Safe when never opened and when called twice."""
