@@ -18,8 +18,8 @@ from pamqp import commands, header
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
 from oyez.brokers.rabbitmq import RabbitMqBroker, amqp, reader
-from oyez.brokers.rabbitmq.binding import seal, unseal
 from oyez.brokers.rabbitmq.tail import Tail
+from oyez.brokers.rabbitmq.wire import decode, encode
 from oyez.envelope import open_record
 from oyez.errors import BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of
@@ -172,16 +172,16 @@ class TestRabbitMqTraps:
     )
     def test_a_key_is_what_it_was(self, key: str | None, headers: dict[str, str]) -> None:
         record = Record(stream="s", key=key, headers=headers, data=None)
-        found = unseal("s", 0, seal(record, 1.5), b"", 0, 9.0)
+        found = decode("s", 0, encode(record, 1.5), b"", 0, 9.0)
         assert (found.key, found.headers, found.data, found.time) == (key, headers, None, 1.5)
 
     def test_broken_properties_do_not_raise(self) -> None:
-        whole = seal(Record(stream="s", key="k", headers={"id": "1", "a": "ü"}, data=b""), 1.5)
+        whole = encode(Record(stream="s", key="k", headers={"id": "1", "a": "ü"}, data=b""), 1.5)
         for stop in range(len(whole)):
-            assert unseal("s", 0, whole[:stop], b"x", 0, 9.0).data == b"x"
+            assert decode("s", 0, whole[:stop], b"x", 0, 9.0).data == b"x"
         for at in range(len(whole)):
             torn = whole[:at] + b"\xff" + whole[at + 1 :]
-            assert unseal("s", 0, torn, b"x", 0, 9.0).data == b"x"
+            assert decode("s", 0, torn, b"x", 0, 9.0).data == b"x"
 
     # -- limits and refusals ----------------------------------------------------------------------
 
@@ -241,20 +241,20 @@ class TestRabbitMqTraps:
     ) -> None:
         """Quorum queues: an event of which no group wants a copy is returned, and that is well."""
         opened = 0
-        writing: amqp.Connection | None = None
-        open_channel = amqp.Connection.channel
+        writing: amqp.Link | None = None
+        open_channel = amqp.Link.channel
 
-        async def channel(connection: amqp.Connection) -> amqp.Channel:
+        async def channel(link: amqp.Link) -> amqp.Channel:
             nonlocal opened
-            opened += connection is writing
-            return await open_channel(connection)
+            opened += link is writing
+            return await open_channel(link)
 
-        monkeypatch.setattr(amqp.Connection, "channel", channel)
+        monkeypatch.setattr(amqp.Link, "channel", channel)
         broker = connect(f"{self.url}?queue=quorum", SystemAmbient(), root=self.root)
         assert isinstance(broker, RabbitMqBroker)
         await broker.open()
         try:
-            writing = await broker._writing.get()
+            writing = await broker._writing.link()
             await broker.create(self.stream, 1)
             await self._publish(broker, range(1))
             before = opened
@@ -469,7 +469,7 @@ class TestRabbitMqTraps:
         credentials, _, place = self.url.removeprefix("amqp://").partition("@")
         user, _, password = credentials.partition(":")
         host, _, port = place.partition("/")[0].partition(":")
-        connection = await amqp.connect(
+        link = await amqp.connect(
             host,
             int(port),
             tls=None,
@@ -479,9 +479,9 @@ class TestRabbitMqTraps:
             name="a plain client",
         )
         try:
-            yield await connection.channel()
+            yield await link.channel()
         finally:
-            await connection.close()
+            await link.close()
 
     @asynccontextmanager
     async def _plain(self):  # type: ignore[no-untyped-def]
@@ -494,7 +494,7 @@ class TestRabbitMqTraps:
                 confirmed = asyncio.get_running_loop().create_future()
                 channel.on_confirm = lambda *_: confirmed.set_result(None)
                 pieces = [channel.route(exchange, key), *channel.content(head, body)]
-                channel.connection.write(b"".join(pieces))
+                channel.link.write(b"".join(pieces))
                 async with asyncio.timeout(DEADLINE):
                     await confirmed
 

@@ -38,7 +38,7 @@ from wires import (
 
 from oyez.brokers.kafka import wire as kafka_wire
 from oyez.brokers.nats import wire as nats_wire
-from oyez.brokers.rabbitmq import binding as rabbitmq_wire
+from oyez.brokers.rabbitmq import wire as rabbitmq_wire
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.errors import InvalidEvent
 from oyez.partitioning import partition_of
@@ -300,7 +300,7 @@ def envelopes(draw: st.DrawFn) -> Envelope:
 
 
 def over_kafka(record: Record) -> Message:
-    _, value, key, _, headers = kafka_wire.encode(record, PARTITIONS)
+    _, value, key, _, headers = kafka_wire.encode(record, 0)
     named = {n: v.encode() if isinstance(v, str) else v or b"" for n, v in headers}
     return Message(named, value or b"", None if key is None else key.decode())
 
@@ -323,7 +323,7 @@ def from_nats(message: Message) -> Record:
 
 
 def over_rabbitmq(record: Record) -> Message:
-    sealed = rabbitmq_wire.seal(record, 0.0)
+    sealed = rabbitmq_wire.encode(record, 0.0)
     properties = Basic.Properties()
     properties.unmarshal(int.from_bytes(sealed[:2]), sealed[2:])
     return Message(dict(properties.headers or {}), record.data or b"", kind=properties.content_type)
@@ -331,7 +331,7 @@ def over_rabbitmq(record: Record) -> Message:
 
 def from_rabbitmq(message: Message) -> Record:
     properties = Basic.Properties(content_type=message.kind, headers=message.headers)
-    return rabbitmq_wire.unseal("s", 0, properties.marshal(), message.body, 1, 0.0)
+    return rabbitmq_wire.decode("s", 0, properties.marshal(), message.body, 1, 0.0)
 
 
 PASSAGES = {

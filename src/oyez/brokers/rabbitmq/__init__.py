@@ -18,10 +18,26 @@ reader asked for, and `handled` deletes. RabbitMQ says that quorum queues flush 
 a power cut was not tried here, so no more than the crash of a server is promised for them either.
 
 The time of a record is its publisher's clock (``timestamp_in_ms``, else ``timestamp``).
+
+::
+
+    broker.py      the face, `oyez.ports.Broker`
+    options.py     what the URL may set
+    connection.py  what connects, and connects again
+    amqp.py        one socket, the protocol on it, and its channels
+    registry.py    which streams and groups there are
+    topology.py    exchanges and queues, and how they come to be
+    publisher.py   publishing with confirms
+    reader.py      reading one partition, over a tail of its queue
+    tail.py        one consumer, which never holds more than so many bytes
+    look.py        where a stream begins and ends, and what is in it by now
+    wire.py        a record as a message, and back
+    inspection.py  what of the setup loses events
 """
 
 from __future__ import annotations
 
-from oyez.brokers.rabbitmq.broker import RabbitMqBroker, RabbitMqOptions
+from oyez.brokers.rabbitmq.broker import RabbitMqBroker
+from oyez.brokers.rabbitmq.options import RabbitMqOptions
 
 __all__ = ["RabbitMqBroker", "RabbitMqOptions"]

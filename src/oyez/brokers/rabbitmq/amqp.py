@@ -65,8 +65,8 @@ class AmqpError(Exception):
         )
 
 
-class Connection(asyncio.Protocol):
-    """One connection; made by `connect`."""
+class Link(asyncio.Protocol):
+    """One AMQP connection on one socket; made by `connect`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -308,8 +308,8 @@ class Channel:
     The callbacks are called while a frame is taken apart: they must not raise or block.
     """
 
-    def __init__(self, connection: Connection, number: int) -> None:
-        self.connection = connection
+    def __init__(self, link: Link, number: int) -> None:
+        self.link = link
         self.number = number
         self.ended: AmqpError | None = None
         """Why the channel has ended, if so."""
@@ -345,7 +345,7 @@ class Channel:
         """Send a method that has no answer. Raises AmqpError when the channel has ended."""
         if self.ended is not None:
             raise self.ended
-        self.connection.tell(self.number, method)
+        self.link.tell(self.number, method)
 
     def route(self, exchange: str, key: str) -> bytes:
         """How every message that goes to ``exchange`` under ``key`` begins (mandatory)."""
@@ -357,7 +357,7 @@ class Channel:
         """The rest of a message, in pieces to be joined."""
         number, size = self.number, len(body)
         head = _content_start(_HEADER, number, 12 + len(properties), 60, 0, size)
-        room = self.connection.frame_max - 8
+        room = self.link.frame_max - 8
         if 0 < size <= room:
             return [head, properties, _body_start(_END, _BODY, number, size), body, b"\xce"]
         pieces = [head, properties]
@@ -371,7 +371,7 @@ class Channel:
         """Close, without waiting: nothing more is heard of it."""
         self._closing = True
         self.on_delivery = self.on_return = self.on_confirm = self.on_end = _ignore
-        if self.ended is None and self.connection.lost is None:
+        if self.ended is None and self.link.lost is None:
             self.tell(commands.Channel.Close(200, "done", 0, 0))
             self.ended = AmqpError(0, "the channel was closed")
 
@@ -422,13 +422,13 @@ class Channel:
         elif isinstance(method, commands.Basic.Cancel):
             self.on_end(AmqpError(NOT_FOUND, "the server ended the consumer"))
         elif isinstance(method, commands.Channel.Close):
-            if self.connection.lost is None:
-                self.connection.tell(self.number, commands.Channel.CloseOk())
+            if self.link.lost is None:
+                self.link.tell(self.number, commands.Channel.CloseOk())
             if not self._closing:
-                self.connection.release(self.number)
+                self.link.release(self.number)
                 self.end(_ended(method))
         elif isinstance(method, commands.Channel.CloseOk):
-            self.connection.release(self.number)
+            self.link.release(self.number)
             self.end(AmqpError(0, "the channel was closed"))
         elif isinstance(method, commands.Channel.Flow):
             self.tell(commands.Channel.FlowOk(method.active))
@@ -451,22 +451,22 @@ async def connect(
     password: str,
     vhost: str,
     name: str,
-) -> Connection:
+) -> Link:
     """A connection that is ready. Raises AmqpError; cancelled, it leaves nothing behind."""
-    connection = Connection()
+    link = Link()
     loop = asyncio.get_running_loop()
     try:
         await loop.create_connection(
-            lambda: connection, host, port, ssl=tls, server_hostname=host if tls else None
+            lambda: link, host, port, ssl=tls, server_hostname=host if tls else None
         )
-        await connection.shake_hands(user, password, vhost, name)
+        await link.shake_hands(user, password, vhost, name)
     except (OSError, ValueError) as error:
-        connection.abort(AmqpError(0, "not connected"))
+        link.abort(AmqpError(0, "not connected"))
         raise AmqpError(0, str(error)) from error
     except BaseException:
-        connection.abort(AmqpError(0, "not connected"))
+        link.abort(AmqpError(0, "not connected"))
         raise
-    return connection
+    return link
 
 
 def _ended(method: commands.Connection.Close | commands.Channel.Close) -> AmqpError:

@@ -1,4 +1,4 @@
-"""The broker itself: `oyez.ports.Broker` over two connections, one to publish and one to read.
+"""The face of RabbitMQ: `oyez.ports.Broker` over two connections, one to publish and one to read.
 
 A server that is short of memory or disk stops reading from a connection that publishes, so whatever
 else there is to say goes over the other one.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
-from oyez.ambient import Ambient, backoff
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Deadline, Pauses
+from oyez.brokers.kit.streams import Place, behind, check_count, partitions_of
+from oyez.brokers.kit.watch import every, stop
 from oyez.brokers.rabbitmq.amqp import FRAME_MAX, NOT_FOUND, AmqpError
-from oyez.brokers.rabbitmq.binding import seal
+from oyez.brokers.rabbitmq.connection import Connection
 from oyez.brokers.rabbitmq.inspection import inspect_queues, inspect_server
-from oyez.brokers.rabbitmq.link import Link
 from oyez.brokers.rabbitmq.look import ends, starts
+from oyez.brokers.rabbitmq.options import RabbitMqOptions
 from oyez.brokers.rabbitmq.publisher import Message, Publisher, Unconfirmed, check_size
 from oyez.brokers.rabbitmq.reader import Bounds, QueueReader, StreamReader
 from oyez.brokers.rabbitmq.registry import QUEUE, Entry, Registry
@@ -29,53 +32,15 @@ from oyez.brokers.rabbitmq.topology import (
     message_counts,
     queue_name,
 )
-from oyez.endpoint import (
-    BatchBytes,
-    Count,
-    Endpoint,
-    Partitions,
-    Retention,
-    Seconds,
-    Some,
-    Tls,
-    limits,
-)
-from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
-from oyez.partitioning import partition_of, partition_without_key
+from oyez.brokers.rabbitmq.wire import encode
+from oyez.endpoint import Endpoint
+from oyez.errors import BrokerRefused, BrokerUnavailable
 from oyez.ports import Batch, Capabilities, Finding, Position, Record
 
 T = TypeVar("T")
-Place = tuple[str, int]
 
 UNLIMITED = 2**31 - 1
 """Deliveries after which a quorum queue would drop a message: the lanes count them, not it."""
-
-
-class RabbitMqOptions(Tls, frozen=True, kw_only=True):
-    """How the RabbitMQ broker behaves."""
-
-    partitions: Partitions = 8
-    """How many a stream gets that is made by its first record."""
-    retention: Retention = 7 * 86_400.0
-    """Records older than this many seconds are deleted, a segment at a time."""
-    segment_bytes: Annotated[int, limits(1, 3_000_000_000, "bytes")] = 64 * 1024 * 1024
-    """Bytes of a segment; each partition keeps at least one."""
-    queue: Literal["stream", "quorum"] = "stream"
-    """``stream`` keeps history; ``quorum`` deletes what every group has handled."""
-    replicas: Some = 0
-    """Servers that keep each partition; 0 stands for all there are when it is made."""
-    deadline: Seconds = 10.0
-    """Seconds after which a call gives up with BrokerUnavailable."""
-    batch: Count = 256
-    """Records in one batch, at most."""
-    batch_bytes: BatchBytes = 4 * 1024 * 1024
-    """Bytes that one reader holds, at most; one record may exceed it alone."""
-    max_bytes: Annotated[int, limits(1, 2**29, "bytes")] = 16 * 1024 * 1024
-    """The largest record; ``max_message_size`` of the server, whose default is 16 MiB since 4.0."""
-    poll: Seconds = 1.0
-    """Seconds between two looks for new streams."""
-    management: str | None = None
-    """Where the management plugin answers (``http://HOST:15672``): `inspect` sees more with it."""
 
 
 class RabbitMqBroker:
@@ -98,10 +63,12 @@ class RabbitMqBroker:
         self._group = group
         tls = options.context() if endpoint.scheme == "amqps" else None
         self._writing, self._reading = (
-            Link(endpoint, ambient, tls=tls, deadline=options.deadline, name=f"oyez {group} {what}")
+            Connection(
+                endpoint, ambient, tls=tls, deadline=options.deadline, name=f"oyez {group} {what}"
+            )
             for what in ("publishes", "reads")
         )
-        self._registry = Registry(self._reading.get, self._append, self._base("stream"), ambient)
+        self._registry = Registry(self._reading.link, self._append, self._base("stream"), ambient)
         self._made: set[str] = set()
         self._making = asyncio.Lock()
         self._publisher: Publisher | None = None
@@ -114,15 +81,15 @@ class RabbitMqBroker:
         if self._watching is None:
             self._writing.reopen()
             self._reading.reopen()
-            self._watching = asyncio.create_task(self._watch(), name="rabbitmq streams")
+            self._watching = asyncio.create_task(
+                every(self._ambient, self.options.poll, self._look), name="rabbitmq streams"
+            )
         await self._call(self._enrol)
 
     async def close(self) -> None:
         """See `Broker.close`."""
         task, self._watching = self._watching, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await stop(task)
         await self._writing.close()
         await self._reading.close()
 
@@ -131,22 +98,21 @@ class RabbitMqBroker:
         now = self._ambient.now()
         sealed = []
         for record in records:
-            properties = seal(record, now)
-            what = f"a record for {record.stream}"
+            properties = encode(record, now)
             size = len(record.data or b"")
-            check_size(what, size, len(properties), self.options.max_bytes, FRAME_MAX)
+            check_size(record.stream, size, len(properties), self.options.max_bytes, FRAME_MAX)
             sealed.append(properties)
         if not sealed:
             return
-        failure: list[Exception] = []
+        pauses = Pauses(self._ambient)
+        messages: list[Message] = []
         try:
-            async with asyncio.timeout(self.options.deadline):
-                messages: list[Message] = []
-                while not await self._sent(records, sealed, messages, failure):
-                    wait = backoff(len(failure), self._ambient.chance(), most=1.0)
-                    await self._ambient.sleep(wait)
-        except TimeoutError:
-            raise self._late(failure[-1] if failure else None) from None
+            async with Deadline(self.options.deadline, self._writing.place) as deadline:
+                while trouble := await self._send(records, sealed, messages):
+                    deadline.trouble = trouble
+                    await pauses.wait()
+        except BrokerUnavailable as error:
+            raise self._blocked() or error from error.__cause__
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """See `Broker.read`."""
@@ -185,17 +151,13 @@ class RabbitMqBroker:
         """See `Broker.streams`."""
         await self._call(self._registry.refresh)
         kind = self.options.queue
-        known = self._registry.streams.values()
+        known = self._registry.streams.known.values()
         return {entry.stream: entry.partitions for entry in known if entry.queue == kind}
 
     async def create(self, stream: str, partitions: int) -> None:
         """See `Broker.create`."""
         found = await self._call(lambda: self._ensure(stream, partitions))
-        if found != partitions:
-            raise BrokerRefused(
-                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
-                "when a stream is made; set system.partitions to it or use a new stream"
-            )
+        check_count(stream, found, partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """See `Broker.ends`. A quorum queue has none: it raises BrokerRefused."""
@@ -210,8 +172,7 @@ class RabbitMqBroker:
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         """See `Broker.lag`. Of a quorum queue: what waits in it and what this process has of it."""
         if self.capabilities.history:
-            last = await self.ends(stream)
-            return {p: max(0, last[p] - at) for p, at in positions.items() if p < len(last)}
+            return behind(await self.ends(stream), positions)
         return await self._call(lambda: self._waiting(stream, positions))
 
     async def inspect(self) -> Sequence[Finding]:
@@ -220,72 +181,62 @@ class RabbitMqBroker:
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
-        self._registry.listeners.append(callback)
+        self._registry.streams.listen(callback)
 
     # -- publishing -------------------------------------------------------------------------------
 
-    async def _sent(
-        self,
-        records: Sequence[Record],
-        sealed: Sequence[bytes],
-        messages: list[Message],
-        failure: list[Exception],
-    ) -> bool:
-        """Send what is not confirmed yet; False when some of it has to be sent again."""
-        streams = dict.fromkeys(record.stream for record in records)
+    async def _send(
+        self, records: Sequence[Record], sealed: Sequence[bytes], messages: list[Message]
+    ) -> Exception | None:
+        """Send what is not confirmed yet; why some of it has to be sent again."""
+        streams = {record.stream for record in records}
         try:
             counts = {stream: await self._ensure(stream, 0) for stream in streams}
             if not messages:
-                for record, properties in zip(records, sealed, strict=True):
-                    partition = _partition(record, counts[record.stream])
-                    messages.append(
-                        Message(record.stream, str(partition), properties, record.data or b"")
+                messages += [
+                    Message(record.stream, str(partition), properties, record.data or b"")
+                    for record, partition, properties in zip(
+                        records, partitions_of(records, counts), sealed, strict=True
                     )
+                ]
             await (await self._publishing()).send(messages)
         except Unconfirmed as error:
             self._made -= error.unroutable
-            failure.append(error)
+            return error
         except AmqpError as error:
             if error.code == NOT_FOUND:
-                self._made -= streams.keys()
+                self._made -= streams
             refused = self._writing.error(error)
             if isinstance(refused, BrokerRefused):
                 raise refused from error
-            failure.append(error)
+            return error
         except BrokerUnavailable as error:
-            failure.append(error)
-        else:
-            return True
-        return False
+            return error
+        return None
 
     async def _publishing(self) -> Publisher:
-        connection = await self._writing.get()
-        if self._publisher is None or self._publisher.connection is not connection:
-            self._publisher = Publisher(connection, lenient=not self.capabilities.history)
+        link = await self._writing.link()
+        if self._publisher is None or self._publisher.link is not link:
+            self._publisher = Publisher(link, lenient=not self.capabilities.history)
         return self._publisher
 
     async def _append(self, queue: str, body: bytes) -> None:
         message = Message(
-            "", queue, seal(Record(stream="", key=None, headers={}, data=b""), 0), body
+            "", queue, encode(Record(stream="", key=None, headers={}, data=b""), 0), body
         )
         try:
             await (await self._publishing()).send([message])
         except Unconfirmed as error:
             raise AmqpError(0, f"{queue}: {error}") from error
 
-    def _late(self, failure: Exception | None) -> BrokerUnavailable:
-        connection = self._writing.current
-        if connection is not None and connection.blocked is not None:
-            return BrokerUnavailable(
-                f"RabbitMQ at {self._writing.place} takes no messages ({connection.blocked}): an "
-                "alarm is set: rabbitmq-diagnostics alarms; free memory or disk"
-            )
-        if isinstance(failure, BrokerUnavailable):
-            return failure
-        why = f": {failure}" if failure else ""
+    def _blocked(self) -> BrokerUnavailable | None:
+        """Why the server takes no messages at the moment, if so."""
+        link = self._writing.current
+        if link is None or link.blocked is None:
+            return None
         return BrokerUnavailable(
-            f"RabbitMQ at {self._writing.place} did not confirm within "
-            f"{self.options.deadline:g} s{why}"
+            f"{self._writing.place} takes no messages ({link.blocked}): an alarm is set: "
+            "rabbitmq-diagnostics alarms; free memory or disk"
         )
 
     # -- streams ----------------------------------------------------------------------------------
@@ -298,24 +249,24 @@ class RabbitMqBroker:
                 if stream not in self._made:
                     await self._make(stream, partitions)
                     await self._settle([stream])
-        return self._registry.streams[stream].partitions
+        return self._registry.streams.known[stream].partitions
 
     async def _make(self, stream: str, partitions: int) -> None:
         await self._registry.refresh()
-        connection = await self._reading.get()
-        entry = self._registry.streams.get(stream)
+        link = await self._reading.link()
+        entry = self._registry.streams.known.get(stream)
         kind = self.options.queue
         if entry is None:
-            found = await count(connection, stream) or partitions or self.options.partitions
+            found = await count(link, stream) or partitions or self.options.partitions
             await self._registry.add(Entry(stream, found, kind))
-            entry = self._registry.streams[stream]
+            entry = self._registry.streams.known[stream]
         if entry.queue != kind:
             raise BrokerRefused(
                 f"stream {stream} was made with queue={entry.queue}, not {kind}: the type is fixed "
                 f"when a stream is made; put queue={entry.queue} into the broker's URL or use a "
                 "new stream"
             )
-        await make(connection, stream, self._queues(entry), self._arguments())
+        await make(link, stream, self._queues(entry), self._arguments())
 
     async def _settle(self, streams: Sequence[str]) -> None:
         """The queues of these streams were made: wait until they outlive a crash of the server."""
@@ -336,7 +287,7 @@ class RabbitMqBroker:
     async def _make_all(self) -> None:
         async with self._making:
             kind = self.options.queue
-            known = self._registry.streams.values()
+            known = self._registry.streams.known.values()
             streams = [e.stream for e in known if e.queue == kind and e.stream not in self._made]
             for stream in streams:
                 await self._make(stream, 0)
@@ -395,7 +346,7 @@ class RabbitMqBroker:
     def _expected(self) -> dict[str, Arguments]:
         """Every queue that there should be, with its arguments."""
         expected = {QUEUE: self._base("stream")}
-        for entry in self._registry.streams.values():
+        for entry in self._registry.streams.known.values():
             if entry.queue == self.options.queue:
                 expected |= {queue: self._arguments() for _, queue in self._queues(entry)}
         return expected
@@ -403,7 +354,7 @@ class RabbitMqBroker:
     async def _inspect(self) -> list[Finding]:
         await self._registry.refresh()
         expected = self._expected()
-        findings = list(await inspect_queues(await self._reading.get(), expected, self._endpoint))
+        findings = list(await inspect_queues(await self._reading.link(), expected, self._endpoint))
         publishing = self._writing.current
         if publishing is not None and publishing.blocked is not None:
             findings.append(
@@ -419,28 +370,22 @@ class RabbitMqBroker:
             )
         return findings
 
-    async def _watch(self) -> None:
-        while True:
-            await self._ambient.sleep(self.options.poll)
-            try:
-                async with asyncio.timeout(self.options.deadline):
-                    await self._enrol()
-            except (AmqpError, BrokerError, TimeoutError):
-                continue  # whoever reads or publishes meets the same error and reports it
+    async def _look(self) -> None:
+        await self._call(self._enrol)
 
     # -- where streams begin and end --------------------------------------------------------------
 
     async def _ends(self, stream: str) -> list[Position]:
-        if stream not in self._registry.streams:
+        if stream not in self._registry.streams.known:
             await self._registry.refresh()
-            if stream not in self._registry.streams:
+            if stream not in self._registry.streams.known:
                 return []
         partitions = await self._ensure(stream, 0)
         known = [
             (queue_name(stream, p), self._known.get((stream, p), 0)) for p in range(partitions)
         ]
         try:
-            found = await ends(await self._reading.get(), known)
+            found = await ends(await self._reading.link(), known)
         except AmqpError as error:
             if error.code == NOT_FOUND:
                 self._made.discard(stream)
@@ -451,18 +396,18 @@ class RabbitMqBroker:
     async def _starts(self, stream: str) -> list[Position]:
         last = await self._ends(stream)
         queues = [queue_name(stream, p) for p in range(len(last))]
-        return await starts(await self._reading.get(), queues, last)
+        return await starts(await self._reading.link(), queues, last)
 
     async def _waiting(self, stream: str, positions: Mapping[int, Position]) -> dict[int, int]:
-        if stream not in self._registry.streams:
+        if stream not in self._registry.streams.known:
             await self._registry.refresh()
-        entry = self._registry.streams.get(stream)
+        entry = self._registry.streams.known.get(stream)
         if entry is None or self._group not in self._registry.groups:
             return {}
         partitions = entry.partitions
         asked = [p for p in positions if p < partitions]
         queues = [queue_name(stream, p, self._group) for p in asked]
-        counts = await message_counts(await self._reading.get(), queues)
+        counts = await message_counts(await self._reading.link(), queues)
         lag = dict(zip(asked, counts, strict=True))
         for partition in asked:
             reader = self._readers.get((stream, partition))
@@ -480,31 +425,15 @@ class RabbitMqBroker:
 
         A server that has just begun answers before its queues do: they are waited for.
         """
-        why = ""
-        failures = 0
-        try:
-            async with asyncio.timeout(self.options.deadline):
-                while True:
-                    try:
-                        return await work()
-                    except AmqpError as error:
-                        failures += 1
-                        why = f": {error}"
-                        found = self._reading.error(error)
-                        again = failures == 1 or error.starting
-                        if not (again and isinstance(found, BrokerUnavailable)):
-                            raise found from error
-                    if failures > 1:
-                        wait = backoff(failures - 1, self._ambient.chance(), most=1.0)
-                        await self._ambient.sleep(wait)
-        except TimeoutError:
-            raise BrokerUnavailable(
-                f"RabbitMQ at {self._reading.place} did not answer within "
-                f"{self.options.deadline:g} s{why}"
-            ) from None
-
-
-def _partition(record: Record, partitions: int) -> int:
-    if record.key is None:
-        return partition_without_key(record.headers.get("id", ""), partitions)
-    return partition_of(record.key, partitions)
+        pauses = Pauses(self._ambient)
+        async with Deadline(self.options.deadline, self._reading.place) as deadline:
+            while True:
+                try:
+                    return await work()
+                except AmqpError as error:
+                    found = self._reading.error(error)
+                    again = pauses.failures == 0 or error.starting
+                    if not (again and isinstance(found, BrokerUnavailable)):
+                        raise found from error
+                    deadline.trouble = error
+                await pauses.wait()

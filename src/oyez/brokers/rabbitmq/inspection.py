@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from oyez.brokers.rabbitmq.amqp import ACCESS_REFUSED, AmqpError, Connection
+from oyez.brokers.rabbitmq.amqp import ACCESS_REFUSED, AmqpError, Link
 from oyez.brokers.rabbitmq.topology import Arguments, declare
 from oyez.endpoint import Endpoint
 from oyez.errors import BrokerRefused
@@ -31,13 +31,13 @@ _PLAN = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 
 async def inspect_queues(
-    connection: Connection, expected: Mapping[str, Arguments], endpoint: Endpoint
+    link: Link, expected: Mapping[str, Arguments], endpoint: Endpoint
 ) -> Sequence[Finding]:
     """Compare every queue with what it should be; one that is missing is made. Raises AmqpError."""
     findings: list[Finding] = []
     for queue, arguments in expected.items():
         try:
-            text = await declare(connection, queue, arguments)
+            text = await declare(link, queue, arguments)
         except BrokerRefused as error:
             what, _, remedy = str(error).partition(": move ")
             findings.append(Finding(grave=True, what=what, remedy=f"move {remedy}"))

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from pamqp import commands
 
-from oyez.brokers.rabbitmq.amqp import Channel, Connection
-from oyez.brokers.rabbitmq.binding import offset_of
+from oyez.brokers.rabbitmq.amqp import Channel, Link
 from oyez.brokers.rabbitmq.topology import Arguments
+from oyez.brokers.rabbitmq.wire import offset_of
 
 GLANCE = 0.25
 """Seconds after which a stream that counts no message and says nothing is taken for empty."""
@@ -37,7 +37,7 @@ class Glimpse:
 
 
 async def look(
-    connection: Connection,
+    link: Link,
     places: Sequence[tuple[str, str | int]],
     *,
     prefetch: int = CHUNK,
@@ -65,7 +65,7 @@ async def look(
         if glimpse.bodies is not None:
             glimpse.bodies.append((offset, body))
 
-    channel = await connection.channel()
+    channel = await link.channel()
     try:
         channel.on_delivery = see
         channel.on_end = lambda _: changed.set()
@@ -95,7 +95,7 @@ async def look(
         channel.discard()
 
 
-async def ends(connection: Connection, known: Sequence[tuple[str, int]]) -> list[int]:
+async def ends(link: Link, known: Sequence[tuple[str, int]]) -> list[int]:
     """Of each queue how many messages it has had, given how many it is known to have had.
 
     Where nothing was added since, one message is transferred. Raises AmqpError.
@@ -105,7 +105,7 @@ async def ends(connection: Connection, known: Sequence[tuple[str, int]]) -> list
     if old:
         # The last message known and, if there is any, the one behind it.
         places = [(known[index][0], known[index][1] - 1) for index in old]
-        for index, glimpse in zip(old, await look(connection, places, prefetch=2), strict=True):
+        for index, glimpse in zip(old, await look(link, places, prefetch=2), strict=True):
             count = known[index][1]
             if glimpse.count == 1 and glimpse.first == count - 1:
                 found[index] = count
@@ -117,19 +117,19 @@ async def ends(connection: Connection, known: Sequence[tuple[str, int]]) -> list
         ]
         if rest:
             glimpses = await look(
-                connection, [(known[index][0], "last") for index in rest], patience=patience
+                link, [(known[index][0], "last") for index in rest], patience=patience
             )
             found |= {i: glimpse.last + 1 for i, glimpse in zip(rest, glimpses, strict=True)}
     return [found[index] for index in range(len(known))]
 
 
-async def starts(connection: Connection, queues: Sequence[str], ends: Sequence[int]) -> list[int]:
+async def starts(link: Link, queues: Sequence[str], ends: Sequence[int]) -> list[int]:
     """Of each queue how many of its first messages are gone. Raises AmqpError."""
     filled = [index for index, end in enumerate(ends) if end]
     found = list(ends)
     if filled:
         glimpses = await look(
-            connection, [(queues[i], "first") for i in filled], prefetch=1, patience=PATIENCE
+            link, [(queues[i], "first") for i in filled], prefetch=1, patience=PATIENCE
         )
         for index, glimpse in zip(filled, glimpses, strict=True):
             found[index] = max(glimpse.first, 0)

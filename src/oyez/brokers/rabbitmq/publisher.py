@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import msgspec
 from pamqp import commands
 
-from oyez.brokers.rabbitmq.amqp import AmqpError, Channel, Connection
+from oyez.brokers.kit.streams import too_large
+from oyez.brokers.rabbitmq.amqp import AmqpError, Channel, Link
 from oyez.errors import BrokerRefused
 
 Place = tuple[str, str]
@@ -140,11 +141,11 @@ class _Line:
 
 
 class Publisher:
-    """Publishes over one connection."""
+    """Publishes over one link."""
 
-    def __init__(self, connection: Connection, lenient: bool) -> None:
+    def __init__(self, link: Link, lenient: bool) -> None:
         """``lenient``: what goes to no queue counts as taken."""
-        self.connection = connection
+        self.link = link
         self._lenient = lenient
         self._lines: dict[Place, _Line] = {}
         self._opening = asyncio.Lock()
@@ -160,7 +161,7 @@ class Publisher:
         at = 0
         try:
             while at < len(todo):
-                await self.connection.writable()
+                await self.link.writable()
                 await self._room(call, WINDOW - SLICE, WINDOW_BYTES - SLICE_BYTES)
                 if not await self._opened(todo[at : at + SLICE]):
                     at = self._write(call, todo, at)
@@ -187,7 +188,7 @@ class Publisher:
         return bool(missing)
 
     async def _line(self, place: Place) -> _Line:
-        channel = await self.connection.channel()
+        channel = await self.link.channel()
         try:
             await channel.ask(commands.Confirm.Select())
         except BaseException:
@@ -206,7 +207,7 @@ class Publisher:
             at += 1
         call.count += at - first
         call.bytes += size
-        self.connection.write(b"".join(pieces))
+        self.link.write(b"".join(pieces))
         return at
 
     async def _room(self, call: _Call, count: int, size: int) -> None:
@@ -218,16 +219,13 @@ class Publisher:
             raise call.ended
 
 
-def check_size(what: str, size: int, properties: int, most: int, frame: int) -> None:
+def check_size(stream: str, size: int, properties: int, most: int, frame: int) -> None:
     """Raise BrokerRefused for a record that is too large."""
     if size + properties > most:
-        raise BrokerRefused(
-            f"{what} has {size + properties} bytes; {most} are allowed "
-            "(option max_bytes, and max_message_size in rabbitmq.conf): set system.claim_check, "
-            "so that large data is kept outside the broker"
-        )
+        remedy = "raise the option max_bytes, and max_message_size in rabbitmq.conf"
+        raise too_large(stream, size + properties, most, remedy)
     if properties + 64 > frame:
         raise BrokerRefused(
-            f"{what} has {properties} bytes of headers; {frame - 64} are allowed: put them into "
-            "the data"
+            f"a record of {stream} has {properties} bytes of headers; {frame - 64} are allowed: "
+            "put them into the data"
         )

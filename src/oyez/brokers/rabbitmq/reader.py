@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from zlib import crc32
 
-from oyez.ambient import Ambient, backoff
-from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Connection
-from oyez.brokers.rabbitmq.binding import unseal
-from oyez.brokers.rabbitmq.link import Link
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Pauses
+from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Link
+from oyez.brokers.rabbitmq.connection import Connection
 from oyez.brokers.rabbitmq.look import GLANCE, ends
 from oyez.brokers.rabbitmq.tail import Delivery, Tail, follow
 from oyez.brokers.rabbitmq.topology import message_counts
+from oyez.brokers.rabbitmq.wire import decode
 from oyez.errors import BrokerRefused, BrokerUnavailable
 from oyez.ports import Batch, Position, Record
 
@@ -52,7 +53,7 @@ class _Reader(ABC):
 
     def __init__(
         self,
-        link: Link,
+        connection: Connection,
         queue: Queue,
         forget: Callable[[str], None],
         ambient: Ambient,
@@ -62,7 +63,7 @@ class _Reader(ABC):
         after: Position,
     ) -> None:
         self.position = after
-        self._link = link
+        self._connection = connection
         self._queue = queue
         self._forget = forget
         self._ambient = ambient
@@ -75,7 +76,7 @@ class _Reader(ABC):
 
     async def next(self) -> Batch:
         """The next batch; waits for it. Raises BrokerRefused, and BrokerUnavailable once closed."""
-        failures = 0
+        pauses = Pauses(self._ambient)
         while True:
             try:
                 tail = self._tail or await self._attach()
@@ -83,17 +84,16 @@ class _Reader(ABC):
                     batch = self._open(tail, tail.take(self._bounds.batch, self._bounds.bytes))
                     if batch is not None:
                         return batch
-                    failures = 0
+                    pauses.failures = 0
                 else:
                     self._make_room(tail)
             except (AmqpError, BrokerUnavailable) as error:
                 self.stop()
-                if self._link.closed:
+                if self._connection.closed:
                     raise BrokerUnavailable(f"{self._stream}: the broker was closed") from error
                 if isinstance(error, AmqpError) and error.code == NOT_FOUND:
                     self._forget(self._stream)
-                failures += 1
-                await self._ambient.sleep(backoff(failures, self._ambient.chance(), most=1.0))
+                await pauses.wait()
 
     def stop(self) -> None:
         """Let go at once; safe at any time."""
@@ -105,7 +105,7 @@ class _Reader(ABC):
         self._name = await self._queue(self._stream, self._partition)
         try:
             async with asyncio.timeout(self._bounds.deadline):
-                self._tail = await self._follow(await self._link.get())
+                self._tail = await self._follow(await self._connection.link())
         except TimeoutError:
             raise AmqpError(0, f"queue {self._name} gave no answer") from None
         return self._tail
@@ -130,7 +130,7 @@ class _Reader(ABC):
                 forgotten = True
 
     @abstractmethod
-    async def _follow(self, connection: Connection) -> Tail:
+    async def _follow(self, link: Link) -> Tail:
         """Begin to read the queue ``_name``."""
 
     @abstractmethod
@@ -154,11 +154,11 @@ class StreamReader(_Reader):
     _fresh = True
     _mark: int | None = None
 
-    async def _follow(self, connection: Connection) -> Tail:
+    async def _follow(self, link: Link) -> Tail:
         # The last record that was read comes again: it proves that this is still the same stream.
         offset = max(self.position - 1, 0)
         tail = await follow(
-            connection,
+            link,
             self._name,
             prefetch=self._prefetch,
             room=self._bounds.bytes,
@@ -182,14 +182,14 @@ class StreamReader(_Reader):
         return await self._end(tail) > self.position
 
     async def _end(self, tail: Tail) -> Position:
-        return (await ends(tail.channel.connection, [(self._name, self.position)]))[0]
+        return (await ends(tail.channel.link, [(self._name, self.position)]))[0]
 
     def _open(self, tail: Tail, taken: list[Delivery]) -> Batch | None:
         records: list[Record] = []
         missed = 0
         now = self._ambient.now()
         for _, properties, body in taken:
-            record = unseal(self._stream, self._partition, properties, body, 0, now)
+            record = decode(self._stream, self._partition, properties, body, 0, now)
             offset = record.position - 1
             if offset < self.position:
                 if offset < 0:
@@ -260,9 +260,9 @@ class QueueReader(_Reader):
         super().stop()
         self._open_tags.clear()  # delivery tags belong to their channel
 
-    async def _follow(self, connection: Connection) -> Tail:
+    async def _follow(self, link: Link) -> Tail:
         return await follow(
-            connection,
+            link,
             self._name,
             prefetch=self._prefetch,
             room=self._bounds.bytes,
@@ -273,7 +273,7 @@ class QueueReader(_Reader):
     async def _forgotten(self, tail: Tail) -> bool:
         if len(self._open_tags) >= self._prefetch:
             return False  # it has all it may have until some of that is handled
-        (ready,) = await message_counts(tail.channel.connection, [self._name])
+        (ready,) = await message_counts(tail.channel.link, [self._name])
         return ready > 0
 
     def _make_room(self, tail: Tail) -> None:
@@ -289,7 +289,7 @@ class QueueReader(_Reader):
             size += len(properties) + len(body)
             self._open_tags.append((self.position, tag))
             records.append(
-                unseal(self._stream, self._partition, properties, body, self.position, now)
+                decode(self._stream, self._partition, properties, body, self.position, now)
             )
         wanted = self._bounds.fitting(size / len(taken))
         if wanted >= 4 * self._prefetch and not tail.cut:

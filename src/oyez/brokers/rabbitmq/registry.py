@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Connection
+from oyez.brokers.kit.streams import Streams
+from oyez.brokers.rabbitmq.amqp import NOT_FOUND, AmqpError, Link
 from oyez.brokers.rabbitmq.look import GLANCE, PATIENCE, look
 from oyez.brokers.rabbitmq.topology import SETTLING, Arguments, declare
 
@@ -40,7 +41,7 @@ class Registry:
 
     def __init__(
         self,
-        connected: Callable[[], Awaitable[Connection]],
+        connected: Callable[[], Awaitable[Link]],
         append: Callable[[str, bytes], Awaitable[None]],
         arguments: Arguments,
         ambient: Ambient,
@@ -52,19 +53,17 @@ class Registry:
         self._ambient = ambient
         self._last = -1
         self._lock = asyncio.Lock()
-        self._changed = asyncio.Event()
-        self.streams: dict[str, Entry] = {}
+        self.streams: Streams[Entry] = Streams()
         self.groups: set[str] = set()
         """The consumer groups that have queues of their own."""
-        self.listeners: list[Callable[[], None]] = []
 
     async def refresh(self) -> None:
         """Read what was appended up to now. Raises AmqpError, BrokerError."""
         async with self._lock:
-            connection = await self._connected()
-            if not await self._read(connection):
-                await self._begin(connection)
-                await self._read(connection)
+            link = await self._connected()
+            if not await self._read(link):
+                await self._begin(link)
+                await self._read(link)
 
     async def add(self, entry: Entry) -> None:
         """Append; once it returns, what counts is known. Raises AmqpError, BrokerError."""
@@ -73,21 +72,19 @@ class Registry:
 
     async def wait(self, stream: str) -> int:
         """Wait until the stream exists; how many partitions it has."""
-        while stream not in self.streams:
-            await self._changed.wait()
-        return self.streams[stream].partitions
+        while stream not in self.streams.known:
+            await self.streams.changed.wait()
+        return self.streams.known[stream].partitions
 
-    async def _read(self, connection: Connection) -> bool:
+    async def _read(self, link: Link) -> bool:
         """Read on; whether there was anything, be it only the last entry known."""
         known = self._last >= 0
         if not known:
-            await declare(connection, QUEUE, self._arguments)
+            await declare(link, QUEUE, self._arguments)
         place = (QUEUE, max(self._last, 0))
         patience = PATIENCE if known else GLANCE
         try:
-            (glimpse,) = await look(
-                connection, [place], prefetch=1_000, patience=patience, keep=True
-            )
+            (glimpse,) = await look(link, [place], prefetch=1_000, patience=patience, keep=True)
         except AmqpError as error:
             if error.code != NOT_FOUND or error.starting:
                 raise
@@ -102,11 +99,14 @@ class Registry:
                 self._learn(body)
         return True
 
-    async def _begin(self, connection: Connection) -> None:
+    async def _begin(self, link: Link) -> None:
         """Write the log's first entries, again if it was deleted."""
-        await declare(connection, QUEUE, self._arguments)
+        await declare(link, QUEUE, self._arguments)
         await self._ambient.sleep(SETTLING)
-        known = [*self.streams.values(), *(Entry(group=group) for group in sorted(self.groups))]
+        known = [
+            *self.streams.known.values(),
+            *(Entry(group=group) for group in sorted(self.groups)),
+        ]
         for entry in known or [Entry()]:
             await self._append(QUEUE, _encode(entry))
 
@@ -117,9 +117,5 @@ class Registry:
             return  # somebody else's message
         if entry.group:
             self.groups.add(entry.group)
-        elif entry.stream and entry.partitions > 0 and entry.stream not in self.streams:
-            self.streams[entry.stream] = entry
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
-            for listener in self.listeners:
-                listener()
+        elif entry.stream and entry.partitions > 0 and entry.stream not in self.streams.known:
+            self.streams.add(entry.stream, entry)

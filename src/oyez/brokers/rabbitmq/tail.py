@@ -9,7 +9,7 @@ from typing import Any
 
 from pamqp import commands
 
-from oyez.brokers.rabbitmq.amqp import AmqpError, Channel, Connection
+from oyez.brokers.rabbitmq.amqp import AmqpError, Channel, Link
 
 Delivery = tuple[int, bytes, bytes]
 """Delivery tag, properties and body."""
@@ -127,7 +127,7 @@ class Tail:
 
 
 async def follow(
-    connection: Connection,
+    link: Link,
     queue: str,
     *,
     prefetch: int,
@@ -136,7 +136,7 @@ async def follow(
     requeue: bool = False,
 ) -> Tail:
     """Begin to read a queue, holding ``room`` bytes at most. Raises AmqpError."""
-    channel = await connection.channel()
+    channel = await link.channel()
     tail = Tail(channel, room, requeue)
     try:
         for answer in tail.consume(prefetch, queue, arguments):

@@ -12,7 +12,7 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from oyez.brokers.rabbitmq.amqp import NOT_FOUND, PRECONDITION_FAILED, AmqpError, Connection
+from oyez.brokers.rabbitmq.amqp import NOT_FOUND, PRECONDITION_FAILED, AmqpError, Link
 from oyez.errors import BrokerRefused
 
 Arguments = dict[str, Any]
@@ -40,12 +40,12 @@ def check_name(stream: str) -> None:
         )
 
 
-async def declare(connection: Connection, queue: str, arguments: Arguments) -> str:
+async def declare(link: Link, queue: str, arguments: Arguments) -> str:
     """Make a queue unless it is there; how an existing one differs, empty when it does not.
 
     Raises BrokerRefused when it is of another type, AmqpError.
     """
-    channel = await connection.channel()
+    channel = await link.channel()
     try:
         await channel.ask(_queue(queue, arguments))
     except AmqpError as error:
@@ -65,14 +65,14 @@ async def declare(connection: Connection, queue: str, arguments: Arguments) -> s
 
 
 async def make(
-    connection: Connection, stream: str, queues: Sequence[tuple[int, str]], arguments: Arguments
+    link: Link, stream: str, queues: Sequence[tuple[int, str]], arguments: Arguments
 ) -> None:
     """Make the exchange and bind each partition's queue to it; what is there is left as it is.
 
     Raises BrokerRefused when a queue or the exchange is of another type, AmqpError.
     """
     try:
-        await _ask_all(connection, _everything(stream, queues, arguments))
+        await _ask_all(link, _everything(stream, queues, arguments))
         return
     except AmqpError as error:
         if error.code != PRECONDITION_FAILED:
@@ -84,14 +84,14 @@ async def make(
             ) from error
     # Something differs: one by one, since each refusal ends the channel.
     for _, queue in queues:
-        await declare(connection, queue, arguments)
-    await _ask_all(connection, _everything(stream, queues, None))
+        await declare(link, queue, arguments)
+    await _ask_all(link, _everything(stream, queues, None))
 
 
-async def count(connection: Connection, stream: str) -> int:
+async def count(link: Link, stream: str) -> int:
     """How many partitions have a queue already, from 0 on. Raises AmqpError."""
     found = 0
-    channel = await connection.channel()
+    channel = await link.channel()
     try:
         while True:
             await channel.ask(commands.Queue.Declare(queue=queue_name(stream, found), passive=True))
@@ -104,9 +104,9 @@ async def count(connection: Connection, stream: str) -> int:
         channel.discard()
 
 
-async def message_counts(connection: Connection, queues: Sequence[str]) -> list[int]:
+async def message_counts(link: Link, queues: Sequence[str]) -> list[int]:
     """How many messages wait in each queue. Raises AmqpError."""
-    channel = await connection.channel()
+    channel = await link.channel()
     try:
         asked = [channel.asked(commands.Queue.Declare(queue=q, passive=True)) for q in queues]
         return [getattr(await answer, "message_count", 0) or 0 for answer in asked]
@@ -133,8 +133,8 @@ def _queue(queue: str, arguments: Arguments) -> Frame:
     return commands.Queue.Declare(queue=queue, durable=True, arguments=arguments)
 
 
-async def _ask_all(connection: Connection, methods: Sequence[Frame]) -> None:
-    channel = await connection.channel()
+async def _ask_all(link: Link, methods: Sequence[Frame]) -> None:
+    channel = await link.channel()
     try:
         answers = [channel.asked(method) for method in methods]
         for answer in answers:

@@ -1,19 +1,20 @@
-"""A connection that is made again when it is lost, to whichever server of the cluster answers."""
+"""What keeps a link to whichever server of the cluster answers: a lost one is made again."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 
-from oyez.ambient import Ambient, backoff
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Pauses
 from oyez.brokers.rabbitmq import amqp
-from oyez.brokers.rabbitmq.amqp import AmqpError, Connection
+from oyez.brokers.rabbitmq.amqp import AmqpError, Link
 from oyez.endpoint import Endpoint, mistrust
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 
-class Link:
-    """One connection, shared by all who call; they connect when it is not there."""
+class Connection:
+    """One link, shared by all who call; they connect when it is not there."""
 
     def __init__(
         self,
@@ -29,9 +30,9 @@ class Link:
         self._tls = tls
         self._deadline = deadline
         self._name = name
-        self._connecting: asyncio.Task[Connection] | None = None
-        self._connection: Connection | None = None
-        self._failures = 0
+        self._connecting: asyncio.Task[Link] | None = None
+        self._link: Link | None = None
+        self._pauses = Pauses(ambient)
         self._retry = 0.0
         self._error: BrokerError | None = None
         self._turn = 0
@@ -39,24 +40,25 @@ class Link:
         """Nothing connects any more until `reopen`."""
 
     @property
-    def current(self) -> Connection | None:
-        """The connection, if there is one now."""
-        connection = self._connection
-        return connection if connection is not None and connection.lost is None else None
+    def current(self) -> Link | None:
+        """The link, if there is one now."""
+        link = self._link
+        return link if link is not None and link.lost is None else None
 
     @property
     def place(self) -> str:
         """The servers, for people."""
-        return ", ".join(f"{host}:{port}" for host, port in self._endpoint.hosts)
+        hosts = ", ".join(f"{host}:{port}" for host, port in self._endpoint.hosts)
+        return f"RabbitMQ at {hosts}"
 
-    async def get(self) -> Connection:
-        """The connection. Raises BrokerUnavailable, BrokerRefused.
+    async def link(self) -> Link:
+        """The link. Raises BrokerUnavailable, BrokerRefused.
 
         After a failure it raises the same again, without trying, until it is time to.
         """
         while self.current is None:
             if self.closed:
-                raise BrokerUnavailable(f"RabbitMQ at {self.place}: the broker was closed")
+                raise BrokerUnavailable(f"{self.place}: the broker was closed")
             if self._connecting is None:
                 if self._error is not None and self._ambient.monotonic() < self._retry:
                     raise self._error
@@ -66,10 +68,10 @@ class Link:
             if self._connecting is task:
                 self._connecting = None
             if task.cancelled():
-                raise BrokerUnavailable(f"RabbitMQ at {self.place}: the broker was closed")
-            self._connection = task.result()
-        assert self._connection is not None
-        return self._connection
+                raise BrokerUnavailable(f"{self.place}: the broker was closed")
+            self._link = task.result()
+        assert self._link is not None
+        return self._link
 
     def reopen(self) -> None:
         """Connect again when asked to, at once."""
@@ -85,13 +87,13 @@ class Link:
             await asyncio.wait([task])
             if not task.cancelled() and task.exception() is None:
                 await task.result().close()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
 
     def error(self, error: AmqpError) -> BrokerError:
         """What the adapter raises for an AMQP error."""
-        place = f"RabbitMQ at {self.place}"
+        place = self.place
         vhost = self._endpoint.path or "/"
         user = self._endpoint.user or "guest"
         if told := mistrust(error):
@@ -111,14 +113,14 @@ class Link:
             return BrokerRefused(f"{place}: {error}")
         return BrokerUnavailable(f"{place}: {error}")
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> Link:
         endpoint = self._endpoint
-        found: BrokerError = BrokerUnavailable(f"RabbitMQ at {self.place} is out of reach")
+        found: BrokerError = BrokerUnavailable(f"{self.place} is out of reach")
         hosts = endpoint.hosts[self._turn :] + endpoint.hosts[: self._turn]
         for host, port in hosts:
             try:
                 async with asyncio.timeout(self._deadline / len(hosts)):
-                    connection = await amqp.connect(
+                    link = await amqp.connect(
                         host,
                         port,
                         tls=self._tls,
@@ -134,11 +136,9 @@ class Link:
                 if isinstance(found, BrokerRefused):
                     break
             else:
-                self._failures, self._error = 0, None
-                return connection
+                self._pauses.failures, self._error = 0, None
+                return link
             self._turn = (self._turn + 1) % len(endpoint.hosts)
-        self._failures += 1
-        wait = backoff(self._failures, self._ambient.chance(), most=2.0)
-        self._retry = self._ambient.monotonic() + wait
+        self._retry = self._ambient.monotonic() + self._pauses.next()
         self._error = found
         raise found

@@ -11,7 +11,7 @@ import struct
 from datetime import UTC, datetime
 from struct import Struct
 
-from pamqp import decode
+from pamqp import decode as tables
 
 from oyez.errors import BrokerRefused
 from oyez.ports import Position, Record
@@ -42,7 +42,7 @@ _REMEMBERED = 1_000
 """Names of headers that are remembered in their other form; the rest is computed each time."""
 
 
-def seal(record: Record, now: float) -> bytes:
+def encode(record: Record, now: float) -> bytes:
     """The properties of the message that carries a record.
 
     Raises BrokerRefused for a header name that AMQP has no room for.
@@ -83,7 +83,7 @@ def seal(record: Record, now: float) -> bytes:
     )
 
 
-def unseal(
+def decode(
     stream: str, partition: int, properties: bytes, body: bytes, position: Position, now: float
 ) -> Record:
     """The record in a message from the wire, whoever sent it and whatever it holds.
@@ -190,7 +190,7 @@ def _open_table(data: bytes, at: int, stop: int, message: _Message) -> None:
             value = data[at] != 0
             at += 1
         else:
-            used, value = decode.embedded_value(data[at - 1 : stop])
+            used, value = tables.embedded_value(data[at - 1 : stop])
             at += used - 1
         name = names[raw] if raw in names else _plain_name(raw)
         if name is not None:
