@@ -1,6 +1,6 @@
 """Oyez: event-driven microservices for Python.
 
-The public names, no more. `oyez.testing` has the test harness, `oyez.errors` every error.
+The public names. `oyez.testing` has the test harness, `oyez.errors` every error.
 """
 
 from oyez.contract import parse

@@ -25,12 +25,12 @@ STORES = "oyez.stores"
 
 @cache
 def found(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group, by scheme, as they are installed when the process asks first."""
+    """Return the entry points of a group by scheme, as installed at the first call."""
     return {point.name: point for point in entry_points(group=group)}
 
 
 def load(group: str, scheme: str) -> Any:
-    """The function that connects URLs of that scheme; None where no package serves it.
+    """Return the function that connects URLs of that scheme; None where no package serves it.
 
     Raises ConfigurationError, naming the package, when it can't be imported.
     """

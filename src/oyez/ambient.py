@@ -1,7 +1,7 @@
-"""Time, identifiers and chance: the one source from which the core takes what it can't compute.
+"""The one source of time, identifiers and random numbers in the core.
 
-The core never calls ``time``, ``uuid`` or ``random`` itself. It is handed an :class:`Ambient`, so a
-whole system can run under a virtual clock with seeded chance and give the same history twice.
+The core never calls ``time``, ``uuid`` or ``random`` itself. It is given an :class:`Ambient`, so
+that a whole system can run under a virtual clock and a seed, and repeat the same history.
 """
 
 from __future__ import annotations
@@ -14,51 +14,51 @@ from typing import Protocol
 
 
 class Ambient(Protocol):
-    """What the core needs from its surroundings."""
+    """The clock, identifiers and random numbers that the core uses."""
 
     def now(self) -> float:
-        """Wall-clock time in seconds since 1970, UTC."""
+        """Return the wall-clock time in seconds since 1970, UTC."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back; its zero means nothing."""
+        """Return the seconds of a clock that never goes back; its zero has no meaning."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds of this clock."""
+        """Wait for a number of seconds of this clock."""
         ...
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
-        """Cancel the block after so many seconds and raise ``TimeoutError``; None never does."""
+        """Cancel the block after that many seconds and raise ``TimeoutError``; never for None."""
         ...
 
     def new_id(self) -> str:
-        """A new identifier: UUIDv7, strictly increasing within one process."""
+        """Return a new identifier: UUIDv7, strictly increasing within one process."""
         ...
 
     def chance(self) -> float:
-        """A number in [0, 1)."""
+        """Return a random number in [0, 1)."""
         ...
 
     def bits(self, count: int) -> int:
-        """A number of so many random bits, e.g. for a span id."""
+        """Return an integer of ``count`` random bits, e.g. for a span id."""
         ...
 
 
 def backoff(failures: int, chance: float, *, most: float = 5.0) -> float:
-    """Seconds to wait after so many failures in a row: 0.1, doubling up to ``most``.
+    """Return the seconds to wait after a number of failures in a row: 0.1, doubling up to ``most``.
 
-    ``chance`` in [0, 1) takes away up to half, so that many who failed at once do not come back at
-    once ("equal jitter", AWS Architecture Blog, "Exponential Backoff And Jitter").
+    ``chance`` in [0, 1) reduces it by up to half, so that clients that failed together do not all
+    retry together ("equal jitter", AWS Architecture Blog, "Exponential Backoff And Jitter").
     """
     return min(most, 0.1 * 2.0 ** min(failures - 1, 10)) * (0.5 + 0.5 * chance)
 
 
 class Uuid7:
-    """Makes UUIDv7 strings (RFC 9562, section 5.7), strictly increasing by method 1 of 6.2.
+    """A generator of UUIDv7 strings (RFC 9562, section 5.7), strictly increasing (6.2, method 1).
 
     ``rand_a`` is a 12-bit counter within the millisecond; when it overflows, or the clock steps
-    back, the time field runs ahead of the clock rather than go back.
+    back, the time field runs ahead of the clock instead.
     """
 
     def __init__(self, chance: random.Random) -> None:
@@ -67,7 +67,7 @@ class Uuid7:
         self._counter = 0
 
     def next(self, now: float) -> str:
-        """The next identifier at wall-clock time ``now`` (seconds)."""
+        """Return the next identifier at wall-clock time ``now`` (seconds)."""
         millis = int(now * 1000)
         if millis > self._millis:
             self._millis = millis
@@ -83,7 +83,7 @@ class Uuid7:
 
 
 class SystemAmbient:
-    """The real surroundings: the machine's clocks and chance seeded by the operating system."""
+    """The machine's clocks, and random numbers seeded by the operating system."""
 
     def __init__(self) -> None:
         self._random = random.Random(random.SystemRandom().getrandbits(256))  # noqa: S311

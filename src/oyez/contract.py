@@ -42,7 +42,7 @@ def encode(kind: EventType, event: object) -> bytes:
 
 
 def _holds_long_number(data: bytes) -> bool:
-    # Of 19 digits in a row, at least six stand at every third place: a third of the search.
+    # Of 19 digits in a row, at least six are at every third place: a third of the search.
     return bool(_EVERY_THIRD.search(data[::3]) and _LONG_NUMBER.search(data))
 
 
@@ -52,7 +52,7 @@ def _check_values(event: object) -> None:
     try:
         values = msgspec.to_builtins(event) if dump is None else dump(mode="python")
     except (TypeError, ValueError, OverflowError):
-        return  # its encoder says what is wrong
+        return  # its encoder names the error
     strict_json.check(values)
 
 

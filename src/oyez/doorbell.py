@@ -1,4 +1,4 @@
-"""Wakes processes that watch a file, by datagrams between them."""
+"""The doorbell: datagrams that wake the processes that watch a file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TICK = 1_000_000_000
 
 
 class Doorbell:
-    """Wakes the other processes that watch a file, by a datagram to each.
+    """A socket that wakes the other processes that watch a file, by a datagram to each.
 
-    Their sockets lie in one folder per file, below the machine's temporary folder, that only this
-    user may enter. Whoever can't be reached that way still polls, slowly.
+    The sockets are in one folder per file, below the machine's temporary folder, with access for
+    this user alone. A process that can't be reached that way polls, slowly.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,18 +36,18 @@ class Doorbell:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Call back on the running loop for each ring (several may become one call).
+        """Call ``callback`` on the running loop for each ring (several may become one call).
 
-        Raises StoreRefused when someone else owns the folder.
+        Raises StoreRefused when the folder belongs to another user.
         """
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         bell.setblocking(False)
         try:
             try:
                 self._bind(bell)
-            except FileNotFoundError:  # whoever left last removed the folder just now
+            except FileNotFoundError:  # the last listener has just removed the folder
                 self._bind(bell)
-        except OSError:  # no temporary folder, or its path is too long for a socket: poll instead
+        except OSError:  # no temporary folder, or a path too long for a socket: poll instead
             bell.close()
             return
         except StoreRefused:
@@ -58,17 +58,17 @@ class Doorbell:
         self._loop.add_reader(bell.fileno(), self._drain, callback)
 
     def ring(self) -> None:
-        """Wake the others. Never blocks; from any thread."""
+        """Wake the other processes. Never blocks; safe from any thread."""
         if self._socket is None:
             return
         try:
             changed = self._folder.stat().st_mtime_ns
             if changed != self._seen:
                 self._others = [name for name in os.listdir(self._folder) if name != self._name]
-                # Two changes within one tick of the kernel's clock bear one time: look once more.
+                # Two changes within one tick of the kernel's clock have one time: look once more.
                 self._seen = changed if time.time_ns() - changed > _TICK else -1
         except OSError:
-            return  # someone cleaned the temporary folder: whoever watches still polls
+            return  # the temporary folder was cleaned: the other processes poll
         for name in self._others:
             address = f"{self._folder}/{name}"
             try:
@@ -88,7 +88,7 @@ class Doorbell:
         self._loop.remove_reader(self._socket.fileno())
         with contextlib.suppress(OSError):
             os.unlink(self._folder / self._name)
-            self._folder.rmdir()  # if no one else listens
+            self._folder.rmdir()  # unless another process listens
         self._socket.close()
         self._socket = None
 
@@ -98,7 +98,7 @@ class Doorbell:
         found = self._folder.lstat()
         mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
         if not mine or found.st_mode & 0o077:
-            raise StoreRefused(f"{self._folder} belongs to someone else: remove it")
+            raise StoreRefused(f"{self._folder} belongs to another user: remove it")
         bell.bind(str(self._folder / self._name))
 
     def _drain(self, callback: Callable[[], None]) -> None:

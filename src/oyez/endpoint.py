@@ -1,8 +1,8 @@
-"""Where a server is and how to reach it: one URL, read strictly.
+"""The URL of a server, parsed strictly: hosts, user, path and options.
 
-``SCHEME://USER:PASSWORD@HOST:PORT,HOST:PORT/PATH?OPTION=VALUE``. What stands behind the question
-mark are the adapter's own options, fields of one frozen class: an unknown name or an impossible
-value is refused with what is allowed. Passwords never appear in an error.
+``SCHEME://USER:PASSWORD@HOST:PORT,HOST:PORT/PATH?OPTION=VALUE``. The options are
+the adapter's own, fields of one frozen class: an unknown name or an impossible value is refused
+with an error that names what is allowed. Passwords never appear in an error.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_](?:[A-Za-z0-9._-]*)))(
 
 
 def limits(low: float, high: float, unit: str = "") -> msgspec.Meta:
-    """Bounds of an option, both of them allowed, told as errors and the guide tell them.
+    """Return the bounds of an option, inclusive, worded as in errors and in the guide.
 
-    Not a number and infinity lie outside of any bounds.
+    NaN and infinity are out of any bounds.
     """
     what = "a whole number" if isinstance(low, int) else "a number"
     what += f" of {unit}" if unit else ""
@@ -35,7 +35,7 @@ def limits(low: float, high: float, unit: str = "") -> msgspec.Meta:
 
 
 Seconds = Annotated[float, limits(0.001, 86_400.0, "seconds")]
-"""A deadline or a pause. What is shorter would be 0 ms to some servers, which is forever."""
+"""A deadline or a pause. Some servers would round a shorter one to 0 ms, which is no limit."""
 Retention = Annotated[
     float,
     msgspec.Meta(
@@ -45,28 +45,31 @@ Retention = Annotated[
         extra={"unit": "seconds", "range": "above 0, at most 3153600000"},
     ),
 ]
-"""How long records are kept."""
+"""The retention of records."""
 Count = Annotated[int, limits(1, 1_000_000)]
 Some = Annotated[int, limits(0, 32_767)]
-"""How many, where 0 leaves it to the adapter."""
+"""A number, where 0 stands for the adapter's own choice."""
 Partitions = Annotated[int, limits(1, 4096)]
 Bytes = Annotated[int, limits(1, 1_000_000_000, "bytes")]
 BatchBytes = Annotated[int, limits(1000, 2**28, "bytes")]
-"""What a reader holds; drivers take no other sizes for their buffers."""
+"""The bytes that a reader prefetches, within the buffer sizes that drivers accept."""
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
-    """How a connection is encrypted: paths of files in PEM format. Servers are always verified."""
+    """The TLS settings of a connection: paths of PEM files. Servers are always verified."""
 
     cafile: str | None = None
-    """Authorities that may vouch for the server; the system's own unless given."""
+    """The certificate authorities that are trusted; the system's own by default."""
     certfile: str | None = None
-    """This client's certificate, where the server asks for one."""
+    """The client's certificate, for servers that require one."""
     keyfile: str | None = None
-    """The certificate's private key, unless it stands in ``certfile``."""
+    """The certificate's private key, unless ``certfile`` contains it."""
 
     def context(self) -> ssl.SSLContext:
-        """For the standard library's sockets. Raises ConfigurationError for an unreadable file."""
+        """Return the standard library's TLS context.
+
+        Raises ConfigurationError for an unreadable file.
+        """
         try:
             context = ssl.create_default_context(cafile=self.cafile)
             if self.certfile is not None:
@@ -80,12 +83,12 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint:
-    """What a URL says, apart from its options."""
+    """The parts of a URL, apart from its options."""
 
     def __init__(self, url: str, *, port: int) -> None:
-        """``port`` stands for one that is not given. Raises ConfigurationError."""
+        """Parse the URL; ``port`` is the default port. Raises ConfigurationError."""
         self.url = redact(url)
-        """The URL for people, without its secrets."""
+        """The URL without its secrets, for messages."""
         self.scheme, _, rest = url.partition("://")
         place, _, query = rest.partition("?")
         place, _, _ = place.partition("#")
@@ -101,7 +104,7 @@ class Endpoint:
         self._query = query
 
     def options(self, kind: type[T], **given: Any) -> T:
-        """The options as ``kind``; ``given`` are fields that the URL does not set.
+        """Return the options as a ``kind``; ``given`` are fields that the URL does not set.
 
         Raises ConfigurationError naming the option and what is allowed.
         """
@@ -120,7 +123,7 @@ class Endpoint:
         return msgspec.convert(values, kind)
 
     def error(self, problem: str) -> ConfigurationError:
-        """An error about this URL."""
+        """Return an error that names this URL."""
         return ConfigurationError(f"{self.url}: {problem}")
 
     def __repr__(self) -> str:
@@ -134,9 +137,9 @@ class Endpoint:
 
 
 def mistrust(error: BaseException) -> str:
-    """Why a server's certificate was not accepted and what to do; empty for any other error.
+    """Return why a server's certificate was rejected, with the remedy; empty for any other error.
 
-    Looks at what caused the error too: drivers wrap it.
+    The error's causes are searched too, since drivers wrap it.
     """
     each: BaseException | None = error
     while each is not None:
@@ -144,16 +147,16 @@ def mistrust(error: BaseException) -> str:
         if isinstance(each, ssl.SSLCertVerificationError) and told:
             return (
                 f"its certificate is not trusted ({told}): set cafile to the "
-                "authority that vouches for it, or use the name that it is for"
+                "authority that issued it, or use the host name that it is for"
             )
         each = each.__cause__ or each.__context__
     return ""
 
 
 def redact(url: str) -> str:
-    """The text with every password, token or key of a URL in it replaced by ``***``.
+    """Return the text with every password, token or key of a URL in it replaced by ``***``.
 
-    Errs on the side of hiding too much: the text need not be a well-formed URL.
+    It rather hides too much: the text need not be a well-formed URL.
     """
     start = re.match(r"(?:[^:/@\s]*:)?//|[A-Za-z][A-Za-z0-9+.-]*:", url)
     head = start.group() if start else ""

@@ -43,10 +43,10 @@ _FIELDS = _KNOWN - {"specversion"}
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """One event on its way: CloudEvents attributes around encoded data.
+    """An event on the wire: CloudEvents attributes around encoded data.
 
-    ``subject`` is the key. ``correlationid`` is shared by all that one request began,
-    ``causationid`` is the id of the event that led to this one.
+    ``subject`` is the key. ``correlationid`` is shared by all events that result from one request,
+    ``causationid`` is the id of the event that caused this one.
     """
 
     id: str
@@ -68,11 +68,11 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str | None:
-        """What orders this event: the partition key, else the subject."""
+        """The key that orders this event: the partition key, else the subject."""
         return self.partitionkey if self.partitionkey is not None else self.subject
 
     def headers(self) -> dict[str, str]:
-        """The attributes of the binary form, by plain name; absent ones are left out."""
+        """Return the attributes of the binary form, by plain name; absent ones are left out."""
         named = {
             "specversion": SPECVERSION,
             "id": self.id,
@@ -95,7 +95,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def structured(self) -> bytes:
-        """The structured form: JSON data stands in it as JSON, other data in base64."""
+        """Return the structured form: JSON data is embedded as JSON, other data as base64."""
         body: dict[str, object] = dict(self.headers())
         if _is_json(self.datacontenttype):
             if self.data:
@@ -106,7 +106,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_record(headers: Mapping[str, str], data: bytes | None) -> Envelope:
-    """The envelope in a record from the wire, whichever form it has.
+    """Return the envelope of a record from the wire, in either form.
 
     Raises InvalidEvent naming the attribute that is missing or wrong.
     """
@@ -121,16 +121,16 @@ def open_record(headers: Mapping[str, str], data: bytes | None) -> Envelope:
 
 
 def format_time(seconds: float) -> str:
-    """Seconds since 1970 as RFC 3339 in UTC with microseconds."""
+    """Return seconds since 1970 as RFC 3339 in UTC with microseconds."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_time(text: str) -> datetime:
-    """An RFC 3339 time. Raises InvalidEvent when it is none."""
+    """Return the time of an RFC 3339 text. Raises InvalidEvent when it is none."""
     if not _TIME.fullmatch(text):
         raise InvalidEvent("time", f"expected RFC 3339, found {text[:40]!r}")
-    if text[17:19] == "60":  # a leap second, which Python has no word for
+    if text[17:19] == "60":  # a leap second, which Python can't represent
         text = f"{text[:17]}59{text[19:]}"
     try:
         return datetime.fromisoformat(text.upper())
@@ -184,7 +184,7 @@ def _open_structured(headers: Mapping[str, str], data: bytes) -> Envelope:
         raise InvalidEvent("$", f"is not a structured CloudEvent: {error}") from error
     raw, encoded = body.pop("data", None), body.pop("data_base64", None)
     if raw is not None and encoded is not None:
-        raise InvalidEvent("data_base64", "stands beside data; one of them is allowed")
+        raise InvalidEvent("data_base64", "is given beside data; only one of them is allowed")
     attributes: dict[str, str] = {}
     for name, value in body.items():
         try:
@@ -219,7 +219,7 @@ def _open_structured(headers: Mapping[str, str], data: bytes) -> Envelope:
 
 
 def _text(string: bytes) -> bytes:
-    """What a JSON string says: data that is text, but no JSON, may stand in one."""
+    """Return the contents of a JSON string, which may carry data that is text but not JSON."""
     try:
         return msgspec.json.decode(string, type=str).encode()
     except (msgspec.MsgspecError, UnicodeError) as error:
@@ -234,7 +234,7 @@ def _is_gone(dataref: str) -> InvalidEvent:
 
 
 def _is_our_time(text: str) -> bool:
-    """Whether it is a time as `format_time` writes it; telling costs less than parsing any."""
+    """Return whether it is a time as `format_time` writes it, which is cheaper than parsing it."""
     if len(text) != 27 or text[10] != "T" or text[26] != "Z":
         return False
     try:

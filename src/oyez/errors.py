@@ -11,19 +11,19 @@
     │   └── UnknownVersion                its contract version is newer than the handler knows
     ├── StoreError
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
-    │   ├── StoreMissing      permanent   nobody has made it yet
+    │   ├── StoreMissing      permanent   it does not exist yet
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
     │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
-    │   │   └── SchemaMissing permanent   PostgreSQL knows no such schema, table or function
+    │   │   └── SchemaMissing permanent   there is no such schema, table or function
     │   ├── ConstraintViolated transient  a statement broke a constraint of the schema
-    │   ├── TransactionExpired transient  it held up all other writers for too long
+    │   ├── TransactionExpired transient  it blocked all other writers for too long
     │   ├── Superseded        permanent   a parked event was settled in the meantime
     │   └── Fenced            permanent   another replica owns the partition now
     ├── BrokerError
     │   ├── BrokerUnavailable transient   no answer within the deadline
     │   ├── BrokerCorrupt     permanent   a record on disk fails its checksum
-    │   └── BrokerRefused     permanent   the broker can't do what was asked, e.g. partition count
-    │       └── RecordRefused             it does not take this one record
+    │   └── BrokerRefused     permanent   the broker can't do the request, e.g. partition count
+    │       └── RecordRefused             it does not accept this one record
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
@@ -40,7 +40,7 @@ from typing import ClassVar
 
 
 class OyezError(Exception):
-    """The root. ``transient`` tells a retry policy whether trying again can help."""
+    """The root of all errors. ``transient``: whether a retry can succeed."""
 
     transient: ClassVar[bool] = False
 
@@ -50,7 +50,7 @@ class ConfigurationError(OyezError):
 
 
 class DeclarationError(OyezError):
-    """An event class, a handler or a service is declared in a way that can't work."""
+    """The declaration of an event class, a handler or a service can't work."""
 
 
 class EventError(OyezError):
@@ -60,7 +60,7 @@ class EventError(OyezError):
 class InvalidEvent(EventError):
     """A field or attribute is invalid.
 
-    ``field`` is its path (``$.lines[0].quantity`` or ``subject``), ``problem`` says what is wrong
+    ``field`` is its path (``$.lines[0].quantity`` or ``subject``), ``problem`` states what is wrong
     and what is allowed.
     """
 
@@ -79,7 +79,7 @@ class UnknownVersion(EventError):
 
 
 class StoreError(OyezError):
-    """The service's store could not do what was asked."""
+    """An operation of the service's store failed."""
 
 
 class StoreUnavailable(StoreError):
@@ -89,7 +89,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreMissing(StoreError):
-    """The store does not exist yet, and was not to be made."""
+    """The store does not exist yet, and was opened without creating it."""
 
 
 class StoreCorrupt(StoreError):
@@ -97,7 +97,7 @@ class StoreCorrupt(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The store can't do this at all: a network file system, a newer schema, SQL that is wrong."""
+    """The store can never do this: a network file system, a newer schema, invalid SQL."""
 
 
 class SchemaMissing(StoreRefused):
@@ -111,13 +111,13 @@ class ConstraintViolated(StoreError):
 
 
 class TransactionExpired(StoreError):
-    """A transaction that others waited for was open too long and was rolled back."""
+    """A transaction that blocked others was open for too long and was rolled back."""
 
     transient = True
 
 
 class Superseded(StoreError):
-    """A parked event was settled or retried by someone else; the transaction was rolled back."""
+    """Another transaction settled or retried the parked event; this one was rolled back."""
 
 
 class Fenced(StoreError):
@@ -125,11 +125,11 @@ class Fenced(StoreError):
 
 
 class BrokerError(OyezError):
-    """The broker could not do what was asked."""
+    """An operation of the broker failed."""
 
 
 class BrokerUnavailable(BrokerError):
-    """The broker gave no durable answer within the deadline."""
+    """The broker did not acknowledge within the deadline."""
 
     transient = True
 
@@ -143,7 +143,7 @@ class BrokerRefused(BrokerError):
 
 
 class RecordRefused(BrokerRefused):
-    """The broker does not take this one record, whatever it does with others."""
+    """The broker does not accept this one record, although it accepts others."""
 
 
 class HandlerTimeout(OyezError):
@@ -153,12 +153,12 @@ class HandlerTimeout(OyezError):
 
 
 class TransactionClosed(OyezError):
-    """The transaction has ended; what came later was not recorded."""
+    """The transaction has ended; later writes and events were not recorded."""
 
 
 class NotRedriven(OyezError):
-    """The dead letter can't be redriven; the message says why and what to do."""
+    """The dead letter can't be redriven or discarded; the message names reason and remedy."""
 
 
 class NotCreated(OyezError):
-    """What a command was to read does not exist yet; the message says what makes it."""
+    """A file or database that a command reads does not exist yet; the message names its creator."""

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class EventType(msgspec.Struct, frozen=True):
-    """What Oyez knows of an event class: how to name, route, encode and decode it."""
+    """The description of an event class: its name, stream, key, encoder and decoder."""
 
     cls: type[Any]
     name: str
@@ -49,11 +49,11 @@ class EventType(msgspec.Struct, frozen=True):
 
     @property
     def dataschema(self) -> str:
-        """The contract and its version as a URN, the value of CloudEvents ``dataschema``."""
+        """The contract and its version as a URN: the CloudEvents attribute ``dataschema``."""
         return f"urn:oyez:{self.name}:{self.version}"
 
     def key(self, event: object) -> str | None:
-        """The event's key as text, or None for a type without one.
+        """Return the event's key as text, or None for a type without one.
 
         Raises InvalidEvent when the key is empty or longer than ``MAX_KEY`` characters.
         """
@@ -71,7 +71,7 @@ class EventType(msgspec.Struct, frozen=True):
 
 
 class EventMeta(msgspec.StructMeta):
-    """Takes ``type``, ``key``, ``version`` and ``stream`` from the class statement."""
+    """The metaclass that reads ``type``, ``key``, ``version`` and ``stream``."""
 
     def __new__(  # noqa: D102
         mcls,
@@ -94,12 +94,12 @@ class EventMeta(msgspec.StructMeta):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
-    """The parent of events declared the short way; see the module's text.
+    """The base class of events.
 
     ``type`` names the fact in the system's language, past tense (``shop.order.placed``). ``key``
-    names the field that orders events: those with one key are handled in publish order.
-    ``version`` is the contract's major version. ``stream`` narrows where a consumer looks for the
-    type; without it every stream of the system is read.
+    names the field that orders events: events of one key are handled in publish order.
+    ``version`` is the contract's major version. ``stream`` is the only stream that a consumer
+    reads for the type; by default it reads every stream of the system.
     """
 
     if TYPE_CHECKING:
@@ -134,8 +134,8 @@ def event(
 
 
 def describe(cls: type) -> EventType:
-    """The `EventType` of an event class. Raises DeclarationError for any other class."""
-    # Not what a parent declared: decoding would give the parent's class.
+    """Return the `EventType` of an event class. Raises DeclarationError for any other class."""
+    # A parent's declaration does not count: decoding would return the parent's class.
     found: EventType | None = vars(cls).get(_ATTRIBUTE)
     if found is None:
         raise DeclarationError(
@@ -146,7 +146,7 @@ def describe(cls: type) -> EventType:
 
 
 def is_event(cls: object) -> bool:
-    """Whether the class was declared as an event."""
+    """Return whether the class was declared as an event."""
     return isinstance(cls, type) and _ATTRIBUTE in vars(cls)
 
 

@@ -1,4 +1,4 @@
-"""A handler, compiled once: its signature is read when it is declared, never while events flow."""
+"""Handlers, compiled once: the signature is read when a handler is declared, not per event."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from oyez.transaction import Transaction
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """When a handler that failed runs again.
+    """The retry policy of a handler.
 
-    ``attempts`` in all, the first one included; the wait before the second is ``first`` seconds,
-    each later one ``factor`` times longer, up to ``longest`` seconds, each spread at random by the
-    share ``jitter``. Exceptions outside of ``on`` are not retried, nor are Oyez's permanent errors.
+    ``attempts`` counts the first one too. The wait before the second is ``first`` seconds, each
+    later one ``factor`` times longer, up to ``longest`` seconds, each varied at random by the
+    share ``jitter``. Exceptions not listed in ``on`` are not retried, nor are Oyez's permanent
+    errors.
     """
 
     attempts: int = 5
@@ -58,7 +59,7 @@ Call = Callable[[Any, Transaction, Context | None], Any]
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
-    """A compiled subscription: what it reacts to, under which policies, and how it is called."""
+    """A compiled subscription: its event types, its policies and its call."""
 
     service: str
     name: str
@@ -67,7 +68,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     function: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     transactional: bool
-    """Whether it runs inside the lane's transaction; else it runs beside it, concurrently."""
+    """Whether it runs inside the lane's transaction; otherwise it runs beside it, concurrently."""
     needs_context: bool
     """Whether a `Context` must be made for each call."""
     retry: Retry
@@ -82,17 +83,17 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """What fills each parameter; see `Parameter.filled_by`."""
+        """Return the filler of each parameter; see `Parameter.filled_by`."""
         return tuple(each.filled_by for each in self.parameters)
 
     def reads(self, stream: str, system: str) -> bool:
-        """Whether it reads this stream: the one it names, else all of its system."""
+        """Return whether it reads this stream: the one it names, else all of its system."""
         if self.stream is None:
             return stream.startswith(f"{system}.")
         return stream == self.stream
 
     def wants(self, event_type: str, stream: str, system: str) -> bool:
-        """Whether it is called for an event of this type that stands in this stream."""
+        """Return whether it is called for an event of this type in this stream."""
         return self.reads(stream, system) and any(kind.name == event_type for kind in self.events)
 
     def bind(self, provided: Mapping[type, object]) -> Call:
@@ -100,7 +101,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises DeclarationError when nothing provides one of the parameter types.
         """
-        # One expression over the inputs of a call and the constants of this handler, made once.
+        # One expression of the inputs of a call and the constants of this handler, compiled once.
         constants: dict[str, object] = {"function": self.function}
         opens: list[Opened] = []
         taken = ["event", "tx", "context"]
@@ -139,7 +140,7 @@ def compile_handler(
     batch: bool = False,
     stream: str | None = None,
 ) -> Handler:
-    """Read the signature once and check it. Raises DeclarationError saying what to change."""
+    """Compile a handler from its signature. Raises DeclarationError naming the remedy."""
     place = f"{function.__module__}.{function.__qualname__}"
     kinds = tuple(describe(cls) for cls in events)
     if not kinds:
@@ -205,7 +206,7 @@ def compile_handler(
 
 
 def published_types(annotation: object) -> tuple[EventType, ...]:
-    """The event types named anywhere in a return annotation."""
+    """Return the event types named anywhere in a return annotation."""
     if isinstance(annotation, type) and is_event(annotation):
         return (describe(annotation),)
     found: list[EventType] = []

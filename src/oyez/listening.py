@@ -1,4 +1,4 @@
-"""Sockets, signals and an HTTP server for whatever listens: gateway, services, admin ports."""
+"""Sockets, signals and the HTTP server of the gateway, of services and of admin ports."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ BACKLOG = 1024
 
 
 Refuse = Callable[[str, str], ConfigurationError]
-"""Makes the error for a setting: (what is allowed, what was found)."""
+"""Returns the error for a setting: (what is allowed, what was found)."""
 
 
 def bind(host: str, port: int, refuse: Refuse, *, shared: bool = False) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """Return a listening socket; port 0 stands for any free one.
 
-    ``refuse`` names the setting in the error that is raised when that is impossible. ``shared``
-    lets the replicas of a service listen at one address, among which the kernel spreads
-    connections.
+    ``refuse`` makes the error that is raised when the address can't be bound. ``shared`` lets the
+    replicas of a service listen at one address; the kernel distributes connections among them.
     """
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     listener: socket.socket | None = None
@@ -52,10 +51,10 @@ def bind(host: str, port: int, refuse: Refuse, *, shared: bool = False) -> socke
 
 
 class HttpServer:
-    """Serves an ASGI app on one socket; started and stopped by whoever owns it."""
+    """An HTTP server for an ASGI app on one socket; its owner starts and stops it."""
 
     def __init__(self, app: Any, listener: socket.socket, *, grace: float, **options: Any) -> None:
-        """``grace``: seconds that requests in flight get when it is stopped."""
+        """``grace``: seconds that requests in flight have to end when it is stopped."""
         settings: dict[str, Any] = {
             "http": "httptools",
             "ws": "none",
@@ -73,12 +72,12 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """``host:port`` as it turned out."""
+        """The address that it listens at: ``host:port``."""
         host, port = self._listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:
-        """Accept connections. Raises OyezError's kin when the app's own startup fails."""
+        """Accept connections. Raises ConfigurationError when the app's own startup fails."""
         self._task = asyncio.create_task(
             self._server.serve(sockets=[self._listener]), name="http server"
         )
@@ -90,7 +89,10 @@ class HttpServer:
             raise ConfigurationError("the HTTP app failed to start: see the log above")
 
     async def stop(self) -> None:
-        """Take no new connection, let requests finish. Safe when never started, or called twice."""
+        """Accept no new connection and let requests finish.
+
+        Safe when never started and when called twice.
+        """
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -98,7 +100,7 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn raises them again after a drain, so the exit is not 0."""
+    """A server without signal handlers: uvicorn's would make the exit code of a drain non-zero."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

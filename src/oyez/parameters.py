@@ -1,9 +1,9 @@
 """The kinds of parameters that a handler may have: one class for each.
 
-A kind recognizes its annotations, says what it needs and where the value of a call comes from, and
-refuses a wrong declaration. `oyez.handler` asks it when a handler is declared and when its process
-starts, and makes one flat expression of the answers: no kind is asked while events flow.
-`register` adds a kind.
+A kind recognizes its annotations, declares what it needs and the source of its values, and refuses
+a wrong declaration. `oyez.handler` calls it when a handler is declared and when its process starts,
+and compiles the sources into one flat expression, so that a call costs nothing here. `register`
+adds a kind.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Context:
         self.attempt = attempt
         """The number of this attempt, from 1."""
         self.attempts = attempts
-        """How many attempts the retry policy allows."""
+        """The number of attempts that the retry policy allows."""
 
     @property
     def last_attempt(self) -> bool:
@@ -50,16 +50,16 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """One and the same for every attempt of this event in this handler, and for no other.
+        """The idempotency key: the same for all attempts of one event in one handler, else unique.
 
-        Give it to whatever is called outside the store (a payment, an e-mail).
+        Pass it to calls outside the store (a payment, an e-mail).
         """
         event = self.envelope
         return str(uuid5(NAMESPACE_URL, f"{event.source}|{event.id}|{self.service}|{self.handler}"))
 
     @property
     def replayed(self) -> bool:
-        """Whether history is being reprocessed; see ``oyez replay``."""
+        """Whether the event is reprocessed by ``oyez replay``."""
         return self.envelope.replayed is not None
 
     @property
@@ -75,7 +75,7 @@ class Context:
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """A parameter as it stands in a signature, with what is known of its handler."""
+    """A parameter of a signature, with what is known of its handler."""
 
     place: str
     """The function: its module and qualified name."""
@@ -83,7 +83,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     """The handler: ``service.name``."""
     name: str
     annotation: object
-    """None when there is none."""
+    """None for a parameter without an annotation."""
     events: tuple[type, ...]
     """The event classes that the handler subscribes to."""
     batch: bool
@@ -96,7 +96,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Input(msgspec.Struct, frozen=True):
-    """A source: one of the values that the runtime has ready for a call."""
+    """A source: one of the inputs of a call (event or events, transaction, context)."""
 
     name: Literal["event", "tx", "context"]
 
@@ -114,7 +114,7 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A source: what is entered before a call and left behind it, in the call's transaction.
+    """A source: a context manager around each call, in the call's transaction.
 
     ``open`` returns an async context manager for an ``async def``, a plain one for a plain ``def``.
     """
@@ -129,7 +129,7 @@ class Parameter(ABC):
     """One parameter of one handler; each kind of parameter is a subclass."""
 
     word: ClassVar[str]
-    """The kind in a word, for listings."""
+    """A word for the kind, for listings."""
     transactional: ClassVar[bool] = False
     """Whether the handler has to run inside the lane's transaction."""
     contextual: ClassVar[bool] = False
@@ -160,7 +160,7 @@ class Parameter(ABC):
 
 
 class EventParameter(Parameter):
-    """The event: its class, or a union of classes that has all those subscribed to."""
+    """The event: its class, or a union of all classes subscribed to."""
 
     word = "event"
 
@@ -172,7 +172,7 @@ class EventParameter(Parameter):
         return any(map(is_event, _members(declared.annotation)))
 
     def check(self, siblings: Sequence[Parameter]) -> None:
-        """Check that it is one event, of every class that is subscribed to."""
+        """Check that it is one event and accepts every class subscribed to."""
         if self.declared.batch:
             raise self.declared.error("batch=True hands over a list: annotate it list[…]")
         self._check_classes(self.declared.annotation)
@@ -190,7 +190,7 @@ class EventParameter(Parameter):
 
 
 class EventsParameter(EventParameter):
-    """The events of a batch handler: a list of what `EventParameter` takes."""
+    """The events of a batch handler: a list of what `EventParameter` accepts."""
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
@@ -200,9 +200,9 @@ class EventsParameter(EventParameter):
         return any(map(is_event, _members(_element(declared.annotation))))
 
     def check(self, siblings: Sequence[Parameter]) -> None:
-        """Check that the handler takes batches, of every class that is subscribed to."""
+        """Check that the handler takes batches, and the list every class subscribed to."""
         if not self.declared.batch:
-            raise self.declared.error("is a list: say batch=True")
+            raise self.declared.error("is a list: set batch=True")
         self._check_classes(_element(self.declared.annotation))
 
 
@@ -270,7 +270,7 @@ class SessionParameter(Parameter):
     word = "session"
     transactional = True
 
-    # Known by name, so that SQLAlchemy is only loaded by who uses it; whether it blocks its thread.
+    # By name, so that SQLAlchemy is imported only where it is used; whether it blocks its thread.
     _BLOCKS: ClassVar[Mapping[object, bool]] = {
         ("sqlalchemy.ext.asyncio.session", "AsyncSession"): False,
         ("sqlalchemy.orm.session", "Session"): True,
@@ -282,7 +282,7 @@ class SessionParameter(Parameter):
         return _full_name(declared.annotation) in cls._BLOCKS
 
     def check(self, siblings: Sequence[Parameter]) -> None:
-        """Check that the session suits the function, and that SQLAlchemy is there."""
+        """Check that the session suits the function, and that SQLAlchemy is installed."""
         declared = self.declared
         if self._BLOCKS[_full_name(declared.annotation)] is not declared.blocking:
             raise declared.error(
@@ -303,7 +303,7 @@ class SessionParameter(Parameter):
 
 
 class ProvidedParameter(Parameter):
-    """What the service provides: any other class."""
+    """A value that the service provides: any other class."""
 
     word = "provided"
 
@@ -335,20 +335,20 @@ _kinds: list[type[Parameter]] = [
     SessionParameter,
     ProvidedParameter,
 ]
-"""In the order in which they are asked; the last takes every class that is left."""
+"""The kinds in the order of precedence; the last accepts every remaining class."""
 
 
 def register(kind: type[Parameter]) -> None:
     """Add a kind of parameter, for the handlers that are declared from now on.
 
-    Call it in the module of the class that users annotate with. The kind is asked after those that
-    were there, and before a class counts as one that the service provides.
+    Call it in the module of the class that users annotate with. The kind comes after those that
+    exist, and before the kind of classes that the service provides.
     """
     _kinds.insert(-1, kind)
 
 
 def recognize(declared: Declared) -> Parameter:
-    """Return the parameter as one of its kind. Raises DeclarationError when it is of none."""
+    """Return the parameter as an instance of its kind. Raises DeclarationError when it has none."""
     for kind in _kinds:
         if kind.takes(declared):
             return kind(declared)
@@ -361,14 +361,14 @@ def recognize(declared: Declared) -> Parameter:
 
 
 def _members(annotation: object) -> tuple[object, ...]:
-    """The members of a union, else the annotation."""
+    """Return the members of a union, else the annotation."""
     if get_origin(annotation) in (typing.Union, types.UnionType):
         return get_args(annotation)
     return (annotation,)
 
 
 def _element(annotation: object) -> object:
-    """What a list is of; None for anything else."""
+    """Return the element type of a list; None for anything else."""
     if get_origin(annotation) not in _SEQUENCES:
         return None
     (element,) = get_args(annotation)

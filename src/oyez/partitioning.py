@@ -1,4 +1,4 @@
-"""Which partition a key belongs to: the same on every broker and in every language.
+"""The partition of a key: the same on every broker and in every language.
 
 ``partition = murmur2(key) & 0x7fffffff mod P`` as ``org.apache.kafka.common.utils.Utils`` computes
 it for Kafka's default partitioner.
@@ -15,7 +15,7 @@ _M = 0x5BD1E995
 
 
 def murmur2(data: bytes) -> int:
-    """MurmurHash2, 32 bits, seed 0x9747b28c, as an unsigned number."""
+    """Return the MurmurHash2 of the data: 32 bits, seed 0x9747b28c, unsigned."""
     length = len(data)
     h = 0x9747B28C ^ length
     words = length >> 2
@@ -37,13 +37,13 @@ def murmur2(data: bytes) -> int:
 
 @lru_cache(maxsize=65_536)
 def partition_of(key: str, partitions: int) -> int:
-    """The partition, 0 to ``partitions`` - 1, of a key's UTF-8 bytes.
+    """Return the partition, 0 to ``partitions`` - 1, of a key's UTF-8 bytes.
 
-    A surrogate stands for a byte that is no text, as Python escapes it.
+    A surrogate stands for a byte that is not UTF-8 (``surrogateescape``).
     """
     return (murmur2(key.encode(errors="surrogateescape")) & 0x7FFFFFFF) % partitions
 
 
 def partition_without_key(event_id: str, partitions: int) -> int:
-    """Where an event without a key goes: spread by its id, so a resend lands where it did."""
+    """Return the partition of an event without a key: by its id, so the same for a resend."""
     return crc32(event_id.encode()) % partitions

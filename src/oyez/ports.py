@@ -1,4 +1,4 @@
-"""The faces between the runtime and what it runs on: a broker and a store.
+"""The ports of the runtime: the protocols of a broker and of a store.
 
 An adapter implements one of these protocols and imports nothing but this module, the value modules
 and its driver. `oyez.testing` has the suites that certify it.
@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import msgspec
 
 Position = int
-"""Where a record stands in its partition. Grows strictly; only the broker knows by how much."""
+"""The position (offset) of a record in its partition. Strictly increasing, not always by 1."""
 BEGINNING: Position = 0
-"""Before the first record."""
+"""The position before the first record."""
 
 Row = dict[str, Any]
 """One row of a query, by column name."""
@@ -22,10 +22,10 @@ Parameters = Mapping[str, Any]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a broker carries: headers under their plain names (see `oyez.envelope`) and data.
+    """A record of a broker: headers under their plain names (see `oyez.envelope`) and data.
 
-    ``partition``, ``position`` and ``time`` (seconds since 1970) are set by the broker that read
-    it. The event's own id is in ``headers``, where the publisher gave one.
+    ``partition``, ``position`` and ``time`` (seconds since 1970) are set by the broker when it is
+    read. The event's id is one of the ``headers``, if its publisher set one.
     """
 
     stream: str
@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def weigh(headers: Mapping[str, str], data: bytes | None) -> int:
-    """The bytes of headers and data together, which ``Capabilities.max_bytes`` limits."""
+    """Return the bytes of headers and data together, which ``Capabilities.max_bytes`` limits."""
     text = "".join((*headers, *headers.values()))
     return len(text.encode(errors="surrogatepass")) + len(data or b"")
 
@@ -46,11 +46,11 @@ def weigh(headers: Mapping[str, str], data: bytes | None) -> int:
 class Batch(msgspec.Struct, frozen=True):
     """Records of one partition, in order, at least one.
 
-    ``missed`` counts the records between the position asked for and the first one here that
-    retention has deleted already (1 where the broker can't tell how many).
+    ``missed`` is the number of records after the requested position that retention deleted before
+    they were read (1 where the broker does not know the number).
 
-    ``restarted``: the stream was deleted and made anew, so that the position asked for means
-    nothing any more; this batch is the first of the new one, and positions may have gone back.
+    ``restarted``: the stream was deleted and created again, so that the requested position is
+    meaningless; this is the first batch of the new stream, and its positions may be lower.
     """
 
     records: list[Record]
@@ -59,122 +59,123 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a broker can do; the conformance suite holds it to that."""
+    """The capabilities of a broker or store; the conformance suite checks them."""
 
     durability: str
-    """``power-loss``, ``process-crash`` or ``volatile``: what an acknowledged record survives."""
+    """The failure that acknowledged records survive: ``power-loss`` or ``process-crash``, or
+    ``volatile`` for none."""
     history: bool
-    """Records can be read again from any position."""
+    """Whether records can be read again from any position."""
     processes: bool
-    """Several processes can use the broker at once."""
+    """Whether several processes can use it at once."""
     max_bytes: int = 0
-    """The largest record, headers and data together, that it takes; 0 stands for no limit."""
+    """The size limit of a record, headers and data together; 0 stands for no limit."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What `inspect` found: a way in which events get lost, doubled or stuck, and its remedy."""
+    """A finding of `inspect`: a cause of lost, duplicate or stuck events, and its remedy."""
 
     grave: bool
-    """Acknowledged events can be lost or doubled; otherwise it is slow, or hard to run."""
+    """Whether acknowledged events can be lost or duplicated; else it is slow or hard to operate."""
     what: str
     remedy: str
 
 
 class Broker(Protocol):
-    """Ordered, partitioned streams that several processes append to and read.
+    """The port of a broker: ordered, partitioned streams that several processes append to and read.
 
     A record with a key goes to ``partition_of(key, P)``. Every call ends within the adapter's
-    deadline or raises BrokerUnavailable; what was out of reach is connected to again by itself.
+    deadline or raises BrokerUnavailable. A lost connection is established again by the adapter.
     """
 
     capabilities: Capabilities
     """Final once `open` has returned: some of it is asked of the server."""
 
     async def open(self) -> None:
-        """Connect. Raises BrokerRefused when that is impossible as configured.
+        """Connect. Raises BrokerRefused when the configuration makes that impossible.
 
-        Raises BrokerUnavailable when the broker is out of reach; it is open all the same, and later
+        Raises BrokerUnavailable when the broker is out of reach. It is open nevertheless: later
         calls connect.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Safe when never opened and when called twice."""
+        """Close all connections. Safe when never opened and when called twice."""
         ...
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """Return when every record is as durable as ``capabilities`` says.
+        """Publish records; return when all are as durable as ``capabilities`` states.
 
-        Records of one partition keep their order. When it raises, any of them may be there.
+        Records of one partition keep their order. When it raises, any of them may be published.
         """
         ...
 
     def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """What stands behind ``after`` and what arrives, for ever, 1 to 256 records at a time.
+        """Read the records after position ``after`` and those to come, in batches of 1 to 256.
 
-        Never waits to fill a batch; holds no more than a bounded number of bytes that the caller
-        has not taken. Reading a stream that does not exist yet, or a broker that is out of reach,
-        waits for it. Raises BrokerError when reading can't go on from here; a new call may.
+        It never waits to fill a batch, and prefetches no more than a bounded number of bytes. It
+        waits for a stream that does not exist yet and for a broker that is out of reach. Raises
+        BrokerError when it can't continue; a new call may succeed.
         """
         ...
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """Everything up to ``position`` is handled and committed by the consumer group.
+        """Acknowledge all records up to ``position`` for the consumer group, after their commit.
 
-        Never waits. A queue deletes its messages by it; a log shows it to the broker's own tools,
-        a little later. It never decides where reading goes on.
+        Never waits. A queue deletes these messages; a log reports the position to the broker's own
+        tools, somewhat later. It never determines from where a partition is read.
         """
         ...
 
     async def streams(self) -> Mapping[str, int]:
-        """The streams there are, each with its number of partitions."""
+        """Return the existing streams, each with its number of partitions."""
         ...
 
     async def create(self, stream: str, partitions: int) -> None:
-        """Make the stream; one that exists with as many partitions is left as it is.
+        """Create the stream; one that exists with that number of partitions is left unchanged.
 
         Raises BrokerRefused when it exists with another number of partitions.
         """
         ...
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """The position of each partition's last record (BEGINNING when it never had one).
+        """Return the position of each partition's last record (BEGINNING if it never had one).
 
         Empty for a stream that does not exist.
         """
         ...
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """Of each partition, the position behind which everything is still kept.
+        """Return, for each partition, the position after which all records are retained.
 
-        Where retention has deleted nothing that is BEGINNING; where it has deleted all, the end.
+        It is BEGINNING where retention has deleted nothing, and the end where it has deleted all.
         """
         ...
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """How many records stand behind each partition's given position.
+        """Return the lag of each partition: the number of records after the given position.
 
-        Exact at 0; beyond it an estimate where the broker does not count. A partition that does not
-        exist is left out.
+        0 is exact; more is an estimate where the broker does not count. Partitions that do not
+        exist are left out.
         """
         ...
 
     async def inspect(self) -> Sequence[Finding]:
-        """What is wrong with how the broker is set up, with the remedy; empty when all is well."""
+        """Return the faults of the broker's configuration, with their remedies."""
         ...
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """Call back (on the event loop) whenever a stream may have been added."""
+        """Call ``callback`` on the event loop whenever a stream may have been added."""
         ...
 
 
 class Parked(msgspec.Struct, kw_only=True):
-    """An event that waits in a store for one handler: for its retry, or behind another event.
+    """An event that waits in the store for one handler: for its retry, or after another event.
 
-    ``chain`` is what orders it: events of one chain run one after the other; None stands alone.
-    ``due`` is when its next attempt may start (seconds since 1970; 0.0 for at once, whatever the
-    clock says), ``attempt`` counts the attempts made, ``history`` holds what became of each.
-    ``seq`` is the store's own number for it.
+    ``chain`` orders it: events of one chain run one after the other; None stands for no order.
+    ``due`` is the earliest time of its next attempt (seconds since 1970; 0.0 for at once, whatever
+    the clock), ``attempt`` the number of attempts made, ``history`` the outcome of each. ``seq`` is
+    its row number in the store.
     """
 
     event_id: str
@@ -195,10 +196,10 @@ class Parked(msgspec.Struct, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):
-    """An event that a service gave up on, with all that is needed to see why and to redrive it.
+    """An event that a service gave up on, with its reason and all that a redrive needs.
 
-    ``handler`` is empty when the event could not even be decoded, and `oyez.tables.OUTBOX` when it
-    is an event of the outbox that the broker refused; ``position`` is its outbox row then.
+    ``handler`` is empty for an event that could not be decoded, and `oyez.tables.OUTBOX` for an
+    event of the outbox that the broker refused, whose ``position`` is its outbox row.
     """
 
     event_id: str
@@ -220,7 +221,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """An event in the outbox. ``due`` is 0.0 for now, else seconds since 1970."""
+    """An event in the outbox. ``due`` is 0.0 for at once, else seconds since 1970."""
 
     stream: str
     key: str | None
@@ -231,11 +232,11 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """The right of one process incarnation, ``owner``, to move a partition's position.
+    """The exclusive right of one process, ``owner``, to move a partition's position.
 
-    Every commit names the claim; one that another owner or a newer epoch has replaced is fenced.
-    ``reader`` is empty for the service itself; another reader of the stream, such as a view that is
-    rebuilt, keeps a position and an inbox of its own.
+    Every commit names its claim, and is fenced when the partition has another owner or a newer
+    epoch. ``reader`` is empty for the service itself; another reader of the stream, such as a view
+    that is rebuilt, has a position and an inbox of its own.
     """
 
     stream: str
@@ -246,75 +247,76 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Writes = list[tuple[str, list[Parameters]]]
-"""Statements in the order in which they run, each with the parameter sets it runs for."""
+"""Statements in the order of execution, each with its parameter sets."""
 
 
 class Changes(msgspec.Struct, kw_only=True):
-    """All that one transaction leaves behind besides reads: the service's writes and ours."""
+    """All writes of one transaction: the service's own and those to Oyez's tables."""
 
     writes: Writes = []
     handled: list[tuple[str, str, str]] = []
-    """(event id, source, handler), to know a duplicate by; of the claim's reader."""
+    """The new inbox entries of the claim's reader: (event id, source, handler)."""
     parked: list[Parked] = []
     settled: list[Parked] = []
-    """Parked events that are done or dead: their row stays for deduplication only."""
+    """Parked events that are done or dead; their rows remain for deduplication only."""
     retried: list[Parked] = []
     """Parked events with a new attempt count, history and due time."""
     dead: list[DeadLetter] = []
     announced: list[Announcement] = []
     sent: list[int] = []
-    """Outbox rows that the broker confirmed."""
+    """Outbox rows that the broker acknowledged, by ``seq``."""
     claim: Claim | None = None
-    """Checked before anything is written."""
+    """The claim that the commit depends on; checked before anything is written."""
     position: Position | None = None
-    """Where the claim's partition has been handled up to; None leaves it."""
+    """The new position of the claim's partition; None keeps the old one."""
     time: float = 0.0
-    """Now, in seconds since 1970."""
+    """The time of the commit, in seconds since 1970."""
     ring: bool = False
-    """Tell every process that outbox or parked events changed, though nothing above says so."""
+    """Whether to notify every process of new work in outbox or inbox that no field above shows."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What `StoreTransaction.run` gives."""
+    """The result of `StoreTransaction.run`."""
 
     columns: Sequence[tuple[str, Any]]
-    """Each column's name, and the database's own code for its type; none where rows can't be."""
+    """Each column's name and the database's type code; empty for a statement without rows."""
     rows: Sequence[Sequence[Any]]
     changed: int
-    """How many rows were inserted, updated or deleted; -1 where the database does not tell."""
+    """The number of rows inserted, updated or deleted; -1 where the database does not report it."""
 
 
 class StoreTransaction(Protocol):
-    """One transaction of a service's store. It holds nothing until the first ``fetch``."""
+    """A transaction of a service's store. It takes no lock until the first ``fetch``."""
 
     dialect: str
-    """Whose SQL it speaks: ``sqlite`` or ``postgresql``."""
+    """The SQL dialect: ``sqlite`` or ``postgresql``."""
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         """Run the writes, then the statement, and return its rows (``:name`` parameters).
 
-        From here on no other transaction that could conflict runs until this one ends. When it
-        raises, the transaction can only be rolled back: ``commit`` raises the same error.
+        Until this transaction ends, no other one that could conflict runs. When it raises, the
+        transaction can only be rolled back: ``commit`` raises the same error.
         """
         ...
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
-        """As `fetch`, in the database's own words: for layers that write SQL by themselves.
+        """Run a statement in the database's own dialect, for layers that generate SQL; as `fetch`.
 
         ``sql`` has the database's own placeholders (``?`` or ``$1``) and runs once for each set of
-        parameters; with more than one it gives no rows.
+        parameters; with more than one set it returns no rows.
         """
         ...
 
     async def rollback_to(self, savepoint: str) -> None:
-        """Undo what came after a savepoint, also that a statement raised. `run` makes savepoints.
+        """Undo everything after a savepoint, including the failure of a statement.
 
-        Raises what a statement raised that is no fault of its own: StoreUnavailable and the like.
+        Savepoints are made with `run`. Raises the error again if the failure was not the
+        statement's own, such as StoreUnavailable.
         """
         ...
 
     async def commit(self, changes: Changes) -> None:
-        """Make everything durable together, or nothing.
+        """Commit all changes together, or nothing.
 
         Raises Fenced when ``changes.claim`` no longer holds, Superseded when an event to settle or
         retry is no longer parked, ConstraintViolated, StoreUnavailable.
@@ -327,7 +329,7 @@ class StoreTransaction(Protocol):
 
 
 class Store(Protocol):
-    """A service's private database with Oyez's tables in it, shared by the service's replicas."""
+    """The port of a store: a service's own database with Oyez's tables, shared by its replicas."""
 
     capabilities: Capabilities
     """Final once `open` has returned: some of it is asked of the server."""
@@ -335,65 +337,65 @@ class Store(Protocol):
     async def open(self, *, create: bool = True) -> None:
         """Connect, and create or migrate Oyez's own tables.
 
-        Without ``create`` nothing is made, and StoreMissing raised where there is none. Raises
-        StoreError.
+        Without ``create`` it creates nothing, and raises StoreMissing when there is no store.
+        Raises StoreError.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Safe when never opened and when called twice."""
+        """Close all connections. Safe when never opened and when called twice."""
         ...
 
     async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
-        """Run each (name, SQL) that is not recorded yet, once and in order; return their names.
+        """Run each script (name, SQL) that has not run yet, in order; return the names of those.
 
-        Each runs in a transaction of its own together with its record. Raises StoreRefused when
-        one that ran before has changed since.
+        Each runs in a transaction of its own, which also records it. Raises StoreRefused when a
+        script has changed after it ran.
         """
         ...
 
     def begin(self) -> StoreTransaction:
-        """A transaction."""
+        """Return a new transaction."""
         ...
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        """A query on a snapshot of what is committed; holds up no one."""
+        """Query a snapshot of the committed data; blocks no other transaction."""
         ...
 
     async def seen(
         self, events: Sequence[tuple[str, str, str]], reader: str = ""
     ) -> set[tuple[str, str, str]]:
-        """Which of these (event id, source, handler) are in the inbox of that reader."""
+        """Return those of (event id, source, handler) that are in the inbox of the reader."""
         ...
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
-        """What is due and not confirmed, in commit order, behind outbox row ``after``.
+        """Return due events of the outbox after row ``after``, in commit order.
 
-        Delayed events come in the order of their time; an eighth of ``limit`` is theirs before
-        others, so that a backlog does not hold them up for ever.
+        Delayed events are in the order of their time; an eighth of ``limit`` is reserved for them,
+        so that a backlog does not delay them for ever.
         """
         ...
 
     async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
-        """Parked events of the owner's partitions whose attempt may start.
+        """Return parked events of the owner's partitions that are due.
 
-        Half of ``limit`` is for those that wait for no time, in their order, and half for those
-        whose time has come, longest due first; what one half leaves free is the other's.
+        Half of ``limit`` is for events without a due time, in their order, and half for those whose
+        time has come, longest due first; each half may use what the other leaves free.
         """
         ...
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
-        """Record that ``owner`` is alive, and go on doing so until ``leave`` or its death.
+        """Take a lease for ``owner``, and renew it until ``leave`` or the end of the process.
 
-        The renewal does not depend on the event loop, so a handler that blocks it keeps its lease.
-        ``note`` is where its admin port listens.
+        Renewal does not depend on the event loop, so a process whose handler blocks the loop keeps
+        its lease. ``note`` is the address of its admin port.
         """
         ...
 
     async def bury(self) -> None:
-        """End the leases of owners whose process is known to have died, before they run out.
+        """End the leases of owners whose process is known to have died, before they expire.
 
-        A store that can't know leaves it at the lease.
+        A store that can't know this does nothing: their leases expire.
         """
         ...
 
@@ -402,9 +404,9 @@ class Store(Protocol):
         ...
 
     async def inspect(self) -> Sequence[Finding]:
-        """What is wrong with how the store is set up, with the remedy; empty when all is well."""
+        """Return the faults of the store's configuration, with their remedies."""
         ...
 
     def on_commit(self, callback: Callable[[], None]) -> None:
-        """Call back (on the event loop) when any process may have added to outbox or parked."""
+        """Call ``callback`` on the event loop when a process may have added to outbox or inbox."""
         ...

@@ -1,4 +1,4 @@
-"""Whether another process on this machine is still alive, without asking it."""
+"""Detects whether another process on this machine is still alive."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 class Presence:
-    """Tells other processes on this machine at once when this one dies.
+    """A file lock by which other processes on this machine detect at once that this one died.
 
-    It holds a lock on a small file of its own beside the database, which the kernel drops with the
-    process. A process that is paused keeps its lock: for that case there are leases.
+    The lock is on a small file of its own beside the database; the kernel releases it when the
+    process ends. A paused process keeps its lock: that case is covered by leases.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,20 +21,20 @@ class Presence:
         self._mine: Path | None = None
 
     def show(self, owner: str) -> None:
-        """Be seen as alive under this name."""
+        """Show that the process is alive, under this name."""
         self._mine = self._file_of(owner)
         self._held = os.open(self._mine, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._held, fcntl.LOCK_EX)
 
     def hide(self) -> None:
-        """Be seen no more. Safe when never shown and when called twice."""
+        """Release the lock. Safe when never shown and when called twice."""
         if self._held is not None and self._mine is not None:
             self._mine.unlink(missing_ok=True)
             os.close(self._held)
             self._held = None
 
     def has_died(self, owner: str) -> bool:
-        """Whether a process that showed itself under this name has died; tells it once."""
+        """Return whether a process shown under this name has died; True only once."""
         file = self._file_of(owner)
         if file == self._mine:
             return False

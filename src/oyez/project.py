@@ -31,19 +31,19 @@ class KnownBroker(msgspec.Struct, frozen=True, kw_only=True):
     """A broker that the settings name."""
 
     name: str
-    """A short name, for people: its kind (``kafka``), with who uses it behind a colon where the
-    system has more of that kind (``kafka:shipping``)."""
+    """A short name for messages: its kind (``kafka``), with one of its users if the system has
+    several of that kind (``kafka:shipping``)."""
     url: str
-    """Its URL as the first setting that names it has it. It may hold a password."""
+    """Its URL, from the first setting that names it. It may contain a password."""
     setting: str
-    """That setting's key, such as ``services.shipping.broker``."""
+    """The key of that setting, such as ``services.shipping.broker``."""
 
     def __repr__(self) -> str:
         return f"KnownBroker({self.name!r}, {redact(self.url)!r})"
 
 
 class Project:
-    """An ``oyez.toml`` and what it names."""
+    """An ``oyez.toml``, with its services, brokers and stores."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -51,7 +51,7 @@ class Project:
 
     @classmethod
     def open(cls) -> Project:
-        """Return the project that ``OYEZ_PROJECT`` names, or that the current folder is in.
+        """Return the project that ``OYEZ_PROJECT`` names, or that of the current folder.
 
         Raises ConfigurationError.
         """
@@ -59,7 +59,7 @@ class Project:
         return cls(load(Path(named) if named else None))
 
     def settings(self, service: str) -> ServiceSettings:
-        """Return a service's settings. Raises ConfigurationError with the names there are."""
+        """Return a service's settings. Raises ConfigurationError listing the existing names."""
         found = self.config.services.get(service)
         if found is None:
             names = ", ".join(sorted(self.config.services)) or "none"
@@ -69,7 +69,7 @@ class Project:
         return found
 
     def service(self, name: str) -> Service:
-        """Import a service. Raises ConfigurationError when ``app`` does not lead to one."""
+        """Import a service. Raises ConfigurationError when ``app`` does not name one."""
         settings = self.settings(name)
         module, _, attribute = settings.app.partition(":")
         key = f"services.{name}.app"
@@ -99,25 +99,22 @@ class Project:
         return found
 
     def broker(self, service: str = "") -> Broker:
-        """Return the broker of a service, which reads as its consumer group, not opened yet.
-
-        By default it is the system's.
-        """
+        """Return the broker of a service for its consumer group, not open; by default the system's."""
         group = f"{self.config.system.name}.{service}" if service else ""
         return self.connect(self.broker_url(service), group)
 
     def broker_url(self, service: str = "") -> str:
-        """Return the URL of a service's broker, by default the system's. It may hold a password."""
+        """Return the URL of a service's broker, by default the system's; it may hold a password."""
         own = self.settings(service).broker if service else None
         return own or self.config.system.broker
 
     def site(self, url: str) -> str:
-        """Return what tells the broker at this URL from all others; see `oyez.sites`."""
+        """Return the site of this URL, which identifies the broker; see `oyez.sites`."""
         return site(url, self.config.root)
 
     @cached_property
     def brokers(self) -> Mapping[str, KnownBroker]:
-        """Every broker that the settings name, by its site; the system's first."""
+        """Return every broker that the settings name, by its site; the system's first."""
         named = {"system.broker": self.config.system.broker}
         for name, service in self.config.services.items():
             named[f"services.{name}.broker"] = service.broker or self.config.system.broker
@@ -156,17 +153,17 @@ class Project:
         return stores.connect(self.settings(service).store, self.ambient, root=self.config.root)
 
     def services(self, *names: str) -> tuple[dict[str, Service], dict[str, str]]:
-        """Import services, all by default: those that could be, and why the others could not."""
+        """Import services, by default all; return the imported and the errors of the others."""
         found: dict[str, Service] = {}
         failed: dict[str, str] = {}
         for name in names or self.config.services:
             try:
-                # What a module prints must not get between the lines of an answer.
+                # A module's own output must not be mixed with the command's.
                 with contextlib.redirect_stdout(sys.stderr):
                     found[name] = self.service(name)
             except OyezError as error:
                 failed[name] = str(error)
-            except Exception as error:  # noqa: BLE001 - whatever a module does when it is imported
+            except Exception as error:  # noqa: BLE001 - an import may raise anything
                 failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         return found, failed
 
@@ -185,16 +182,16 @@ class Project:
     def opened_broker(
         self, service: str = "", *, create: bool = False, group: bool = True
     ) -> AbstractAsyncContextManager[Broker]:
-        """The broker as in `broker`, open until the block ends; without ``group`` it does not read.
+        """Open the broker of `broker` until the block ends; without ``group`` it can't be read.
 
-        Raises NotCreated, and makes nothing, where the system has not run yet, unless ``create``.
+        Unless ``create``, raises NotCreated, and creates nothing, if the system has not run yet.
         """
         url = self.broker_url(service)
         broker = self.broker(service) if group else self.connect(url)
         return self._opened(url, broker, create=create)
 
     def opened(self, where: str) -> AbstractAsyncContextManager[Broker]:
-        """One of `brokers`, by its site, open as by `opened_broker`; it reads as no group."""
+        """Open one of `brokers` by its site, as `opened_broker` does, for no consumer group."""
         url = self.brokers[where].url
         return self._opened(url, self.connect(url))
 
@@ -218,14 +215,14 @@ class Project:
             await broker.close()
 
     def opened_store(self, service: str) -> AbstractAsyncContextManager[Store]:
-        """A service's store, open until the block ends, whether or not the service runs.
+        """Open a service's store until the block ends, whether or not the service runs.
 
-        Raises NotCreated, and makes nothing, where the service has not run yet.
+        Raises NotCreated, and creates nothing, if the service has not run yet.
         """
         return self._opened_store(self.store(service), f"oyez run {service}")
 
     def opened_bridge_store(self, bridge: str) -> AbstractAsyncContextManager[Store]:
-        """Where a bridge keeps how far it is; otherwise as `opened_store`."""
+        """Open the store of a bridge's positions, as `opened_store` does."""
         url = self.config.bridges[bridge].store
         store = stores.connect(url, self.ambient, root=self.config.root)
         return self._opened_store(store, f"oyez bridge {bridge}")
@@ -242,9 +239,10 @@ class Project:
             await store.close()
 
     def token(self) -> str:
-        """Return the token of admin ports: ``OYEZ_TOKEN``, or a file made for its owner alone.
+        """Return the token of admin ports: ``OYEZ_TOKEN``, or the contents of the token file.
 
-        Raises ConfigurationError for a file that others can read or that can't be made.
+        The file is created if missing, readable for its owner alone. Raises ConfigurationError
+        when that fails, and for a file that others can read.
         """
         given = os.environ.get("OYEZ_TOKEN")
         if given:

@@ -22,35 +22,35 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
 class Bound(Protocol):
-    """What a running process lends to the service that it runs."""
+    """The running process of a service, as the service uses it."""
 
     store: Store
     announcer: Announcer
     stopping: bool
 
     def committed(self) -> None:
-        """Wake what follows the service's changes."""
+        """Wake the iterators of `Service.changes` after a commit."""
         ...
 
     def changes(self, every: float | None) -> AsyncIterator[None]:
-        """Return what `Service.changes` does."""
+        """Return the iterator of `Service.changes`."""
         ...
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """A function whose result, one per process, handlers may ask for by its type."""
+    """A function whose result, one per process, is passed to handler parameters of its type."""
 
     provides: type
     function: Callable[..., Any]
-    """Returns the value, or yields it once and cleans up afterwards; plain or async."""
+    """Returns the value, or yields it once and then cleans up; plain or async."""
 
 
 class Service:
-    """One autonomous service.
+    """A service: an independently deployed process with its own store, handlers and HTTP side.
 
     ``http`` is any ASGI app, served on the address that ``oyez.toml`` gives. ``migrations`` is a
     folder of numbered SQL files, relative to the project, each run once. ``publishes`` names
-    events that the HTTP side announces, so that they show in the topology.
+    events that the HTTP side publishes, for the topology.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Service:
     ) -> None:
         if not NAME.fullmatch(name):
             raise DeclarationError(
-                f"service name {name!r}: expected a small letter, then up to 40 of a-z, 0-9 and '-'"
+                f"service name {name!r}: expected one of a-z, then up to 40 of a-z, 0-9 and '-'"
             )
         self.name = name
         self.http = http
@@ -75,7 +75,7 @@ class Service:
 
     @property
     def publishes(self) -> tuple[EventType, ...]:
-        """Every event type that this service is known to announce."""
+        """The event types that this service is declared to publish."""
         found = list(self._publishes)
         for handler in self.handlers:
             found.extend(handler.publishes)
@@ -94,10 +94,11 @@ class Service:
     ) -> Callable[[F], F]:
         """Subscribe the decorated function to these event classes.
 
-        ``name`` is how the inbox and dead letters know it: keep it when you rename the function.
-        ``timeout`` is in seconds. ``concurrency`` bounds the calls that run at once, for a handler
-        without a transaction. ``order="none"`` lets events overtake a failed one of their key.
-        ``batch`` hands over lists. ``stream`` reads that stream alone. Raises DeclarationError.
+        ``name`` identifies the handler in inbox and dead letters: keep it when you rename the
+        function. ``timeout`` is in seconds. ``concurrency`` limits the concurrent calls of a
+        handler without a transaction. With ``order="none"`` events may overtake a failed one of
+        their key. ``batch`` passes lists of events. ``stream`` is the only stream to read. Raises
+        DeclarationError.
         """
 
         def subscribe(function: F) -> F:
@@ -124,10 +125,10 @@ class Service:
         return subscribe
 
     def provides(self, function: F) -> F:
-        """Register a function whose result handlers ask for by its return type.
+        """Register a function that provides handler parameters of its return type.
 
-        It runs once, when the process starts. One that yields its value instead of returning it
-        goes on after the service has drained, to clean up.
+        It runs once, when the process starts. A function that yields its value instead is resumed
+        after the service has drained, to clean up.
         """
         annotation = get_type_hints(function).get("return")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -142,10 +143,10 @@ class Service:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """Change data and announce events together, from an HTTP handler.
+        """Open a transaction for an HTTP handler: writes and events in one commit.
 
-        It commits when the block ends and is undone when the block raises. What is announced is
-        durable when the block has ended; it is published soon after, broker up or not.
+        It commits when the block ends and rolls back when the block raises. After the block its
+        events are durable in the outbox, and are published as soon as the broker is in reach.
         """
         bound = self._running()
         unit = UnitOfWork(bound.store, bound.announcer, bound.committed)
@@ -157,26 +158,26 @@ class Service:
 
     @property
     def stopping(self) -> bool:
-        """Whether the process is being drained: answers that go on and on should end."""
+        """Whether the process is draining: end endless HTTP responses."""
         return self._running().stopping
 
     def changes(self, *, every: float | None = None) -> AsyncIterator[None]:
-        """Return an iterator that wakes after commits of the service, for pages that are live.
+        """Return an iterator that yields after commits of the service, for live pages.
 
-        It wakes once at the beginning; at once after a commit of this process, or one of another
-        replica that announced an event; within about a second after any other commit of a replica;
-        and after ``every`` seconds without a commit. Commits that come while it is not awaited, or
-        within a tenth of a second, are one wake-up. It does not say what has changed, if anything:
-        query what is shown. It ends when the process is being drained.
+        It yields once at the beginning; at once after a commit of this process, or a commit of
+        another replica that published an event; within about a second after any other commit of a
+        replica; and after ``every`` seconds without a commit. Commits while it is not awaited, or
+        within a tenth of a second, are combined. It yields no description of the change: query the
+        data again. It ends when the process drains.
         """
         return self._running().changes(every)
 
     async def fetch(self, sql: str, /, **parameters: Any) -> list[Row]:
-        """A query on a snapshot of what is committed; holds up no one."""
+        """Query a snapshot of the committed data; blocks no transaction."""
         return await self._running().store.fetch(sql, parameters)
 
     def bind(self, bound: Bound | None) -> None:
-        """Lend the service a running process's store, or take it back; the runtime calls this."""
+        """Attach the service to a running process, or detach it with None; for the runtime."""
         self._bound = bound
 
     def _running(self) -> Bound:

@@ -1,25 +1,25 @@
-"""What the core says happened: plain facts that logs, metrics and traces listen to.
+"""The signals that the core emits for logs, metrics and traces.
 
 ======================  ===========================================================================
 signal                  when, and its fields
 ======================  ===========================================================================
 BatchHandled            a lane committed: service, stream, partition, events, seconds
-HandlerCalled           a handler was called, for those who listen to calls: service, handler,
+HandlerCalled           a handler was called, for listeners to calls alone: service, handler,
                         event id, type, attempt, start, seconds, outcome, error, trace, span and
                         parent id
 EventRetried            a handler failed and will run again: service, handler, event id, type,
                         attempt, error, in how many seconds
 EventDead               an event became a dead letter: service, handler, event id, type, reason
-EventsPublished         the relay got records confirmed: service, stream, events, seconds
+EventsPublished         the broker acknowledged records: service, stream, events, seconds
 EventsMissed            retention deleted records before they were handled: service, stream,
                         partition, events
 Claimed, Released       a replica took or gave up a partition: service, stream, partition, epoch
 Fenced                  a commit was refused as another replica owns the partition: the same fields
-LagMeasured             how far a partition is behind: service, stream, partition, records
-Stalled, Resumed        a partition makes no progress though there is lag, or does again: service,
-                        stream, partition, seconds
-Trouble                 broker or store gave an error, work goes on later: service, part, error
-Started, Stopped        a service process: service, owner, and where it listens
+LagMeasured             the lag of a partition: service, stream, partition, records
+Stalled, Resumed        a partition with lag makes no progress, or does again: service, stream,
+                        partition, seconds
+Trouble                 broker or store raised an error, to be retried: service, part, error
+Started, Stopped        a service process: service, owner, and its addresses
 ======================  ===========================================================================
 """
 
@@ -31,7 +31,7 @@ import msgspec
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
-    """The parent of all signals; ``service`` is the name of the one it happened in."""
+    """The base class of all signals; ``service`` is the name of the emitting service."""
 
     service: str
 
@@ -46,32 +46,32 @@ class BatchHandled(Signal, frozen=True, kw_only=True):
 
 
 class HandlerCalled(Signal, frozen=True, kw_only=True):
-    """One call of a handler ended, and what it did was committed or undone.
+    """A call of a handler ended, and its effects were committed or rolled back.
 
-    What it announced names ``span_id`` as its parent. A call that was undone because another one
-    of its batch failed is not told; it is made again.
+    The events it published have ``span_id`` as their parent span. A call that was rolled back
+    because another one of its batch failed is not reported, since it is repeated.
     """
 
     handler: str
     event_id: str
-    """Of a list of events, that of the first."""
+    """The id of the event, or of the first event of a list."""
     type: str
     events: int = 1
-    """How many events it was given: more than one in a list only."""
+    """The number of events it was called with: more than 1 for a list only."""
     attempt: int
     start: float
     """In seconds since 1970."""
     seconds: float
-    """From the call to its return, without the commit."""
+    """The duration of the call, without the commit."""
     outcome: str
     """``done``, ``retry`` or ``dead``."""
     error: str = ""
     trace_id: str
     """W3C Trace Context: 32 hexadecimal digits."""
     span_id: str
-    """This call's: 16 hexadecimal digits."""
+    """The span of this call: 16 hexadecimal digits."""
     parent_id: str
-    """The span that announced the event; empty where the event names none."""
+    """The span that published the event; empty if the event names none."""
 
 
 class EventRetried(Signal, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class EventDead(Signal, frozen=True, kw_only=True):
 
 
 class EventsPublished(Signal, frozen=True, kw_only=True):
-    """The broker confirmed what the relay sent."""
+    """The broker acknowledged records of the relay."""
 
     stream: str
     events: int
@@ -111,7 +111,7 @@ class EventsMissed(Signal, frozen=True, kw_only=True):
 
 
 class Claimed(Signal, frozen=True, kw_only=True):
-    """This replica owns the partition now."""
+    """This replica claimed the partition."""
 
     stream: str
     partition: int
@@ -119,7 +119,7 @@ class Claimed(Signal, frozen=True, kw_only=True):
 
 
 class Released(Signal, frozen=True, kw_only=True):
-    """This replica gave the partition up."""
+    """This replica released the partition."""
 
     stream: str
     partition: int
@@ -135,7 +135,7 @@ class Fenced(Signal, frozen=True, kw_only=True):
 
 
 class LagMeasured(Signal, frozen=True, kw_only=True):
-    """How many positions an owned partition is behind its end; None where that is not known."""
+    """The lag of an owned partition in records; None where it is not known."""
 
     stream: str
     partition: int
@@ -143,7 +143,7 @@ class LagMeasured(Signal, frozen=True, kw_only=True):
 
 
 class Stalled(Signal, frozen=True, kw_only=True):
-    """Nothing was handled for ``seconds`` although there is something to handle."""
+    """A partition with events to handle has made no progress for ``seconds``."""
 
     stream: str
     partition: int
@@ -151,21 +151,21 @@ class Stalled(Signal, frozen=True, kw_only=True):
 
 
 class Resumed(Signal, frozen=True, kw_only=True):
-    """A stalled partition moves again."""
+    """A stalled partition makes progress again."""
 
     stream: str
     partition: int
 
 
 class Trouble(Signal, frozen=True, kw_only=True):
-    """The broker or the store gave an error; ``part`` is what will try again."""
+    """The broker or the store raised an error; ``part`` will retry."""
 
     part: str
     error: str
 
 
 class Started(Signal, frozen=True, kw_only=True):
-    """A service process is up. Addresses are empty where it does not listen."""
+    """A service process has started. Addresses are empty where it does not listen."""
 
     owner: str
     http: str
@@ -173,7 +173,7 @@ class Started(Signal, frozen=True, kw_only=True):
 
 
 class Stopped(Signal, frozen=True, kw_only=True):
-    """A service process has drained and let go."""
+    """A service process has drained and closed its connections."""
 
     owner: str
 
@@ -182,18 +182,18 @@ Listener = Callable[[Signal], None]
 
 
 class Signals:
-    """Hands each signal to every listener, in order. A listener must be quick and never raise."""
+    """The dispatcher of signals. Listeners run in order, must be quick and never raise."""
 
     def __init__(self) -> None:
         self.calls = False
-        """Whether anyone listens to calls; nobody need make a `HandlerCalled` otherwise."""
+        """Whether there are listeners to calls; without them no `HandlerCalled` is needed."""
         self._listeners: list[Listener] = []
         self._callers: list[Listener] = []
 
     def listen(self, listener: Listener, *, calls: bool = False) -> None:
-        """Add a listener for what is emitted from now on.
+        """Add a listener for signals from now on.
 
-        ``calls``: hear of every call of a handler, too. That costs some microseconds an event.
+        ``calls``: it also receives every `HandlerCalled`, which costs some microseconds per event.
         """
         self._listeners.append(listener)
         if calls:
@@ -201,11 +201,11 @@ class Signals:
             self.calls = True
 
     def emit_call(self, signal: HandlerCalled) -> None:
-        """Hand a call to those who listen to calls."""
+        """Pass a call to the listeners to calls."""
         for listener in self._callers:
             listener(signal)
 
     def emit(self, signal: Signal) -> None:
-        """Hand the signal to the listeners."""
+        """Pass a signal to the listeners."""
         for listener in self._listeners:
             listener(signal)

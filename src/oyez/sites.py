@@ -1,9 +1,9 @@
-"""Which broker a URL leads to, so that two spellings of one URL count as one broker.
+"""The site of a URL: the identity of its broker, the same for all spellings of the URL.
 
-Only what is surely the same counts as one: names are not resolved, so ``localhost`` and
-``127.0.0.1`` are two hosts, and a part of a cluster's hosts is another broker than all of them.
+Names are not resolved, so ``localhost`` and ``127.0.0.1`` are two sites, and a subset of a
+cluster's hosts is another site than all of them.
 
-An adapter of another package tells by itself, if it registers an entry point under its scheme::
+An adapter of another package defines its sites by an entry point under its scheme::
 
     [project.entry-points."oyez.sites"]
     pulsar = "oyez_pulsar:site"
@@ -27,7 +27,7 @@ SITES = "oyez.sites"
 
 
 class Site(Protocol):
-    """What an entry point of ``oyez.sites`` names."""
+    """The function that an entry point of ``oyez.sites`` names."""
 
     def __call__(self, url: str, *, root: Path) -> str:
         """Return the site of a URL; parameters and result as in `site`."""
@@ -35,20 +35,20 @@ class Site(Protocol):
 
 
 class _Server(NamedTuple):
-    """What a server's URL has to say of where it leads."""
+    """The parts of a server's URL that identify it."""
 
     kind: str
     port: int
     inside: Callable[[Endpoint, dict[str, str]], str]
-    """What the URL and its options choose on the server."""
+    """The part of the server (database, account, …) that the URL and its options select."""
 
 
 def site(url: str, root: Path) -> str:
-    """Return a text that is the same for all URLs that lead to one broker, and for no others.
+    """Return a text that is the same for all URLs of one broker, and for no others.
 
-    ``root`` is what a relative file is relative to. The text is for comparing, not for people or
-    for connecting. A URL that can't be read is its own site. Raises ConfigurationError when the
-    adapter of another package can't be imported.
+    Relative files are relative to ``root``. The text is for comparison, not for display or
+    connecting. An invalid URL is its own site. Raises ConfigurationError when the adapter of
+    another package can't be imported.
     """
     scheme, _, rest = url.partition(":")
     scheme = scheme.lower()
@@ -68,7 +68,7 @@ def site(url: str, root: Path) -> str:
 
 
 def kind(url: str) -> str:
-    """Return the kind of broker that a URL is for, the same with encryption and without."""
+    """Return the kind of broker of a URL, the same with encryption and without."""
     scheme = url.partition(":")[0].lower()
     server = _SERVERS.get(scheme)
     return scheme if server is None else server.kind
@@ -86,12 +86,12 @@ def _host(name: str) -> str:
 
 
 def _file(root: Path, name: str) -> str:
-    # Two slashes in front would stay: to POSIX they may mean something of their own.
+    # Two leading slashes would be kept: POSIX leaves their meaning to the system.
     return os.path.realpath(root / re.sub("^//+", "/", name))
 
 
 def _normal(url: str) -> str:
-    """The URL with what never matters out of the way: capitals, the order of options, secrets."""
+    """Return the URL without differences that never matter: case, order of options, secrets."""
     scheme, _, rest = url.partition(":")
     if not rest.startswith("//"):
         return f"{scheme.lower()}:{rest}"
@@ -108,7 +108,7 @@ def _cluster(endpoint: Endpoint, options: dict[str, str]) -> str:
 
 
 def _account(endpoint: Endpoint, options: dict[str, str]) -> str:
-    # The user decides which account it is, and accounts see nothing of each other.
+    # The user determines the account, and accounts are isolated from each other.
     return f"{endpoint.user or ''}@{_cluster(endpoint, options)}"
 
 
@@ -122,13 +122,13 @@ def _number(endpoint: Endpoint, options: dict[str, str]) -> str:
 
 
 def _schema(endpoint: Endpoint, options: dict[str, str]) -> str:
-    # Without a database in the URL it is the environment's, or the one that is called as the user.
+    # Without a database in the URL it is that of the environment, or that named as the user.
     database = endpoint.path or f"?{endpoint.user or ''}"
     return f"{_hosts(endpoint)}/{database}/{options.get('schema', 'oyez')}"
 
 
 def _region(endpoint: Endpoint, options: dict[str, str]) -> str:
-    # As with NATS, keys belong to accounts.
+    # The access key determines the account.
     regions = ",".join(sorted({host.lower() for host, _ in endpoint.hosts}))
     at = urlsplit(options.get("endpoint", ""))
     port = {"http": ":80", "https": ":443"}.get(at.scheme, "")

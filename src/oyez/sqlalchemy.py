@@ -1,8 +1,8 @@
-"""SQLAlchemy inside Oyez's own transaction, on whichever store the service has.
+"""SQLAlchemy sessions in Oyez's own transaction, on every store.
 
-A handler that asks for an ``AsyncSession`` (``async def``) or a ``Session`` (plain ``def``) gets
-one for the time of its call; `session` gives one to any other transaction. What it writes commits
-with the inbox, the outbox and the position, or not at all.
+A handler with an ``AsyncSession`` parameter (``async def``) or a ``Session`` parameter (plain
+``def``) receives a session for its call; `session` opens one in any other transaction. Its writes
+are committed with the inbox, the outbox and the position, or not at all.
 
 There is no second connection and no second driver. SQLAlchemy's own dialects write the SQL, and the
 DBAPI below hands it to the unit of work. A session's calls run in a greenlet on the event loop or,
@@ -45,22 +45,22 @@ from oyez.transaction import Transaction, UnitOfWork
 T = TypeVar("T")
 
 OLDEST = (12, 0)
-"""The oldest PostgreSQL that a store accepts: its SQL is understood by all later ones."""
+"""The oldest PostgreSQL that a store accepts; later versions accept its SQL."""
 
 _COMMITS = (
     "Oyez began this session's transaction and ends it: {} is refused. Return to commit, raise to "
     "undo, or use session.begin_nested() for a part that may fail"
 )
 _UNDONE = (
-    "a failed flush undid what this session wrote: let its error out of the handler, or put what "
-    "may fail into session.begin_nested()"
+    "a failed flush rolled back this session's writes: let its error leave the handler, or put "
+    "what may fail into session.begin_nested()"
 )
 _ENDED = "this session ended with the handler that it was given to"
 
 
 @asynccontextmanager
 async def session(tx: Transaction) -> AsyncIterator[AsyncSession]:
-    """A session in this transaction, for ``async with service.transaction() as tx``.
+    """Open a session in this transaction, for ``async with service.transaction() as tx``.
 
     It is flushed when the block ends, and its objects are detached. Raises DeclarationError for
     ``commit``, ``rollback`` and ``close``, and when a flush failed and its error was swallowed.
@@ -80,7 +80,7 @@ async def session(tx: Transaction) -> AsyncIterator[AsyncSession]:
 
 @contextmanager
 def session_on_thread(tx: Transaction) -> Iterator[orm.Session]:
-    """A session in this transaction, for the thread of a plain ``def``; else as `session`."""
+    """Open a session for the thread of a plain ``def``; otherwise as `session`."""
     unit = tx.unit
     opened = _Session(link=_Link(unit), engine=_engine(unit.dialect, False))
     try:
@@ -91,12 +91,15 @@ def session_on_thread(tx: Transaction) -> Iterator[orm.Session]:
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
-    """For Alembic's ``context.configure(include_name=…)``: it leaves Oyez's own tables alone."""
+    """Return whether Alembic manages a table: not Oyez's own ones.
+
+    Pass it to ``context.configure(include_name=…)``.
+    """
     return not (type_ == "table" and name is not None and name.startswith("oyez_"))
 
 
 class _Session(orm.Session):
-    """A session whose transaction others share: it flushes, and leaves the rest to Oyez."""
+    """A session in a shared transaction: it flushes, and Oyez commits or rolls back."""
 
     def __init__(self, *, link: _Link, engine: Engine, **options: Any) -> None:
         super().__init__(**options)
@@ -105,7 +108,7 @@ class _Session(orm.Session):
         self._opened: Connection | None = None
 
     def get_bind(self, *asked: object, **options: object) -> Connection:
-        """The connection to the unit of work, made when it is first needed."""
+        """Return the connection to the unit of work, created at the first call."""
         if self._link.ended:
             raise DeclarationError(_ENDED)
         if self._opened is None:
@@ -118,11 +121,11 @@ class _Session(orm.Session):
         return self._opened
 
     def begin(self, nested: bool = False) -> orm.SessionTransaction:
-        """Only a nested transaction can be begun."""
+        """Begin a nested transaction; no other is allowed."""
         if not nested:
             _refuse("begin()")
         transaction = super().begin(nested=True)
-        self.connection()  # the savepoint stands before what tx.execute queues from here on
+        self.connection()  # the savepoint comes before what tx.execute queues from now on
         return transaction
 
     def commit(self) -> None:
@@ -130,7 +133,7 @@ class _Session(orm.Session):
         _refuse("commit()")
 
     def rollback(self) -> None:
-        """Refused, unless a failed flush has done it already."""
+        """Refused, unless a failed flush has already rolled back."""
         if not self._link.undone:
             _refuse("rollback()")
         super().rollback()
@@ -148,7 +151,7 @@ class _Session(orm.Session):
         _refuse("invalidate()")
 
     def finish(self) -> None:
-        """Write what is left to write; raises when what was written is not to be kept."""
+        """Flush pending writes; raise when earlier ones must not be committed."""
         if self._link.lost is not None:
             raise self._link.lost
         if self._link.undone:
@@ -158,7 +161,7 @@ class _Session(orm.Session):
         self.flush()
 
     def release(self) -> None:
-        """Detach its objects and let go of the connection; waits for nothing."""
+        """Detach its objects and release the connection, without waiting."""
         self._link.ended = True
         super().close()
         if self._opened is not None:
@@ -179,9 +182,9 @@ class _Link:
         self._unit = unit
         self.connected = False
         self.undone = False
-        """A flush failed: what came before it in the session is not to be kept either."""
+        """Whether a flush failed: then no write of the session may be committed."""
         self.lost: StoreError | None = None
-        """The store failed. That is the runtime's to judge, whatever the handler makes of it."""
+        """The failure of the store, which the runtime handles even if the handler swallowed it."""
         self.ended = False
 
     def cursor(self) -> _Cursor:
@@ -195,7 +198,7 @@ class _Link:
             self.undone = True
 
     def close(self) -> None:
-        """Its session has let go of it, or SQLAlchemy gave it up after a cancellation."""
+        """Called when its session releases it, or when SQLAlchemy drops it after a cancellation."""
 
     def run(self, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:
         return self._wait(self._unit.run(sql, sets))
@@ -204,7 +207,7 @@ class _Link:
         self._wait(self._unit.savepoint(name))
 
     def rollback_to(self, name: str) -> None:
-        # Where all is undone anyway, the error that leads there must not be replaced.
+        # When everything is rolled back anyway, the error that caused it must not be replaced.
         if not (self.ended or self.undone or self.lost):
             self._wait(self._unit.rollback_to(name))
 
@@ -225,13 +228,13 @@ class _Link:
             raise
         except Exception as error:
             raise _Driver.ProgrammingError(str(error)) from error
-        except BaseException:  # cancelled: nobody knows how far it came
+        except BaseException:  # cancelled: what was executed is not known
             self.undone = True
             raise
 
 
 _opening: ContextVar[_Link] = ContextVar("oyez_opening")
-"""What the pool's creator returns while a session connects."""
+"""The connection that the pool's creator returns while a session connects."""
 
 
 class _Cursor:
@@ -277,10 +280,10 @@ class _Cursor:
         self._rows.clear()
 
     def setinputsizes(self, *sizes: object) -> None:
-        """Types are told in the SQL itself."""
+        """The SQL itself casts its parameters."""
 
     async def _async_soft_close(self) -> None:
-        """SQLAlchemy's own: the cursor is done, its rows are still to be taken."""
+        """SQLAlchemy's hook: the cursor is done, its rows are not fetched yet."""
 
 
 class _Driver:
@@ -305,7 +308,7 @@ class _Driver:
         pass
 
     class InvalidCachedStatementError(DatabaseError):
-        """The PostgreSQL dialect looks for it; the store handles what it stands for."""
+        """Required by the PostgreSQL dialect; the store handles the case."""
 
     class InternalServerError(DatabaseError):
         """As above."""
@@ -335,7 +338,7 @@ def _on_the_loop() -> bool:
 
 
 class _InUnit(DefaultDialect):
-    """What a dialect must know of a connection that is a unit of work."""
+    """The parts of a dialect that depend on the connection being a unit of work."""
 
     supports_server_side_cursors = False
     supports_sane_multi_rowcount = False
@@ -343,8 +346,7 @@ class _InUnit(DefaultDialect):
     _speaks: tuple[int, ...]
 
     def initialize(self, connection: Connection) -> None:
-        # SQLAlchemy holds a lock meanwhile. Were the database asked, two transactions could each
-        # wait for what the other holds.
+        # SQLAlchemy holds a lock meanwhile: with a query here, two transactions could deadlock.
         self.server_version_info = self._speaks
         self.default_schema_name = None
 
@@ -373,7 +375,7 @@ class SqliteDialect(_InUnit, SQLiteDialect):
     driver = "oyez"
     supports_statement_cache = True
     _speaks = _Driver.sqlite_version_info
-    favor_returning_over_lastrowid = True  # else it is asked for by one more statement
+    favor_returning_over_lastrowid = True  # otherwise it costs one more statement
 
     @classmethod
     def import_dbapi(cls) -> Any:
@@ -431,7 +433,7 @@ def _link(connection: Connection) -> _Link:
 
 @cache
 def _engine(dialect: str, asynchronous: bool) -> Engine:
-    """One per kind: it keeps what SQLAlchemy has compiled, and no connection."""
+    """Return the engine of a dialect, which caches compiled SQL and holds no connection."""
     if dialect not in ("sqlite", "postgresql"):
         raise DeclarationError(f"SQLAlchemy sessions: expected a known store, found {dialect}")
     options: dict[str, Any] = {

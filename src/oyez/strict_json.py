@@ -1,8 +1,8 @@
 """Untrusted JSON, read strictly.
 
-Python's own parsers let through what later turns into poison: NaN, numbers that overflow to
-infinity, integers that other languages can't hold, lone surrogates, NUL, duplicate keys, and
-nesting that exhausts the stack. `read` refuses them at the edge, with the field's path.
+Python's own parsers accept values that fail later: NaN, numbers that overflow to infinity, integers
+that other languages can't represent, lone surrogates, NUL, duplicate keys, and nesting that
+exhausts the stack. `read` refuses them with the field's path.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read(data: bytes, *, most: int | None = None) -> object:
     """Return the JSON value in ``data``.
 
     Raises BadJson when the bytes are not one JSON value in UTF-8, and InvalidEvent, naming the
-    field, when the value holds what must not enter the system, is nested deeper than ``MAX_DEPTH``
-    or longer than ``most`` bytes. Length and depth are bounded before anything is parsed.
+    field, when the value contains one of the above, is nested deeper than ``MAX_DEPTH`` or longer
+    than ``most`` bytes. Length and depth are checked before anything is parsed.
     """
     if most is not None and len(data) > most:
         raise InvalidEvent("$", f"is {len(data)} bytes; at most {most} are allowed")
@@ -53,7 +53,7 @@ def read(data: bytes, *, most: int | None = None) -> object:
 def check(value: object, path: str = "$") -> None:
     """Raise InvalidEvent for the first part of a value that JSON, or another language, can't hold.
 
-    ``path`` is the value's own.
+    ``path`` is the path of the value.
     """
     if isinstance(value, str):
         if _BAD_TEXT.search(value):
@@ -77,7 +77,7 @@ def check(value: object, path: str = "$") -> None:
 
 
 def _check_depth(text: str) -> None:
-    # Counting brackets first keeps the walk below off ordinary documents.
+    # Counting brackets is enough for ordinary documents, and faster than the walk below.
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
@@ -101,7 +101,7 @@ def _check_depth(text: str) -> None:
 
 
 class _Refused:
-    """Stands in a parsed value for what is refused there, until its path is known."""
+    """A placeholder in a parsed value for a refused part, until its path is known."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
@@ -135,5 +135,5 @@ def _integer(text: str) -> object:
 
 
 def _shown(number: int) -> str:
-    # Python refuses to write out a number of thousands of digits.
+    # Python refuses to format a number of thousands of digits.
     return str(number) if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"

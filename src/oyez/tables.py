@@ -1,6 +1,6 @@
-"""Oyez's own tables in a service's store: their states, and every statement common to all stores.
+"""Oyez's own tables in a service's store: their states, and the statements common to all stores.
 
-A store makes six tables; `STEPS` in each store module has the columns in its own SQL types.
+A store creates six tables; `STEPS` in each store module has the columns in its own SQL types.
 
 - ``oyez_inbox``: one row for each event and handler, kept for deduplication; while the event is
   parked, the row also holds what its next attempt needs. Unique by (reader, event_id, source,
@@ -11,13 +11,13 @@ A store makes six tables; `STEPS` in each store module has the columns in its ow
 - ``oyez_dead``: dead letters.
 - ``oyez_migration``: the migrations that have run, and marks of Oyez's own (names with ``oyez:``).
 
-A *reader* names who reads a stream: empty for the service itself, else something that keeps
-positions of its own in the same store.
+A *reader* is the name of a set of positions and inbox rows: empty for the service itself, another
+one for a view that is rebuilt, say.
 
 The statements here are written in the SQL that SQLite and PostgreSQL share, with ``:name``
 parameters, for `Store.fetch`, `StoreTransaction.fetch` and ``Changes.writes``. A third party's
-store that has these tables and runs these statements needs to know no more of them. What a store
-does for itself (a commit's changes, leases, migrations) stands in the store's module.
+store only has to create these tables and run these statements. The statements of a store's own
+methods (commit, leases, migrations) are in the store's module.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ T = TypeVar("T")
 OUTBOX = "oyez:outbox"
 """The stream under which the relay claims the outbox, and the handler of its dead letters."""
 POSITIONS = "oyez:broker"
-"""The row of ``oyez_migration`` that names the kind of broker whose positions the store holds."""
+"""The row of ``oyez_migration`` with the kind of broker that the positions belong to."""
 
 
 class Inbox(IntEnum):
     """``oyez_inbox.state``."""
 
     HANDLED = 0
-    """Done or dead: remembered for deduplication."""
+    """Done or dead: kept for deduplication."""
     BEHIND = 1
-    """Parked behind an earlier event of its chain."""
+    """Parked after an earlier event of its chain."""
     DUE = 2
     """Parked; its next attempt starts at ``due``."""
 
@@ -51,7 +51,7 @@ class Outbox(IntEnum):
     WAITING = 0
     """To be published at ``due``."""
     BEHIND = 1
-    """Held behind a refused event of its stream and key."""
+    """Waits after a refused event of its stream and key."""
     REFUSED = 2
     """Refused by the broker for good: a dead letter until it is redriven or discarded."""
 
@@ -170,11 +170,11 @@ MARK_AND_POSITION = """select digest as mark, (select max(position) from oyez_cu
  from oyez_migration where name = :name"""
 FORGET_POSITIONS = f"""delete from oyez_cursor; \
 delete from oyez_migration where name = '{POSITIONS}';"""
-"""For a person to run who gives a service another kind of broker."""
+"""SQL for operators, who run it when a service moves to another kind of broker."""
 MIGRATIONS = """select name, digest from oyez_migration where name not like 'oyez:%'
  order by name"""
 
-# -- what inspection asks --------------------------------------------------------------------------
+# -- queries of inspection -------------------------------------------------------------------------
 
 REPLICAS = "select owner, until, note from oyez_replica"
 PARKED = f"""select stream, partition, count(*) as events, min(seen) as oldest from oyez_inbox

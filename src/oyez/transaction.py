@@ -1,10 +1,9 @@
-"""The unit of work: a service's queued writes and the events it announces, in one commit.
+"""The unit of work: a service's queued writes and the events it publishes, in one commit.
 
-Writes are queued and leave in few round trips: within a unit each statement gets a *wave*, one
-later than the previous statement of its handler call, or of the previous call with its key; waves
-run in order, and within a wave equal SQL runs once for all its parameter sets. So the order in
-which one key's statements were written is kept, while 256 events with the same two statements cost
-two calls.
+Writes are queued and sent in few round trips. Within a unit each statement has a *wave*, one later
+than the previous statement of its handler call, or of the previous call with its key. Waves run in
+order, and within a wave equal SQL runs once for all its parameter sets. So the statements of one
+key keep their order, while 256 events with the same two statements cost two calls.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from oyez.ports import Announcement, Answer, Changes, Parameters, Row, Store, Wr
 T = TypeVar("T")
 
 MAX_DELAY = 366 * 86_400.0
-"""The longest delay, in seconds, that an event may be announced with."""
+"""The longest delay, in seconds, of an event."""
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, version 00, section 3.2."""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What led to the events that a transaction announces."""
+    """The origin of the events that a transaction publishes: their cause, correlation and trace."""
 
     correlationid: str | None = None
     causationid: str | None = None
@@ -44,7 +43,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def of(envelope: Envelope) -> Origin:
-        """The origin of events that the handling of this one leads to."""
+        """Return the origin of events that handlers of this event publish."""
         parent = envelope.traceparent
         traced = parent is not None and TRACEPARENT.fullmatch(parent) is not None
         return Origin(
@@ -56,16 +55,16 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 origin: ContextVar[Origin] = ContextVar("oyez_origin", default=Origin())  # noqa: B039 - frozen
-"""The origin of work that no event began: set per HTTP request by the service's process."""
+"""The origin of work that no event caused: set per HTTP request by the service's process."""
 
 
 class Announcer:
-    """Wraps events of one service as announcements: source, stream, ids and trace."""
+    """A factory of the outbox rows of one service, with source, stream, ids and trace."""
 
     def __init__(
         self, system: str, service: str, ambient: Ambient, limit: Callable[[], int] = int
     ) -> None:
-        """``limit`` gives the bytes of the largest record that the broker takes, 0 for no limit."""
+        """``limit`` returns the broker's size limit of a record in bytes, 0 for no limit."""
         self._limit = limit
         self.source = f"/{system}/{service}"
         self.stream = f"{system}.{service}"
@@ -74,7 +73,7 @@ class Announcer:
     def announce(
         self, event: object, since: Origin, time: str, due: float, key: str | None
     ) -> Announcement:
-        """The outbox row for the event. Raises InvalidEvent naming the field that is wrong."""
+        """Return the outbox row of an event. Raises InvalidEvent naming the invalid field."""
         kind = describe(type(event))
         ambient = self.ambient
         if key is None:
@@ -121,12 +120,12 @@ class Announcer:
 
 
 class UnitOfWork:
-    """What one or many handler calls leave to one commit."""
+    """The queued writes and events of one or more handler calls, for one commit."""
 
     def __init__(
         self, store: Store, announcer: Announcer, committed: Callable[[], None] = lambda: None
     ) -> None:
-        """``committed`` is called after each commit, also after one that may have failed."""
+        """``committed`` is called after each commit, even if it may have failed."""
         self._committed = committed
         self.changes = Changes(time=announcer.ambient.now())
         self._time = format_time(self.changes.time)
@@ -140,16 +139,16 @@ class UnitOfWork:
         self.closed = False
 
     def transaction(self, since: Origin, key: str | None = None) -> Transaction:
-        """The face of this unit for one handler call that concerns ``key``."""
+        """Return this unit's transaction for one handler call with an event of ``key``."""
         return Transaction(self, since, key)
 
     def restamp(self) -> None:
-        """Set the time of this unit, and so of the events announced from here on, to now."""
+        """Set the time of this unit, and so of events published from now on, to the present."""
         self.changes.time = self._announcer.ambient.now()
         self._time = format_time(self.changes.time)
 
     async def commit(self) -> None:
-        """Make it all durable. Raises what `StoreTransaction.commit` raises."""
+        """Commit writes and events. Raises what `StoreTransaction.commit` raises."""
         self.closed = True
         self.changes.writes = self._drain()
         try:
@@ -158,14 +157,14 @@ class UnitOfWork:
             self._committed()
 
     async def rollback(self) -> None:
-        """Undo it all. Safe at any time."""
+        """Undo everything. Safe at any time."""
         self.closed = True
-        if self._visitor is not None:  # the thread of a handler that ran into its timeout
+        if self._visitor is not None:  # the thread of a handler that timed out
             self._visitor.cancel()
             await asyncio.wait([self._visitor])
         await self._store.rollback()
 
-    # -- for a layer that writes SQL by itself ----------------------------------------------------
+    # -- for layers that generate SQL -------------------------------------------------------------
 
     @property
     def dialect(self) -> str:
@@ -173,31 +172,31 @@ class UnitOfWork:
         return self._store.dialect
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:
-        """Send what is queued, then this; see `StoreTransaction.run`."""
+        """Run the queued writes, then this statement; see `StoreTransaction.run`."""
         self._check()
         return await self._store.run(sql, sets, self._drain())
 
     async def savepoint(self, name: str) -> None:
-        """Begin what `rollback_to` undoes."""
+        """Set a savepoint for `rollback_to`."""
         await self.run(f"savepoint {name}", [()])
         self._announced_at[name] = len(self.changes.announced)
 
     async def rollback_to(self, name: str) -> None:
-        """Undo all since the savepoint: what was written, queued and announced."""
+        """Undo all writes and events since the savepoint, queued ones included."""
         self._check()
         self._drain()
         del self.changes.announced[self._announced_at[name] :]
         await self._store.rollback_to(name)
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run one of the above on the event loop, from the thread of a plain ``def``; block."""
+        """Run one of the above on the event loop, from the thread of a plain ``def``, and wait."""
         if self.closed or self._loop is None:
             work.close()
             raise TransactionClosed("this transaction has ended, or began outside of a loop")
         try:
             return asyncio.run_coroutine_threadsafe(self._visit(work), self._loop).result()
         except CancelledError as error:
-            raise TransactionClosed("this transaction was undone meanwhile") from error
+            raise TransactionClosed("this transaction was rolled back meanwhile") from error
 
     async def _visit(self, work: Coroutine[Any, Any, T]) -> T:
         self._visitor = asyncio.current_task()
@@ -232,9 +231,9 @@ class UnitOfWork:
 
 
 class Transaction:
-    """A service's own data and the events it announces, changed together or not at all.
+    """A transaction of a service: writes to its own data and events, committed together.
 
-    A handler asks for it by type; HTTP handlers open one with ``service.transaction()``.
+    Handlers receive it by parameter type; HTTP handlers open one with ``service.transaction()``.
     """
 
     __slots__ = ("_key", "_origin", "_since", "_unit", "_wave")
@@ -248,25 +247,25 @@ class Transaction:
 
     @property
     def unit(self) -> UnitOfWork:
-        """What commits it; for layers such as `oyez.sqlalchemy`."""
+        """The unit of work that commits it; for layers such as `oyez.sqlalchemy`."""
         return self._unit
 
     @property
     def traceparent(self) -> str:
-        """The span of this call, as what it announces names it (W3C Trace Context)."""
+        """The span of this call, the parent of the events it publishes (W3C Trace Context)."""
         return self._announces().traceparent or ""
 
     @property
     def parent(self) -> str:
-        """The span that led to this call, or empty."""
+        """The span that caused this call, or empty."""
         return self._origin.traceparent or ""
 
     def _announces(self) -> Origin:
-        """The origin of what is announced here, with the span that announces it."""
+        """The origin of the events published here, with this call's span."""
         since = self._since
         if since is None:
             since = self._origin
-            # A handler's call is a span of its own. A request is one already, where it says so.
+            # A handler's call is a span of its own. A request with a traceparent is one already.
             if since.traceparent is None or since.causationid is not None:
                 span = self._unit._announcer.span(since.traceparent)
                 since = msgspec.structs.replace(since, traceparent=span)
@@ -275,11 +274,11 @@ class Transaction:
 
     @property
     def time(self) -> str:
-        """When this transaction began: RFC 3339, UTC."""
+        """The start time of this transaction: RFC 3339, UTC."""
         return self._unit._time
 
     def new_id(self) -> str:
-        """A new UUIDv7, for a row or an order: repeatable in a test, as the runtime's own are."""
+        """Return a new UUIDv7, for a row or an order: repeatable in a test."""
         return self._unit._announcer.ambient.new_id()
 
     def execute(self, sql: str, /, **parameters: Any) -> None:
@@ -291,22 +290,22 @@ class Transaction:
             self._unit._reached[self._key] = wave + 1
 
     async def fetch(self, sql: str, /, **parameters: Any) -> list[Row]:
-        """The rows of a query, or of a write with ``returning``; it sees all queued writes.
+        """Return the rows of a query, or of a write with ``returning``; it sees all queued writes.
 
-        From the first read on, nothing else writes to a SQLite store until this transaction ends:
-        do not wait for the network in between.
+        After the first read, no other transaction writes to a SQLite store until this one ends: do
+        not wait for the network meanwhile.
         """
         return await self._unit._fetch(sql, parameters)
 
     async def fetch_one(self, sql: str, /, **parameters: Any) -> Row | None:
-        """The first row, or None."""
+        """Return the first row of a query, or None; as `fetch`."""
         rows = await self._unit._fetch(sql, parameters)
         return rows[0] if rows else None
 
     def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
-        """Announce an event with the commit, ``delay`` seconds later if given; returns its id.
+        """Publish an event with the commit, or ``delay`` seconds later; return its id.
 
-        ``key`` overrides the event's own. Raises InvalidEvent naming the field that is wrong.
+        ``key`` overrides the event's own. Raises InvalidEvent naming the invalid field.
         """
         unit = self._unit
         if unit.closed:
@@ -323,18 +322,18 @@ class Transaction:
         return announcement.headers["id"]
 
     def publish_all(self, events: Iterable[object]) -> None:
-        """Announce several events in their order."""
+        """Publish several events in their order."""
         for event in events:
             self.publish(event)
 
 
 class After:
-    """Queued writes and events of a handler that has no transaction, for the commit at its end.
+    """The queued writes and events of a handler without a transaction, for the commit at its end.
 
-    A handler asks for it by type, instead of for a `Transaction`, so that no transaction is open
-    while it waits for the network. When it has returned, what it queued becomes durable together
-    with the events that it returned and the record that it has handled the event. Nothing of that
-    remains when it raises or its process dies: it runs again then, and queues anew.
+    A handler receives it by parameter type, instead of a `Transaction`, so that no transaction is
+    open while it waits for the network. After it returns, its queued writes and events, the events
+    it returned and its inbox entry are committed together. When it raises or its process dies,
+    nothing of that is kept, and the handler runs again.
     """
 
     __slots__ = ("_tx",)
@@ -344,7 +343,7 @@ class After:
 
     @property
     def time(self) -> str:
-        """The time now: RFC 3339, UTC."""
+        """The present time: RFC 3339, UTC."""
         self._tx.unit.restamp()
         return self._tx.time
 
@@ -353,19 +352,19 @@ class After:
         return self._tx.new_id()
 
     def execute(self, sql: str, /, **parameters: Any) -> None:
-        """Queue a write with ``:name`` parameters, behind those queued before.
+        """Queue a write with ``:name`` parameters, after those queued before.
 
-        A constraint that it breaks fails the attempt, so that the handler runs again. Raises
+        If it breaks a constraint, the attempt fails and the handler runs again. Raises
         TransactionClosed when the handler has ended.
         """
         self._check()
         self._tx.execute(sql, **parameters)
 
     def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
-        """Queue an event that the commit announces, ``delay`` seconds from now if given.
+        """Queue an event for the commit, or for ``delay`` seconds from now; return its id.
 
-        Return its id. ``key`` overrides the event's own. Raises InvalidEvent naming the field that
-        is wrong, and TransactionClosed when the handler has ended.
+        ``key`` overrides the event's own. Raises InvalidEvent naming the invalid field, and
+        TransactionClosed when the handler has ended.
         """
         self._check()
         self._tx.unit.restamp()
@@ -373,4 +372,4 @@ class After:
 
     def _check(self) -> None:
         if self._tx.unit.closed:
-            raise TransactionClosed("the handler has ended; what came later was not recorded")
+            raise TransactionClosed("the handler has ended; this write or event was not recorded")

@@ -297,7 +297,7 @@ class TestPublishing:
 
             await service.subscribe(f"{stream}.0", cb=lie)
             await service.flush()
-            with pytest.raises(BrokerUnavailable, match=r"not by the stream|made anew"):
+            with pytest.raises(BrokerUnavailable, match=r"not by the stream|created again"):
                 await broker.publish([_record(stream, 1)])
 
     async def test_a_closed_broker_lets_nobody_wait(self) -> None:

@@ -55,7 +55,7 @@ async def test_claims_that_are_not_renewed_fail_readiness_within_30_seconds(
     with monkeypatch.context() as patch:
         patch.setattr("oyez.tables.LIVING", "select nonsense")
         await process.ambient.advance(30.0)
-    assert any("claims have not been looked at" in r for r in process.health.readiness())
+    assert any("claims have not been swept" in r for r in process.health.readiness())
     await process.ambient.advance(10.0)
     assert process.health.readiness() == []
     await process.drain()

@@ -220,7 +220,7 @@ class TestRefused:
             (keyword, (Placed,), {}, "only plain positional"),
             (wrong, (Placed,), {}, "does not take Placed"),
             (narrow, (Placed, Cancelled), {}, "does not take Cancelled"),
-            (listed, (Placed,), {}, "say batch=True"),
+            (listed, (Placed,), {}, "set batch=True"),
             (odd, (Placed,), {}, "expected the event, Transaction, After, Context or a class"),
             (context, (Placed,), {"batch": True}, "no single Context"),
         ):

@@ -461,7 +461,7 @@ asyncio.run(main())
         async with opened(tmp_path / "a.db"):
             (folder,) = tmp_path.glob(f"oyez-{os.getuid()}-*")
             folder.chmod(0o777)
-            with pytest.raises(StoreRefused, match="belongs to someone else"):
+            with pytest.raises(StoreRefused, match="belongs to another user"):
                 async with opened(tmp_path / "a.db"):
                     pass
 

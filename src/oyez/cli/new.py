@@ -24,7 +24,7 @@ def command(name: str) -> None:
     """Scaffold a runnable two-service project with tests in a new folder NAME."""
     if not NAME.fullmatch(name):
         raise ConfigurationError(
-            f"NAME: expected a small letter, then up to 40 of a-z, 0-9 and '-' (not at the end), "
+            f"NAME: expected one of a-z, then up to 40 of a-z, 0-9 and '-' (not at the end), "
             f"found {name!r}"
         )
     folder = Path(name)

@@ -55,12 +55,12 @@ def configure(style: str, level: str = "info") -> None:
 
 
 def _to_stderr(*_: object) -> structlog.WriteLogger:
-    # Looked up for each logger, not once: whoever replaces the stream is heard.
+    # Looked up for each logger, not once, so that a replaced stream is used.
     return structlog.WriteLogger(sys.stderr)
 
 
 def log_signal(signal: signals.Signal) -> None:
-    """Write the signal, if it is one that a person wants to read."""
+    """Log the signal, if it is one for people."""
     kind = type(signal)
     level = _LEVELS.get(kind)
     if level is None:

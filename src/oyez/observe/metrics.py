@@ -11,13 +11,13 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 _HELP = {
     "oyez_events_handled_total": "Events whose handling was committed.",
-    "oyez_events_published_total": "Events that the broker confirmed.",
+    "oyez_events_published_total": "Events that the broker acknowledged.",
     "oyez_events_retried_total": "Failed attempts that will be retried.",
     "oyez_events_dead_total": "Events that became dead letters.",
     "oyez_events_missed_total": "Events deleted by retention before they were handled.",
     "oyez_fenced_total": "Commits refused because another replica owns the partition.",
-    "oyez_trouble_total": "Errors of broker or store that are tried again.",
-    "oyez_lag_records": "Positions behind the end of an owned partition; absent where unknown.",
+    "oyez_trouble_total": "Errors of broker or store that are retried.",
+    "oyez_lag_records": "Lag of an owned partition in records; absent where unknown.",
     "oyez_stalled_partitions": "Partitions that make no progress though there is lag.",
     "oyez_owned_partitions": "Partitions that this process owns.",
     "oyez_batch_seconds": "Time from the arrival of a batch to its commit.",
@@ -25,7 +25,7 @@ _HELP = {
 
 
 class Metrics:
-    """Counts signals; give `count` to `Signals.listen` and serve `render`."""
+    """The metrics of a process; pass `count` to `Signals.listen` and serve `render`."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], float] = defaultdict(float)
@@ -33,7 +33,7 @@ class Metrics:
         self._seconds = 0.0
 
     def count(self, signal: signals.Signal) -> None:
-        """Take one signal into account."""
+        """Update the metrics by a signal."""
         match signal:
             case signals.BatchHandled(stream=stream, events=events, seconds=seconds):
                 self._add("oyez_events_handled_total", events, stream=stream)
@@ -63,7 +63,7 @@ class Metrics:
                 self._add("oyez_owned_partitions", -1)
 
     def render(self) -> str:
-        """All metrics as text."""
+        """Return all metrics as text."""
         lines: list[str] = []
         named: dict[str, list[tuple[str, float]]] = defaultdict(list)
         for (name, labels), value in sorted(self._values.items()):
@@ -74,7 +74,7 @@ class Metrics:
                 continue
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            # A lag that is not known is not a lag of 0.
+            # An unknown lag is not a lag of 0.
             samples = named[name] or ([] if name == "oyez_lag_records" else [("", 0.0)])
             lines += [f"{name}{labels} {value:g}" for labels, value in samples]
         return "\n".join(lines) + "\n"

@@ -1,1 +1,1 @@
-"""Runs one service: reads its partitions, calls its handlers, publishes what they announce."""
+"""The runtime of a service: reads its partitions, calls its handlers, publishes its events."""

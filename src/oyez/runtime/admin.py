@@ -15,7 +15,7 @@ from oyez.runtime.process import ServiceProcess
 
 
 def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) -> Starlette:
-    """The ASGI app. ``metrics`` renders Prometheus' text format."""
+    """Return the ASGI app; ``metrics`` renders Prometheus' text format."""
 
     def allowed(request: Request) -> bool:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

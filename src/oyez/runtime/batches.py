@@ -1,9 +1,9 @@
-"""Handles what has arrived in one partition: 1 to 256 records in one transaction.
+"""Handles the records of one partition: 1 to 256 in one transaction.
 
-The handlers' writes, the events they announce, the inbox and the new position are one commit. If
-any of it fails, all is undone and the events run one by one, so that the failing one is parked
-alone, and behind it the later events of its key. A handler without a transaction never runs in
-here: its event is parked at once, due now, and `oyez.runtime.parked` calls it beside the lane.
+The handlers' writes, the events they publish, the inbox and the new position are one commit. If any
+part fails, all is rolled back and the events run one by one, so that only the failing one is
+parked, followed by the later events of its key. A handler without a transaction never runs here:
+its event is parked at once, due now, and `oyez.runtime.parked` calls it beside the lane.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from oyez.signals import EventDead
 from oyez.transaction import Origin, UnitOfWork
 
 PARKED_LIMIT = 10_000
-"""A lane with this many parked events reads no further until some are done."""
+"""The number of parked events at which a lane stops reading until some are done."""
 SAVE = 1.0
-"""Seconds after which a position that only moved past others' events is saved."""
+"""Seconds after which a position is saved that moved only past events of no handler here."""
 
 
 class Item(msgspec.Struct):
-    """A record that concerns this service, and the handlers that have not handled it yet."""
+    """A record for this service, and the handlers that have not handled it yet."""
 
     record: Record
     envelope: Envelope | None
@@ -46,12 +46,12 @@ class Item(msgspec.Struct):
 
     @property
     def key(self) -> str | None:
-        """What orders the event: its envelope's key."""
+        """The key that orders the event."""
         return self.envelope.key if self.envelope is not None else self.record.key
 
 
 class Batches:
-    """Handles the records of one lane."""
+    """The consumer that runs a service's handlers for the records of one lane."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Batches:
         if not items:
             lane.position = last
             if not self._broker.capabilities.history:
-                # A queue holds back later events of a key until it hears that one is done with.
+                # A queue holds back later events of a key until the earlier ones are acknowledged.
                 self._broker.handled(lane.claim.stream, lane.claim.partition, last)
             if self._ambient.monotonic() - lane.saved_at > SAVE:
                 await lane.save()
@@ -95,10 +95,10 @@ class Batches:
         lane.careful = False
         return len(items)
 
-    # -- which handlers want which record ----------------------------------------------------------
+    # -- the handlers of a record ------------------------------------------------------------------
 
     async def _open(self, records: Sequence[Record]) -> list[Item]:
-        """What concerns this service, less what its handlers have handled before."""
+        """Return the records for this service that its handlers have not handled yet."""
         table = self._wanted
         items: list[Item] = []
         for record in records:
@@ -146,7 +146,7 @@ class Batches:
     # -- all in one transaction --------------------------------------------------------------------
 
     async def _together(self, items: list[Item], last: Position) -> None:
-        """All items in one transaction; one by one if that fails."""
+        """Handle all items in one transaction; one by one if that fails."""
         lane = self._lane
         unit = self._commits.unit(lane.claim)
         made: list[Call] | None = [] if self._reports.calls else None
@@ -177,7 +177,7 @@ class Batches:
         except (Fenced, StoreUnavailable, asyncio.CancelledError):
             self._forget(parked)
             raise
-        except Exception:  # noqa: BLE001 - whatever a handler raises; each runs alone now
+        except Exception:  # noqa: BLE001 - a handler may raise anything; each runs alone now
             self._forget(parked)
             await unit.rollback()
             for item in items:
@@ -196,7 +196,7 @@ class Batches:
         calls: Sequence[tuple[Handler, Item]],
         made: list[Call] | None,
     ) -> None:
-        """Call handlers for one event each; ``made`` collects the calls that are to be told."""
+        """Call handlers for one event each; ``made`` collects the calls to be reported."""
         handled = unit.changes.handled
         index = 0
         while index < len(calls):
@@ -263,7 +263,7 @@ class Batches:
     # -- one by one --------------------------------------------------------------------------------
 
     async def _alone(self, item: Item) -> None:
-        """Each handler of one item in a transaction of its own; its failure is recorded."""
+        """Run each handler of one item in a transaction of its own, and record a failure."""
         lane = self._lane
         if item.broken is not None:
             letters = [self._broken(item)]
@@ -271,7 +271,7 @@ class Batches:
             self._report(letters)
             return
         for handler in item.handlers:
-            # The position moves with the last one; until then the inbox tells what is done.
+            # The position moves with the last one; until then the inbox records what is done.
             position = item.record.position if handler is item.handlers[-1] else None
             event = self._waiting(item, handler)
             if self._must_park(handler, item.key):
@@ -289,7 +289,7 @@ class Batches:
         return handler.ordered and key is not None and key in self._lane.chains
 
     def _waiting(self, item: Item, handler: Handler) -> Parked:
-        """The event as it is parked for the handler, due at once."""
+        """Return the event as parked for the handler, due at once."""
         record, envelope = item.record, cast(Envelope, item.envelope)
         return Parked(
             event_id=envelope.id,
@@ -319,7 +319,7 @@ class Batches:
         await park(lane, events, Changes(claim=lane.claim, dead=broken), last)
         self._report(broken)
 
-    # -- what can't be read ------------------------------------------------------------------------
+    # -- unreadable records ------------------------------------------------------------------------
 
     def _broken(self, item: Item) -> DeadLetter:
         record, error = item.record, cast(InvalidEvent, item.broken)

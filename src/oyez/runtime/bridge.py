@@ -1,8 +1,8 @@
-"""A bridge carries partitions of one broker to another: what it has instead of handlers.
+"""The consumer of a bridge, which copies partitions of one broker to another.
 
-Records go across as they are, broken ones too, and keep their key and their id. The position moves
-in the bridge's own store after the other side confirmed, fenced by the claim as a service's is: a
-crash in between sends some again, under the ids by which every inbox recognises them.
+Records are copied unchanged, invalid ones too, with their key and id. The position moves in the
+bridge's own store after the target acknowledged them, fenced by the claim as a service's is. A
+crash in between publishes some of them again, with the same ids, so every inbox drops them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from oyez.runtime.lane import Lane
 
 
 class Carrier:
-    """Publishes the records of one partition on another broker."""
+    """A consumer that publishes the records of one partition to another broker."""
 
     def __init__(self, lane: Lane, target: Broker) -> None:
         self._lane = lane

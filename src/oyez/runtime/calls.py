@@ -20,16 +20,16 @@ from oyez.signals import HandlerCalled
 from oyez.transaction import Transaction
 
 THREADS = 32
-"""Plain ``def`` handlers that run at once, at most."""
+"""The limit of plain ``def`` handlers that run concurrently."""
 SLICE = 1.0
-"""Seconds after which a thread that runs many handlers returns to the loop before the next."""
+"""Seconds after which a thread that runs many handlers returns to the event loop in between."""
 
 Ready = Callable[[], Any]
 """A handler's call with all its arguments."""
 
 
 class Call:
-    """Measures one call of a handler, for those who listen to calls."""
+    """The measurement of one call of a handler, for listeners to calls."""
 
     __slots__ = (
         "_ambient",
@@ -62,16 +62,16 @@ class Call:
         self.begin()
 
     def begin(self) -> None:
-        """Measure from now on."""
+        """Start the measurement."""
         self.start = self._ambient.now()
         self._began = self.ended = self._ambient.monotonic()
 
     def end(self) -> None:
-        """Measure until now."""
+        """End the measurement."""
         self.ended = self._ambient.monotonic()
 
     def around(self, ready: Ready) -> Ready:
-        """The call with its own beginning and end measured, for one that waits for its turn."""
+        """Return the call so wrapped that it starts and ends the measurement itself."""
 
         def measured() -> Any:
             self.begin()
@@ -83,7 +83,7 @@ class Call:
         return measured
 
     def signal(self, outcome: str, error: str = "") -> HandlerCalled:
-        """What is said of it."""
+        """Return the signal of this call."""
         envelope, own = self.envelope, self.tx.traceparent
         return HandlerCalled(
             service=self.handler.service,
@@ -103,11 +103,11 @@ class Call:
 
 
 class Calls:
-    """Calls a service's handlers: on the event loop, or plain ``def`` ones on a thread."""
+    """The caller of a service's handlers: on the event loop, or on a thread for a plain ``def``."""
 
     def __init__(self, handlers: Handlers, ambient: Ambient, threads: Executor) -> None:
         self.current: Handler | None = None
-        """The handler whose code runs on the event loop at this moment."""
+        """The handler whose code is running on the event loop."""
         self._handlers = handlers
         self._ambient = ambient
         self._threads = threads
@@ -115,7 +115,7 @@ class Calls:
     def ready(
         self, handler: Handler, event: object, tx: Transaction, context: Context | None
     ) -> Ready:
-        """The call of a handler with all its arguments, for `perform_blocking`."""
+        """Return the call of a handler with all its arguments, for `perform_blocking`."""
         return partial(self._handlers.call(handler), event, tx, context)
 
     async def perform(
@@ -127,8 +127,7 @@ class Calls:
     ) -> Sequence[object]:
         """Call an ``async def`` or a ``def`` handler; return the events it returned or yielded.
 
-        Raises HandlerTimeout, TypeError when it returned something else, and what the handler
-        raises.
+        Raises HandlerTimeout, TypeError for another return value, and what the handler raises.
         """
         if handler.blocking:
             ready = self.ready(handler, event, tx, context)
@@ -164,7 +163,7 @@ class Calls:
     async def perform_blocking(
         self, calls: Sequence[tuple[Handler, Ready]]
     ) -> list[Sequence[object]]:
-        """Call ``def`` handlers one after the other on a thread, in few hops.
+        """Call ``def`` handlers one after the other on a thread, with few switches of threads.
 
         Raises as `perform` does.
         """
@@ -188,7 +187,7 @@ class Calls:
 
 
 def events_in(handler: Handler, answer: object) -> Sequence[object]:
-    """What a handler returned, as a sequence of events."""
+    """Return the return value of a handler as a sequence of events."""
     if answer is None:
         return ()
     if is_event(type(answer)):
@@ -218,7 +217,7 @@ async def _collect(generator: Any) -> list[object]:
 
 
 class Begun:
-    """Awaits a coroutine that has been started, beginning with what it first waited for."""
+    """An awaitable of a started coroutine and the future it first waited for."""
 
     __slots__ = ("_coroutine", "_first", "_mark")
 
@@ -238,7 +237,7 @@ class Begun:
         while True:
             try:
                 sent = yield waiting
-            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
+            except BaseException as error:  # noqa: BLE001 - passed on to the coroutine
                 step = partial(self._coroutine.throw, error)
             else:
                 step = partial(self._coroutine.send, sent)

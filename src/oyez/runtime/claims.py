@@ -1,9 +1,9 @@
-"""Which replica owns which partition: claims with an epoch, in the service's own store.
+"""The partitions of each replica: claims with an epoch, in the service's own store.
 
-Each process incarnation keeps a lease in ``oyez_replica``; its claims in ``oyez_cursor`` hold as
-long as that lease. A sweep claims what has no living owner, up to a fair share, and gives up what
-is beyond it. Taking a partition raises its epoch, and every commit checks owner and epoch: a paused
-process that wakes after another took over can't commit (fencing).
+Each process has a lease in ``oyez_replica``; its claims in ``oyez_cursor`` are valid as long as the
+lease. A sweep claims partitions without a living owner, up to a fair share, and releases those
+beyond it. A claim increments the partition's epoch, and every commit checks owner and epoch: a
+process that was paused while another took over can't commit (fencing).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from oyez.tables import OUTBOX
 from oyez.transaction import Origin
 
 SWEEP = 0.5
-"""Seconds between two sweeps when nothing rings."""
+"""Seconds between two sweeps unless the bell rings."""
 CRASHES = 2
-"""A position at which so many owners died is passed with care; see `oyez.runtime.lane`."""
+"""The number of owners that died at one position, from which it is passed with care (`Lane`)."""
 READER = ""
-"""The reader whose partitions are claimed here: the service itself."""
+"""The reader of these claims: the service itself."""
 
 Place = tuple[str, int]
 _NO_ORIGIN = Origin()
@@ -38,7 +38,7 @@ _RELAY: Place = (OUTBOX, 0)
 
 
 class Claims:
-    """The partitions, and perhaps the relay, that this process owns."""
+    """The partitions that this process owns, and perhaps the relay."""
 
     def __init__(
         self,
@@ -55,17 +55,17 @@ class Claims:
         work: Bell,
         grace: float,
     ) -> None:
-        """``lanes`` is filled and emptied here and read by others; ``grace`` is in seconds.
+        """``lanes`` is filled and emptied here and read elsewhere; ``grace`` is in seconds.
 
-        ``reads`` says by its name whether a stream is read, ``consumer`` makes what takes the
-        records of a lane.
+        ``reads`` returns whether a stream is read, by its name; ``consumer`` returns the consumer
+        of a lane's records.
         """
         self.lanes = lanes
         self.relay: Relay | None = None
         self.swept = ambient.monotonic()
-        """On the monotonic clock, when the last round ended."""
+        """The end of the last sweep, on the monotonic clock."""
         self.adrift: dict[Place, float] = {}
-        """Partitions that the last round found unread, and since when on the monotonic clock."""
+        """Partitions that the last sweep found unread, each with the time since then."""
         self._owner = owner
         self._parked = parked
         self._reads = reads
@@ -82,7 +82,7 @@ class Claims:
         self._readings: dict[Place, Reading] = {}
 
     def start(self) -> None:
-        """Begin to sweep."""
+        """Start sweeping."""
         self._loop.start()
 
     def ring(self) -> None:
@@ -90,7 +90,7 @@ class Claims:
         self._loop.ring()
 
     async def stop(self) -> None:
-        """Take no more; finish and save every lane, then the relay."""
+        """Claim no more; finish and save every lane, then the relay."""
         await self._loop.cancel()
         for reading in list(self._readings.values()):
             await reading.stop()
@@ -110,9 +110,9 @@ class Claims:
         return SWEEP
 
     async def sweep(self) -> None:
-        """One round: drop what was lost, save what moved, give up the surplus, take the rest.
+        """Drop lost claims, save positions, release the surplus and claim unowned partitions.
 
-        The relay is not part of the share: whoever finds it free takes it.
+        The relay is not part of the share: the first process that finds it free claims it.
         """
         wanted = await self._wanted()
         await self._store.bury()
@@ -128,7 +128,7 @@ class Claims:
         if len(self.lanes) > share and _someone_lacks(wanted, cursors, alive):
             for place in sorted(self.lanes, key=_by_partition)[share:]:
                 await self._release(place)
-        # What is claimed in our own name and not held was lost on its way: it is claimed again.
+        # A claim in our own name without a lane is one whose answer was lost: claim it again.
         taken_by_others = {
             place for place, row in cursors.items() if row["owner"] in {*alive} - {self._owner}
         }
@@ -148,7 +148,7 @@ class Claims:
         except BrokerError as error:
             self._reports.trouble(
                 "claims", error
-            )  # what was known still holds; the outbox needs no broker
+            )  # the known streams are still valid; the outbox needs no broker
         return sorted(
             [
                 (stream, partition)
@@ -178,7 +178,7 @@ class Claims:
                 self._drop(place)
 
     def _drop(self, place: Place) -> None:
-        """End what reads a partition, or the relay, and forget it."""
+        """End the reading of a partition, or the relay, and forget its claim."""
         if place == _RELAY:
             if self.relay is not None:
                 self.relay.kill()
@@ -276,7 +276,7 @@ class Claims:
 
 
 def _share(units: int, alive: list[str], owner: str) -> int:
-    """How many of so many units are this owner's: as equal as whole numbers allow."""
+    """Return this owner's share of the units: as equal as whole numbers allow."""
     if owner not in alive:
         return units
     return units // len(alive) + (alive.index(owner) < units % len(alive))

@@ -1,4 +1,4 @@
-"""The two ways to commit to a service's store: a handler's unit of work, and changes of Oyez's."""
+"""The two kinds of commits to a service's store: units of work, and Oyez's own changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oyez.transaction import Announcer, UnitOfWork
 
 
 class Commits:
-    """Begins transactions on one service's store."""
+    """The transactions of one service's store."""
 
     def __init__(
         self,
@@ -26,12 +26,12 @@ class Commits:
         self._ambient = ambient
 
     def unit(self, claim: Claim | None) -> UnitOfWork:
-        """A unit of work that commits only while ``claim`` holds."""
+        """Return a unit of work that commits only while ``claim`` is valid."""
         unit = UnitOfWork(self.store, self._announcer, self._committed)
         unit.changes.claim = claim
         return unit
 
     async def save(self, changes: Changes) -> None:
-        """Commit changes that no handler made. Raises what `StoreTransaction.commit` raises."""
+        """Commit changes of Oyez's own. Raises what `StoreTransaction.commit` raises."""
         changes.time = self._ambient.now()
         await self.store.begin().commit(changes)

@@ -1,8 +1,8 @@
 """Dead letters of one service: list, show, redrive, discard.
 
-A dead letter of the outbox is an event that the broker refused. Its row stays in the outbox, and
-the later events of its key wait behind it: redriving publishes it in its old place, discarding
-deletes it, and both let the others go on.
+A dead letter of the outbox is an event that the broker refused. Its row remains in the outbox, and
+the later events of its key wait for it. A redrive publishes it before them, a discard deletes it;
+both release them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from oyez.ports import Changes, Row, Store, StoreTransaction, Writes
 from oyez.tables import Letter
 
 INBOX_RETENTION = 7 * 86_400.0
-"""Seconds for which handled events are remembered, and so how old a safe redrive may be."""
+"""Seconds for which inbox entries are kept, which is the age limit of a safe redrive."""
 
 
 async def list_dead(
     store: Store, *, every: bool = False, after: int = 0, limit: int = 100
 ) -> list[Row]:
-    """Dead letters by id, without payloads; ``every`` includes redriven and discarded ones."""
+    """Return dead letters by id, without payloads; with ``every``, also settled ones."""
     sql = tables.ALL_LETTERS if every else tables.DEAD_LETTERS
     return await store.fetch(sql, {"after": after, "limit": limit})
 
 
 async def show_dead(store: Store, letter: int) -> Row | None:
-    """One dead letter whole: headers and history decoded, ``data`` as the original bytes."""
+    """Return a whole dead letter: headers and history decoded, ``data`` as the original bytes."""
     rows = await store.fetch(tables.LETTER, {"id": letter})
     if not rows:
         return None
@@ -49,14 +49,14 @@ async def redrive(
     data: bytes | None = None,
     old: bool = False,
 ) -> None:
-    """Give a dead letter to its handler again, at once and with fresh attempts.
+    """Redrive a dead letter: pass it to its handler again, at once and with fresh attempts.
 
-    The move is one transaction with the mark in ``oyez_dead``, so it can neither be lost nor run
-    twice. ``data`` replaces the payload and ``handler`` the handler (one that was renamed, say; an
-    event that could not be read names none at all), which is recorded. One that the broker refused
-    is published again, before the later events of its key. Raises NotRedriven for one
-    that is gone, done, or older than the inbox remembers (unless ``old``), since a duplicate could
-    no longer be recognised.
+    The move is one transaction with the mark in ``oyez_dead``, so it can be neither lost nor
+    repeated. ``data`` replaces the payload, and ``handler`` the handler (after a rename, or for an
+    event that could not be decoded, which has none); both are recorded. An event that the broker
+    refused is published again, before the later events of its key. Raises NotRedriven for a letter
+    that does not exist, is settled, or is older than the inbox (unless ``old``), since a duplicate
+    could no longer be detected.
     """
     row = await show_dead(store, letter)
     now = ambient.now()
@@ -68,7 +68,7 @@ async def redrive(
         days = INBOX_RETENTION / 86_400
         raise NotRedriven(
             f"dead letter {letter} is older than {days:.0f} days, for which duplicates are "
-            "recognised: if the event can't come again otherwise, say --old"
+            "recognised: if the event can't arrive in another way, use --old"
         )
     if row["handler"] == tables.OUTBOX:
         await _announce_again(store, row, handler, data, now)
@@ -77,9 +77,9 @@ async def redrive(
 
 
 async def discard(store: Store, letter: int, why: str) -> None:
-    """Mark a dead letter as settled by hand. Raises NotRedriven when it is gone or done."""
+    """Mark a dead letter as discarded. Raises NotRedriven when it is missing or settled."""
     if not why:
-        raise InvalidEvent("why", "say why it may be discarded")
+        raise InvalidEvent("why", "state why it may be discarded")
     row = await show_dead(store, letter)
     begun = store.begin()
     try:
@@ -156,7 +156,7 @@ async def _mark(begun: StoreTransaction, letter: int, state: Letter, note: str) 
 
 
 def _let_go(row: Row) -> Writes:
-    """Free what waited in the outbox behind the event; nothing does when it has no key."""
+    """Return the writes that release the events that waited for this one: none without a key."""
     if row["key"] is None:
         return []
     return [(tables.UNHOLD, [{"stream": row["stream"], "key": row["key"]}])]

@@ -1,7 +1,7 @@
-"""One attempt of one handler at one event, to its outcome: Done, RetryAt or Dead, committed.
+"""One attempt of one handler at one event, with its outcome committed: Done, RetryAt or Dead.
 
-The event may come from a lane, where it is handled for the first time, or be parked: what is
-written differs, since a parked event has a row already, and nothing else does.
+The event comes from a lane for its first attempt, or is parked. The difference is in the commit
+alone, since a parked event has a row already.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from oyez.signals import EventDead, EventRetried, Signal
 from oyez.transaction import Origin, UnitOfWork
 
 DIED = "the process died during this attempt"
-"""In an event's history, the attempt that no outcome was recorded of."""
+"""The entry in an event's history of an attempt without a recorded outcome."""
 
 
 class Execution:
-    """Makes attempts, and records what becomes of them."""
+    """The execution of attempts, with their outcomes recorded."""
 
     def __init__(self, calls: Calls, commits: Commits, ambient: Ambient, reports: Reports) -> None:
         self.calls = calls
@@ -56,11 +56,11 @@ class Execution:
         position: Position | None = None,
         begun: bool = False,
     ) -> Outcome:
-        """Call the handler and commit its effects, or what becomes of the event after its error.
+        """Call the handler and commit its effects or, after an error, the event's retry or death.
 
-        ``event`` has a ``seq`` if it is parked already. ``envelope`` spares reading it again;
-        ``position`` moves the lane with the commit; ``begun``: `begin` was called. Raises Fenced,
-        Superseded and StoreUnavailable, and nothing is changed then.
+        ``event`` has a ``seq`` if it is parked already. ``envelope`` is its envelope if decoded
+        already; ``position`` is the lane's new position in the same commit; ``begun``: `begin` was
+        called. Raises Fenced, Superseded and StoreUnavailable, each with nothing changed.
         """
         unit = self._commits.unit(lane.claim)
         calls: list[Call] | None = [] if self._reports.calls else None
@@ -70,7 +70,7 @@ class Execution:
             await lane.commit(unit, position)
         except (Fenced, Superseded, StoreUnavailable):
             raise
-        except Exception as caught:  # noqa: BLE001 - whatever a handler raises
+        except Exception as caught:  # noqa: BLE001 - a handler may raise anything
             error = caught
         else:
             if event.seq:
@@ -106,9 +106,9 @@ class Execution:
         position: Position | None = None,
         kind: str = "",
     ) -> None:
-        """Park an event that is to be retried, or make a dead letter of it, and commit.
+        """Park an event for its retry or make it a dead letter, and commit.
 
-        ``kind`` is its type, if it is known better than by the record's headers.
+        ``kind`` is its type, if known better than from the record's headers.
         """
         kind = kind or event.headers.get("type", "")
         now = self._ambient.now()
@@ -165,7 +165,7 @@ class Execution:
         self._reports.emit(signal)
 
     async def begin(self, event: Parked, lane: Lane, *, alone: bool) -> None:
-        """Record that an attempt begins which may end the process, and whether it runs alone."""
+        """Record the start of an attempt that may kill the process, and whether it runs alone."""
         started = {
             "attempt": event.attempt + 1,
             "at": self._ambient.now(),
@@ -183,7 +183,7 @@ class Execution:
         envelope: Envelope | None,
         calls: list[Call] | None,
     ) -> None:
-        """Call the handler; what is told of the call goes to ``calls``, if anyone listens."""
+        """Call the handler; the call is added to ``calls`` if there are listeners."""
         if envelope is None:
             envelope = open_record(event.headers, event.data)
         value: Any = decode_for(handler, envelope)
@@ -220,7 +220,7 @@ class Execution:
 async def park(
     lane: Lane, events: list[Parked], changes: Changes, position: Position | None
 ) -> None:
-    """Park events that have no row yet, with what else the commit holds."""
+    """Park events that have no row yet, in one commit with other changes."""
     for event in events:
         lane.chains.add(event.chain)
     changes.parked.extend(events)
@@ -233,12 +233,12 @@ async def park(
 
 
 def deaths(event: Parked) -> int:
-    """How often the process died while it attempted this event and no other."""
+    """Return how often the process died while it attempted this event and no other."""
     return sum(bool(entry.get("alone")) for entry in _died(event.history))
 
 
 def is_suspect(event: Parked) -> bool:
-    """Whether the process has died during an attempt at this event."""
+    """Return whether the process has died during an attempt at this event."""
     return bool(_died(event.history))
 
 
@@ -247,7 +247,7 @@ def _died(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def decode_for(handler: Handler, envelope: Envelope) -> object:
-    """The event as the class that the handler subscribes with. Raises InvalidEvent."""
+    """Return the event as the class that the handler subscribes with. Raises InvalidEvent."""
     kinds = handler.events
     kind = kinds[0] if len(kinds) == 1 else _kind_for(handler, envelope.type)
     return decode(kind, envelope.data, envelope.dataschema)

@@ -8,7 +8,7 @@ from oyez.handler import Call, Handler
 
 
 class Handlers:
-    """Finds a service's handlers by name and by what they react to."""
+    """The handlers of a service, by name and by stream."""
 
     def __init__(self, system: str, handlers: Iterable[Handler]) -> None:
         self._system = system
@@ -25,15 +25,15 @@ class Handlers:
         return self._handlers[name]
 
     def bind(self, provided: Mapping[type, object]) -> None:
-        """Put what the service provides into the calls. Raises DeclarationError."""
+        """Bind the values that the service provides. Raises DeclarationError."""
         self._calls = {name: handler.bind(provided) for name, handler in self._handlers.items()}
 
     def call(self, handler: Handler) -> Call:
-        """The handler with its provided parameters in place."""
+        """Return the call of a handler, with its provided parameters bound."""
         return self._calls[handler.name]
 
     def of(self, stream: str) -> dict[str, list[Handler]]:
-        """The handlers that read the stream, by the type of event that they want."""
+        """Return the handlers that read the stream, by event type."""
         table: dict[str, list[Handler]] = {}
         for handler in self:
             if handler.reads(stream, self._system):
@@ -42,5 +42,5 @@ class Handlers:
         return table
 
     def read(self, stream: str) -> bool:
-        """Whether any handler reads the stream."""
+        """Return whether any handler reads the stream."""
         return any(handler.reads(stream, self._system) for handler in self)

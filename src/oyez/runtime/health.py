@@ -1,9 +1,9 @@
-"""Whether a service process is alive and ready, and how far behind it is.
+"""The liveness, the readiness and the lag of a service process.
 
-A partition that has something to handle and makes no progress, or that nobody reads, is told within
-30 s: in readiness, in a signal (and so in log and metrics). So is an outbox that stands still. A
-broker that is out of reach fails readiness alone; liveness
-fails only when the process itself is stuck, so that a broken broker starts no storm of restarts.
+Within 30 s, a partition that has events to handle and makes no progress, or that no replica reads,
+fails readiness and is reported by a signal, and so in log and metrics. An outbox without progress
+fails readiness too. A broker that is out of reach fails readiness alone; liveness fails only when
+the process itself is stuck, so that an outage of the broker does not cause restarts.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from oyez.runtime.reports import Reports
 from oyez.signals import LagMeasured, Resumed, Stalled
 
 LOOK = 5.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 STALL = 20.0
-"""Seconds without progress, with something to handle, after which a partition counts as stalled."""
+"""Seconds without progress, with events to handle, after which a partition is stalled."""
 STUCK = 120.0
-"""Seconds after which a stalled partition, with broker and store in reach, fails liveness."""
+"""Seconds after which a stalled partition fails liveness, with broker and store in reach."""
 
 
 class Health:
-    """Looks at the process's lanes, parked events and relay."""
+    """The health of the process's lanes, parked events and relay."""
 
     def __init__(
         self,
@@ -61,24 +61,24 @@ class Health:
         self._loop = Loop("health", self._step, ambient, reports.trouble)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start checking."""
         self._loop.start()
 
     def stop(self) -> None:
-        """Look no more. Safe when never started and when called twice."""
+        """Stop checking. Safe when never started and when called twice."""
         self._loop.kill()
 
     @property
     def stalled(self) -> list[Place]:
-        """Partitions that have something to handle and make no progress, or that nobody reads."""
+        """Return partitions with events to handle that make no progress, or have no reader."""
         return sorted(self._stalled)
 
     def lag(self) -> dict[Place, int | None]:
-        """Records behind the end, per owned partition; None where the broker did not say."""
+        """Return the lag of each owned partition; None where the broker did not report it."""
         return {place: self._lag.get(place) for place in sorted(self._claims.lanes)}
 
     def readiness(self) -> list[str]:
-        """Why the process is not ready; empty when it is."""
+        """Return why the process is not ready; empty when it is."""
         reasons = []
         if self._broker_error:
             reasons.append(f"broker: {self._broker_error}")
@@ -97,7 +97,7 @@ class Health:
             reasons.append(f"{place[0]}[{place[1]}] {what} for {now - since:.0f} s: {remedy}")
         if now - self._claims.swept > STALL:
             reasons.append(
-                f"claims have not been looked at for {now - self._claims.swept:.0f} s: see the log"
+                f"claims have not been swept for {now - self._claims.swept:.0f} s: see the log"
             )
         if self._overdue > STALL:
             reasons.append(f"parked events have been overdue for {self._overdue:.0f} s")
@@ -106,22 +106,22 @@ class Health:
             reasons.append(f"outbox not published for {now - relay.failing_since:.0f} s")
         elif self._head >= 0 and now - self._head_since > STALL:
             reasons.append(
-                f"the outbox has stood still for {now - self._head_since:.0f} s: see the log for "
-                "an error of the relay"
+                f"the outbox has made no progress for {now - self._head_since:.0f} s: see the log "
+                "for an error of the relay"
             )
         return reasons
 
     def warnings(self) -> list[str]:
-        """What needs a person, though the process is ready."""
+        """Return what an operator should handle although the process is ready."""
         if not self._refused:
             return []
         return [
             f"events of the outbox that the broker refused: {self._refused}; later events of their "
-            f"keys wait behind them: see oyez dead list {self._reports.service}"
+            f"keys wait for them: see oyez dead list {self._reports.service}"
         ]
 
     def liveness(self) -> list[str]:
-        """Why the process should be restarted; empty when it should not."""
+        """Return why the process should be restarted; empty when it should not."""
         if self._broker_error or self._store_error or self._parked.running:
             return []
         now = self._ambient.monotonic()
@@ -132,7 +132,7 @@ class Health:
         ]
 
     def report(self) -> dict[str, Any]:
-        """Readiness, stalls and lag as one JSON-ready value."""
+        """Return readiness, stalls and lag as one value for JSON."""
         return {
             "ready": not self.readiness(),
             "reasons": self.readiness(),
@@ -141,7 +141,7 @@ class Health:
         }
 
     async def look(self) -> None:
-        """One round."""
+        """Check everything once."""
         await self._look_at_broker()
         self._look_at_claims()
         now = self._ambient.now()

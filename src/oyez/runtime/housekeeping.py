@@ -1,4 +1,4 @@
-"""Deletes what a service's store need not hold any more."""
+"""Deletes expired rows of a service's store."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
 
 DEAD_RETENTION = 90 * 86_400.0
-"""Seconds for which dead letters that were redriven or discarded are kept."""
+"""Seconds for which redriven and discarded dead letters are kept."""
 ROUND = 60.0
 """Seconds between two rounds."""
 
 
 class Housekeeping:
-    """Deletes old rows of the inbox, and old dead letters that are settled."""
+    """The retention of inbox rows and of settled dead letters."""
 
     def __init__(self, store: Store, ambient: Ambient, reports: Reports) -> None:
         self._store = store
@@ -24,22 +24,22 @@ class Housekeeping:
         self._loop = Loop("housekeeping", self._step, ambient, reports.trouble, after=ROUND)
 
     def start(self) -> None:
-        """Begin, a round from now."""
+        """Start, with the first round after the usual pause."""
         self._loop.start()
 
     def stop(self) -> None:
-        """Begin no further round. Safe when never started and when called twice."""
+        """Start no further round. Safe when never started and when called twice."""
         self._loop.kill()
 
     async def keep(self) -> None:
-        """Delete what is old by now."""
+        """Delete the rows that have expired."""
         now = self._ambient.now()
         for sql, age in (
             (tables.DELETE_HANDLED, INBOX_RETENTION),
             (tables.DELETE_SETTLED_LETTERS, DEAD_RETENTION),
         ):
             while await self._delete(sql, now - age):
-                await self._ambient.sleep(0)  # let others write between two rounds
+                await self._ambient.sleep(0)  # other transactions may write between two rounds
 
     async def _step(self) -> float:
         await self.keep()

@@ -1,7 +1,7 @@
 """The service's HTTP side: its own ASGI app, with the request's origin around each call.
 
-A request that fails because the store is out of reach is answered with 503: nothing is wrong with
-it, and it may be sent again.
+A request that fails because the store is out of reach is answered with 503: it is valid, and may be
+sent again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
 def with_origin(app: App) -> App:
-    """The app, such that what a request announces carries the request's trace and correlation.
+    """Wrap the app so that events of a request carry the request's trace and correlation.
 
-    The correlation id is the request's ``x-request-id``, which the gateway makes.
+    The correlation id is the request's ``x-request-id``, which the gateway sets.
     """
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,12 +46,12 @@ def with_origin(app: App) -> App:
 
 
 async def _answer(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    """Have the app answer; with 503 if its own answer would be 500 for want of the store."""
+    """Let the app respond; replace a 500 by 503 when the store is out of reach."""
     held: list[Any] = []
     begun = False
 
     async def hold(message: Any) -> None:
-        # A framework answers an error with 500 first, and only then lets the error through.
+        # A framework first responds with 500, and only then re-raises the error.
         nonlocal begun
         if held or (message["type"] == "http.response.start" and message["status"] == 500):
             held.append(message)

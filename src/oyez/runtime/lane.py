@@ -1,7 +1,7 @@
-"""A lane is one partition in the hands of this process: its claim, its position, what is parked.
+"""A lane is a partition owned by this process: its claim, its position, its parked events.
 
-`oyez.runtime.reading` moves it on through the stream, `oyez.runtime.batches` handles what has
-arrived, and `oyez.runtime.parked` runs what was parked, beside both.
+`oyez.runtime.reading` reads its records, `oyez.runtime.batches` handles them, and
+`oyez.runtime.parked` runs the parked events concurrently.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from oyez.transaction import UnitOfWork
 
 
 class Chains:
-    """Counts the parked events of one partition, all of them and those of each chain.
+    """The number of parked events of one partition, in total and for each chain.
 
-    A chain, mostly an event's key, runs in order: while one of its events is parked, later ones
-    are parked behind it.
+    The events of a chain, mostly a key, run in order: while one of them is parked, later ones are
+    parked after it.
     """
 
     def __init__(self, parked: Mapping[str | None, int], ambient: Ambient) -> None:
-        """``parked``: the number of parked events of each chain; None counts those without one."""
+        """``parked``: the number of parked events of each chain, and of None for no chain."""
         self.total = sum(parked.values())
         self.freed = ambient.monotonic()
-        """On the monotonic clock, when an event was last settled."""
+        """The time of the last settled event, on the monotonic clock."""
         self._blocked = {chain: count for chain, count in parked.items() if chain is not None}
         self._room = Bell(ambient)
         self._ambient = ambient
@@ -40,8 +40,8 @@ class Chains:
     def add(self, chain: str | None) -> None:
         """Count an event that is about to be parked.
 
-        Call it before the commit: no later event of the chain may slip past. One that is counted a
-        moment too long is only slower.
+        Call it before the commit, so that no later event of the chain overtakes it. Counting it a
+        moment too long only delays the chain.
         """
         self.total += 1
         if chain is not None:
@@ -61,12 +61,12 @@ class Chains:
             self._blocked.pop(chain, None)
 
     async def wait(self, seconds: float) -> None:
-        """Return when an event is settled, or after so many seconds."""
+        """Wait until an event is settled, at most that many seconds."""
         await self._room.wait(seconds)
 
 
 class Lane:
-    """The state of one partition that this process owns."""
+    """The state of a partition that this process owns."""
 
     def __init__(
         self,
@@ -88,20 +88,20 @@ class Lane:
         """
         self.claim = claim
         self.position = position
-        """Up to which the records have passed, though perhaps not in the store yet."""
+        """The position of the last record that was passed, perhaps not stored yet."""
         self.chains = chains
         self.suspects = suspects or careful
-        """Parked events record that an attempt begins, since it may end the process."""
+        """Whether each attempt at a parked event is recorded first: it may kill the process."""
         self.careful = careful
-        """The next batch is parked unseen, since it may end the process."""
+        """Whether the next batch is parked without being handled, since it may kill the process."""
         self.idle = False
         """Whether it waits for records."""
         self.fenced = False
         """Whether another process owns the partition now."""
         self.leaving = False
-        """Whether the partition is about to be given up."""
+        """Whether the partition is about to be released."""
         self.saved_at = self._moved = ambient.monotonic()
-        """On the monotonic clock, when the position was last stored."""
+        """The time at which the position was last stored, on the monotonic clock."""
         self._broker = broker
         self._commits = commits
         self._ambient = ambient
@@ -111,25 +111,25 @@ class Lane:
 
     @property
     def name(self) -> str:
-        """The stream and partition, for people."""
+        """The stream and partition, for messages."""
         return f"{self.claim.stream}[{self.claim.partition}]"
 
     @property
     def moved(self) -> float:
-        """On the monotonic clock, when it last made progress."""
+        """The time of its last progress, on the monotonic clock."""
         return max(self._moved, self.chains.freed)
 
     @property
     def takes_no_more(self) -> bool:
-        """Whether it is lost, or about to be given up."""
+        """Whether it is fenced, or about to be released."""
         return self.fenced or self.leaving
 
     def progress(self) -> None:
-        """Record that it made progress now."""
+        """Record progress."""
         self._moved = self._ambient.monotonic()
 
     def restart(self) -> None:
-        """Begin anew in a stream that was deleted and made again."""
+        """Restart at the beginning of a stream that was deleted and created again."""
         self.position = self._saved = BEGINNING
 
     def lose(self) -> None:
@@ -146,7 +146,7 @@ class Lane:
         )
 
     async def commit(self, work: UnitOfWork | Changes, position: Position | None) -> None:
-        """Commit a unit of work or changes together with the position, which None leaves.
+        """Commit a unit of work or changes together with the position; None keeps the old one.
 
         Raises what `StoreTransaction.commit` raises.
         """
@@ -164,12 +164,12 @@ class Lane:
             self._work.ring()
 
     async def advance(self, position: Position | None) -> None:
-        """Commit that all up to ``position`` has passed; None and what is committed are ignored."""
+        """Commit the position, unless it is None or committed already."""
         if position is not None and position > self._saved:
             await self.commit(Changes(claim=self.claim), position)
 
     async def save(self) -> None:
-        """Store a position that moved without a commit of its own. Errors are reported."""
+        """Store a position that moved without a commit. Errors are reported."""
         if self.position == self._saved or self.fenced:
             return
         try:

@@ -1,4 +1,4 @@
-"""One supervised loop, which every part of a process runs on, and the bell that wakes it."""
+"""The supervised loop of every part of a process, and the bell that wakes it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Awaitable, Callable
 from oyez.ambient import Ambient, backoff
 
 Step = Callable[[], Awaitable[float | None]]
-"""One round of work: seconds until the next one, or None for at once."""
+"""One round of work; returns the seconds until the next one, or None for at once."""
 
 
 class Bell:
-    """Wakes one waiter; rung while nobody waits, it is remembered."""
+    """A bell that wakes one waiter; a ring without a waiter is kept for the next."""
 
     def __init__(self, ambient: Ambient) -> None:
         self._ambient = ambient
         self._event = asyncio.Event()
 
     def ring(self) -> None:
-        """Wake the waiter, now or when it comes."""
+        """Wake the waiter, or the next one."""
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
-        """Return when rung, or after so many seconds."""
+        """Wait for a ring, at most that many seconds."""
         with contextlib.suppress(TimeoutError):
             async with self._ambient.timeout(seconds):
                 await self._event.wait()
@@ -32,10 +32,10 @@ class Bell:
 
 
 class Loop:
-    """Repeats a step until it is stopped, whatever the step raises.
+    """A loop that repeats a step until it is stopped, whatever the step raises.
 
-    An error is reported, and the wait before the next step grows with each further one. Ringing
-    the bell ends the wait between two steps, not the one after an error.
+    Errors are reported, and the pause grows with each consecutive one. Ringing the bell ends the
+    pause between two steps, but not a pause after an error.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Loop:
     ) -> None:
         """``after``: seconds before the first step. ``report`` is called with name and error."""
         self.idle = False
-        """Whether nothing is lost by cancelling now; a step that waits may set it."""
+        """Whether cancelling loses no work; set by a step while it waits."""
         self.failing_since: float | None = None
-        """On the monotonic clock, when the step began to fail; None while it works."""
+        """The time of the first of the consecutive errors, on the monotonic clock; None without."""
         self.ending = False
         """Whether no further step will begin."""
         self._name = name
@@ -64,7 +64,7 @@ class Loop:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to repeat the step."""
+        """Start to repeat the step."""
         self._task = asyncio.create_task(self._run(), name=self._name)
 
     def ring(self) -> None:
@@ -76,13 +76,13 @@ class Loop:
         self.ending = True
 
     def kill(self) -> None:
-        """Cancel the step in hand and end. Safe when never started and when called twice."""
+        """Cancel the current step and end. Safe when never started and when called twice."""
         self.ending = True
         if self._task is not None:
             self._task.cancel()
 
     async def stop(self) -> None:
-        """Finish the step in hand and end. Safe when never started and when called twice."""
+        """Finish the current step and end. Safe when never started and when called twice."""
         self.ending = True
         if self._task is None:
             return
@@ -91,7 +91,7 @@ class Loop:
         await asyncio.wait([self._task])
 
     async def cancel(self) -> None:
-        """Cancel the step in hand, and return when it has ended."""
+        """Cancel the current step and wait until it has ended."""
         self.kill()
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -103,7 +103,7 @@ class Loop:
         while not self.ending:
             try:
                 wait = await self._step()
-            except Exception as error:  # noqa: BLE001 - a part outlives every error, and reports it
+            except Exception as error:  # noqa: BLE001 - a part survives every error and reports it
                 self.idle = True
                 self._report(self._name, error)
                 if self.failing_since is None:

@@ -9,7 +9,7 @@ from oyez.service import Service
 
 
 def read_migrations(service: Service, root: Path) -> list[tuple[str, str]]:
-    """The service's migrations in order: (file name, SQL).
+    """Return the service's migrations in order: (file name, SQL).
 
     Raises ConfigurationError for a folder that is missing or a file whose name has no number.
     """

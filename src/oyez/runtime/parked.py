@@ -1,7 +1,7 @@
-"""Runs parked events when they come due: retries, and handlers without a transaction.
+"""Runs parked events when they are due: retries, and handlers without a transaction.
 
-Beside the lanes, concurrently across keys and in order within one: the store offers only the first
-event of each chain, and the commit that ends one frees the next.
+They run beside the lanes, concurrently across keys and in order within a key: the store returns
+only the first event of each chain, and the commit that settles it releases the next.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from oyez.runtime.reports import Reports
 from oyez.runtime.retry import Dead, longest
 
 POLL = 1.0
-"""Seconds between two looks at the store when nothing rings."""
+"""Seconds between two queries of the store unless the bell rings."""
 DEATHS = 3
-"""An event is dead when the process died so often during its attempt and no other's."""
+"""The number of deaths of the process during attempts at one event alone that make it dead."""
 PAUSE = 1.0
-"""Seconds after which an event that the store could not settle comes due again."""
+"""Seconds after which an event that the store could not settle is due again."""
 
 
 class ParkedEvents:
@@ -44,7 +44,7 @@ class ParkedEvents:
         reports: Reports,
         work: Bell,
     ) -> None:
-        """``work`` is rung when an event may have come due."""
+        """``work`` is rung when an event may be due."""
         self._owner = owner
         self._handlers = handlers
         self._execution = execution
@@ -57,21 +57,21 @@ class ParkedEvents:
         self._running: dict[int, tuple[Parked, asyncio.Task[None]]] = {}
         self._ended: set[int] = set()
         self._suspects: dict[int, bool] = {}
-        """Which of those that run may be what kills the process, and whether it runs alone."""
+        """The running events that may kill the process, each with whether it runs alone."""
         self._refused = self._waiting = False
-        """Whether one that must run alone could not, in this look and in the one before."""
+        """Whether one that must run alone could not, in this query and in the previous one."""
 
     def start(self) -> None:
-        """Begin to look for due events."""
+        """Start to query for due events."""
         self._loop.start()
 
     async def stop(self, grace: float) -> None:
-        """Start no more; give those that run ``grace`` seconds, then cancel them."""
+        """Start no more events; cancel the running ones after ``grace`` seconds."""
         await self._loop.cancel()
         await self._end([task for _, task in self._running.values()], grace)
 
     async def drain(self, stream: str, partition: int, grace: float) -> None:
-        """Wait ``grace`` seconds for the running events of a partition that is read no more."""
+        """Wait at most ``grace`` seconds for the running events of a partition no longer read."""
         mine = [
             task
             for parked, task in self._running.values()
@@ -81,7 +81,7 @@ class ParkedEvents:
 
     @property
     def running(self) -> int:
-        """How many run at this moment."""
+        """The number of running events."""
         return len(self._running)
 
     async def _end(self, tasks: list[asyncio.Task[None]], grace: float) -> None:
@@ -96,13 +96,13 @@ class ParkedEvents:
             await asyncio.wait(tasks)
 
     async def _look(self) -> float:
-        """Start what is due; return the seconds until the next look."""
+        """Start due events; return the seconds until the next query."""
         now = self._ambient.now()
         wait = POLL
         quiet = set(self._lanes)
         self._waiting, self._refused = self._refused, False
         for handler in self._handlers:
-            # A row that ends while the store is being asked may still be in its answer.
+            # An event that is settled during the query may still be in its result.
             self._ended.clear()
             busy = sum(parked.handler == handler.name for parked, _ in self._running.values())
             if busy < handler.concurrency:
@@ -125,7 +125,7 @@ class ParkedEvents:
         return max(wait, 0.0)
 
     async def _until(self, handler: Handler, due: float, now: float) -> float:
-        """Seconds until the next retry; none for what only a clock that was set back holds up."""
+        """Return the seconds until the next retry; 0 for one delayed by a clock that was set back."""
         latest = now + longest(handler.retry)
         if due <= latest:
             return due - now
@@ -134,7 +134,7 @@ class ParkedEvents:
         return 0.0
 
     async def _bury_orphans(self, now: float) -> None:
-        """Dead-letter what waits for a handler that is gone, so that it blocks no key."""
+        """Make dead letters of events whose handler no longer exists, so that they block no key."""
         for row in await self._store.fetch(tables.PARKED_HANDLERS, {}):
             name = row["handler"]
             if name in self._handlers:
@@ -180,16 +180,16 @@ class ParkedEvents:
             lane.fenced = True
         except StoreError as error:
             self._reports.trouble("parked events", error)
-            await self._ambient.sleep(PAUSE)  # its row is as it was: it comes due again
+            await self._ambient.sleep(PAUSE)  # its row is unchanged: it is due again
 
     # -- events that may kill their process -------------------------------------------------------
 
     def _may_run(self, parked: Parked) -> bool:
-        """Whether a suspect may run now: together with others at first, then alone.
+        """Return whether a suspect may run now: at first together with others, then alone.
 
-        The process dies of a killer, but also by an operator's hand or for want of memory, while
-        innocent events run. So deaths count against an event that ran without other suspects, and
-        an event with which the process died once runs so from then on.
+        The process may die of an event, but also of an operator's kill or a lack of memory while
+        harmless events run. So a death counts only against an event that ran without other
+        suspects, and every event during which the process died once runs without them afterwards.
         """
         alone = is_suspect(parked)
         if alone:

@@ -1,4 +1,4 @@
-"""One process of one service: started, kept in order, drained."""
+"""The process of a service: started, supervised, drained."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ LEAVE = 2.0
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How one process runs; times in seconds."""
+    """The settings of a process; times in seconds."""
 
     system: str
     partitions: int = 8
     lease: float = 3.0
-    """A process that dies without a word is replaced after this long."""
+    """The lease: after this time another replica takes over from a process that died."""
     grace: float = 10.0
-    """What is in flight when the process is told to stop gets this long to finish."""
+    """The time that work in flight has to finish when the process stops."""
     root: Path = Path()
-    """What migration folders are relative to."""
+    """The folder that migration folders are relative to."""
     broker: str = ""
-    """The kind of broker, such as ``kafka``: the positions in a store mean nothing on another."""
+    """The kind of broker, such as ``kafka``: positions in a store are valid for that kind alone."""
 
 
 class ServiceProcess:
-    """Brings a service to life on a broker and a store."""
+    """A process that runs a service on a broker and a store."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class ServiceProcess:
         reads: Callable[[str], bool] | None = None,
         consumer: Callable[[Lane], Consumer] | None = None,
     ) -> None:
-        """``provide`` replaces what the service's own providers would make, by type.
+        """``provide`` replaces values of the service's own providers, by type.
 
-        ``threads`` runs plain ``def`` handlers; by default a pool of `THREADS`. ``reads`` says by
-        its name whether a stream is read, and ``consumer`` makes what takes the records of a lane;
-        by default the service's handlers do both.
+        ``threads`` runs plain ``def`` handlers; by default a pool of `THREADS`. ``reads`` returns
+        whether a stream is read, by its name, and ``consumer`` the consumer of a lane's records;
+        by default both are the service's handlers.
         """
         self.service = service
         self.settings = settings
@@ -92,7 +92,7 @@ class ServiceProcess:
         )
         self.handlers = Handlers(settings.system, service.handlers)
         self.reads = reads or self.handlers.read
-        """Whether a stream is read, by its name."""
+        """Returns whether a stream is read, by its name."""
         self.lanes: dict[Place, Lane] = {}
         self._threads = threads or ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"{service.name}-handler"
@@ -142,10 +142,10 @@ class ServiceProcess:
         self._started = False
 
     async def start(self, *, http: str = "", admin: str = "") -> None:
-        """Open broker and store, migrate, and begin to handle.
+        """Open broker and store, migrate, and start handling events.
 
-        ``http`` and ``admin`` are the addresses that listen, for whoever asks. Raises OyezError,
-        and leaves nothing running then.
+        ``http`` and ``admin`` are the addresses that listen, for the signal and the replica's
+        note. When it raises OyezError, nothing is left running.
         """
         try:
             await self.store.open()
@@ -172,14 +172,15 @@ class ServiceProcess:
         )
 
     def stop_soon(self) -> None:
-        """Say that the process is about to drain: it is not ready, and long answers end."""
+        """Announce the drain: the process is no longer ready, and endless HTTP responses end."""
         self.stopping = True
         self.watch.close()
 
     async def drain(self, grace: float | None = None) -> None:
-        """Stop taking, finish what is in flight within ``grace`` seconds, hand over, let go.
+        """Stop reading, finish work in flight within ``grace`` seconds, release all claims, close.
 
-        Without ``grace`` it takes the settings'. Safe when never started and when called twice.
+        ``grace`` is by default that of the settings. Safe when never started and when called
+        twice.
         """
         if not self._started or self.draining:
             return
@@ -202,7 +203,7 @@ class ServiceProcess:
         self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
 
     async def kill(self) -> None:
-        """End as a crash would: nothing is finished, nothing handed over. For tests."""
+        """End as in a crash: nothing is finished, no claim released. For tests."""
         self.draining = True
         self.watch.close()
         self.health.stop()
@@ -217,7 +218,7 @@ class ServiceProcess:
             self.claims.relay.ring()
 
     async def _check_positions(self) -> None:
-        """Refuse a store whose positions are another kind of broker's."""
+        """Refuse a store whose positions belong to another kind of broker."""
         kind = self.settings.broker
         if not kind:
             return
@@ -251,7 +252,7 @@ class ServiceProcess:
         except BrokerError as error:
             if not error.transient:
                 raise
-            self.reports.trouble("broker", error)  # requests are answered and buffered meanwhile
+            self.reports.trouble("broker", error)  # HTTP works; events wait in the outbox
 
     async def _create_stream(self) -> None:
         try:
@@ -259,7 +260,7 @@ class ServiceProcess:
         except BrokerError as error:
             if not error.transient:
                 raise
-            self.reports.trouble("streams", error)  # the first publish makes it
+            self.reports.trouble("streams", error)  # the first publish creates it
 
     async def _make_resources(self) -> None:
         made: dict[type, object] = {Service: self.service, **self._provide}
@@ -271,8 +272,8 @@ class ServiceProcess:
 
     async def _let_go(self) -> None:
         await self._resources.aclose()
-        # Each may wait for a server, or for a file that another process has locked. The lease runs
-        # out by itself.
+        # Each may wait for a server, or for a file that another process has locked. The lease expires
+        # by itself.
         for part, work in (
             ("leaving", self.store.leave(self.owner)),
             ("broker", self.broker.close()),

@@ -1,4 +1,4 @@
-"""Reads one partition from its lane's position on, and hands on what has arrived."""
+"""Reads one partition from its lane's position, and passes the records to a consumer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from oyez.signals import BatchHandled, EventsMissed
 
 
 class Consumer(Protocol):
-    """Takes the records of one partition."""
+    """The consumer of the records of one partition."""
 
     async def take(self, batch: Batch) -> int:
-        """Deal with a batch and move the lane's position; return how many records concerned it.
+        """Handle a batch and move the lane's position; return the number of relevant records.
 
         Raises Fenced when another process owns the partition. After any other error the batch is
         read again.
@@ -27,7 +27,7 @@ class Consumer(Protocol):
 
 
 class Reading:
-    """Reads one partition until it is stopped or another process owns it."""
+    """The reading of one partition, until it is stopped or another process owns it."""
 
     def __init__(
         self, lane: Lane, consumer: Consumer, *, broker: Broker, ambient: Ambient, reports: Reports
@@ -41,11 +41,11 @@ class Reading:
         self._batches: AsyncGenerator[Batch, None] | None = None
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._loop.start()
 
     async def stop(self) -> None:
-        """Finish the batch in hand, store the position and end.
+        """Finish the current batch, store the position and end.
 
         Safe when never started and when called twice.
         """
@@ -56,12 +56,12 @@ class Reading:
             await self.lane.save()
 
     def kill(self) -> None:
-        """End at once; what was not committed is undone."""
+        """End at once; uncommitted work is rolled back."""
         self.lane.leaving = True
         self._loop.kill()
 
     async def _step(self) -> None:
-        """Read one batch and have it taken."""
+        """Read one batch and pass it to the consumer."""
         claim, lane = self.lane.claim, self.lane
         if self._batches is None:
             self._batches = cast(
@@ -107,8 +107,8 @@ class Reading:
             self._reports.trouble(
                 lane.name,
                 BrokerRefused(
-                    "the stream was deleted and made anew: what came after position "
-                    f"{lane.position} is lost; the new one is read from its beginning"
+                    "the stream was deleted and created again: records after position "
+                    f"{lane.position} are lost; the new one is read from its beginning"
                 ),
             )
             lane.restart()

@@ -1,12 +1,12 @@
-"""The relay publishes what was committed: outbox rows, in order per key, many a round trip.
+"""The relay publishes the outbox: in order per key, with many rows in a round trip.
 
-One replica of a service runs it at a time (it is claimed like a partition), so what one service
-announces under a key reaches the broker in commit order. A row leaves the outbox only after the
-broker confirmed it; one sent twice, because the relay died in between, keeps its event id.
+One replica of a service runs it at a time (it is claimed like a partition), so the events of a key
+reach the broker in commit order. A row is deleted only after the broker acknowledged it. If the
+relay dies in between, the row is published again with the same event id.
 
-A row that the broker refuses becomes a dead letter, once the broker takes others of its stream:
-otherwise the stream is at fault, not the row, and all wait. The later rows of its key wait behind
-it, in their order, until it is redriven or discarded (see `oyez.runtime.dead`).
+A row that the broker refuses becomes a dead letter if the broker accepts other rows of its stream;
+otherwise the stream is at fault, and all its rows wait. The later rows of its key wait, in order,
+until the dead letter is redriven or discarded (see `oyez.runtime.dead`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from oyez.runtime.reports import Reports
 from oyez.signals import EventDead, EventsPublished
 
 LIMIT = 512
-"""Records sent at once, at most."""
+"""The limit of records in one publish."""
 LIMIT_BYTES = 4 * 1024 * 1024
-"""Bytes of data sent at once, at most (one record may exceed it alone)."""
+"""The limit of bytes of data in one publish (a single record may exceed it)."""
 POLL = 0.5
-"""Seconds between two looks at the outbox when nothing rings."""
+"""Seconds between two queries of the outbox unless the bell rings."""
 
 Chain = tuple[str, str]
-"""Stream and key: what is published in order."""
+"""A stream and key, within which events are published in order."""
 
 
 class Relay:
-    """Publishes one service's outbox."""
+    """The relay of one service's outbox."""
 
     def __init__(
         self,
@@ -54,27 +54,27 @@ class Relay:
         self._reports = reports
         self._loop = Loop("relay", self._step, ambient, reports.trouble)
         self._held: set[Chain] | None = None
-        """What waits behind a refused event; None until the store has been asked."""
+        """The chains that wait for a refused event; None until the store was queried."""
 
     @property
     def failing_since(self) -> float | None:
-        """On the monotonic clock, when publishing began to fail; None while it works."""
+        """The time since which publishing fails, on the monotonic clock; None while it works."""
         return self._loop.failing_since
 
     def start(self) -> None:
-        """Begin to publish."""
+        """Start publishing."""
         self._loop.start()
 
     def ring(self) -> None:
-        """Look at the outbox soon: it may hold something new."""
+        """Query the outbox soon, for new rows."""
         self._loop.ring()
 
     async def stop(self) -> None:
-        """Finish what is being sent and end. Safe when never started and when called twice."""
+        """Finish the current publish and end. Safe when never started and when called twice."""
         await self._loop.stop()
 
     def kill(self) -> None:
-        """End at once; what was not confirmed stays in the outbox."""
+        """End at once; rows without acknowledgement remain in the outbox."""
         self._loop.kill()
 
     async def _step(self) -> float | None:
@@ -90,7 +90,7 @@ class Relay:
         return POLL if due is None else min(POLL, max(due - self._ambient.now(), 0.0))
 
     async def _send(self) -> int:
-        """Publish what is due; return how many outbox rows were dealt with."""
+        """Publish due rows; return the number of rows that were published or refused."""
         if self._held is None or self._held:
             await self._look_at_held()
         rows = _bounded(await self._store.outbox(0, self._ambient.now(), LIMIT))
@@ -111,9 +111,9 @@ class Relay:
         return len(rows)
 
     async def _send_one_by_one(self, rows: list[Announcement], start: float) -> int:
-        """Find out which rows are refused, and make dead letters of those.
+        """Publish rows one by one, and make dead letters of the refused ones.
 
-        Raises BrokerRefused when some are refused and it may be their stream's fault.
+        Raises BrokerRefused when some are refused and their stream may be at fault.
         """
         sent: list[Announcement] = []
         refused: list[tuple[Announcement, BrokerRefused]] = []
@@ -165,7 +165,7 @@ class Relay:
         return len(rows)
 
     async def _look_at_held(self) -> None:
-        """Ask what is held, and free what waits behind nothing any more."""
+        """Query the waiting chains, and release those without a refused event."""
         rows = await self._store.fetch(tables.HELD, {})
         self._held = {
             (row["stream"], row["key"]) for row in rows if row["state"] == tables.Outbox.REFUSED

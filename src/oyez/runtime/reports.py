@@ -1,4 +1,4 @@
-"""What a running service says about itself: signals in its name."""
+"""The signals of one running service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from oyez.signals import HandlerCalled, Signal, Signals, Trouble
 
 
 class Reports:
-    """Sends the signals of one service."""
+    """The sender of one service's signals."""
 
     def __init__(self, service: str, signals: Signals) -> None:
         self.service = service
@@ -16,11 +16,11 @@ class Reports:
 
     @property
     def calls(self) -> bool:
-        """Whether anyone listens to calls of handlers."""
+        """Whether there are listeners to calls of handlers."""
         return self._signals.calls
 
     def emit_call(self, signal: HandlerCalled) -> None:
-        """Send a call to those who listen to calls."""
+        """Send a call to the listeners to calls."""
         self._signals.emit_call(signal)
 
     def emit(self, signal: Signal) -> None:
@@ -28,6 +28,6 @@ class Reports:
         self._signals.emit(signal)
 
     def trouble(self, part: str, error: Exception) -> None:
-        """Report an error after which ``part`` will try again."""
+        """Report an error after which ``part`` will retry."""
         text = str(error) if isinstance(error, OyezError) else describe_traceback(error)
         self.emit(Trouble(service=self.service, part=part, error=text))

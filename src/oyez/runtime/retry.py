@@ -1,4 +1,4 @@
-"""What becomes of an event whose handler failed: a pure function from error to outcome."""
+"""The outcome of a failed attempt: a pure function of error, attempt and policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oyez.errors import OyezError
 from oyez.handler import Retry
 
 MAX_TRACEBACK = 16_384
-"""Characters of a traceback that are kept: its end, where the cause stands."""
+"""Characters of a traceback that are kept: its end, which names the cause."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -19,13 +19,13 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class RetryAt(msgspec.Struct, frozen=True):
-    """Run it again at ``due`` (seconds since 1970)."""
+    """The event is to be retried at ``due`` (seconds since 1970)."""
 
     due: float
 
 
 class Dead(msgspec.Struct, frozen=True):
-    """Give up; ``reason`` is one line."""
+    """The event becomes a dead letter; ``reason`` is one line."""
 
     reason: str
 
@@ -36,7 +36,7 @@ Outcome = Done | RetryAt | Dead
 def outcome(
     error: BaseException, attempt: int, retry: Retry, now: float, chance: float
 ) -> RetryAt | Dead:
-    """Whether attempt number ``attempt``, which raised ``error``, is followed by another, and when.
+    """Return whether and when attempt number ``attempt``, which raised ``error``, is retried.
 
     ``chance`` is a number in [0, 1) that spreads the wait by ``retry.jitter``.
     """
@@ -50,7 +50,7 @@ def outcome(
 
 
 def wait(attempt: int, retry: Retry, chance: float) -> float:
-    """Seconds between attempt ``attempt`` and the next one."""
+    """Return the seconds between attempt ``attempt`` and the next one."""
     try:
         planned = retry.first * retry.factor ** (attempt - 1)
     except OverflowError:
@@ -64,19 +64,19 @@ def longest(retry: Retry) -> float:
 
 
 def describe_error(error: BaseException) -> str:
-    """The error in one bounded line."""
+    """Return the error as one line of limited length."""
     try:
         text = " ".join(str(error).split())[:500]
-    except Exception:  # noqa: BLE001 - an error that can't tell its text is still an error
+    except Exception:  # noqa: BLE001 - an error whose text fails is still an error
         text = "(its text can't be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def describe_traceback(error: BaseException) -> str:
-    """The error's traceback, its last ``MAX_TRACEBACK`` characters."""
+    """Return the last ``MAX_TRACEBACK`` characters of the error's traceback."""
     return "".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:]
 
 
 def remember(attempt: int, error: BaseException, now: float) -> dict[str, Any]:
-    """One entry of an event's attempt history."""
+    """Return an entry for the event's history."""
     return {"attempt": attempt, "at": now, "error": describe_error(error)}

@@ -7,7 +7,7 @@ publishes to ``STREAM.`` and murmur2(key) mod P as Kafka computes it, with Cloud
 the last partition has no stream, so that such a record is refused rather than lost.
 
 Positions are JetStream's sequence numbers. A stream that we make starts at the microseconds since
-1970: what is made anew under an old name has higher positions, so an old one is known as such.
+1970: a stream created again under an old name has higher positions, so old ones are detected.
 
 ::
 

@@ -15,7 +15,7 @@ from oyez.endpoint import Endpoint, mistrust
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 STABLE = 1.0
-"""Seconds after which a link that ends is made anew without a pause."""
+"""Seconds after which a link that ends is created again without a pause."""
 
 
 class Connection:

@@ -158,7 +158,7 @@ class Publisher:
         self._batches = self._info.config.allow_atomic
         if self._info.partitions != partitions:
             raise BrokerUnavailable(
-                f"stream {self._info.stream} was made anew with {self._info.partitions} partitions "
+                f"stream {self._info.stream} was created again with {self._info.partitions} partitions "
                 f"instead of {partitions}"
             )
 
