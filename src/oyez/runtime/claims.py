@@ -288,6 +288,6 @@ def _someone_lacks(wanted: list[Place], cursors: dict[Place, Row], alive: list[s
 
 
 def _by_partition(place: Place) -> tuple[int, str]:
-    """Events of one key have one partition number in all streams, and so mostly one replica."""
+    """Return the order of shares: events of a key have one partition number, so mostly one owner."""
     stream, partition = place
     return partition, stream

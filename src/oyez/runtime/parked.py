@@ -125,7 +125,7 @@ class ParkedEvents:
         return max(wait, 0.0)
 
     async def _until(self, handler: Handler, due: float, now: float) -> float:
-        """Return the seconds until the next retry; 0 for one delayed by a clock that was set back."""
+        """Return the seconds until the next retry; 0 for one that a clock set back would delay."""
         latest = now + longest(handler.retry)
         if due <= latest:
             return due - now

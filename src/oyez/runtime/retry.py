@@ -59,7 +59,7 @@ def wait(attempt: int, retry: Retry, chance: float) -> float:
 
 
 def longest(retry: Retry) -> float:
-    """The most seconds that lie between two attempts."""
+    """Return the longest time between two attempts, in seconds."""
     return retry.longest * (1 + retry.jitter)
 
 

@@ -1,4 +1,4 @@
-"""Ends a process whose event loop a handler holds up for ever.
+"""Ends a process whose event loop is blocked for ever by a handler.
 
 No timeout can fire while a handler that never awaits blocks the event loop, and the lease is
 renewed on a thread, so the process would keep its partitions and handle nothing. A thread looks
@@ -21,17 +21,17 @@ from oyez.runtime.calls import Calls
 from oyez.runtime.reports import Reports
 
 LOOK = 0.5
-"""Seconds between two looks at the loop."""
+"""Seconds between two checks of the loop."""
 REPORT = 5.0
 """Seconds without a turn of the loop after which its stack is reported."""
 STATUS = 70
-"""With which the process ends: EX_SOFTWARE of sysexits.h."""
+"""The exit code of the process: EX_SOFTWARE of sysexits.h."""
 FRAMES = 12
-"""Frames of the stack that are reported, the innermost."""
+"""The number of innermost frames of the stack that are reported."""
 
 
 class Watchdog:
-    """Watches the event loop of one service process."""
+    """The watchdog of the event loop of a service process."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Watchdog:
         self._beat: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to watch the running loop, which this is called on."""
+        """Start to watch the running event loop."""
         self._loop_thread = threading.get_ident()
         self._turn(asyncio.get_running_loop())
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no more. Safe when never started and when called twice."""
+        """Stop watching. Safe when never started and when called twice."""
         self._stopped.set()
         if self._beat is not None:
             self._beat.cancel()
@@ -67,7 +67,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, looks = -1, 0
-        # Looks are counted, not seconds: while the whole process is paused, none is made.
+        # Checks are counted, not seconds: while the whole process is paused, none is made.
         while not self._stopped.wait(LOOK):
             if self._turns != seen:
                 seen, looks = self._turns, 0

@@ -158,8 +158,8 @@ class Publisher:
         self._batches = self._info.config.allow_atomic
         if self._info.partitions != partitions:
             raise BrokerUnavailable(
-                f"stream {self._info.stream} was created again with {self._info.partitions} partitions "
-                f"instead of {partitions}"
+                f"stream {self._info.stream} was created again with {self._info.partitions} "
+                f"partitions instead of {partitions}"
             )
 
     async def _exchange(
