@@ -272,8 +272,8 @@ class ServiceProcess:
 
     async def _let_go(self) -> None:
         await self._resources.aclose()
-        # Each may wait for a server, or for a file that another process has locked. The lease expires
-        # by itself.
+        # Each may wait for a server, or for a file that another process has locked. The lease
+        # expires by itself.
         for part, work in (
             ("leaving", self.store.leave(self.owner)),
             ("broker", self.broker.close()),
