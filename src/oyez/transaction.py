@@ -71,7 +71,13 @@ class Announcer:
         self.ambient = ambient
 
     def announce(
-        self, event: object, since: Origin, time: str, due: float, key: str | None
+        self,
+        event: object,
+        since: Origin,
+        time: str,
+        due: float,
+        key: str | None,
+        span: str = "",
     ) -> Announcement:
         """Return the outbox row of an event. Raises InvalidEvent naming the invalid field."""
         kind = describe(type(event))
@@ -98,7 +104,7 @@ class Announcer:
             headers["subject"] = headers["partitionkey"] = key
         if since.causationid is not None:
             headers["causationid"] = since.causationid
-        headers["traceparent"] = since.traceparent or self.span(None)
+        headers["traceparent"] = span or self.span(since.traceparent)
         if since.tracestate:
             headers["tracestate"] = since.tracestate
         data = encode(kind, event)
@@ -236,12 +242,12 @@ class Transaction:
     Handlers receive it by parameter type; HTTP handlers open one with ``service.transaction()``.
     """
 
-    __slots__ = ("_key", "_origin", "_since", "_unit", "_wave")
+    __slots__ = ("_key", "_origin", "_span", "_unit", "_wave")
 
     def __init__(self, unit: UnitOfWork, since: Origin, key: str | None) -> None:
         self._unit = unit
         self._origin = since
-        self._since: Origin | None = None
+        self._span: str | None = None
         self._key = key
         self._wave = unit._reached.get(key, 0) if key is not None else 0
 
@@ -253,24 +259,21 @@ class Transaction:
     @property
     def traceparent(self) -> str:
         """The span of this call, the parent of the events it publishes (W3C Trace Context)."""
-        return self._announces().traceparent or ""
+        span = self._span
+        if span is None:
+            parent = self._origin.traceparent
+            # A handler's call is a span of its own. A request with a traceparent is one already.
+            if parent is None or self._origin.causationid is not None:
+                span = self._unit._announcer.span(parent)
+            else:
+                span = parent
+            self._span = span
+        return span
 
     @property
     def parent(self) -> str:
         """The span that caused this call, or empty."""
         return self._origin.traceparent or ""
-
-    def _announces(self) -> Origin:
-        """The origin of the events published here, with this call's span."""
-        since = self._since
-        if since is None:
-            since = self._origin
-            # A handler's call is a span of its own. A request with a traceparent is one already.
-            if since.traceparent is None or since.causationid is not None:
-                span = self._unit._announcer.span(since.traceparent)
-                since = msgspec.structs.replace(since, traceparent=span)
-            self._since = since
-        return since
 
     @property
     def time(self) -> str:
@@ -316,7 +319,7 @@ class Transaction:
                 raise InvalidEvent("delay", f"expected 0 to {MAX_DELAY:.0f} seconds, found {delay}")
             due = unit.changes.time + delay if delay else 0.0
         announcement = unit._announcer.announce(
-            event, self._since or self._announces(), unit._time, due, key
+            event, self._origin, unit._time, due, key, self._span or self.traceparent
         )
         unit.changes.announced.append(announcement)
         return announcement.headers["id"]
