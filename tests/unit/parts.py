@@ -149,7 +149,7 @@ class Parts:
 
 def record(position: int, order: str = "a", **changed: Any) -> Record:
     """An event as it is read; its id is ``e`` and the position."""
-    fields = msgspec.structs.replace(
+    return msgspec.structs.replace(
         Record(
             stream=STREAM,
             key=order,
@@ -160,7 +160,6 @@ def record(position: int, order: str = "a", **changed: Any) -> Record:
         ),
         **changed,
     )
-    return fields
 
 
 def headers(event_id: str, order: str) -> dict[str, str]:

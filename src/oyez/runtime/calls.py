@@ -16,6 +16,7 @@ from oyez.event import is_event
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.runtime.handlers import Handlers
+from oyez.runtime.loop import was_asked_to_end
 from oyez.signals import HandlerCalled
 from oyez.transaction import Transaction
 
@@ -144,6 +145,8 @@ class Calls:
             first = coroutine.send(None)
         except StopIteration as stop:
             return stop.value
+        except asyncio.CancelledError as error:
+            raise _stray(error, handler) from error.__cause__
         finally:
             self.current = None
         start = self._ambient.monotonic()
@@ -156,6 +159,8 @@ class Calls:
             raise HandlerTimeout(
                 f"{handler.service}.{handler.name} did not end within {handler.timeout} s"
             ) from error
+        except asyncio.CancelledError as error:
+            raise _stray(error, handler) from error.__cause__
 
     def _mark(self, handler: Handler, runs: bool) -> None:
         self.current = handler if runs else None
@@ -183,6 +188,8 @@ class Calls:
                     f"{handler.service}.{handler.name} did not return within {handler.timeout} s; "
                     "its thread can't be stopped"
                 ) from error
+            except asyncio.CancelledError as error:
+                raise _stray(error, handler) from error.__cause__
         return results
 
 
@@ -214,6 +221,20 @@ def _run_slice(ambient: Ambient, calls: Sequence[tuple[Handler, Ready]]) -> list
 
 async def _collect(generator: Any) -> list[object]:
     return [item async for item in generator]
+
+
+def _stray(error: asyncio.CancelledError, handler: Handler) -> BaseException:
+    """The error itself, or what stands for it where nobody cancelled the handler.
+
+    A handler that awaits something cancelled elsewhere has failed; taken for a cancellation of its
+    task, the error would end the lane for good.
+    """
+    if was_asked_to_end():
+        return error
+    return RuntimeError(
+        f"{handler.service}.{handler.name} waited for something that was cancelled: "
+        "catch asyncio.CancelledError there if that is expected"
+    )
 
 
 class Begun:

@@ -12,6 +12,12 @@ Step = Callable[[], Awaitable[float | None]]
 """One round of work; returns the seconds until the next one, or None for at once."""
 
 
+def was_asked_to_end() -> bool:
+    """Return whether the running task was cancelled, and not just something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Bell:
     """A bell that wakes one waiter; a ring without a waiter is kept for the next."""
 
@@ -102,7 +108,7 @@ class Loop:
             await self._rest(self._ambient.sleep(self._after))
         while not self.ending:
             try:
-                wait = await self._step()
+                wait = await self._round()
             except Exception as error:  # noqa: BLE001 - a part survives every error and reports it
                 self.idle = True
                 self._report(self._name, error)
@@ -115,6 +121,14 @@ class Loop:
             self.failing_since = None
             if wait is not None and not self.ending:
                 await self._rest(self._bell.wait(wait))
+
+    async def _round(self) -> float | None:
+        try:
+            return await self._step()
+        except asyncio.CancelledError as error:
+            if was_asked_to_end():
+                raise
+            raise RuntimeError("something that it waited for was cancelled") from error
 
     async def _rest(self, wait: Awaitable[None]) -> None:
         self.idle = True
