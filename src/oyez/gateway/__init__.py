@@ -1,10 +1,10 @@
-"""The single entry: lets the declared requests through to the services and nothing else.
+"""The gateway: the single entry, which forwards declared requests to services and no others.
 
 ::
 
     client ─► server.py    sockets, strict HTTP/1.1 framing, draining
               app.py       the steps of one request, in order
-              exchange.py  one request and its answer: limits, ids, headers, refusals
+              exchange.py  one request and its response: limits, ids, headers, refusals
               routing.py   a safe path, and the route it belongs to
               access.py    API keys and signed sessions
               static.py    the storefront's files

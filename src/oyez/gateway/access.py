@@ -1,4 +1,4 @@
-"""Who sends a request: the holder of an API key, or an anonymous session with a signed cookie."""
+"""The principal of a request: the holder of an API key, or a session with a signed cookie."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class _KeyFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access:
-    """Tells who sends a request, and whether that is enough for a route.
+    """Authentication and authorization of requests, by API keys and sessions.
 
     ``secret`` signs the sessions. Raises :class:`ConfigurationError` if the file of API keys is
-    wrong or open to everyone.
+    invalid or readable for others.
     """
 
     def __init__(self, config: Config, ambient: Ambient, secret: bytes) -> None:
@@ -57,9 +57,9 @@ class Access:
             self._keys = _read_keys(config, config.file(settings.keys))
 
     def admit(self, exchange: Exchange, route: Route) -> str | None:
-        """The principal, ``key:NAME`` or ``session:ID``; raises :class:`Refusal` (401 or 403).
+        """Return the principal, ``key:NAME`` or ``session:ID``; raises :class:`Refusal` (401, 403).
 
-        On a public route nobody is refused, and None means that nobody proved who they are.
+        A public route admits every request; without valid credentials the principal is None.
         """
         public = route.access == "public"
         try:
@@ -73,7 +73,7 @@ class Access:
         return principal
 
     def session(self, exchange: Exchange) -> str:
-        """The value of ``Set-Cookie`` for a new session, or for the present one made longer."""
+        """Return the value of ``Set-Cookie`` for a new session, or to renew the present one."""
         _refuse_other_origins(exchange)
         try:
             present = self._by_session(exchange)
@@ -96,7 +96,7 @@ class Access:
         found = None
         if len(given) == 1:
             digest = hashlib.sha256(given[0].encode("latin-1")).digest()
-            # Every key is compared: the time taken must not tell which one was close.
+            # Every key is compared: the time must not reveal which one was close.
             for name, known in self._keys.items():
                 if hmac.compare_digest(digest, known):
                     found = f"key:{name}"
@@ -124,15 +124,16 @@ class Access:
 
 
 def cookies(headers: list[str]) -> list[tuple[str, str]]:
-    """The names and values in ``Cookie`` headers."""
+    """Return the names and values in ``Cookie`` headers."""
     pairs = [part.strip().partition("=") for value in headers for part in value.split(";")]
     return [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
 
 
 def read_secret(config: Config) -> bytes:
-    """The key that signs sessions, made at the first start; raises :class:`ConfigurationError`.
+    """Return the key that signs sessions, created at the first start.
 
-    It is ``gateway.secret`` in the data folder; every replica of the gateway needs the same one.
+    It is ``gateway.secret`` in the data folder; all replicas of the gateway need the same one.
+    Raises :class:`ConfigurationError`.
     """
     path = config.file(config.system.data) / "gateway.secret"
     try:
@@ -151,7 +152,7 @@ def read_secret(config: Config) -> bytes:
 
 def _make_secret(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and linked into place: two gateways that start together agree on one secret.
+    # Written aside and linked into place, so that gateways that start together share one secret.
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -181,7 +182,7 @@ def _refuse_readable(config: Config, path: Path, setting: str, mask: int) -> Non
 
 
 def _refuse_other_origins(exchange: Exchange) -> None:
-    """A page of another site must not act with the cookie of whoever looks at it."""
+    """Refuse requests that a page of another site makes with the session cookie."""
     site = exchange.value(b"sec-fetch-site")
     origin = exchange.value(b"origin")
     authority = origin.partition("://")[2].lower() if origin is not None else None

@@ -19,10 +19,10 @@ _log = structlog.get_logger("oyez.gateway")
 
 
 def gateway(config: Config, ambient: Ambient, *, secret: bytes) -> Gateway:
-    """The gateway of a configuration; ``secret`` signs its sessions.
+    """Return the gateway of a configuration; ``secret`` signs its sessions.
 
     Raises :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it names are
-    missing or open to everyone.
+    missing or readable for others.
     """
     return Gateway(config, ambient, secret)
 
@@ -43,7 +43,7 @@ class Gateway:
         self._draining = False
 
     def drain(self) -> None:
-        """Be no longer ready, and end the answers that would not end by themselves."""
+        """Become unready, and end endless responses."""
         self._draining = True
         self._forwarder.drain()
 
@@ -100,13 +100,13 @@ class Gateway:
             await exchange.refuse(refusal)
         except ClientGone:
             raise
-        except Exception:  # noqa: BLE001  a bug of ours: logged with its stack, which stays here
+        except Exception:  # noqa: BLE001  a bug: its stack is logged, and not sent to the client
             _log.exception("gateway failed", request_id=exchange.request_id)
             if exchange.status == 0:
                 await exchange.refuse(Refusal(500, "internal", "the gateway failed"))
 
     async def _own(self, exchange: Exchange, path: str) -> bool:
-        """Answer what the gateway answers itself; False for everything else."""
+        """Respond to the gateway's own paths; return False for all others."""
         if path not in ("/livez", "/readyz", "/session"):
             return False
         exchange.label = path

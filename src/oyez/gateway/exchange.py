@@ -1,7 +1,7 @@
-"""One request and its answer: what every request gets, whoever answers it.
+"""One request and its response, with the parts common to all.
 
-Limits on the head and the body, a request id and a trace, security headers on the answer, and a
-refusal in the form of a problem document (RFC 9457).
+Limits on the head and the body, a request id and a trace, security headers on the response, and
+refusals as problem documents (RFC 9457).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LINGER_BYTES = 8 * 1024 * 1024
 
 
 class Refusal(Exception):
-    """The request gets this answer instead: a status, a code for programs, a line for people."""
+    """An error response: a status, a code for programs, a line for people."""
 
     def __init__(
         self, status: int, code: str, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()
@@ -50,18 +50,18 @@ class Refusal(Exception):
 
 
 class ClientGone(Exception):
-    """The client hung up, or took too long to accept the answer."""
+    """The client disconnected, or took too long to accept the response."""
 
 
 class Budget:
-    """The bytes that all request bodies held in memory may take together."""
+    """The limit of bytes for all request bodies in memory together."""
 
     def __init__(self, limit: int) -> None:
         self.free = limit
 
 
 def problem(status: int, code: str, detail: str) -> tuple[Headers, bytes]:
-    """The headers and the body of a problem document."""
+    """Return the headers and the body of a problem document."""
     body = msgspec.json.encode(
         {
             "type": "about:blank",
@@ -75,10 +75,10 @@ def problem(status: int, code: str, detail: str) -> tuple[Headers, bytes]:
 
 
 class Exchange:
-    """A request that is being answered.
+    """A request in progress.
 
-    ``label`` is the route's name in the log. ``status`` is 0 until an answer has started, and the
-    answer is ``complete`` once its last byte was handed over.
+    ``label`` is the route's name in the log. ``status`` is 0 until the response starts;
+    ``complete`` is set once its last byte was passed on.
     """
 
     def __init__(
@@ -112,25 +112,25 @@ class Exchange:
         self.traceparent, self.continues_trace = self._trace()
 
     def values(self, name: bytes) -> list[str]:
-        """Every value of a header of the request, in order."""
+        """Return all values of a header of the request, in order."""
         return [value.decode("latin-1") for each, value in self.headers if each == name]
 
     def value(self, name: bytes) -> str | None:
-        """The first value of a header of the request."""
+        """Return the first value of a header of the request."""
         return next(iter(self.values(name)), None)
 
     @property
     def host(self) -> str:
-        """What the client calls us: its ``Host`` header."""
+        """The client's name for the gateway: its ``Host`` header."""
         return self.value(b"host") or ""
 
     @property
     def scheme(self) -> str:
-        """``https`` if the client's own connection is encrypted, here or by the proxy before us."""
+        """``https`` if the client's connection is encrypted, here or at a proxy before."""
         return "https" if self._settings.tls or self.scope["scheme"] == "https" else "http"
 
     def check_head(self) -> None:
-        """Refuse a head that is too large, ambiguous, or announces a body we don't take."""
+        """Refuse a head that is too large, ambiguous, or declares an unsupported body."""
         size = sum(len(name) + len(value) + 4 for name, value in self.headers)
         size += len(self.scope["raw_path"]) + len(self.scope["query_string"])
         if size > self._settings.header_limit or len(self.headers) > _MOST_HEADERS:
@@ -144,23 +144,23 @@ class Exchange:
             or len(lengths) > 1
             or not "".join(lengths or "0").isdigit()
         ):
-            # What two servers may read differently is how a second request is smuggled in.
+            # A length that two servers read differently allows request smuggling.
             raise Refusal(400, "ambiguous_length", "the length of the body is given ambiguously")
         hosts = self.values(b"host")
         if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])):
             raise Refusal(400, "bad_host", "the Host header is malformed")
         if any(value.strip().lower() not in ("", "identity") for value in self.encodings()):
-            detail = "request bodies are taken without a content encoding"
+            detail = "request bodies are accepted without a content encoding only"
             raise Refusal(415, "encoded_body", detail, [(b"accept-encoding", b"identity")])
         if lengths and int(lengths[0]) > self._settings.body_limit:
             raise self._too_large()
 
     def encodings(self) -> list[str]:
-        """The content encodings that the request claims for its body."""
+        """Return the content encodings that the request declares for its body."""
         return ",".join(self.values(b"content-encoding")).split(",")
 
     async def body(self) -> bytes:
-        """The whole body, within the limits of size and time; raises :class:`Refusal`."""
+        """Return the whole body, within the limits of size and time; raises :class:`Refusal`."""
         if not self._unread:
             return b""
         body = bytearray()
@@ -178,16 +178,16 @@ class Exchange:
         return bytes(body)
 
     async def gone(self) -> Message:
-        """Return ``http.disconnect`` when the client hangs up; only once the body was read."""
+        """Wait for ``http.disconnect`` and return it; call it after the body was read."""
         while (message := await self._receive())["type"] != "http.disconnect":
             pass
         return message
 
     async def send(self, message: Message) -> None:
-        """An ASGI ``send`` that completes the headers; raises :class:`ClientGone`.
+        """Send an ASGI message with completed headers; raises :class:`ClientGone`.
 
-        If the request's body was not read, the connection closes after the answer: what else
-        comes in on it could not be told apart from the body.
+        If the request's body was not read, the connection closes after the response: further
+        bytes on it could not be distinguished from the body.
         """
         if message["type"] == "http.response.start":
             self.status = message["status"]
@@ -204,19 +204,19 @@ class Exchange:
             await self._hand_over(message)
 
     async def plain(self, status: int, headers: Headers, body: bytes = b"") -> None:
-        """Answer with a short body; nothing of it is stored on the way."""
+        """Respond with a short body, which caches must not store."""
         length = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
         headers = [*headers, *length, (b"cache-control", b"no-store")]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Answer with a problem document."""
+        """Respond with a problem document."""
         headers, body = problem(refusal.status, refusal.code, refusal.detail)
         await self.plain(refusal.status, [*headers, *refusal.headers], body)
 
     def release(self) -> None:
-        """Give back the memory of the body."""
+        """Release the memory of the body."""
         self._budget.free += self._held
         self._held = 0
 
@@ -235,7 +235,7 @@ class Exchange:
         return bytes(message.get("body", b""))
 
     async def _discard(self) -> None:
-        # A close with unread bytes in the socket resets it, and the client may lose our answer.
+        # Closing a socket with unread bytes resets it, and the client may lose the response.
         left = _LINGER_BYTES
         try:
             async with self._ambient.timeout(self._linger):

@@ -1,4 +1,4 @@
-"""To the service and back: headers rewritten on the way, the answer streamed through."""
+"""Forwards requests to services: headers are rewritten, the response is streamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oyez.gateway.access import COOKIE, cookies
 from oyez.gateway.exchange import ClientGone, Exchange, Headers, Refusal
 from oyez.gateway.routing import Target
 
-# They speak about one connection, not about the request (RFC 9110, section 7.6.1).
+# They belong to one connection, not to the request (RFC 9110, section 7.6.1).
 _HOP_BY_HOP = {
     b"connection",
     b"keep-alive",
@@ -26,7 +26,7 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-# They are set anew, or were meant for the gateway alone.
+# The gateway sets them itself, or they are for the gateway alone.
 _REPLACED = {
     b"authorization",
     b"content-length",
@@ -45,7 +45,7 @@ _ANSWER_REPLACED = {b"server", b"date", b"x-request-id"}
 _OURS = (b"x-oyez-", b"x-forwarded-")
 
 _KEPT_OPEN = 100
-# Shorter than the time after which services hang up on an idle connection.
+# Shorter than the time after which services close an idle connection.
 _KEPT_OPEN_SECONDS = 2.0
 _RECONNECT_SECONDS = 1.0
 _FIRST_PAUSE = 0.025
@@ -57,17 +57,17 @@ _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, A
 
 
 class Forwarder:
-    """Sends requests to services over one bounded pool of connections.
+    """A client of the services with one bounded pool of connections.
 
-    Follows no redirect, keeps no cookie, knows no proxy: an address comes from the configuration
-    or not at all.
+    It follows no redirect, keeps no cookie and uses no proxy: all addresses are from the
+    configuration.
     """
 
     def __init__(self, settings: GatewaySettings, ambient: Ambient) -> None:
         self._settings = settings
         self._ambient = ambient
         self._draining = asyncio.Event()
-        # A client's connection takes one of ours at most, so the pool never runs short.
+        # A client's connection uses at most one to a service, so the pool is never exhausted.
         self._pool = httpx.AsyncHTTPTransport(
             trust_env=False,
             limits=httpx.Limits(
@@ -78,7 +78,7 @@ class Forwarder:
         )
 
     def drain(self) -> None:
-        """End the answers without an end, so that their clients connect to another gateway."""
+        """End endless responses, so that their clients connect to another gateway."""
         self._draining.set()
 
     async def aclose(self) -> None:
@@ -88,10 +88,10 @@ class Forwarder:
     async def send(
         self, exchange: Exchange, target: Target, principal: str | None, body: bytes
     ) -> None:
-        """Answer a request with what its service says; raises :class:`Refusal` (502, 503, 504).
+        """Respond with the service's response; raises :class:`Refusal` (502, 503, 504).
 
-        If the service breaks off halfway, the answer stays incomplete and the client's connection
-        is closed. If the client hangs up, so do we.
+        If the service disconnects halfway, the response remains incomplete and the client's
+        connection is closed. If the client disconnects, so does the gateway.
         """
         request = self._request(exchange, target, principal, body)
         work = self._relay(exchange, request, stream=target.route.stream)
@@ -104,7 +104,7 @@ class Forwarder:
     async def _while_wanted(
         self, exchange: Exchange, work: Coroutine[Any, Any, None], *, until_drain: bool
     ) -> bool:
-        """Do the work; False if draining ended it. Raises :class:`ClientGone`."""
+        """Do the work; return False if draining ended it. Raises :class:`ClientGone`."""
         task = asyncio.create_task(work)
         gone = asyncio.create_task(exchange.gone())
         waiting: set[asyncio.Task[Any]] = {task, gone}
@@ -112,7 +112,7 @@ class Forwarder:
             waiting.add(asyncio.create_task(self._draining.wait()))
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if exchange.complete:  # what is left gives the connection back to the pool
+            if exchange.complete:  # the rest returns the connection to the pool
                 await asyncio.wait({task})
             finished, hung_up = task.done(), gone.done()
         finally:
@@ -141,13 +141,13 @@ class Forwarder:
                 raise Refusal(504, "service_timeout", detail, _RETRY) from None
         except httpx.TransportError:
             if not exchange.status:
-                detail = "the service broke off or broke the protocol"
+                detail = "the service disconnected or violated the protocol"
                 raise Refusal(502, "service_broken", detail, _RETRY) from None
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
-        """The head of the answer. A service that restarts is tried again for a second.
+        """Return the head of the response. A service that restarts is retried for a second.
 
-        Only while no connection was made: then the service can't have seen the request.
+        Only a connection that failed is retried: then the service can't have seen the request.
         """
         patience = min(_RECONNECT_SECONDS, self._settings.timeout / 2)
         give_up = self._ambient.monotonic() + patience
@@ -215,7 +215,7 @@ class Forwarder:
             f"http://{address}",
             headers=headers,
             content=body or None,
-            # The target goes out byte for byte as it was checked, not as a URL library rewrites it.
+            # The target is sent byte for byte as it was checked, not as a URL library rewrites it.
             extensions={"timeout": timeout, "target": raw},
         )
 
@@ -228,7 +228,7 @@ def _unavailable(detail: str) -> Refusal:
 
 
 def _passing(headers: Headers, replaced: set[bytes]) -> Headers:
-    """The headers that may pass; ``_`` counts as ``-``, as some servers read it."""
+    """Return the headers to forward; ``_`` counts as ``-``, as some servers read it."""
     headers = [(name.lower(), value) for name, value in headers]
     named = b",".join(value for name, value in headers if name == b"connection").lower()
     dropped = {name.strip() for name in named.split(b",")} | _HOP_BY_HOP | replaced

@@ -1,4 +1,4 @@
-"""A safe path, and the route it belongs to. What no route names is refused."""
+"""The safe path of a request, and its route. A path without a route is refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from urllib.parse import unquote_to_bytes
 from oyez.config import Config, Listen, Route
 from oyez.gateway.exchange import Exchange, Refusal
 
-# Separators and dots in disguise, encoded once or more often: a service that decodes once more
-# than we do, or cuts at ";", would see another path than the one that was let through.
+# Separators and dots that are encoded once or more often: a service that decodes once more than the
+# gateway, or cuts at ";", would see another path than the one admitted.
 _DISGUISED = re.compile(r"//|;|\\|%(?:25)*(?:2e|2f|5c|3b|00)|%(?![0-9a-f]{2})", re.IGNORECASE)
 
 
 def safe_path(exchange: Exchange) -> str:
-    """The decoded path of the request; raises :class:`Refusal` (400) if it could mean another."""
+    """Return the decoded path of the request; raises :class:`Refusal` (400) if it is ambiguous."""
     try:
         raw = exchange.scope["raw_path"].decode("ascii")
         path = unquote_to_bytes(raw).decode("utf-8")
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 class Routes:
-    """The routes of a configuration; the one with the longest path decides."""
+    """The routes of a configuration; the longest matching path applies."""
 
     def __init__(self, config: Config) -> None:
         self._by_path: dict[tuple[str, ...], dict[str, Target]] = {}
@@ -53,7 +53,7 @@ class Routes:
         self._deepest = max(map(len, self._by_path), default=0)
 
     def match(self, path: str, method: str) -> Target | None:
-        """The target of a path; None if no route names it; 405 if one does, for other methods."""
+        """Return the target of a path; None without a route; 405 if its route has other methods."""
         segments = _segments(path)
         for length in range(min(len(segments), self._deepest), -1, -1):
             methods = self._by_path.get(segments[:length])
@@ -66,7 +66,7 @@ class Routes:
 
 
 def not_allowed(*methods: str) -> Refusal:
-    """The refusal of any method but these."""
+    """Return the refusal of any method but these."""
     allow = ", ".join(sorted(methods))
     return Refusal(
         405, "method_not_allowed", f"allowed here: {allow}", [(b"allow", allow.encode())]

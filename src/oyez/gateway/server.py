@@ -1,8 +1,8 @@
-"""The gateway as a process: its socket, strict HTTP/1.1 at the edge, draining at the end.
+"""The process of the gateway: its socket, strict HTTP/1.1 at the edge, draining at the end.
 
-The edge speaks h11 although httptools is some times faster. h11 is a state machine of the standard
-that refuses what it doesn't know, and its events let us refuse the few liberties it does take;
-what the edge lets through is what every service behind it has to understand in the same way.
+The edge uses h11 although httptools is several times faster: h11 is a state machine of the standard
+that refuses everything else, and its events allow to refuse its few liberties too. So every service
+reads an admitted request in the same way.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _IDLE_SECONDS = 5
 _OTHER_FILES = 64
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-# A line ended by one half of CRLF, and a line that continues the one before: servers differ in
-# what they make of either.
+# A line that ends with half of CRLF, and a line that continues the previous one: servers read these
+# differently.
 _LOOSE = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\n[ \t]")
-# h11 makes one of equal lengths; a server behind us might not have seen them as equal.
+# h11 merges equal lengths; a service might not read them as equal.
 _LENGTHS = re.compile(rb"\ncontent-length:([^\r\n]*)", re.IGNORECASE)
 
 
@@ -43,7 +43,7 @@ async def serve(
     """Run the gateway until SIGTERM or SIGINT, or until cancelled; then drain.
 
     Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds.
-    ``ready`` is told the address once connections are accepted. Raises
+    ``ready`` is called with the address once connections are accepted. Raises
     :class:`ConfigurationError` if the gateway can't start as configured.
     """
     settings = config.gateway
@@ -77,7 +77,7 @@ async def serve(
 
 
 class StrictConnection(h11.Connection):
-    """h11 without its liberties: no folded lines, no bare CR or LF, one length at most."""
+    """A stricter h11: no folded lines, no bare CR or LF, at most one length."""
 
     def next_event(self) -> Any:
         """Return h11's next event. Raises ``RemoteProtocolError`` for a loosely written head."""
@@ -94,10 +94,10 @@ class StrictConnection(h11.Connection):
 
 
 class EdgeProtocol(H11Protocol):
-    """One client's connection: bounds the time for a head and the number of connections.
+    """A client's connection, with limits on the time of a head and the number of connections.
 
-    A head must arrive within ``head_seconds``. Above ``most`` connections, the one that has waited
-    longest for a request is closed, so idle clients never keep others out.
+    A head must arrive within ``head_seconds``. Above ``most`` connections, the one that has been
+    idle longest is closed, so idle clients never exclude others.
     """
 
     head_seconds: ClassVar[float]
@@ -184,7 +184,7 @@ class EdgeProtocol(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        # A close with unread bytes in the socket resets it, and the client may lose our answer.
+        # Closing a socket with unread bytes resets it, and the client may lose the response.
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()

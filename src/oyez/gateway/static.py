@@ -1,4 +1,4 @@
-"""The storefront: files of one folder, with types, validators and no way out of it."""
+"""The storefront: the files of one folder, and no others, with types and validators."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SCRIPT = "text/javascript; charset=utf-8"
 
 
 class Files:
-    """Serves the files below a folder to GET and HEAD; ``/`` and folders are ``index.html``."""
+    """The files below a folder, for GET and HEAD; ``/`` and folders are ``index.html``."""
 
     def __init__(self, folder: Path) -> None:
         self._files = StaticFiles(directory=folder)
 
     async def serve(self, exchange: Exchange, path: str) -> None:
-        """Answer with the file at a decoded, safe path; raises :class:`Refusal` (404)."""
+        """Respond with the file at a decoded, safe path; raises :class:`Refusal` (404)."""
         segments = path.split("/")[1:]
         if any(segment.startswith(".") for segment in segments):
             raise not_found()
@@ -37,5 +37,5 @@ class Files:
 
 
 def not_found() -> Refusal:
-    """The refusal of a path that nothing is at."""
+    """Return the refusal of a path without a file."""
     return Refusal(404, "not_found", "nothing is here")
