@@ -71,7 +71,7 @@ class InvalidEvent(EventError):
 
 
 class BadJson(InvalidEvent):
-    """The bytes are not one JSON value in UTF-8 (HTTP faces answer 400, not 422)."""
+    """The bytes are not one JSON value in UTF-8 (status 400 over HTTP, not 422)."""
 
 
 class UnknownVersion(EventError):

@@ -99,7 +99,7 @@ class Project:
         return found
 
     def broker(self, service: str = "") -> Broker:
-        """Return the broker of a service, or the system's, with its consumer group; not open."""
+        """Return the broker of a service, or the system's, for its consumer group; not open."""
         group = f"{self.config.system.name}.{service}" if service else ""
         return self.connect(self.broker_url(service), group)
 

@@ -288,6 +288,6 @@ def _someone_lacks(wanted: list[Place], cursors: dict[Place, Row], alive: list[s
 
 
 def _by_partition(place: Place) -> tuple[int, str]:
-    """Return the key that sorts places: one key's events have one partition number."""
+    """Return the order of shares: a key has one partition number, so mostly one owner."""
     stream, partition = place
     return partition, stream

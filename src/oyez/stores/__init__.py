@@ -1,4 +1,4 @@
-"""Where services keep their data: one adapter a file, behind `oyez.ports.Store`."""
+"""The stores of services: one adapter a file, each an `oyez.ports.Store`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from oyez.ports import Store
 
 
 class Connect(Protocol):
-    """What an entry point of ``oyez.stores`` names; see `oyez.adapters`."""
+    """The function that an entry point of ``oyez.stores`` names; see `oyez.adapters`."""
 
     def __call__(self, url: str, ambient: Ambient, *, root: Path) -> Store:
-        """The store that the URL names, not opened yet; parameters as in `connect`."""
+        """Return the store of a URL, not open; parameters as in `connect`."""
         ...
 
 
 def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
-    """The store that a URL names; nothing is opened yet.
+    """Return the store of a URL, not open.
 
-    ``root`` is what a relative file is relative to. Raises ConfigurationError for a scheme that has
-    no adapter, an unknown option or an adapter whose driver is not installed.
+    Relative files are relative to ``root``. Raises ConfigurationError for a scheme without an
+    adapter, an unknown option or an adapter whose driver is not installed.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":

@@ -108,7 +108,7 @@ drop table oyez_cursor;
 alter table oyez_cursor_2 rename to oyez_cursor;
 """,
 )
-"""The schema, step by step: what changes it is appended, never edited into an earlier step."""
+"""The schema as steps: a change is a new step at the end; steps are never edited."""
 _FOR_EVER = 1e12
 
 _encode = msgspec.json.Encoder().encode
@@ -161,7 +161,7 @@ _ALIVE = """insert into oyez_replica (owner, until, started, note) values (:owne
 
 
 class SqliteStore:
-    """A store in one file; the face is `oyez.ports.Store`."""
+    """A store in one SQLite file; an `oyez.ports.Store`."""
 
     def __init__(
         self, path: Path, ambient: Ambient, *, inline: bool = False, durable: bool = True
@@ -238,7 +238,7 @@ class SqliteStore:
     async def keep(self, owner: str, seconds: float, note: str) -> None:
         def renew(connection: apsw.Connection) -> None:
             now = self._ambient.now()
-            # Inline, nothing renews a lease while a test moves the clock, and nobody dies unseen.
+            # Inline, nothing renews a lease while a test moves the clock, so it must not expire.
             until = _FOR_EVER if self._inline else now + seconds
             row = {"owner": owner, "until": until, "now": now, "note": note}
             connection.execute(_ALIVE, row)
@@ -279,10 +279,10 @@ class SqliteStore:
 
 
 class SqliteTransaction:
-    """A transaction on the file; the face is `oyez.ports.StoreTransaction`.
+    """A transaction on the file; an `oyez.ports.StoreTransaction`.
 
-    One that only writes is a single job of the writer. A read takes a turn: from then on no other
-    transaction of any process runs until this one ends, so what it read stays true.
+    A transaction that only writes is a single job of the writer. The first read takes a turn: no
+    other transaction of any process runs until this one ends, so what was read remains true.
     """
 
     dialect = "sqlite"
@@ -318,7 +318,7 @@ class SqliteTransaction:
 
     async def rollback(self) -> None:
         if self._turn is not None:
-            # A cancelled task must not leave the file locked, so the undoing is not cancelled.
+            # The rollback is shielded: a cancelled task must not leave the file locked.
             await asyncio.shield(self._turn.cancel())
 
     def _take_turn(self) -> Turn:
@@ -398,7 +398,7 @@ def _write(connection: apsw.Connection, writes: Writes) -> None:
 
 
 def _finish(cursor: apsw.Cursor) -> None:
-    # apsw stops at the first row that a statement returns, before what follows has run.
+    # apsw stops at the first row of a statement, before later statements have run.
     for _ in cursor:
         pass
 

@@ -1,12 +1,12 @@
 """PostgreSQL as a service's store: its own tables and Oyez's in one schema.
 
-From its first read on, a transaction is alone, as on SQLite: it holds a lock of the whole schema,
-which all others share that only write. So what it read stays true until it commits, and no handler
-ever meets a serialization failure. ``isolation=read-committed`` takes no such lock: then a handler
-locks what it reads by ``select … for update``.
+From its first read on, a transaction is exclusive, as on SQLite: it holds an exclusive lock of the
+schema, which write-only transactions share. So what it read remains true until it commits, and no
+handler gets a serialization failure. ``isolation=read-committed`` takes no such lock: then a
+handler locks the rows it reads by ``select … for update``.
 
-A commit is a handful of statements over whole sets (`oyez.stores.postgres.changes`), however many
-events it carries.
+A commit is a few statements over sets of rows (`oyez.stores.postgres.changes`), whatever the number
+of events.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from oyez.tables import Inbox, Outbox, halves, reserved
 T = TypeVar("T")
 
 HOLD = 30.0
-"""A transaction that others wait for is rolled back after so many seconds."""
+"""Seconds after which a transaction that blocks others is rolled back."""
 LOCK_WAIT = 0.3
-"""Seconds that a commit waits for rows of others. It may be a deadlock, so then it goes alone."""
+"""Seconds that a commit waits for locked rows; then, as in a deadlock, it is made exclusively."""
 MIGRATION = 3_600.0
 """Seconds that one migration may take."""
 _CLEANING = 5.0
-"""Seconds within which a connection must be clean again after a failure; else it is dropped."""
+"""Seconds for the rollback of a connection after a failure; after that it is closed."""
 _ATTEMPTS = 6
-"""A commit that met another's rows is made again, so many times in all."""
+"""The number of attempts at a commit that conflicts with others."""
 
 _IDLE = f"idle_in_transaction_session_timeout = {(HOLD + 5) * 1000:.0f}"
-"""The server's own word on `HOLD`, for a process that is paused or out of reach."""
+"""The server's own limit like `HOLD`, for a process that is paused or out of reach."""
 
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 _history = msgspec.json.Decoder(list[dict[str, Any]]).decode
@@ -91,29 +91,29 @@ _CONFLICTS = (
 
 
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
-    """How the store is reached, and what of it is this service's."""
+    """The options of the store."""
 
     schema: str = "public"
-    """Holds the service's tables and Oyez's, alone in the search path; made when it is missing."""
+    """The schema of the service's tables and Oyez's, created if missing; the whole search path."""
     connections: Annotated[int, limits(2, 1_000_000)] = 16
-    """Connections at most, a quarter of them for reads; two more listen and keep the lease."""
+    """The limit of connections, a quarter of them for reads; two more listen and keep the lease."""
     isolation: Literal["exclusive", "read-committed"] = "exclusive"
-    """``exclusive``: a transaction that reads is alone from then on, on all replicas.
-    ``read-committed``: any number at once, and each locks what it must (``select … for update``).
+    """``exclusive``: from its first read a transaction runs alone, on all replicas.
+    ``read-committed``: transactions are concurrent and lock rows (``select … for update``).
     """
 
 
 class PostgresStore:
-    """A store in one schema of a database; the face is `oyez.ports.Store`."""
+    """A store in one schema of a database; an `oyez.ports.Store`."""
 
     def __init__(self, endpoint: Endpoint, ambient: Ambient, options: PostgresOptions) -> None:
-        """Nothing is connected yet. Raises ConfigurationError."""
+        """Connect nothing yet. Raises ConfigurationError."""
         self.capabilities = Capabilities(durability="power-loss", history=False, processes=True)
         self.options = options
         self._ambient = ambient
         reads = max(1, options.connections // 4)
         path = f'set search_path = "{options.schema}"'
-        # A snapshot must not wait until a transaction gives its connection back.
+        # A snapshot must not wait for a transaction to release its connection.
         self._reads = PostgresServer(
             endpoint,
             ambient,
@@ -127,7 +127,7 @@ class PostgresStore:
             session=f"{path}; set {_IDLE}",
         )
         self.turn = asyncio.Lock()
-        """Held by the transaction of this process that is alone, or waits to be."""
+        """Held by the exclusive transaction of this process, or the one that waits to be."""
         self._key = schema.lock_key("store", options.schema)
         self._channel = f"oyez_{sha256(options.schema.encode()).hexdigest()[:16]}"
         self._name = f"{ambient.bits(64):016x}"
@@ -256,11 +256,11 @@ class PostgresStore:
 
     @property
     def alone(self) -> bool:
-        """Whether a transaction that reads is to be alone."""
+        """Whether transactions that read are exclusive."""
         return self.options.isolation == "exclusive"
 
     def begin_text(self, *, exclusive: bool, then: str = "") -> str:
-        """SQL that begins a transaction and takes its lock, and ``then`` does something else."""
+        """Return SQL that begins a transaction, takes its lock and then runs ``then``."""
         parts = ["begin isolation level read committed"]
         if self.server.pooled:
             parts += [self._local(), f"set local {_IDLE}"]
@@ -274,8 +274,8 @@ class PostgresStore:
         return "; ".join(parts)
 
     async def commit(self, changes: Changes) -> None:
-        """Commit what needed no read before it."""
-        # Without a claim, whose row they would lock, chains need the store for themselves.
+        """Commit a transaction without reads."""
+        # A claim's row serializes the commits of its chains; without one they need exclusivity.
         exclusive = changes.claim is None and bool(changes.parked or changes.settled)
         for attempt in range(1, _ATTEMPTS + 1):
             async with self.server.within():
@@ -284,7 +284,7 @@ class PostgresStore:
                 except _CONFLICTS:
                     if attempt == _ATTEMPTS:
                         raise
-                    exclusive = True  # it has all its writes, so no handler need run again
+                    exclusive = True  # all writes are at hand, so no handler need run again
                 else:
                     return
 
@@ -304,7 +304,7 @@ class PostgresStore:
         self.server.release(connection, sound=True)
 
     def clean(self, connection: Connection) -> None:
-        """Roll back what the connection was doing, which may go on for a while, and release it."""
+        """Roll back the connection in the background, which may take a while, and release it."""
 
         async def work() -> None:
             sound = False
@@ -313,17 +313,17 @@ class PostgresStore:
                     await connection.execute("rollback")
                     sound = True
             except (pg.PostgresError, pg.InterfaceError, OSError):
-                pass  # then it is not used again
+                pass  # the connection is not used again
             finally:
                 self.server.release(connection, sound=sound)
 
         self._spawn(work())
 
     def ring(self) -> None:
-        """Tell everyone, here and elsewhere, that outbox or parked events changed.
+        """Notify all replicas that outbox or parked events changed.
 
-        Others are told after the commit: a notification within it would make all commits of the
-        server wait for one another. Rings that come meanwhile become one.
+        Others are notified after the commit: a notification within it would serialize all commits
+        of the server. Further rings meanwhile are combined.
         """
         self._called_back()
         if self.server.can_listen():
@@ -349,7 +349,7 @@ class PostgresStore:
     async def _notify(self) -> None:
         while self._ringing:
             self._ringing = False
-            with contextlib.suppress(StoreUnavailable, StoreRefused):  # they look by themselves
+            with contextlib.suppress(StoreUnavailable, StoreRefused):  # they poll anyway
                 async with self._reads.connection() as connection:
                     await connection.execute("select pg_notify($1, $2)", self._channel, self._name)
 
@@ -385,7 +385,7 @@ class PostgresStore:
             if not connection.is_in_transaction():
                 raise StoreRefused(
                     f"migration {name} ended the transaction that it ran in, and is half done: "
-                    "take out its commit or rollback"
+                    "remove its commit or rollback"
                 )
             now = self._ambient.now()
             await connection.execute(
@@ -396,9 +396,10 @@ class PostgresStore:
 
 
 class PostgresTransaction:
-    """A transaction; the face is `oyez.ports.StoreTransaction`.
+    """A transaction; an `oyez.ports.StoreTransaction`.
 
-    One that only writes takes a connection when it commits. A read takes one, and its turn.
+    If it only writes, it takes a connection when it commits. The first read takes a connection and
+    the turn.
     """
 
     dialect = "postgresql"
@@ -418,7 +419,7 @@ class PostgresTransaction:
         return await self._do(before, lambda connection: answer(connection, sql, sets))
 
     async def rollback_to(self, savepoint: str) -> None:
-        if self._connection is not None:  # else it has failed for good
+        if self._connection is not None:  # otherwise it has failed for good
             self._failure = None
         await self._do([], lambda connection: connection.execute(f"rollback to {savepoint}"))
 
@@ -452,7 +453,7 @@ class PostgresTransaction:
                     await write(connection, before)
                     return await work(connection)
             except (ConstraintViolated, StoreRefused) as error:
-                self._failure = error  # a savepoint may undo it
+                self._failure = error  # `rollback_to` may undo it
                 raise
             except BaseException as error:
                 self._fail(error)

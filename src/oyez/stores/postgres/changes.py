@@ -1,4 +1,4 @@
-"""One commit's changes as a few statements over whole sets, whatever their number."""
+"""The changes of a commit as a few statements over sets, whatever their number."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ from (
 
 
 async def fence(connection: Connection, claim: Claim, position: Position | None) -> None:
-    """Move the claim's position and lock its partition until the end. Raises Fenced."""
+    """Move the claim's position and lock its row until the end. Raises Fenced."""
     done = await connection.execute(
         _FENCE,
         position,
@@ -81,7 +81,7 @@ async def fence(connection: Connection, claim: Claim, position: Position | None)
 
 
 def fence_text(claim: Claim, position: Position | None) -> str:
-    """The same as SQL without parameters, to travel with the statement that begins."""
+    """Return the same as SQL without parameters, to be sent together with ``begin``."""
     return (
         f"update oyez_cursor set position = {'position' if position is None else int(position)}"
         f" where stream = {_literal(claim.stream)} and partition = {int(claim.partition)}"
@@ -91,13 +91,13 @@ def fence_text(claim: Claim, position: Position | None) -> str:
 
 
 def check_fence(claim: Claim, done: str) -> None:
-    """Raise Fenced unless the statement found the claim; ``done`` is what the server said."""
+    """Raise Fenced unless the statement found the claim; ``done`` is its command tag."""
     if done != "UPDATE 1":
         raise Fenced(f"{claim.stream}[{claim.partition}] is no longer owned by {claim.owner}")
 
 
 async def apply(connection: Connection, changes: Changes) -> None:
-    """Write all but the fence. Raises Superseded, StoreRefused and what the driver raises."""
+    """Write all changes but the fence. Raises Superseded, StoreRefused and driver errors."""
     now = changes.time
     await write(connection, changes.writes)
     if changes.handled or changes.announced or changes.sent:
@@ -142,7 +142,7 @@ def _superseded(parked: list[Parked]) -> Superseded:
 
 
 def _rounds(settled: list[Parked]) -> Iterator[list[Parked]]:
-    """Events of one chain one after the other: the end of the first is what frees the second."""
+    """Return rounds with one event of a chain each: settling the first releases the second."""
     rounds: list[list[Parked]] = []
     reached: defaultdict[tuple[str, int, str, str], int] = defaultdict(int)
     for parked in settled:
@@ -183,7 +183,7 @@ def _dead(one: DeadLetter) -> tuple[Any, ...]:
 
 
 def _text(value: str | None) -> str | None:
-    """PostgreSQL's text has no NUL; what is wrong with a dead letter must not keep it from us."""
+    """Return the text without NUL, which PostgreSQL can't store and a dead letter may contain."""
     return value.replace("\0", "\ufffd") if value is not None and "\0" in value else value
 
 

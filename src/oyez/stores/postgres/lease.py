@@ -1,15 +1,15 @@
-"""Keeps a process's lease from a thread of its own, and tells which others have died.
+"""Renews a process's lease on a thread of its own, and detects the deaths of others.
 
-Beside the lease, the thread's connection holds an advisory lock, which the server drops with the
-connection. A lock that is free means a dead process only if nothing else explains it:
+Beside the lease, the thread's connection holds an advisory lock, which the server releases with the
+connection. A free lock means a dead process unless one of these explains it:
 
-- The server was restarted: all its locks are gone, but the row still names the earlier run of the
-  server, and such a row is left to its lease. A process that comes back takes its lock in the new
-  run before its row says so.
-- The connection was lost, and the process lives: it comes back within ``RETURN``, so the lock must
-  be seen free twice that far apart, with no sign of life in between.
-- The connection goes through a pooler, where a lock would belong to another's session: the row
-  says that there is no lock.
+- The server was restarted: all locks were released, but the row still names the earlier run of the
+  server; such a row remains until its lease expires. A process that reconnects takes its lock in
+  the new run before it updates its row.
+- The connection was lost, and the process lives: it reconnects within ``RETURN``, so the lock must
+  be seen free twice that far apart, with no renewal in between.
+- The connection goes through a pooler, where a lock would belong to another session: the row
+  records that there is no lock.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from oyez.postgresql import KEEPALIVE, Connection, PostgresServer
 from oyez.stores.postgres.schema import lock_key, qualified
 
 RETURN = 1.0
-"""Seconds within which a process that lost its connection, but lives, has connected again."""
+"""Seconds within which a living process that lost its connection has reconnected."""
 _RECONNECT = 0.3
-"""Seconds between two attempts to do so, at most."""
+"""The longest pause between two attempts to reconnect, in seconds."""
 
 _SHOW = """select pg_try_advisory_lock($1::int, $2::int) as shown,
   extract(epoch from pg_postmaster_start_time())::text as server"""
@@ -65,7 +65,7 @@ class Lease:
         held = asyncio.Event()
 
         def tell() -> None:
-            with suppress(RuntimeError):  # that loop has closed: nobody waits any more
+            with suppress(RuntimeError):  # that loop has closed: nothing waits any more
                 loop.call_soon_threadsafe(held.set)
 
         self._thread = threading.Thread(
@@ -80,7 +80,7 @@ class Lease:
             raise
 
     async def stop(self) -> None:
-        """Renew it no more. Safe when called twice."""
+        """Stop renewing it. Safe when called twice."""
         thread, self._thread = self._thread, None
         self._stopped = True
         if thread is not None:
@@ -102,7 +102,7 @@ class Lease:
             self._work = self._loop.create_task(self._hold(tell))
             await asyncio.wait([self._work])
             if not self._work.cancelled():
-                self._work.exception()  # whatever it was, the lease is tried again
+                self._work.exception()  # whatever the error, the lease is retried
             self._failures += 1
             if not self._stopped:
                 await asyncio.sleep(backoff(self._failures, ambient.chance(), most=_RECONNECT))
@@ -120,7 +120,7 @@ class Lease:
             while not lost.is_set():
                 async with asyncio.timeout(self._seconds):
                     if direct and shown is None:
-                        # A session of ours that the server still believes in may hold it yet.
+                        # An earlier session, not yet closed by the server, may still hold it.
                         shown = await self._show(connection)
                     await self._renew(connection, shown)
                 self._failures = 0
@@ -150,14 +150,14 @@ class Lease:
 
 
 class Deaths:
-    """Which other processes have died, as far as the server can tell."""
+    """The detection of other processes that died, by the server's locks."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
         self._missing: dict[tuple[str, float], float] = {}
 
     async def bury(self, me: str) -> None:
-        """End the leases of the dead. ``me`` is the process that asks."""
+        """End the leases of dead processes; ``me`` is this process."""
         schema = self._server.options.schema
         async with self._server.connection() as connection:
             rows = await connection.fetch(qualified(_OTHERS, schema), me)
@@ -179,7 +179,7 @@ async def leave(connection: Connection, owner: str, schema: str) -> None:
 
 
 def presence_of(owner: str) -> int:
-    """The number of the lock that a process of this name holds."""
+    """Return the number of the lock that a process of this name holds."""
     return lock_key("owner", owner) & 0xFFFF_FFFF
 
 

@@ -1,4 +1,4 @@
-"""The tables that Oyez keeps in a service's schema, and how they come to be."""
+"""The creation and migration of Oyez's tables in a service's schema."""
 
 from __future__ import annotations
 
@@ -88,20 +88,20 @@ _OWN = re.compile(r"\b(?=" + "|".join(NAMES) + r"\b)")
 
 
 def lock_key(*names: str) -> int:
-    """A number of 64 bits for an advisory lock of that name."""
+    """Return the number of 64 bits of an advisory lock."""
     return int.from_bytes(sha256("\0".join(("oyez", *names)).encode()).digest()[:8], signed=True)
 
 
 def qualified(sql: str, schema: str) -> str:
-    """The statement with our tables named in full, for where no search_path is set."""
+    """Return the statement with Oyez's tables qualified, for a connection without search_path."""
     return _OWN.sub(f'"{schema}".', sql)
 
 
 async def prepare(connection: Connection, schema: str, *, create: bool) -> None:
-    """Make the schema and our tables, and run the steps that they have not seen.
+    """Create the schema and Oyez's tables, and run the steps that are missing.
 
-    Several processes may do so at once. Without ``create``, raises StoreMissing where there are
-    none and StoreRefused where they are older. Raises StoreRefused, and what the driver raises.
+    Safe in several processes at once. Without ``create``, raises StoreMissing when there are no
+    tables and StoreRefused when they are older. Raises StoreRefused and driver errors.
     """
     made = await connection.fetchrow(
         "select to_regclass($1) is not null as tables, pg_is_in_recovery() as standby",

@@ -1,7 +1,8 @@
-"""SQL with ``:name`` parameters, as PostgreSQL takes it: numbered, and of its own types.
+"""Statements with ``:name`` parameters for PostgreSQL, numbered and typed.
 
-A service writes one SQL for SQLite and PostgreSQL. The server infers each parameter's type from
-where it stands, and the driver takes no other: a number is never quietly made a text, nor cut.
+A service writes the same SQL for SQLite and PostgreSQL. The server infers each parameter's type
+from its place in the statement, and the driver accepts no other: a number is never converted to
+text or truncated.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _ARGUMENT = re.compile(r"argument \$(\d+)(?: in element #(\d+))?")
 
 
 class Statement(NamedTuple):
-    """SQL with ``$n`` in the place of its parameters, whose names are in that order."""
+    """SQL with ``$n`` for its parameters, and their names in that order."""
 
     sql: str
     names: tuple[str, ...]
@@ -46,7 +47,7 @@ class Statement(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def numbered(sql: str) -> Statement:
-    """The statement with its parameters numbered; a name that stands there twice has one number."""
+    """Return the statement with its parameters numbered, each name with one number."""
     names: dict[str, int] = {}
 
     def number(match: re.Match[str]) -> str:
@@ -62,8 +63,7 @@ def numbered(sql: str) -> Statement:
 async def write(connection: Connection, writes: Writes) -> None:
     """Run each statement for all its parameter sets, in order.
 
-    Raises StoreRefused naming a parameter that is missing or of the wrong type, and what the driver
-    raises.
+    Raises StoreRefused naming a parameter that is missing or of the wrong type, and driver errors.
     """
     for sql, rows in writes:
         statement = numbered(sql)
@@ -80,7 +80,7 @@ async def write(connection: Connection, writes: Writes) -> None:
 
 
 async def query(connection: Connection, sql: str, parameters: Parameters) -> list[Row]:
-    """The rows of one statement; raises as `write` does."""
+    """Return the rows of one statement; raises as `write` does."""
     statement = numbered(sql)
     values = _values(statement, parameters)
     await _refuse_fractions(connection, statement, [values])
@@ -96,7 +96,7 @@ async def answer(connection: Connection, sql: str, sets: Sequence[Sequence[Any]]
     if len(sets) != 1:
         await connection.executemany(sql, sets)
         return Answer(columns=(), rows=[], changed=-1)
-    # Without a name it also works through a pooler, and stays behind on no connection.
+    # An unnamed statement also works through a pooler, and does not remain on the connection.
     prepared = await connection.prepare(sql, name="")
     rows = [tuple(row) for row in await prepared.fetch(*sets[0])]
     columns = [(column.name, column.type.oid) for column in prepared.get_attributes()]
@@ -116,9 +116,9 @@ def _values(statement: Statement, parameters: Parameters) -> tuple[Any, ...]:
 async def _refuse_fractions(
     connection: Connection, statement: Statement, rows: Sequence[tuple[Any, ...]]
 ) -> None:
-    """The driver would cut a float to an integer where the column is one: 1.5 would be stored as 1.
+    """Raise StoreRefused for a fraction in an integer column: the driver would store 1.5 as 1.
 
-    Only statements that are given a fraction are looked at.
+    Only statements with fractions among their parameters are checked.
     """
     found = {
         place
@@ -139,9 +139,9 @@ async def _explain(
     rows: Sequence[tuple[Any, ...]],
     error: asyncpg.DataError,
 ) -> None:
-    """Raise StoreRefused for what the driver refused, without the value, which may be a secret."""
+    """Raise StoreRefused for a driver error, without the value, which may be a secret."""
     if error.severity is not None:
-        return  # it comes from the server
+        return  # an error of the server
     match = _ARGUMENT.search(str(error))
     if match is not None:
         place, element = int(match[1]) - 1, int(match[2] or 0)
