@@ -22,11 +22,11 @@ from botocore.exceptions import ClientError
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
-from oyez.brokers.sns_sqs import message as messages
-from oyez.brokers.sns_sqs.aws import Aws
+from oyez.brokers.sns_sqs import wire as messages
 from oyez.brokers.sns_sqs.broker import SnsSqsBroker
+from oyez.brokers.sns_sqs.connection import Aws
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
-from oyez.brokers.sns_sqs.queue import Queue
+from oyez.brokers.sns_sqs.reader import Queue
 from oyez.endpoint import Endpoint
 from oyez.envelope import open_record
 from oyez.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, InvalidEvent

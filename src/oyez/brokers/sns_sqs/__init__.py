@@ -41,11 +41,11 @@ streams once in ``poll`` seconds. Events of one key that are published at once s
 
     broker.py      the face, `oyez.ports.Broker`
     options.py     what the URL may set
+    connection.py  requests and their errors
     topology.py    topics, queues, subscriptions: which there are, and how they come to be
-    topic.py       publishing to one partition, in order
-    queue.py       reading one partition: what is held, for how long, and what becomes of it
-    message.py     a record as a message, and back
-    aws.py         requests and their errors
+    publisher.py   publishing to one partition, in order
+    reader.py      reading one partition: what is held, for how long, and what becomes of it
+    wire.py        a record as a message, and back
     inspection.py  what of the setup loses events
 """
 

@@ -1,4 +1,4 @@
-"""The broker itself: what is published goes to topics, what is read comes from queues."""
+"""The face of SNS and SQS, `oyez.ports.Broker`: topics to publish to and queues to read from."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from oyez.ambient import Ambient
-from oyez.brokers.sns_sqs.aws import Aws
+from oyez.brokers.kit.calls import Deadline
+from oyez.brokers.kit.streams import Place, check_count, partitions_of
+from oyez.brokers.kit.watch import every, stop
+from oyez.brokers.sns_sqs.connection import Aws
 from oyez.brokers.sns_sqs.inspection import inspect
-from oyez.brokers.sns_sqs.message import MAX_BYTES, encode
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
-from oyez.brokers.sns_sqs.queue import Queue
-from oyez.brokers.sns_sqs.topic import Call, Topic
+from oyez.brokers.sns_sqs.publisher import Call, Topic
+from oyez.brokers.sns_sqs.reader import Queue
 from oyez.brokers.sns_sqs.topology import Topology
+from oyez.brokers.sns_sqs.wire import MAX_BYTES, encode
 from oyez.endpoint import Endpoint
-from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
-from oyez.partitioning import partition_of, partition_without_key
+from oyez.errors import BrokerError, BrokerRefused
 from oyez.ports import Batch, Capabilities, Finding, Position, Record
-
-Place = tuple[str, int]
 
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9._-]+(?::[0-9]{1,5})?/?")
 
@@ -54,26 +54,22 @@ class SnsSqsBroker:
     async def open(self) -> None:
         """See `Broker.open`."""
         if not self._tasks:
+            ambient, options = self._ambient, self.options
+            look = every(ambient, options.poll, self._look)
+            extend = every(ambient, options.visibility / 3, self._extend)
             self._tasks = [
-                asyncio.create_task(self._look(), name="sns_sqs streams"),
-                asyncio.create_task(self._extend(), name="sns_sqs visibility"),
+                asyncio.create_task(look, name="sns_sqs streams"),
+                asyncio.create_task(extend, name="sns_sqs visibility"),
             ]
-        try:
-            async with self._ambient.timeout(self.options.deadline):
-                await self._topology.look()
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"{self._aws.where} has not let the group subscribe to all streams within "
-                f"{self.options.deadline:g} s; it goes on"
-            ) from error
+        where = self._aws.where
+        async with Deadline(self.options.deadline, where, self._ambient.timeout) as deadline:
+            deadline.trouble = "the group does not subscribe to all streams yet, but goes on"
+            await self._topology.look()
 
     async def close(self) -> None:
         """See `Broker.close`."""
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await stop(*tasks)
         topics, self._topics = self._topics, {}
         queues, self._queues = self._queues, {}
         await asyncio.gather(*(topic.close() for topic in topics.values()))
@@ -90,15 +86,10 @@ class SnsSqsBroker:
             counts[stream] = await self._topology.count(stream)
         call = Call()
         topics: set[Topic] = set()
-        for record, text in zip(records, texts, strict=True):
-            key, partitions = record.key, counts[record.stream]
-            identity = record.headers.get("id", "")
-            if key is None:
-                partition = partition_without_key(identity, partitions)
-            else:
-                partition = partition_of(key, partitions)
+        partitions = partitions_of(records, counts)
+        for record, text, partition in zip(records, texts, partitions, strict=True):
             topic = self._topic(record.stream, partition)
-            topic.send(call, key, identity, text)
+            topic.send(call, record.key, record.headers.get("id", ""), text)
             topics.add(topic)
         try:
             if records:
@@ -141,16 +132,11 @@ class SnsSqsBroker:
     async def streams(self) -> Mapping[str, int]:
         """See `Broker.streams`."""
         await self._topology.look()
-        return dict(self._topology.streams)
+        return dict(self._topology.streams.known)
 
     async def create(self, stream: str, partitions: int) -> None:
         """See `Broker.create`."""
-        found = await self._topology.make(stream, partitions)
-        if found != partitions:
-            raise BrokerRefused(
-                f"stream {stream} has {found} partitions, not {partitions}: the number is fixed "
-                "when a stream is made; set system.partitions to it or use a new stream"
-            )
+        check_count(stream, await self._topology.make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         """Raises BrokerRefused: positions in a queue are counted by whoever reads it."""
@@ -178,7 +164,7 @@ class SnsSqsBroker:
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         """See `Broker.on_streams`."""
-        self._topology.listeners.append(callback)
+        self._topology.streams.listen(callback)
 
     def _topic(self, stream: str, partition: int) -> Topic:
         topic = self._topics.get((stream, partition))
@@ -189,17 +175,12 @@ class SnsSqsBroker:
         return topic
 
     async def _look(self) -> None:
-        while True:
-            await self._ambient.sleep(self.options.poll)
-            if self._ambient.monotonic() - self._topology.looked < self.options.poll:
-                continue  # someone asked for the streams meanwhile
-            with contextlib.suppress(BrokerError):  # whoever reads or publishes reports it
-                await self._topology.look()
+        # Someone may have asked for the streams meanwhile.
+        if self._ambient.monotonic() - self._topology.looked >= self.options.poll:
+            await self._topology.look()
 
     async def _extend(self) -> None:
-        while True:
-            await self._ambient.sleep(self.options.visibility / 3)
-            await asyncio.gather(*map(_extend, list(self._queues.values())))
+        await asyncio.gather(*map(_extend, list(self._queues.values())))
 
 
 async def _extend(queue: Queue) -> None:

@@ -5,77 +5,73 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from oyez.brokers.sns_sqs.aws import Aws, Missing
-from oyez.brokers.sns_sqs.message import LIMIT
+from oyez.brokers.kit.findings import Findings
+from oyez.brokers.kit.streams import Place
+from oyez.brokers.sns_sqs.connection import Aws, Missing
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
-from oyez.brokers.sns_sqs.topology import LONGEST_RETENTION, SHORTEST_RETENTION, Place, Topology
+from oyez.brokers.sns_sqs.topology import LONGEST_RETENTION, SHORTEST_RETENTION, Topology
+from oyez.brokers.sns_sqs.wire import LIMIT
 from oyez.ports import Finding
 
 
 async def inspect(aws: Aws, topology: Topology, options: SnsSqsOptions) -> Sequence[Finding]:
     """Findings about every stream, and about every group of each stream's system."""
-    found: list[Finding] = []
-    if options.emulated:
-        found.append(
-            Finding(
-                grave=True,
-                what=f"{options.endpoint} is not AWS: an emulator keeps events in memory",
-                remedy="leave out the option endpoint of system.broker to use AWS itself",
-            )
-        )
-    if options.retention > LONGEST_RETENTION:
-        found.append(
-            Finding(
-                grave=False,
-                what=f"retention is {options.retention:.0f} s; SQS keeps messages for 14 days",
-                remedy="set system.retention to 14 days or less",
-            )
-        )
+    findings = Findings()
+    tell = findings.tell
+    tell(
+        options.emulated,
+        f"{options.endpoint} is not AWS: an emulator keeps events in memory",
+        "leave out the option endpoint of system.broker to use AWS itself",
+    )
+    tell(
+        options.retention > LONGEST_RETENTION,
+        f"retention is {options.retention:.0f} s; SQS keeps messages for 14 days",
+        "set system.retention to 14 days or less",
+        grave=False,
+    )
     for address in await topology.left():
-        name = address.rpartition("/")[2]
-        found.append(
-            Finding(
-                grave=False,
-                what=f"queue {name} was left by an `oyez tail` that was killed",
-                remedy=f"aws sqs delete-queue --queue-url {address}, then unsubscribe it from SNS",
-            )
+        tell(
+            True,
+            f"queue {_name(address)} was left by an `oyez tail` that was killed",
+            f"aws sqs delete-queue --queue-url {address}, then unsubscribe it from SNS",
+            grave=False,
         )
-    for stream, partitions in sorted(topology.streams.items()):
+    for stream, partitions in sorted(topology.streams.known.items()):
         for partition in range(partitions):
             place = (stream, partition)
-            found += await _inspect_topic(aws, topology, place)
+            await _inspect_topic(findings, aws, topology.topic_arn(*place))
             for group in topology.of_system(stream):
-                found += await _inspect_queue(aws, topology, options, group, place)
-    return found
+                await _inspect_queue(findings, aws, topology, options, group, place)
+    return findings.found
 
 
-async def _inspect_topic(aws: Aws, topology: Topology, place: Place) -> list[Finding]:
-    arn = topology.topic_arn(*place)
+async def _inspect_topic(findings: Findings, aws: Aws, arn: str) -> None:
     try:
         answer = await aws.ask("sns", "get_topic_attributes", TopicArn=arn)
     except Missing:
-        return [
-            Finding(
-                grave=True,
-                what=f"topic {arn} is gone, and with it every subscription",
-                remedy="publish one event to the stream: its topics are made and subscribed again",
-            )
-        ]
-    if answer["Attributes"].get("ContentBasedDeduplication") == "true":
-        return [
-            Finding(
-                grave=False,
-                what=f"{arn} drops foreign messages with the same body within 5 minutes",
-                remedy=f"aws sns set-topic-attributes --topic-arn {arn} "
-                "--attribute-name ContentBasedDeduplication --attribute-value false",
-            )
-        ]
-    return []
+        findings.tell(
+            True,
+            f"topic {arn} is gone, and with it every subscription",
+            "publish one event to the stream: its topics are made and subscribed again",
+        )
+        return
+    findings.tell(
+        answer["Attributes"].get("ContentBasedDeduplication") == "true",
+        f"{arn} drops foreign messages with the same body within 5 minutes",
+        f"aws sns set-topic-attributes --topic-arn {arn} "
+        "--attribute-name ContentBasedDeduplication --attribute-value false",
+        grave=False,
+    )
 
 
 async def _inspect_queue(
-    aws: Aws, topology: Topology, options: SnsSqsOptions, group: str, place: Place
-) -> list[Finding]:
+    findings: Findings,
+    aws: Aws,
+    topology: Topology,
+    options: SnsSqsOptions,
+    group: str,
+    place: Place,
+) -> None:
     name = topology.queue_name(group, place)
     try:
         address = (await aws.ask("sqs", "get_queue_url", QueueName=name))["QueueUrl"]
@@ -83,19 +79,16 @@ async def _inspect_queue(
             "sqs", "get_queue_attributes", QueueUrl=address, AttributeNames=["All"]
         )
     except Missing:
-        return [
-            Finding(
-                grave=True,
-                what=f"group {group} has no queue {name}: it loses what is published",
-                remedy=f"start a replica of {group}, which makes and subscribes it",
-            )
-        ]
+        findings.tell(
+            True,
+            f"group {group} has no queue {name}: it loses what is published",
+            f"start a replica of {group}, which makes and subscribes it",
+        )
+        return
     topic = topology.topic_arn(*place)
+    _judge_queue(findings, address, topic, answer["Attributes"], options)
     subscription = await _subscription(aws, topic, topology.queue_arn(group, place))
-    return [
-        *_judge_queue(address, topic, answer["Attributes"], options),
-        *_judge_subscription(name, topic, subscription),
-    ]
+    _judge_subscription(findings, name, topic, subscription)
 
 
 async def _subscription(aws: Aws, topic: str, queue: str) -> dict[str, str] | None:
@@ -114,82 +107,86 @@ async def _subscription(aws: Aws, topic: str, queue: str) -> dict[str, str] | No
 
 
 def _judge_queue(
-    address: str, topic: str, attributes: dict[str, str], options: SnsSqsOptions
-) -> list[Finding]:
-    name = address.rpartition("/")[2]
+    findings: Findings,
+    address: str,
+    topic: str,
+    attributes: dict[str, str],
+    options: SnsSqsOptions,
+) -> None:
+    tell, name = findings.tell, _name(address)
 
-    def finding(what: str, value: str, *, grave: bool) -> Finding:
-        command = f"aws sqs set-queue-attributes --queue-url {address} --attributes '{value}'"
-        return Finding(grave=grave, what=f"queue {name} {what}", remedy=command)
+    def attribute(attribute: str, value: str) -> str:
+        change = f'{{"{attribute}": "{value}"}}'
+        return f"aws sqs set-queue-attributes --queue-url {address} --attributes '{change}'"
 
-    found: list[Finding] = []
     wanted = int(max(SHORTEST_RETENTION, min(options.retention, LONGEST_RETENTION)))
     kept = int(attributes.get("MessageRetentionPeriod", wanted))
-    if kept < wanted:
-        what = f"deletes events that were not handled within {kept} s, not {wanted}"
-        found.append(finding(what, f'{{"MessageRetentionPeriod": "{wanted}"}}', grave=True))
-    if attributes.get("RedrivePolicy"):
-        what = "has a redrive policy, which takes events away before Oyez has dead-lettered them"
-        found.append(finding(what, '{"RedrivePolicy": ""}', grave=True))
-    if int(attributes.get("MaximumMessageSize", LIMIT)) < LIMIT:
-        what = "takes smaller messages than its topic: SNS drops the larger ones"
-        found.append(finding(what, f'{{"MaximumMessageSize": "{LIMIT}"}}', grave=True))
-    if int(attributes.get("DelaySeconds", 0)) > 0:
-        found.append(finding("delays every event", '{"DelaySeconds": "0"}', grave=False))
-    if topic not in attributes.get("Policy", ""):
-        found.append(
-            Finding(
-                grave=True,
-                what=f"the policy of queue {name} does not name {topic}: SNS may not deliver to it",
-                remedy=f"allow sns.amazonaws.com sqs:SendMessage on {name} from that topic",
-            )
-        )
+    tell(
+        kept < wanted,
+        f"queue {name} deletes events that were not handled within {kept} s, not {wanted}",
+        attribute("MessageRetentionPeriod", str(wanted)),
+    )
+    tell(
+        bool(attributes.get("RedrivePolicy")),
+        f"queue {name} has a redrive policy, which takes events away before Oyez has "
+        "dead-lettered them",
+        attribute("RedrivePolicy", ""),
+    )
+    tell(
+        int(attributes.get("MaximumMessageSize", LIMIT)) < LIMIT,
+        f"queue {name} takes smaller messages than its topic: SNS drops the larger ones",
+        attribute("MaximumMessageSize", str(LIMIT)),
+    )
+    tell(
+        int(attributes.get("DelaySeconds", 0)) > 0,
+        f"queue {name} delays every event",
+        attribute("DelaySeconds", "0"),
+        grave=False,
+    )
+    tell(
+        topic not in attributes.get("Policy", ""),
+        f"the policy of queue {name} does not name {topic}: SNS may not deliver to it",
+        f"allow sns.amazonaws.com sqs:SendMessage on {name} from that topic",
+    )
     key = attributes.get("KmsMasterKeyId")
-    if key:
-        found.append(
-            Finding(
-                grave=False,
-                what=f"queue {name} is encrypted with {key}: SNS drops events if it may not use it",
-                remedy="allow sns.amazonaws.com kms:GenerateDataKey* and kms:Decrypt in its policy",
-            )
-        )
-    if attributes.get("FifoQueue") != "true":
-        found.append(
-            Finding(
-                grave=True,
-                what=f"queue {name} is not FIFO: it doubles and reorders events",
-                remedy=f"aws sqs delete-queue --queue-url {address}, then start a replica again",
-            )
-        )
-    return found
+    tell(
+        bool(key),
+        f"queue {name} is encrypted with {key}: SNS drops events if it may not use it",
+        "allow sns.amazonaws.com kms:GenerateDataKey* and kms:Decrypt in its policy",
+        grave=False,
+    )
+    tell(
+        attributes.get("FifoQueue") != "true",
+        f"queue {name} is not FIFO: it doubles and reorders events",
+        f"aws sqs delete-queue --queue-url {address}, then start a replica again",
+    )
 
 
-def _judge_subscription(name: str, topic: str, attributes: dict[str, str] | None) -> list[Finding]:
+def _judge_subscription(
+    findings: Findings, name: str, topic: str, attributes: dict[str, str] | None
+) -> None:
+    tell = findings.tell
     if attributes is None:
-        return [
-            Finding(
-                grave=True,
-                what=f"queue {name} is not subscribed to {topic}: it loses what is published",
-                remedy="restart a replica of its group, which subscribes it",
-            )
-        ]
+        tell(
+            True,
+            f"queue {name} is not subscribed to {topic}: it loses what is published",
+            "restart a replica of its group, which subscribes it",
+        )
+        return
     arn = attributes.get("SubscriptionArn", "")
     command = f"aws sns set-subscription-attributes --subscription-arn {arn} --attribute-name"
-    found: list[Finding] = []
-    if attributes.get("FilterPolicy", "{}") not in ("", "{}", "null"):
-        found.append(
-            Finding(
-                grave=True,
-                what=f"the subscription of queue {name} has a filter policy: it loses events",
-                remedy=f"{command} FilterPolicy --attribute-value '{{}}'",
-            )
-        )
-    if attributes.get("RawMessageDelivery", "false").lower() != "true":
-        found.append(
-            Finding(
-                grave=False,
-                what=f"the subscription of queue {name} wraps each event: less fits, and slower",
-                remedy=f"{command} RawMessageDelivery --attribute-value true",
-            )
-        )
-    return found
+    tell(
+        attributes.get("FilterPolicy", "{}") not in ("", "{}", "null"),
+        f"the subscription of queue {name} has a filter policy: it loses events",
+        f"{command} FilterPolicy --attribute-value '{{}}'",
+    )
+    tell(
+        attributes.get("RawMessageDelivery", "false").lower() != "true",
+        f"the subscription of queue {name} wraps each event: less fits, and slower",
+        f"{command} RawMessageDelivery --attribute-value true",
+        grave=False,
+    )
+
+
+def _name(address: str) -> str:
+    return address.rpartition("/")[2]

@@ -1,14 +1,15 @@
-"""What can be set about the SNS and SQS broker."""
+"""What the URL of SNS and SQS may set."""
 
 from __future__ import annotations
 
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from oyez.endpoint import BatchBytes, Count, Partitions, Retention, Seconds, Tls, limits
+from oyez.brokers.kit.options import StreamOptions
+from oyez.endpoint import BatchBytes, Partitions, Retention, Seconds, limits
 
 
-class SnsSqsOptions(Tls, frozen=True, kw_only=True):
+class SnsSqsOptions(StreamOptions, frozen=True, kw_only=True):
     """How the SNS and SQS broker behaves."""
 
     endpoint: str | None = None
@@ -18,8 +19,6 @@ class SnsSqsOptions(Tls, frozen=True, kw_only=True):
     long poll for each group, so few are cheaper here."""
     retention: Retention = 7 * 86_400.0
     """Messages that nobody took for so many seconds are deleted by SQS; 14 days at most."""
-    batch: Count = 256
-    """Records in one batch, at most."""
     batch_bytes: BatchBytes = 4 * 1024 * 1024
     """Bytes of messages that a reader holds untaken, beyond which it receives no more."""
     deadline: Seconds = 10.0
@@ -28,8 +27,6 @@ class SnsSqsOptions(Tls, frozen=True, kw_only=True):
     """Seconds that a long poll lasts. A dead connection is noticed 5 s after."""
     visibility: Annotated[int, limits(3, 3600, "seconds")] = 5
     """Seconds after which what a dead reader held comes again; a living one extends them."""
-    poll: Seconds = 1.0
-    """Seconds between two looks for streams that others made."""
 
     @property
     def emulated(self) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from math import inf
 from typing import Any, TypeVar
 
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.brokers.sns_sqs.aws import Aws, Different, Missing
+from oyez.brokers.kit.streams import Place, Streams
+from oyez.brokers.sns_sqs.connection import Aws, Different, Missing
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
 from oyez.errors import BrokerRefused, BrokerUnavailable
 
@@ -36,20 +37,18 @@ _LONGEST_NAME = 68
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 T = TypeVar("T")
-Place = tuple[str, int]
 
 
 class Topology:
     """What exists, as seen by this process, for one group."""
 
     def __init__(self, aws: Aws, ambient: Ambient, options: SnsSqsOptions, group: str) -> None:
-        self.streams: dict[str, int] = {}
+        self.streams: Streams[int] = Streams()
         """Known streams, each with its number of partitions."""
         self.groups: set[str] = set()
         """Known groups."""
         self.looked = -inf
         """When it was last seen, on the monotonic clock."""
-        self.listeners: list[Callable[[], None]] = []
         self._aws = aws
         self._ambient = ambient
         self._options = options
@@ -103,7 +102,7 @@ class Topology:
 
     async def count(self, stream: str) -> int:
         """How many partitions the stream has, which is made if it is unknown."""
-        known = self.streams.get(stream)
+        known = self.streams.known.get(stream)
         return known if known is not None else await self.make(stream, self._options.partitions)
 
     async def queue(self, stream: str, partition: int, *, lost: bool) -> str:
@@ -114,7 +113,7 @@ class Topology:
         """
         if lost:
             self._forget_queue(stream, partition)
-        partitions = self.streams.get(stream)
+        partitions = self.streams.known.get(stream)
         if partitions is None:
             raise BrokerUnavailable(f"stream {stream} does not exist yet")
         if partition >= partitions:
@@ -174,9 +173,9 @@ class Topology:
                 ) from error
             return partition, sum(int(value) for value in answer["Attributes"].values())
 
-        if stream not in self.streams:
+        if stream not in self.streams.known:
             await self.look()
-        there = range(self.streams.get(stream, 0))
+        there = range(self.streams.known.get(stream, 0))
         return dict(await self._together(one(each) for each in partitions if each in there))
 
     # -- names -------------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ class Topology:
 
     async def mend(self, stream: str) -> None:
         """Make the topics and subscriptions of a stream anew that were deleted."""
-        partitions = self.streams.get(stream, self._options.partitions)
+        partitions = self.streams.known.get(stream, self._options.partitions)
         self._forget(stream)
         await self._make(stream, partitions, again=True)
 
@@ -220,8 +219,8 @@ class Topology:
             )
         async with self._making.setdefault(stream, asyncio.Lock()):
             await self.look()
-            if stream in self.streams and not again:
-                return self.streams[stream]
+            if stream in self.streams.known and not again:
+                return self.streams.known[stream]
             first = await self._make_topic(stream, 0, partitions)
             answer = await self._aws.ask("sns", "list_tags_for_resource", ResourceArn=first)
             tags = {each["Key"]: each["Value"] for each in answer["Tags"]}
@@ -236,7 +235,7 @@ class Topology:
             await self._mark(STREAM, stream, {PARTITIONS_TAG: str(partitions)})
             self._looks += 1
             self._newest = self._looks  # a look that began before this may not know the stream
-            self._now_known({**self.streams, stream: partitions})
+            self._now_known({**self.streams.known, stream: partitions})
             return partitions
 
     async def _make_topic(self, stream: str, partition: int, partitions: int) -> str:
@@ -350,16 +349,13 @@ class Topology:
     def _now_known(self, streams: dict[str, int]) -> None:
         """Lists of queues lag behind: what was known stays so until it is absent for long."""
         now = self._ambient.monotonic()
-        absent = self.streams.keys() - streams.keys()
+        known = self.streams.known
+        absent = known.keys() - streams.keys()
         self._absent = {stream: self._absent.get(stream, now) for stream in absent}
-        kept = {each: self.streams[each] for each in absent if now < self._absent[each] + FORGET}
+        kept = {each: known[each] for each in absent if now < self._absent[each] + FORGET}
         for stream in absent - kept.keys():
             self._forget(stream)
-        added = not streams.keys() <= self.streams.keys()
-        self.streams = {**kept, **streams}
-        if added:
-            for callback in self.listeners:
-                callback()
+        self.streams.replace({**kept, **streams})
 
     def _forget_queue(self, stream: str, partition: int) -> None:
         self._subscribed.pop((self._reader, (stream, partition)), None)

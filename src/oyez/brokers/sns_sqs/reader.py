@@ -16,10 +16,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from oyez.ambient import Ambient, backoff
-from oyez.brokers.sns_sqs.aws import ATTEMPT, Aws, Missing
-from oyez.brokers.sns_sqs.message import decode
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Pauses
+from oyez.brokers.kit.watch import stop
+from oyez.brokers.sns_sqs.connection import ATTEMPT, Aws, Missing
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
+from oyez.brokers.sns_sqs.wire import decode
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import BEGINNING, Batch, Position, Record
 
@@ -132,13 +134,13 @@ class Queue:
 
     async def close(self) -> None:
         """Delete what is handled, give back the rest, end everything."""
-        await self._stop(self._receiving)
-        await self._stop(self._releasing)
+        await stop(self._receiving)
+        await stop(self._releasing)
         with contextlib.suppress(TimeoutError):
             async with self._ambient.timeout(ATTEMPT):
                 if self._deleting is not None:
                     await asyncio.wait([self._deleting])
-        await self._stop(self._deleting)
+        await stop(self._deleting)
         self._reader = None
         await self._give_back(self._begin_at(self._position))
 
@@ -166,14 +168,14 @@ class Queue:
     # -- receiving ---------------------------------------------------------------------------------
 
     async def _receive_on(self) -> None:
-        failures = 0
+        pauses = Pauses(self._ambient)
         while self._reader is not None:
             await self._wait_for_room()
             try:
                 self._url = self._url or await self._locate(self._lost)
                 self._lost = False
                 await self._receive()
-                failures = 0
+                pauses.failures = 0
                 continue
             except Missing:
                 self._url = ""
@@ -184,8 +186,7 @@ class Queue:
             except BrokerError as error:
                 self._error = error
                 self._arrived.set()
-            failures += 1
-            await self._ambient.sleep(backoff(failures, self._ambient.chance()))
+            await pauses.wait()
 
     async def _wait_for_room(self) -> None:
         while self._reader is not None and self._full():
@@ -286,15 +287,16 @@ class Queue:
         return [held[int(each["Id"])] for each in failed if each.get("SenderFault")]
 
     async def _delete(self) -> None:
-        failures = 0
+        pauses = Pauses(self._ambient)
         while self._handled:
             some = list(islice(self._handled, ENTRIES * DELETING))
             parts = [some[start : start + ENTRIES] for start in range(0, len(some), ENTRIES)]
             left = [each for part in await asyncio.gather(*map(self._try_to_delete, parts))
                     for each in part]  # fmt: skip
-            failures = failures + 1 if len(left) == len(some) else 0
-            if failures:
-                await self._ambient.sleep(backoff(failures, self._ambient.chance()))
+            if len(left) == len(some):
+                await pauses.wait()
+            else:
+                pauses.failures = 0
             now = self._ambient.monotonic()
             for _ in some:
                 self._handled.popleft()
@@ -321,8 +323,3 @@ class Queue:
             return []
         failed: list[dict[str, Any]] = answer.get("Failed", [])
         return [some[int(each["Id"])] for each in failed if not each.get("SenderFault")]
-
-    async def _stop(self, task: asyncio.Task[None] | None) -> None:
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])

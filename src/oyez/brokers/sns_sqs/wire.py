@@ -72,8 +72,8 @@ def encode(record: Record) -> bytes:
     if len(text) + OVERHEAD > LIMIT:
         size = len(data or b"") + sum(len(n) + len(v.encode()) for n, v in headers.items())
         raise BrokerRefused(
-            f"a record of {size} bytes makes an SNS message of {len(text) + OVERHEAD}; "
-            f"{LIMIT} are allowed: store large data elsewhere (system.claim_check)"
+            f"a record of {record.stream} has {size} bytes, and {len(text) + OVERHEAD} as an SNS "
+            f"message; {LIMIT} are allowed: set system.claim_check"
         )
     return text
 

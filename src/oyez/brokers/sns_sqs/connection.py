@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AsyncExitStack
 from typing import Any
 
-import aiobotocore.session  # type: ignore[import-untyped]
-from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import (
-    ConnectionError as AwsConnectionError,
-)
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
-from oyez.ambient import Ambient, backoff
+from oyez.ambient import Ambient
+from oyez.brokers.kit.aws import FAILURES, Clients, answered, explain
+from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
-from oyez.endpoint import Endpoint, mistrust
+from oyez.endpoint import Endpoint
 from oyez.errors import BrokerRefused, BrokerUnavailable
 
 ATTEMPT = 5.0
@@ -72,21 +61,24 @@ class Aws:
         ((self.region, _),) = endpoint.hosts
         self.where = options.endpoint or f"sns and sqs.{self.region}.amazonaws.com:443"
         """What is called, for people."""
-        self._endpoint = endpoint
         self._ambient = ambient
         self._options = options
-        self._clients: dict[str, Any] = {}
-        self._closing = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        session = aiobotocore.session.get_session()
-        self.partition: str = session.get_partition_for_region(self.region)
+        self._clients = Clients(
+            endpoint,
+            options,
+            region=self.region,
+            url=options.endpoint,
+            retries={"total_max_attempts": 1},
+            connect_timeout=ATTEMPT,
+            read_timeout=options.wait + ATTEMPT,
+            max_pool_connections=CONNECTIONS,
+        )
+        self.partition: str = self._clients.session.get_partition_for_region(self.region)
         """``aws``, ``aws-cn`` and the like: the second part of every ARN."""
-        self._session = session
 
     async def close(self) -> None:
         """End every connection. Safe when never opened and when called twice."""
-        self._clients = {}
-        await self._closing.aclose()
+        await self._clients.close()
 
     async def ask(self, service: str, operation: str, /, **parameters: Any) -> dict[str, Any]:
         """The answer, asked for again while AWS is busy, until the deadline.
@@ -94,16 +86,15 @@ class Aws:
         A connection that broke may only have been idle for too long: that is tried twice.
         """
         until = self._ambient.monotonic() + self._options.deadline
-        failures = 0
+        pauses = Pauses(self._ambient)
         while True:
             left = until - self._ambient.monotonic()
             try:
                 return await self.call(service, operation, min(ATTEMPT, left), **parameters)
             except BrokerUnavailable as error:
-                failures += 1
-                pause = backoff(failures, self._ambient.chance())
+                pause = pauses.next()
                 late = self._ambient.monotonic() + pause >= until
-                if late or (failures > 1 and not isinstance(error, Busy)):
+                if late or (pauses.failures > 1 and not isinstance(error, Busy)):
                     raise
                 await self._ambient.sleep(pause)
 
@@ -113,63 +104,23 @@ class Aws:
         """The answer to one request within so many seconds. Raises BrokerError."""
         action = f"{service}:{''.join(part.title() for part in operation.split('_'))}"
         try:
-            async with self._ambient.timeout(seconds):
-                client = self._clients.get(service) or await self._connect(service)
+            where = f"{self.where} ({action})"
+            async with Deadline(seconds, where, self._ambient.timeout):
+                client = await self._connect(service)
                 answer: dict[str, Any] = await getattr(client, operation)(**parameters)
                 return answer
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"{self.where} did not answer {action} within {seconds:.3g} s"
-            ) from error
         except ClientError as error:
             raise self._explain(error, action) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise BrokerRefused(
-                f"{self._endpoint.url}: no AWS credentials were found: set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, a profile or a role, or USER:PASSWORD in system.broker"
-            ) from error
-        except (AwsConnectionError, HTTPClientError, OSError) as error:
-            if told := mistrust(error):
-                raise BrokerRefused(f"{self.where}: {told}") from error
-            raise BrokerUnavailable(
-                f"{self.where} is out of reach for {action}: {type(error).__name__}"
-            ) from error
         except ResponseParserError as error:
             raise Busy(f"{self.where} answers {action} with what is no answer of AWS") from error
-        except BotoCoreError as error:
-            raise BrokerRefused(f"{self._endpoint.url}: {action}: {error}") from error
+        except FAILURES as error:
+            raise explain(error, self.where, action, "system.broker") from error
 
     async def _connect(self, service: str) -> Any:
-        async with self._opening:
-            if service not in self._clients:
-                options = self._options
-                certificate: Any = options.certfile
-                if certificate is not None and options.keyfile is not None:
-                    certificate = (options.certfile, options.keyfile)
-                client = self._session.create_client(
-                    service,
-                    region_name=self.region,
-                    endpoint_url=options.endpoint,
-                    verify=options.cafile,
-                    aws_access_key_id=self._endpoint.user,
-                    aws_secret_access_key=self._endpoint.password,
-                    config=AioConfig(
-                        retries={"total_max_attempts": 1},
-                        connect_timeout=ATTEMPT,
-                        read_timeout=options.wait + ATTEMPT,
-                        max_pool_connections=CONNECTIONS,
-                        client_cert=certificate,
-                        tcp_keepalive=True,
-                    ),
-                )
-                self._clients[service] = await self._closing.enter_async_context(client)
-            return self._clients[service]
+        return await self._clients.get(service)
 
     def _explain(self, error: ClientError, action: str) -> BrokerRefused | BrokerUnavailable:
-        answer: Any = error.response
-        code = str(answer.get("Error", {}).get("Code", ""))
-        text = str(answer.get("Error", {}).get("Message", ""))
-        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code, text, status = answered(error)
         if code in _BUSY or status >= 500 or status == 429:
             return Busy(f"{self.where} is busy ({action}: {code})")
         if code in _FORBIDDEN:

@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from oyez.ambient import Ambient, backoff
-from oyez.brokers.sns_sqs.aws import ATTEMPT, Aws, Missing
-from oyez.brokers.sns_sqs.message import CONTENT_TYPE, LIMIT, OVERHEAD, group_of, join
+from oyez.ambient import Ambient
+from oyez.brokers.kit.calls import Pauses
+from oyez.brokers.kit.watch import stop
+from oyez.brokers.sns_sqs.connection import ATTEMPT, Aws, Missing
+from oyez.brokers.sns_sqs.wire import CONTENT_TYPE, LIMIT, OVERHEAD, group_of, join
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 MESSAGES = 10
@@ -112,23 +114,20 @@ class Topic:
 
     async def close(self) -> None:
         """Send nothing more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await stop(self._task)
 
     async def _run(self) -> None:
         await asyncio.sleep(0)  # what the same publish still adds goes with it
         while messages := self._next():
-            failures = 0
+            pauses = Pauses(self._ambient)
             while messages:
                 messages, trouble = await self._attempt(messages)
                 if trouble is None:
                     continue
-                failures += 1
                 waiting = [call for each in self._waiting.values() for call, _, _ in each]
                 for call in (*waiting, *(call for message in messages for call in message.calls)):
                     call.trouble = trouble
-                await self._ambient.sleep(backoff(failures, self._ambient.chance()))
+                await pauses.wait()
 
     def _next(self) -> list[_Message]:
         messages: list[_Message] = []
