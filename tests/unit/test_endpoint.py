@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from oyez.brokers import postgres
+from oyez.brokers.claim_check import ClaimCheckOptions
 from oyez.brokers.claim_check import postgres as large
 from oyez.brokers.embedded import EmbeddedOptions
 from oyez.brokers.kafka.options import KafkaOptions
 from oyez.brokers.nats.options import NatsOptions
-from oyez.brokers.rabbitmq.broker import RabbitMqOptions
+from oyez.brokers.rabbitmq.options import RabbitMqOptions
 from oyez.brokers.redis import RedisOptions
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
 from oyez.endpoint import Endpoint, Tls
@@ -75,6 +76,7 @@ KINDS: tuple[type[msgspec.Struct], ...] = (
     postgres.PostgresOptions,
     store.PostgresOptions,
     large.PostgresOptions,
+    ClaimCheckOptions,
 )
 NUMBERS = [
     pytest.param(kind, field.name, id=f"{kind.__module__.removeprefix('oyez.')}-{field.name}")

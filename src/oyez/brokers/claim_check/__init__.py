@@ -18,7 +18,8 @@ import os
 from pathlib import Path
 
 from oyez.ambient import Ambient
-from oyez.brokers.claim_check.broker import ClaimCheck, ClaimCheckOptions
+from oyez.brokers.claim_check.broker import ClaimCheck
+from oyez.brokers.claim_check.options import ClaimCheckOptions
 from oyez.brokers.claim_check.storage import Storage
 from oyez.endpoint import Endpoint, redact
 from oyez.errors import ConfigurationError

@@ -21,8 +21,11 @@ from typing import NamedTuple, TypeVar, cast
 import msgspec
 
 from oyez.ambient import Ambient
+from oyez.brokers.claim_check.options import ClaimCheckOptions
 from oyez.brokers.claim_check.storage import CONCURRENT, Storage
-from oyez.errors import BrokerError, BrokerUnavailable
+from oyez.brokers.kit.calls import Deadline
+from oyez.brokers.kit.watch import every, stop
+from oyez.brokers.kit.windows import windows
 from oyez.ports import Batch, Broker, Capabilities, Finding, Position, Record, weigh
 
 DATAREF = "dataref"
@@ -39,17 +42,6 @@ REMEMBERED = 1_024
 _NAME = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})-([0-9]{1,12})")
 
 T = TypeVar("T")
-
-
-class ClaimCheckOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How data goes by claim check."""
-
-    over: int = 0
-    """Records of more bytes, headers and data, go this way; 0: those that the broker won't take."""
-    most: int = 1_048_576
-    """The most bytes of data that a reader takes for one record."""
-    deadline: float = 10.0
-    """Seconds after which the storage counts as out of reach."""
 
 
 class Claim(NamedTuple):
@@ -81,7 +73,9 @@ class ClaimCheck:
     async def open(self) -> None:
         """See `Broker.open`. The storage is connected to when it is needed."""
         if self._housekeeping is None:
-            self._housekeeping = asyncio.create_task(self._keep_house(), name="claim check")
+            self._housekeeping = asyncio.create_task(
+                every(self._ambient, self._pause, self._storage.sweep), name="claim check"
+            )
         try:
             await self._broker.open()
         finally:
@@ -90,9 +84,7 @@ class ClaimCheck:
     async def close(self) -> None:
         """See `Broker.close`."""
         task, self._housekeeping = self._housekeeping, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await stop(task)
         await self._broker.close()
         await self._storage.close()
 
@@ -176,11 +168,8 @@ class ClaimCheck:
         headers = {**record.headers, DATAREF: self._storage.prefix + name}
         return msgspec.structs.replace(record, headers=headers, data=b"")
 
-    async def _keep_house(self) -> None:
-        while True:
-            await self._ambient.sleep(HOUSEKEEPING * (0.5 + self._ambient.chance()))
-            with contextlib.suppress(BrokerError):  # whoever stores meets the same and reports it
-                await self._storage.sweep()
+    def _pause(self) -> float:
+        return HOUSEKEEPING * (0.5 + self._ambient.chance())
 
     # -- fetching ---------------------------------------------------------------------------------
 
@@ -190,14 +179,8 @@ class ClaimCheck:
         if not any(claims):
             yield batch, []
             return
-        begin, room = 0, WINDOW
-        for end, claim in enumerate(claims):
-            length = claim.length if claim is not None else 0
-            if length > room and end > begin:
-                yield _part(batch, begin, end), claims[begin:end]
-                begin, room = end, WINDOW
-            room -= length
-        yield _part(batch, begin, len(claims)), claims[begin:]
+        for part in windows([0 if claim is None else claim.length for claim in claims], WINDOW):
+            yield _part(batch, part), claims[part]
 
     def _claim(self, record: Record) -> Claim | None:
         """The claim of a record whose data is in this storage.
@@ -223,23 +206,19 @@ class ClaimCheck:
         return msgspec.structs.replace(record, headers=headers, data=data)
 
     async def _within(self, answer: Awaitable[T]) -> T:
-        try:
-            async with self._ambient.timeout(self.options.deadline):
-                return await answer
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"{self._storage.where} did not answer within {self.options.deadline:.3g} s"
-            ) from error
+        where, clock = self._storage.where, self._ambient.timeout
+        async with Deadline(self.options.deadline, where, clock):
+            return await answer
 
 
 def _unlimited(capabilities: Capabilities) -> Capabilities:
     return msgspec.structs.replace(capabilities, max_bytes=0)
 
 
-def _part(batch: Batch, begin: int, end: int) -> Batch:
-    if begin:
-        return Batch(batch.records[begin:end])
-    return msgspec.structs.replace(batch, records=batch.records[:end])
+def _part(batch: Batch, part: slice) -> Batch:
+    if part.start:
+        return Batch(batch.records[part])
+    return msgspec.structs.replace(batch, records=batch.records[part])
 
 
 async def _together(work: Callable[..., Awaitable[T]], *arguments: Iterable[object]) -> list[T]:
