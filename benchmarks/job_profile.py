@@ -24,22 +24,22 @@ from benchmarks.consume_job import by_oyez
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
 from oyez.ambient import SystemAmbient
-from oyez.brokers import embedded
+from oyez.brokers.embedded import log
 from oyez.cli.invocation import run_async
 from oyez.doorbell import Doorbell
-from oyez.runtime import lane
+from oyez.runtime import batches
 from oyez.sqlite.connection import Reader
 from oyez.sqlite.writer import Writer
 from oyez.stores import sqlite
 from oyez.transaction import Announcer, UnitOfWork
 
 _STAGES: tuple[tuple[str, Any, str], ...] = (
-    ("loop: open the envelope", lane, "open_record"),
-    ("loop: decode the data", lane, "_decode"),
+    ("loop: open the envelope", batches, "open_record"),
+    ("loop: decode the data", batches, "decode_for"),
     ("loop: announce the event", Announcer, "announce"),
     ("loop: group the writes", UnitOfWork, "_drain"),
-    ("thread: fetch from the broker's file", embedded.EmbeddedBroker, "_fetch"),
-    ("thread: append to the broker's file", embedded.EmbeddedBroker, "_append"),
+    ("thread: fetch from the broker's file", log.Log, "fetch"),
+    ("thread: append to the broker's file", log.Log, "append"),
     ("thread: apply to the store's file", sqlite, "_apply"),
     ("thread: commits, both files", Writer, "commit"),
     ("thread: all reads, both files", Reader, "run"),

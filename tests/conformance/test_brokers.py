@@ -140,7 +140,7 @@ class TestEmbeddedRetention:
         broker = EmbeddedBroker(tmp_path / "events.db", VirtualAmbient(), options)
         await broker.open()
         rounds = 0
-        while await broker._file.write(lambda c: broker._delete_old(0.0, c)):
+        while await broker._file.write(lambda c: broker._log.delete_old(0.0, c)):
             rounds += 1
             assert rounds < 100
         numbers, missed = await _first(broker)

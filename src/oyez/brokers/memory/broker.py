@@ -1,4 +1,4 @@
-"""A broker in the memory of one process, for tests and simulations. Nothing outlives it."""
+"""The face of the memory broker, `oyez.ports.Broker`, and all there is to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from oyez.ambient import Ambient
 from oyez.brokers.kit.heads import Heads
-from oyez.brokers.kit.streams import Place, Streams, behind, check_count, partitions_of
+from oyez.brokers.kit.streams import Streams, behind, check_count, partitions_of
 from oyez.errors import BrokerUnavailable
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 
@@ -26,7 +26,7 @@ class MemoryBroker:
         self._ambient = ambient
         self._partitions = partitions
         self._streams: Streams[list[list[Record]]] = Streams()
-        self._heads: Heads[Place] = Heads()
+        self._heads: Heads[str] = Heads()
         self._down = False
 
     @property
@@ -48,19 +48,21 @@ class MemoryBroker:
     async def publish(self, records: Sequence[Record]) -> None:
         self._check()
         now = self._ambient.now()
-        streams = {record.stream for record in records}
-        for stream in streams - self.logs.keys():
-            await self.create(stream, self._partitions)
+        # In the order of the records, so that a simulation repeats itself.
+        streams = dict.fromkeys(record.stream for record in records)
+        for stream in streams:
+            if stream not in self.logs:
+                await self.create(stream, self._partitions)
         logs = self.logs
         counts = {stream: len(logs[stream]) for stream in streams}
         indexes = partitions_of(records, counts)
+        replace = msgspec.structs.replace
         for record, index in zip(records, indexes, strict=True):
             log = logs[record.stream][index]
             position = len(log) + 1
-            replace = msgspec.structs.replace
             log.append(replace(record, partition=index, position=position, time=now))
-        for place in set(zip((record.stream for record in records), indexes, strict=True)):
-            self._heads.wake(place)
+        for stream in streams:
+            self._heads.wake(stream)
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         while True:
@@ -70,7 +72,7 @@ class MemoryBroker:
                 after = records[-1].position
                 yield Batch(records)
             else:
-                await self._heads.wait((stream, partition))
+                await self._heads.wait(stream)
 
     async def streams(self) -> Mapping[str, int]:
         self._check()
