@@ -1,4 +1,4 @@
-"""What carries the events: one adapter a file, behind `oyez.ports.Broker`; none knows another."""
+"""What carries the events: one adapter a folder, behind `oyez.ports.Broker`; none knows another."""
 
 from __future__ import annotations
 

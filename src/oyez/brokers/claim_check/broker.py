@@ -82,7 +82,6 @@ class ClaimCheck:
             self.capabilities = _unlimited(self._broker.capabilities)
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         task, self._housekeeping = self._housekeeping, None
         await stop(task)
         await self._broker.close()
@@ -115,27 +114,21 @@ class ClaimCheck:
                         yield part
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
         self._broker.handled(stream, partition, position)
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         return await self._broker.streams()
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         await self._broker.create(stream, partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """See `Broker.ends`."""
         return await self._broker.ends(stream)
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """See `Broker.starts`."""
         return await self._broker.starts(stream)
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """See `Broker.lag`."""
         return await self._broker.lag(stream, positions)
 
     async def inspect(self) -> Sequence[Finding]:
@@ -144,7 +137,6 @@ class ClaimCheck:
         return [*found, *await self._within(self._storage.inspect())]
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._broker.on_streams(callback)
 
     # -- storing ----------------------------------------------------------------------------------

@@ -47,24 +47,19 @@ class Folder:
         self._threads: ThreadPoolExecutor | None = None
 
     async def put(self, name: str, data: bytes) -> None:
-        """See `Storage.put`."""
         temporary = f".{self._ambient.bits(64):016x}"
         await self._run(self._write, name, temporary, data, self._ambient.now())
 
     async def get(self, name: str, most: int) -> bytes | None:
-        """See `Storage.get`."""
         return await self._run(self._read, name, most)
 
     async def sweep(self) -> None:
-        """See `Storage.sweep`."""
         await self._run(self._delete, self._ambient.now() - self._retention - MARGIN)
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Storage.inspect`."""
         return await self._run(self._look)
 
     async def close(self) -> None:
-        """See `Storage.close`."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         self._threads = None

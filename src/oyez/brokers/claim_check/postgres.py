@@ -54,7 +54,6 @@ class Table:
         self.prefix = f"postgresql:///{endpoint.path}/{options.schema}/large/"
 
     async def put(self, name: str, data: bytes) -> None:
-        """See `Storage.put`."""
         with _broker_errors():
             try:
                 await self._execute(_PUT, name, data)
@@ -63,7 +62,6 @@ class Table:
                 await self._execute(_PUT, name, data)
 
     async def get(self, name: str, most: int) -> bytes | None:
-        """See `Storage.get`."""
         with _broker_errors():
             try:
                 async with self._server.connection() as connection:
@@ -76,7 +74,6 @@ class Table:
                 ) from error
 
     async def sweep(self) -> None:
-        """See `Storage.sweep`."""
         with _broker_errors():
             try:
                 while await self._execute(_SWEEP, self._retention + MARGIN, DELETED) == DELETED:
@@ -85,12 +82,10 @@ class Table:
                 return  # made by what is stored first
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Storage.inspect`."""
         with _broker_errors():
             return await self._server.inspect()
 
     async def close(self) -> None:
-        """See `Storage.close`."""
         await self._server.close()
 
     async def _execute(self, sql: str, *parameters: object) -> int:

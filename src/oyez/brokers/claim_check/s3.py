@@ -76,7 +76,6 @@ class S3:
         )
 
     async def get(self, name: str, most: int) -> bytes | None:
-        """See `Storage.get`."""
         answer = await self._call("get_object", Key=self._folder + name)
         if answer is None:
             return None
@@ -94,7 +93,6 @@ class S3:
         """See `Storage.sweep`: a lifecycle rule does it."""
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Storage.inspect`."""
         try:
             answer = await self._call("get_bucket_lifecycle_configuration")
         except BrokerRefused as error:
@@ -111,7 +109,6 @@ class S3:
         return self._judge(rules, days)
 
     async def close(self) -> None:
-        """See `Storage.close`."""
         await self._clients.close()
 
     def _judge(self, rules: Sequence[dict[str, Any]], days: int) -> list[Finding]:

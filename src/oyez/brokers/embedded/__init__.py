@@ -2,7 +2,7 @@
 
 An append is durable when `publish` returns; appends of one process that arrive while another is
 being flushed share the next commit, and processes queue for the file by its lock. Readers go by
-position; a committer wakes them with a datagram (see `oyez.sqlite_file`), and a slow poll is the
+position; a committer wakes them with a datagram (see `oyez.sqlite`), and a slow poll is the
 safety net where that can't reach. Old records are deleted by age and by size.
 
 ::

@@ -27,7 +27,7 @@ from oyez.errors import (
     StoreUnavailable,
 )
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
-from oyez.sqlite_file import SqliteFile
+from oyez.sqlite import SqliteFile
 
 T = TypeVar("T")
 
@@ -52,7 +52,6 @@ class EmbeddedBroker:
         self._poller: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         if self._poller is not None:
             return
         try:
@@ -66,19 +65,16 @@ class EmbeddedBroker:
         )
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         await stop(self._poller)
         await self._look.stop()
         self._poller = None
         await self._file.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         append = partial(self._log.append, records, [encode(record.headers) for record in records])
         await self._call(self._file.write(partial(append, self._ambient.now()), ring=True))
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`."""
         place = (stream, partition)
         while True:
             if self._ends.get(place, BEGINNING) > after:
@@ -92,12 +88,10 @@ class EmbeddedBroker:
             await self._heads.wait(place)
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         await self._refresh()
         return {stream: len(places) for stream, places in self._streams.known.items()}
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
 
         def make(connection: apsw.Connection) -> int:
             sql = "select count(*) from partition where stream = ?"
@@ -107,14 +101,12 @@ class EmbeddedBroker:
         check_count(stream, await self._call(self._file.write(make, ring=True)), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """See `Broker.ends`."""
         sql = "select last from partition where stream = ? order by partition"
         return await self._call(
             self._file.read(lambda c: [last for (last,) in c.execute(sql, (stream,))])
         )
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """See `Broker.starts`."""
         sql = """select coalesce(
             (select min(position) - 1 from record where partition = partition.id), last)
           from partition where stream = ? order by partition"""
@@ -123,18 +115,15 @@ class EmbeddedBroker:
         )
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """See `Broker.lag`."""
         return behind(await self.ends(stream), positions)
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         return await self._call(self._file.inspect())
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
+        pass
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._streams.listen(callback)
 
     # -- waking readers, on the event loop --------------------------------------------------------

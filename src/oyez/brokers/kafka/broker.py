@@ -69,7 +69,6 @@ class KafkaBroker:
         self._ending: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         if self._opened is not None:
             return
         try:
@@ -88,7 +87,6 @@ class KafkaBroker:
             raise
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         cluster = self._opened
         if cluster is None:
             return
@@ -109,7 +107,6 @@ class KafkaBroker:
         await cluster.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         counts, limits = {}, {}
         for stream in {record.stream for record in records}:
             counts[stream] = self._streams.known.get(stream) or await self._make(stream)
@@ -124,7 +121,6 @@ class KafkaBroker:
             await self._send(messages[window])
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`."""
         place = (stream, partition)
         begun = self._begun.get(place)
         missed, restarted = 0, False
@@ -163,25 +159,20 @@ class KafkaBroker:
             await pauses.wait()
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
         if self._group:
             self._progress.handled[stream, partition] = position
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         await self._timed(self._look())
         return dict(self._streams.known)
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         check_count(stream, await self._make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """See `Broker.ends`."""
         return await self._timed(self._exact_ends(stream))
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """See `Broker.starts`."""
 
         async def look() -> Sequence[Position]:
             partitions = range(await self._cluster.partitions(stream))
@@ -190,15 +181,12 @@ class KafkaBroker:
         return await self._timed(look())
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
-        """See `Broker.lag`."""
         return await self._timed(self._behind(stream, positions))
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         return await self._timed(self._inspect())
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._streams.listen(callback)
 
     # -- publishing --------------------------------------------------------------------------------

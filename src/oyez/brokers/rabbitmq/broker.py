@@ -77,7 +77,6 @@ class RabbitMqBroker:
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         if self._watching is None:
             self._writing.reopen()
             self._reading.reopen()
@@ -87,14 +86,12 @@ class RabbitMqBroker:
         await self._call(self._enrol)
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         task, self._watching = self._watching, None
         await stop(task)
         await self._writing.close()
         await self._reading.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         now = self._ambient.now()
         sealed = []
         for record in records:
@@ -115,7 +112,6 @@ class RabbitMqBroker:
             raise self._blocked() or error from error.__cause__
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
-        """See `Broker.read`."""
         kind = StreamReader if self.capabilities.history else QueueReader
         options = self.options
         bounds = Bounds(options.batch, options.batch_bytes, options.deadline)
@@ -142,20 +138,17 @@ class RabbitMqBroker:
                 del self._readers[stream, partition]
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
         reader = self._readers.get((stream, partition))
         if reader is not None:
             reader.handled(position)
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         await self._call(self._registry.refresh)
         kind = self.options.queue
         known = self._registry.streams.known.values()
         return {entry.stream: entry.partitions for entry in known if entry.queue == kind}
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         found = await self._call(lambda: self._ensure(stream, partitions))
         check_count(stream, found, partitions)
 
@@ -176,11 +169,9 @@ class RabbitMqBroker:
         return await self._call(lambda: self._waiting(stream, positions))
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         return await self._call(self._inspect)
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._registry.streams.listen(callback)
 
     # -- publishing -------------------------------------------------------------------------------

@@ -52,7 +52,6 @@ class SnsSqsBroker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """See `Broker.open`."""
         if not self._tasks:
             ambient, options = self._ambient, self.options
             look = every(ambient, options.poll, self._look)
@@ -67,7 +66,6 @@ class SnsSqsBroker:
             await self._topology.look()
 
     async def close(self) -> None:
-        """See `Broker.close`."""
         tasks, self._tasks = self._tasks, []
         await stop(*tasks)
         topics, self._topics = self._topics, {}
@@ -79,7 +77,6 @@ class SnsSqsBroker:
         await self._aws.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        """See `Broker.publish`."""
         texts = [encode(record) for record in records]
         counts = {}
         for stream in {record.stream for record in records}:
@@ -124,18 +121,15 @@ class SnsSqsBroker:
             await reader.aclose()
 
     def handled(self, stream: str, partition: int, position: Position) -> None:
-        """See `Broker.handled`."""
         queue = self._queues.get((stream, partition))
         if queue is not None:
             queue.handled(position)
 
     async def streams(self) -> Mapping[str, int]:
-        """See `Broker.streams`."""
         await self._topology.look()
         return dict(self._topology.streams.known)
 
     async def create(self, stream: str, partitions: int) -> None:
-        """See `Broker.create`."""
         check_count(stream, await self._topology.make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
@@ -158,12 +152,10 @@ class SnsSqsBroker:
         return counts
 
     async def inspect(self) -> Sequence[Finding]:
-        """See `Broker.inspect`."""
         await self._topology.look()
         return await inspect(self._aws, self._topology, self.options)
 
     def on_streams(self, callback: Callable[[], None]) -> None:
-        """See `Broker.on_streams`."""
         self._topology.streams.listen(callback)
 
     def _topic(self, stream: str, partition: int) -> Topic:
