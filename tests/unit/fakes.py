@@ -36,7 +36,7 @@ from oyez.ports import (
     Row,
     Writes,
 )
-from oyez.tables import Inbox, Letter, Outbox
+from oyez.tables import Inbox, Letter, Outbox, halves, reserved
 
 ITEM = "insert into item (id) values (:id)"
 """The one statement of a service that can break a constraint: each id only once."""
@@ -214,7 +214,7 @@ class Contents:
         if parked.chain is not None:
             for row in self._chain(parked)[:1]:
                 if row["state"] == Inbox.BEHIND:
-                    row.update(state=Inbox.DUE, due=now)
+                    row.update(state=Inbox.DUE, due=0.0)
 
     def _chain(self, parked: Parked) -> list[Row]:
         chain = (parked.stream, parked.partition, parked.reader, parked.chain)
@@ -310,11 +310,13 @@ class FakeStore:
         """See `Store.outbox`."""
         await self.faults.meet("outbox", after)
         waiting = [row for row in self.contents.outbox if row["state"] == Outbox.WAITING]
-        rows = [row for row in waiting if row["due"] == 0 and row["seq"] > after]
-        rows += sorted(
+        late = sorted(
             (row for row in waiting if 0 < row["due"] <= now),
             key=lambda row: (row["due"], row["seq"]),
         )
+        first = min(len(late), reserved(limit))
+        rows = [row for row in waiting if row["due"] == 0 and row["seq"] > after]
+        rows = [*rows[: limit - first], *late]
         return [
             Announcement(**{name: row[name] for name in Announcement.__struct_fields__})
             for row in rows[:limit]
@@ -329,9 +331,10 @@ class FakeStore:
             if row["handler"] == handler and row["due"] <= now
         ]
         rows.sort(key=lambda row: (row["due"], row["seq"]))
+        late = [row for row in rows if row["due"] > 0]
         return [
             Parked(**{name: copy.deepcopy(row[name]) for name in Parked.__struct_fields__})
-            for row in rows[:limit]
+            for row in halves(rows[: len(rows) - len(late)], late, limit)
         ]
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
@@ -572,12 +575,19 @@ def _next_retry(contents: Contents, asked: Parameters) -> list[Row]:
 
 
 def _oldest_retry(contents: Contents, asked: Parameters) -> list[Row]:
-    return _least([row["due"] for row in contents.owned(asked["owner"])])
+    return _least([row["due"] or row["seen"] for row in contents.owned(asked["owner"])])
 
 
-def _awaited_handlers(contents: Contents, asked: Parameters) -> list[Row]:
-    rows = [row for row in contents.owned(asked["owner"]) if row["due"] <= asked["now"]]
+def _parked_handlers(contents: Contents, asked: Parameters) -> list[Row]:
+    rows = [row for row in contents.inbox if row["state"] == Inbox.DUE]
     return [{"handler": name} for name in sorted({row["handler"] for row in rows})]
+
+
+def _hasten(contents: Contents, asked: Parameters) -> list[Row]:
+    for row in contents.inbox:
+        if (row["state"], row["handler"]) == (Inbox.DUE, asked["handler"]):
+            row["due"] = row["due"] if row["due"] <= asked["latest"] else 0.0
+    return []
 
 
 def _outbox_head(contents: Contents, asked: Parameters) -> list[Row]:
@@ -689,7 +699,7 @@ def _park_again(contents: Contents, asked: Parameters) -> list[Row]:
         **asked,
         "state": Inbox.DUE,
         "seen": asked["now"],
-        "due": asked["now"],
+        "due": 0.0,
         "chain": None,
         "attempt": 0,
         "history": msgspec.json.decode(asked["history"]),
@@ -736,7 +746,8 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.BLOCKED: _blocked,
     tables.NEXT_RETRY: _next_retry,
     tables.OLDEST_RETRY: _oldest_retry,
-    tables.AWAITED_HANDLERS: _awaited_handlers,
+    tables.PARKED_HANDLERS: _parked_handlers,
+    tables.HASTEN: _hasten,
     tables.DELETE_HANDLED: _delete_handled,
     tables.OUTBOX_HEAD: _outbox_head,
     tables.NEXT_ANNOUNCEMENT: _next_announcement,

@@ -79,7 +79,7 @@ async def test_parked_chains_dead_letters_and_their_second_life(store: Store) ->
     asked = {"owner": "me", "handler": "h", "now": 1.0}
     assert await store.fetch(tables.NEXT_RETRY, asked) == [{"due": 9.0}]
     assert await store.fetch(tables.OLDEST_RETRY, asked) == [{"due": 1.0}]
-    assert await store.fetch(tables.AWAITED_HANDLERS, asked) == [{"handler": "h"}]
+    assert await store.fetch(tables.PARKED_HANDLERS, {}) == [{"handler": "h"}]
     (head,) = await store.due("me", "h", 1.0, 9)
     head.due, head.attempt, head.history = 5.0, 1, [{"attempt": 1, "error": "no"}]
     await store.begin().commit(Changes(claim=claim, retried=[head], time=1.0))

@@ -84,7 +84,7 @@ async def test_a_stream_that_was_made_anew_is_read_from_its_beginning() -> None:
     one.reading.start()
     await parts.ambient.advance(1.0)
     assert parts.broker.reads == [(STREAM, 0, 50), (STREAM, 0, 0)]
-    assert "made anew: what came after position 50 is lost" in parts.signals(Trouble)[0].error
+    assert "created again: records after position 50 are lost" in parts.signals(Trouble)[0].error
     assert one.seen == [1, 1]
     await one.reading.stop()
     assert parts.store.position(STREAM) == 1
