@@ -111,7 +111,7 @@ async def test_parked_chains_dead_letters_and_their_second_life(store: Store) ->
         "id", "event_id", "type", "handler", "stream", "partition", "position", "key",
         "reason", "attempts", "time", "state", "note",
     }  # fmt: skip
-    second, first = await store.due("me", "h", 7.0, 9)
+    first, second = await store.due("me", "h", 7.0, 9)
     assert (first.event_id, first.data, first.chain, first.attempt) == ("1", b"new", None, 0)
     assert second.event_id == "2"
 
