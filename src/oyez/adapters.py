@@ -13,6 +13,8 @@ replaced.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -44,4 +46,18 @@ def load(group: str, scheme: str) -> Any:
         raise ConfigurationError(
             f"{scheme}: the adapter {point.value} of {package} can't be imported ({error}): "
             f"install {package} again"
+        ) from error
+
+
+@contextlib.contextmanager
+def driver(requirement: str) -> Iterator[None]:
+    """Turn a module that is missing within the block into an error that says how to install it.
+
+    ``requirement`` is what pip installs, such as ``oyez[kafka]``. Raises ConfigurationError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the driver {error.name} is not installed: pip install '{requirement}'"
         ) from error

@@ -8,8 +8,11 @@ with an error that names what is allowed. Passwords never appear in an error.
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import os
 import re
 import ssl
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
@@ -89,6 +92,8 @@ class Endpoint:
         """Parse the URL; ``port`` is the default port. Raises ConfigurationError."""
         self.url = redact(url)
         """The URL without its secrets, for messages."""
+        if "://" not in url:
+            raise self.error("expected SCHEME://HOST, found no ://")
         self.scheme, _, rest = url.partition("://")
         place, _, query = rest.partition("?")
         place, _, _ = place.partition("#")
@@ -122,6 +127,16 @@ class Endpoint:
             values[name] = _convert(self, name, text, fields[name])
         return msgspec.convert(values, kind)
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The options that the URL sets, by name, unchecked."""
+        return dict(parse_qsl(self._query, keep_blank_values=True))
+
+    @property
+    def servers(self) -> str:
+        """The servers as one text, the same for any order and spelling of their hosts."""
+        return ",".join(sorted({f"{_spelled(host)}:{port}" for host, port in self.hosts}))
+
     def error(self, problem: str) -> ConfigurationError:
         """Return an error that names this URL."""
         return ConfigurationError(f"{self.url}: {problem}")
@@ -132,8 +147,22 @@ class Endpoint:
     def _host(self, text: str, port: int) -> tuple[str, int]:
         match = _HOST.fullmatch(text)
         if match is None or not 0 < int(match[3] or port) < 65_536:
-            raise self.error(f"expected HOST:PORT, the port from 1 to 65535, found {text!r}")
+            # What the redacted URL hides may be the part of a password that looks like a host.
+            found = f", found {text!r}" if text in self.url else ""
+            raise self.error(f"expected HOST:PORT, the port from 1 to 65535{found}")
         return match[1] or match[2], int(match[3] or port)
+
+
+def located(url: str, root: Path) -> str:
+    """Return the file of a URL ``SCHEME:FILE`` as a real path, the same for all its spellings.
+
+    ``root`` is the folder that a relative file starts from. Raises ConfigurationError for none.
+    """
+    scheme, _, name = url.partition(":")
+    if not name.strip("/"):
+        raise ConfigurationError(f"{redact(url)}: expected {scheme}:FILE")
+    # Two slashes in front would stay: to POSIX they may mean something of their own.
+    return os.path.realpath(root / re.sub("^//+", "/", name))
 
 
 def mistrust(error: BaseException) -> str:
@@ -166,6 +195,13 @@ def redact(url: str) -> str:
         url = f"{head}{user}:***@{rest}" if colon else f"{head}***@{rest}"
     secret = r"([?&;\s][^=&;\s]*(?:pass|pwd|secret|token|key|sig)[^=&;\s]*=)[^&;#\s]*"  # noqa: S105
     return re.sub(secret, r"\1***", url, flags=re.IGNORECASE)
+
+
+def _spelled(host: str) -> str:
+    try:
+        return f"[{ipaddress.IPv6Address(host).compressed}]"
+    except ValueError:
+        return host.lower()
 
 
 def _convert(endpoint: Endpoint, name: str, value: Any, kind: Any) -> Any:
