@@ -22,8 +22,12 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
 from oyez.brokers.kafka.cluster import Topic
+from oyez.brokers.kafka.connection import client_settings
 from oyez.brokers.kafka.inspection import judge
 from oyez.brokers.kafka.options import KafkaOptions
+from oyez.brokers.kafka.publisher import Publisher
+from oyez.brokers.kafka.reader import Fetcher
+from oyez.endpoint import Endpoint
 from oyez.envelope import open_record
 from oyez.errors import (
     BrokerError,
@@ -434,6 +438,22 @@ class TestHousehold:
     def test_impossible_options_are_named(self, url: str, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             connect(url, SystemAmbient(), root=Path())
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "batch_bytes=1000&deadline=0.001&linger=0&max_message_bytes=1",
+            f"batch_bytes={2**28}&deadline=600&linger=900&max_message_bytes=1000000000",
+        ],
+    )
+    async def test_the_driver_takes_what_the_options_may_be(self, options: str) -> None:
+        endpoint = Endpoint(f"kafka://127.0.0.1:1?{options}", port=9092)
+        found = endpoint.options(KafkaOptions)
+        settings = client_settings(endpoint, found)
+        fetcher = Fetcher(settings, found, lambda error: BrokerUnavailable(error.str()))
+        publisher = Publisher(settings, found)
+        await fetcher.close()
+        await publisher.close()
 
     async def test_a_missing_certificate_is_named(self, kafka: Server, tmp_path: Path) -> None:
         broker = _connect(kafka, f"{kafka.url}?tls=true&cafile={tmp_path}/none.pem")
