@@ -156,7 +156,7 @@ async def test_what_has_not_come_is_told_by_the_place_on_the_service_s_own_broke
         assert places(root) == [ONE]
         assert states(root) == {"count": ("pending", "over")}
         text, warned = asked(ticks, "flow", late)
-        assert "→ counter.count  not carried over yet (bridge over)" in text
+        assert "→ counter.count  not copied yet (bridge over)" in text
         assert warned == ""
 
         await ended(counter)
@@ -183,7 +183,7 @@ async def test_a_broker_that_was_never_made_is_named_and_the_rest_is_shown(tmp_p
     async with apart(tmp_path) as ticks:
         await ticks.tick("clock-0")
         text, warned = asked(ticks, "flow", "clock-0")
-        assert "not carried over yet (bridge over)" in text
+        assert "not copied yet (bridge over)" in text
         assert warned.count("\n") == 1
         assert "broker embedded:counter is left out" in warned
         assert "two.db does not exist yet" in warned
@@ -244,7 +244,7 @@ async def test_a_broker_without_history_is_named_and_the_rest_is_shown(
         told = await asyncio.to_thread(run, flow.command, ["clock-0"])
         assert told.exit_code == 0
         assert "broker embedded:counter is left out: embedded keeps no history" in told.stderr
-        assert "not carried over yet (bridge over)" in told.stdout
+        assert "not copied yet (bridge over)" in told.stdout
         arguments = ["--from-start", "--limit", "1"]
         told = await asyncio.to_thread(run, tail.command, arguments)
         assert told.exit_code == 0

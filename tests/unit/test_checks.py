@@ -51,7 +51,7 @@ async def test_a_system_that_never_ran_is_examined_and_left_as_it_is(
     assert checks["broker"].level == "problem"
     assert "secret" not in checks["broker"].text
     assert checks["service desk"].level == "problem"
-    assert "record asks for dict" in checks["service desk"].text
+    assert "record takes dict" in checks["service desk"].text
     assert checks["retention"].level == "warning"
     assert checks["store desk"].text == "not created yet: the service has not run"
     assert not (tmp_path / ".oyez").exists()

@@ -108,6 +108,6 @@ async def test_a_broker_that_fails_for_a_moment_is_a_gap_and_goes_on(
         await publish(project, "b")
         arrival = await anext(arrivals)
     assert isinstance(gap, Gap)
-    assert str(gap) == "broker embedded: till.desk[0]: away; trying again"
+    assert str(gap) == "broker embedded: till.desk[0]: away; retrying"
     assert isinstance(arrival, Arrival)
     assert arrival.key == "b"

@@ -1,4 +1,4 @@
-"""Everything that must be right for a system to run, and the remedy where it is not."""
+"""The checks of `oyez doctor`: the requirements of a system, with the remedy for each."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from oyez.sqlite import OLDEST_SQLITE, refuse_network_file_system
 AHEAD = 5.0
 """Seconds by which the newest event may be ahead of this machine's clock."""
 BORN = 1_700_000_000.0
-"""No clock that is right shows a time before this one (November 2023)."""
+"""A time (November 2023) before which a clock must be wrong."""
 NEWEST = 64
-"""Partitions whose newest record is looked at."""
+"""The limit of partitions whose newest record is read."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found."""
+    """The result of one check."""
 
     check: str
-    """What was looked at."""
+    """The name of the check."""
     level: Literal["ok", "warning", "problem"]
     text: str
     remedy: str = ""
 
 
 async def examine(project: Project) -> tuple[Finding, ...]:
-    """Return what every check found. Nothing is created or changed."""
+    """Return the results of all checks. Nothing is created or changed."""
     return tuple([finding async for finding in _all(project)])
 
 
 def unreadable(error: ConfigurationError) -> Finding:
-    """Return the finding of a project that could not even be opened."""
+    """Return the result for a project that can't be opened."""
     return Finding("configuration", "problem", str(error), "correct that line")
 
 
@@ -64,7 +64,7 @@ def sound(findings: Iterable[Finding]) -> bool:
 
 
 def as_value(findings: Iterable[Finding]) -> dict[str, Any]:
-    """Return the findings as a JSON-ready value."""
+    """Return the results as a value for JSON."""
     listed = [msgspec.structs.asdict(each) for each in findings]
     return {"ok": sound(findings), "findings": listed}
 
@@ -103,7 +103,7 @@ def _service(name: str, service: Service) -> Finding:
                 return Finding(
                     f"service {name}",
                     "problem",
-                    f"{handler.name} asks for {wanted.__qualname__}, which nothing provides",
+                    f"{handler.name} takes {wanted.__qualname__}, which nothing provides",
                     "add a @service.provides function that returns it",
                 )
     return Finding(f"service {name}", "ok", f"{len(service.handlers)} handlers")
@@ -181,16 +181,16 @@ def _clock(now: float) -> Finding:
 
 
 def _windows(config: Config) -> Finding:
-    """An event that comes again must find its inbox row: both are kept for some days."""
+    """Check that the inbox is kept as long as events, so that duplicates are detected."""
     kept, known = config.system.retention_days, INBOX_RETENTION / 86_400
     if kept > known:
         return Finding(
             "retention",
             "warning",
-            f"events are kept for {kept:g} days, but services know a duplicate for {known:g}",
+            f"events are kept for {kept:g} days, but services detect duplicates for {known:g}",
             "don't replay or redrive what is older, or lower system.retention_days",
         )
-    return Finding("retention", "ok", f"{kept:g} days; duplicates are known for {known:g}")
+    return Finding("retention", "ok", f"{kept:g} days; duplicates are detected for {known:g}")
 
 
 # -- broker and stores -----------------------------------------------------------------------------
@@ -216,14 +216,14 @@ async def _broker_and_stores(
 
 
 async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[Finding]:
-    """What loses, doubles or holds up events by how a server is set up."""
+    """Yield the faults of a server's configuration that lose, duplicate or delay events."""
     check = f"{what} setup"
     found = await adapter.inspect()
     for each in found:
         yield Finding(check, "problem" if each.grave else "warning", each.what, each.remedy)
     if not found:
         survives = adapter.capabilities.durability
-        yield Finding(check, "ok", f"what it acknowledged survives: {survives}")
+        yield Finding(check, "ok", f"acknowledged records survive: {survives}")
 
 
 async def _newest(project: Project, broker: Broker) -> Finding:
@@ -248,16 +248,16 @@ async def _newest(project: Project, broker: Broker) -> Finding:
             "broker",
             "problem",
             f"the newest event is {span(ahead)} ahead of this machine's clock",
-            "set the clocks, by NTP: retries, leases and retention go by them",
+            "set the clocks, by NTP: retries, leases and retention depend on them",
         )
-    when = f"the newest event came at {utc_time(newest)}" if newest else "no event yet"
+    when = f"the newest event is of {utc_time(newest)}" if newest else "no event yet"
     return Finding("broker", "ok", f"{streams} streams, {len(places)} partitions; {when}")
 
 
 async def _stores(
     project: Project, services: dict[str, Service], reached: bool, running: set[str]
 ) -> AsyncIterator[Finding]:
-    """``reached``: the system's broker is there, so lag can be told."""
+    """``reached``: the system's broker is in reach, so lag is known."""
     for name, settings in project.config.services.items():
         service = services.get(name)
         async with AsyncExitStack() as stack:
@@ -290,7 +290,7 @@ async def _stores(
 
 
 async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> Finding:
-    """Whether retention was faster than the service."""
+    """Check whether retention deleted events before the service handled them."""
     check = f"history {name}"
     if not broker.capabilities.history:
         return Finding(check, "ok", "the broker keeps none")
@@ -338,7 +338,7 @@ async def _migrations(project: Project, service: Service, store: Store) -> Findi
     pending = [name for name in scripts if name not in applied]
     gone = [name for name in applied if name not in scripts]
     if gone:
-        return Finding(check, "warning", f"{', '.join(gone)} has run and is gone", "restore it")
+        return Finding(check, "warning", f"{', '.join(gone)} has run and is missing", "restore it")
     if pending:
         return Finding(
             check,
@@ -364,7 +364,7 @@ def _standing(project: Project, lag: ServiceLag) -> list[Finding]:
     else:
         found.append(Finding(f"dead letters {name}", "ok", "none"))
     if lag.oldest is None:
-        text = "nothing waits" if lag.oldest_known else "unknown: the broker or the code is away"
+        text = "nothing waits" if lag.oldest_known else "unknown: the broker or the code is missing"
         found.append(Finding(f"lag {name}", "ok" if lag.oldest_known else "warning", text))
         return found
     age = project.ambient.now() - lag.oldest
@@ -404,7 +404,7 @@ def _port(config: Config, key: str, listen: Listen, ours: bool) -> Finding:
             f"port {listen}",
             "problem",
             str(error),
-            "see who holds it: ss -ltnp",
+            "find its process: ss -ltnp",
         )
     return Finding(f"port {listen}", "ok", f"free ({key})")
 

@@ -13,9 +13,9 @@ from oyez.inspection.topology import Flow, Topology
 
 
 def mermaid(topology: Topology) -> str:
-    """Return a flowchart: services as nodes, and arrows with the types that they carry.
+    """Return a flowchart: services as nodes, and arrows labelled with event types.
 
-    Types without a publisher come from, those without a handler go to, a dashed node.
+    Types without a publisher come from a dashed node, those without a handler go to one.
     """
     ids = {name: f"s{index}" for index, name in enumerate(topology.imported)}
     lines = ["flowchart LR"]
@@ -69,7 +69,7 @@ _STYLE = """
 
 
 class _Box:
-    """A box of the drawing, with where its lines dock."""
+    """A box of the drawing, with the ends of its lines."""
 
     def __init__(self, lines: list[str]) -> None:
         self.lines = lines
@@ -87,7 +87,7 @@ class _Box:
 def svg(topology: Topology) -> str:
     """Return a picture: publishers to the left, event types in the middle, handlers right.
 
-    Each service stands on both sides, so lines run one way only. Types are grouped by publisher.
+    Each service is on both sides, so lines run one way only. Types are grouped by publisher.
     """
     found = topology.flows
     publishers = list(dict.fromkeys(name for flow in found for name in flow.publishers))
@@ -121,7 +121,7 @@ def svg(topology: Topology) -> str:
 def _placed(
     ordered: list[Flow], publishers: list[str]
 ) -> tuple[dict[str, _Box], dict[str, _Box], dict[str, _Box]]:
-    """The boxes of the three columns, by name, each in its place."""
+    """Return the boxes of the three columns, by name, with their positions."""
     reactions: dict[str, list[str]] = {}
     pull: dict[str, list[int]] = {}
     for index, flow in enumerate(ordered):
@@ -140,7 +140,7 @@ def _placed(
         for box in column.values():
             box.x, box.width = x, width
         x += (width + gap) if column else 0
-    # Whichever column is longer is stacked tightly; the other stands level with it.
+    # The longer column is stacked tightly; the other is levelled with it.
     spare = (_tall(right.values()) - _tall(middle.values())) / 2
     _stack(middle.values(), [], top=_HEAD + max(spare, 0.0))
     heights = [middle[flow.type].middle for flow in ordered]
@@ -207,7 +207,7 @@ def _words(box: _Box, index: int, text: str, kind: str) -> str:
 
 
 def _stack(boxes: Iterable[_Box], wanted: list[float], top: float = _HEAD) -> None:
-    """Put boxes below each other, each as near to the height it wants as the ones above allow."""
+    """Stack boxes, each as near to its wanted height as the ones above allow."""
     y = top
     for index, box in enumerate(boxes):
         if wanted:

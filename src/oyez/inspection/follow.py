@@ -1,4 +1,4 @@
-"""Events as they come, of one stream or of all, on every broker of a system."""
+"""Follows the events of one stream or of all, on every broker of a system."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 from oyez.project import Project
 
 WAITING = 256
-"""Records that were read and not taken yet, at most."""
+"""The limit of prefetched records."""
 AGAIN = 1.0
-"""Seconds before a broker that failed is asked again."""
+"""Seconds before a broker that failed is retried."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """One event as it stands on one broker."""
+    """An event on one broker."""
 
     broker: str
     """The broker's short name."""
@@ -32,17 +32,17 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """The broker's URL, without its secrets."""
     record: Record
     attributes: Mapping[str, str]
-    """Those of CloudEvents, in either form; of what is no event, its headers."""
+    """The CloudEvents attributes, in either form; for a record that is no event, its headers."""
 
     @property
     def key(self) -> str | None:
-        """What orders the event."""
+        """The key that orders the event."""
         found = self.attributes
         return found.get("partitionkey", found.get("subject", self.record.key))
 
 
 def as_value(arrival: Arrival, *, broker: bool) -> dict[str, Any]:
-    """Return the event as a JSON-ready value; ``broker`` adds where it is."""
+    """Return the event as a value for JSON; ``broker`` adds its broker."""
     record, found = arrival.record, dict(arrival.attributes)
     return {
         "time": utc_time(record.time),
@@ -60,18 +60,18 @@ def as_value(arrival: Arrival, *, broker: bool) -> dict[str, Any]:
 
 
 _Arrived = tuple[str, list[Record] | BrokerError] | Gap
-"""The site of a broker and what came from there."""
+"""The site of a broker, and a record or gap from it."""
 
 
 class Following:
-    """The streams that are followed, from where they ended when this began."""
+    """The followed streams, from their ends at the start."""
 
     def __init__(self, project: Project, reach: Reach, *, from_start: bool) -> None:
         self._project = project
         self._reach = reach
         self._from_start = from_start
         self._queue: asyncio.Queue[_Arrived] = asyncio.Queue(1)
-        # Listening comes first: a stream that appears meanwhile is found, not missed.
+        # Listening comes first, so that a stream created meanwhile is not missed.
         self._followers = {
             site: _Follower(site, project.brokers[site].name, broker, self._queue)
             for site, broker in reach.brokers.items()
@@ -81,19 +81,19 @@ class Following:
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """The brokers that are left out."""
+        """The brokers that are left out, as gaps."""
         return tuple(self._reach.gaps)
 
     @property
     def answered(self) -> bool:
-        """Whether any broker is not left out."""
+        """Whether any broker responded."""
         return bool(self._ends)
 
     async def arrivals(self) -> AsyncGenerator[Arrival | Gap, None]:
-        """Give every event that comes, for ever; those that were there before by their time.
+        """Yield every event, for ever; those from before the start in the order of their time.
 
-        A gap is a broker that does not answer for the moment, or events that are gone. Raises
-        BrokerError where reading can't go on.
+        A gap is a broker that does not respond at the moment, or events that were deleted. Raises
+        BrokerError when it can't continue.
         """
         if self._from_start:
             short: list[history.Place] = []
@@ -125,7 +125,7 @@ class Following:
                 await asyncio.wait(tasks)
 
     async def begin(self, stream: str | None) -> None:
-        """Note where the stream, or all of them, end now. Raises OyezError for an unknown one."""
+        """Record the present ends of the stream, or of all. Raises OyezError for an unknown one."""
 
         async def streams(site: str, broker: Broker) -> Collection[str]:
             return await broker.streams()
@@ -136,8 +136,8 @@ class Following:
                 return await history.ends(broker, wanted)
             if self._from_start:
                 raise OyezError(
-                    "--from-start: this broker keeps no history, so what was published before "
-                    "can't be shown; without it, `oyez tail` follows what is published from now on"
+                    "--from-start: this broker keeps no history, so earlier events can't be shown; "
+                    "without it, `oyez tail` follows the events from now on"
                 )
             return {}
 
@@ -160,10 +160,10 @@ class Following:
 async def following(
     project: Project, stream: str | None = None, *, from_start: bool = False
 ) -> AsyncIterator[Following]:
-    """Follow a stream (by its name or its service's), or all, on every broker that answers.
+    """Follow a stream (by its name or its service's), or all, on every broker in reach.
 
-    ``from_start`` begins with the oldest event that is kept, and leaves out brokers that keep
-    none. Raises OyezError for a stream that no broker has.
+    ``from_start`` begins with the oldest retained event, and leaves out brokers without history.
+    Raises OyezError for a stream that no broker has.
     """
     async with reached(project) as reach:
         found = Following(project, reach, from_start=from_start)
@@ -195,7 +195,7 @@ class _Follower:
         broker.on_streams(self._added.set)
 
     async def run(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
-        """Follow the stream, or all of them, from these places on, until cancelled."""
+        """Follow the stream, or all of them, from these positions, until cancelled."""
         try:
             await self._watch(chosen, places)
         finally:
@@ -239,5 +239,5 @@ class _Follower:
 
     async def _pause(self, what: str, error: BrokerError) -> None:
         gap = Gap.of("broker", self._name, error, what)
-        await self._queue.put(msgspec.structs.replace(gap, reason=f"{error}; trying again"))
+        await self._queue.put(msgspec.structs.replace(gap, reason=f"{error}; retrying"))
         await asyncio.sleep(AGAIN)

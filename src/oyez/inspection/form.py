@@ -1,4 +1,4 @@
-"""How times, payloads and text of strangers are written, in JSON and for people."""
+"""The form of times, payloads and untrusted text, in JSON and for people."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from oyez.errors import InvalidEvent
 
 
 def escape(value: object, *, lines: bool = False) -> str:
-    """Return the text with control characters shown, so that no payload can steer a terminal.
+    """Return the text with control characters escaped, so that no payload can control a terminal.
 
-    ``lines`` lets line feeds and tabs pass.
+    ``lines`` keeps line feeds and tabs.
     """
     text = str(value)
     if text.isprintable():
@@ -32,7 +32,7 @@ def utc_time(seconds: float | None) -> str | None:
 
 
 def span(seconds: float) -> str:
-    """Return a length of time in the unit that suits it: 12 ms, 3.4 s, 5 min, 2.0 d."""
+    """Return a duration in a suitable unit: 12 ms, 3.4 s, 5 min, 2.0 d."""
     for limit, divisor, unit in ((1, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"),
                                  (172_800, 3600, "h")):  # fmt: skip
         if abs(seconds) < limit:
@@ -44,9 +44,9 @@ def span(seconds: float) -> str:
 
 
 def payload_json(data: bytes | None) -> dict[str, Any]:
-    """Return the member of a JSON object that holds an event's data, named as CloudEvents does.
+    """Return the JSON member for an event's data, named as in CloudEvents.
 
-    ``data`` is the JSON value, or null where there is none; ``data_base64`` is anything else.
+    ``data`` is the JSON value, or null without data; ``data_base64`` is any other data.
     """
     if data is None:
         return {"data": None}

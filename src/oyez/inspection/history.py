@@ -1,4 +1,4 @@
-"""What stands on a broker: its records from the beginning up to where it ended when asked."""
+"""Reads the records of a broker from the beginning up to their ends at the start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from oyez.inspection.reach import Gap
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 
 QUIET = 2.0
-"""Seconds without a record after which a partition's rest counts as deleted by retention."""
+"""Seconds without a record after which the rest of a partition counts as deleted by retention."""
 AT_ONCE = 16
-"""Partitions that are read at once, each with one batch in memory."""
+"""The limit of partitions read concurrently, each with one batch in memory."""
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ Place = tuple[str, int]
 
 
 async def ends(broker: Broker, streams: Iterable[str]) -> dict[Place, Position]:
-    """Return where each partition of the streams ends now."""
+    """Return the present end of each partition of the streams."""
     return {
         (stream, partition): end
         for stream in streams
@@ -39,10 +39,10 @@ async def read(
     *,
     short: list[Place] | None = None,
 ) -> AsyncGenerator[Batch, None]:
-    """Give one partition's batches behind ``after``; the last one may reach beyond ``end``.
+    """Yield one partition's batches after ``after``; the last one may extend beyond ``end``.
 
-    It ends early, and adds the place to ``short``, where retention has deleted the last records: a
-    broker says nothing of those.
+    It ends early, and adds the partition to ``short``, if retention has deleted the last records,
+    which brokers don't report.
     """
     stream, partition = place
     starts = await broker.starts(stream)
@@ -66,9 +66,9 @@ async def read(
 async def scan(
     broker: Broker, places: Mapping[Place, Position], look: Callable[[Record], None]
 ) -> list[Place]:
-    """Show every record up to the ends in ``places``: in order within a partition, not across.
+    """Pass on every record up to the ends in ``places``: in order within a partition, not across.
 
-    Returns the places that ended early, for `deleted`. Raises BrokerError.
+    Returns the partitions that ended early, for `deleted`. Raises BrokerError.
     """
     room = asyncio.Semaphore(AT_ONCE)
     short: list[Place] = []
@@ -85,7 +85,7 @@ async def scan(
             for place, end in places.items():
                 readers.create_task(one(place, end))
     except ExceptionGroup as group:
-        # One broker's readers fail alike, so one of their errors tells all.
+        # The readers of one broker fail alike, so one of their errors is enough.
         raise group.exceptions[0] from None
     return short
 
@@ -93,9 +93,9 @@ async def scan(
 async def merged(
     kept: Sequence[tuple[T, Broker, Mapping[Place, Position]]], short: list[Place]
 ) -> AsyncGenerator[tuple[T, Record], None]:
-    """Give every record of the brokers up to the ends, by time; one batch a partition in memory.
+    """Yield every record of the brokers up to the ends, by time; one batch a partition in memory.
 
-    Each comes with what stands before its broker in ``kept``. ``short`` as in `read`.
+    Each comes with the value before its broker in ``kept``. ``short`` as in `read`.
     """
     chosen = [
         (mark, broker, place, end)
@@ -135,11 +135,11 @@ async def _records(
 
 
 def deleted(short: Sequence[Place]) -> list[Gap]:
-    """Return the gap that partitions leave whose last records are gone, if there are any."""
+    """Return the gap for partitions whose last records were deleted, if there are any."""
     if not short:
         return []
     streams = ", ".join(sorted({stream for stream, _ in short}))
-    effect = f"{len(short)} partitions of {streams} gave no record up to their end"
+    effect = f"{len(short)} partitions of {streams} returned no record up to their end"
     return [
         Gap(
             part="stream",
@@ -152,7 +152,7 @@ def deleted(short: Sequence[Place]) -> list[Gap]:
 
 
 def attributes(record: Record) -> Mapping[str, str]:
-    """Return a record's CloudEvents attributes in either form; of a broken one, its headers."""
+    """Return a record's CloudEvents attributes in either form; for an invalid one, its headers."""
     headers = record.headers
     kind = headers.get("datacontenttype") or headers.get("content-type") or ""
     if kind.startswith(STRUCTURED):

@@ -1,4 +1,4 @@
-"""The journey of an order: what happened, when, and what came of it, over all services."""
+"""The journey of an order: its events with their times and handlers, over all services."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from oyez.service import Service
 from oyez.tables import Outbox
 
 JOURNEYS = 50
-"""Journeys that are shown, the newest; a key may have many."""
+"""The limit of journeys shown, the newest ones; a key may have many."""
 EVENTS = 5_000
-"""Events that are kept in memory and shown, the first of each journey."""
+"""The limit of events kept in memory and shown, the first ones of each journey."""
 DEEPEST = 60
-"""Deeper events stand at this depth; their causation id still tells what led to them."""
+"""The depth at which deeper events are shown too; their causation id still names the cause."""
 
 _PAGE = 500
 _ID_END = re.compile(r"[0-9a-f-]{8,36}")
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an event stands on one broker, and since when."""
+    """The position of an event on one broker, and its time there."""
 
     broker: str
     """The broker's short name."""
@@ -63,34 +63,34 @@ class JourneyEvent(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None
     time: float
     causation: str | None
-    """The id of the event that led to it."""
+    """The id of the event that caused it."""
     stream: str
     places: tuple[Place, ...]
-    """Each broker that has it: first where it was announced, then copies by time."""
+    """Its position on each broker: first the publisher's broker, then copies by time."""
     state: str
     """``published``; or not on the broker yet: ``outbox``, ``delayed`` (not before ``due``),
-    ``refused`` (a dead letter of the outbox) or ``held`` (behind a refused event of its key)."""
+    ``refused`` (a dead letter of the outbox) or ``held`` (after a refused event of its key)."""
     due: float | None
     reactions: tuple[Reaction, ...]
     events: tuple[JourneyEvent, ...]
-    """What it caused, by time; of what lies deeper than `DEEPEST`, what stands beside it."""
+    """The events it caused, by time; those deeper than `DEEPEST` are siblings."""
 
 
 class Journey(msgspec.Struct, frozen=True, kw_only=True):
-    """All that happened under one correlation id."""
+    """The events of one correlation id."""
 
     correlation: str
     events: tuple[JourneyEvent, ...]
-    """Those that none of the others caused, by time; at least one."""
+    """The events without a cause among them, by time; at least one."""
 
     @property
     def began(self) -> float:
-        """When the first of them was made, in seconds since 1970."""
+        """The time of the first event, in seconds since 1970."""
         return min(event.time for event in self.events)
 
 
 class Journeys(msgspec.Struct, frozen=True, kw_only=True):
-    """The journeys that something belongs to."""
+    """The journeys of an identity."""
 
     identity: str
     journeys: tuple[Journey, ...]
@@ -100,15 +100,15 @@ class Journeys(msgspec.Struct, frozen=True, kw_only=True):
     answered: bool
     """Whether any broker could be read."""
     gaps: tuple[Gap, ...]
-    """What of the system could not be looked at."""
+    """The parts of the system that could not be inspected."""
 
 
 async def trace(project: Project, identity: str) -> Journeys:
-    """Return the journeys that ``identity`` belongs to; none where nothing is known of it.
+    """Return the journeys of ``identity``; empty for an unknown one.
 
     It is a correlation id, an event id (or the end of one, 8 characters or more) or a subject.
     """
-    services, gaps = imported(project, (), ", so what it has not handled yet is unknown")
+    services, gaps = imported(project, (), ", so its unhandled events are unknown")
     async with reached(project) as reach:
         await reach.ask(_check_history(project))
         story = _Story(project, identity, services, reach, gaps)
@@ -127,16 +127,16 @@ def _check_history(project: Project) -> Callable[[str, Broker], Awaitable[None]]
         if not broker.capabilities.history:
             kind = project.brokers[site].url.partition(":")[0]
             raise OyezError(
-                f"{kind} keeps no history, so the "
-                "journey of what it has delivered can't be told: `oyez dead list` shows what "
-                "failed, and the lines that handlers log name the correlation id"
+                f"{kind} keeps no history, so the journeys of delivered events are unknown: "
+                "`oyez dead list` shows failed events, and the log lines of handlers have the "
+                "correlation id"
             )
 
     return check
 
 
 class _Story:
-    """Puts journeys together from what brokers and stores hold."""
+    """The construction of journeys from brokers and stores."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class _Story:
         reach: Reach,
         gaps: list[Gap],
     ) -> None:
-        """What can't be looked at is added to ``gaps``."""
+        """Parts that can't be inspected are added to ``gaps``."""
         self.cut = False
         self._project = project
         self._search = _Search(identity)
@@ -154,7 +154,7 @@ class _Story:
         self._reach = reach
         self._gaps = gaps
         self._stores: dict[str, Store | None] = {}
-        """None where the service never ran; one that can't be read is left out."""
+        """The open stores; None for a service that never ran; unreadable ones are left out."""
 
     async def tell(self) -> tuple[Journey, ...]:
         async with AsyncExitStack() as stack:
@@ -170,8 +170,8 @@ class _Story:
             if not self._search.found:
                 return ()
             chosen, cut = self._search.chosen()
-            # Before the brokers are looked at again: what a bridge had passed by then and is not
-            # on the other side has been there, and retention has deleted it.
+            # Before the brokers are read again: a record before the bridge's position that is not
+            # on the target was there, and was deleted by retention.
             bridges = await self._bridges()
             collected = _Collected(chosen)
             await self._look(collected.take)
@@ -202,7 +202,7 @@ class _Story:
         self._gaps.append(Gap.of("store", service, error, service))
 
     async def _bridges(self) -> list[Bridge]:
-        """Every bridge of which it is known how far it has carried."""
+        """Return every bridge with known positions."""
         found: list[Bridge] = []
         for name, settings in self._project.config.bridges.items():
             cursors: Cursors = {}
@@ -212,7 +212,7 @@ class _Story:
             except NotCreated:
                 pass  # it never ran
             except OyezError as error:
-                effect = f"what bridge {name} has not carried over yet can't be told"
+                effect = f"the events that bridge {name} has not copied yet are unknown"
                 self._gaps.append(Gap.of("bridge", name, error, effect))
                 continue
             site = self._project.site
@@ -221,8 +221,8 @@ class _Story:
         return found
 
     async def _look(self, look: Callable[[Node], None]) -> list[history.Place]:
-        """Show every event; the places that ended early."""
-        # Outboxes first: what moves from there to the broker meanwhile is seen twice, never missed.
+        """Pass on every event; return the partitions that ended early."""
+        # Outboxes first: an event published meanwhile is seen twice, never missed.
         for name, store in list(self._stores.items()):
             try:
                 if store is not None:
@@ -292,11 +292,11 @@ def _moment(text: str | None, otherwise: float) -> float:
 
 
 class _Search:
-    """Finds the correlation ids that something called ``identity`` belongs to."""
+    """The search for the correlation ids of ``identity``."""
 
     def __init__(self, identity: str) -> None:
         self.found: dict[str, float] = {}
-        """Each with the time of the newest event that matched."""
+        """The correlation ids found, each with the time of its newest matching event."""
         self._identity = identity
         self._ending = identity if _ID_END.fullmatch(identity) else None
 
@@ -314,7 +314,7 @@ class _Search:
 
 
 class _Collected:
-    """The events of the chosen journeys, each once, though it may stand on brokers many times."""
+    """The events of the chosen journeys, each once, even if brokers have several copies."""
 
     def __init__(self, chosen: list[str]) -> None:
         self.nodes: dict[tuple[str, str], Node] = {}
@@ -336,7 +336,7 @@ class _Collected:
 
 
 def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> None:
-    """Put the publisher's broker first, or else the one that had the event first."""
+    """Put the publisher's broker first, or else the first broker by time."""
     prefix = f"/{project.config.system.name}/"
     homes = {
         f"{prefix}{name}": project.site(project.broker_url(name))
@@ -349,7 +349,7 @@ def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> No
 
 
 def _roots(nodes: list[Node]) -> list[Node]:
-    """Hang each event under the one that caused it; those that none here caused are returned."""
+    """Attach each event to the one that caused it; return those without a cause here."""
     nodes.sort(key=lambda node: (node.time, node.id))
     by_id = {node.id: node for node in nodes}
     caused: dict[str, list[Node]] = {}
@@ -373,7 +373,7 @@ def _hang(roots: list[Node], caused: Mapping[str, list[Node]], placed: set[int])
     placed.update(id(root) for root in roots)
     while waiting:
         node, host, depth = waiting.pop()
-        # Below the deepest level, what an event caused stands beside it.
+        # Below the deepest level, caused events are siblings of their cause.
         under = node if depth < DEEPEST else host
         for child in caused.get(node.id, []):
             if id(child) not in placed:
@@ -411,7 +411,7 @@ def _event(project: Project, node: Node) -> JourneyEvent:
 
 
 def as_value(found: Journeys) -> dict[str, Any]:
-    """Return the journeys as a JSON-ready value; offsets are seconds since each began."""
+    """Return the journeys as a value for JSON; offsets are seconds since each began."""
     return {
         "id": found.identity,
         "cut": found.cut,

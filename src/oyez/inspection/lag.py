@@ -1,4 +1,4 @@
-"""How far each service is: who owns which partition, and what waits."""
+"""The lag of services: positions and owners of partitions, and waiting events."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from oyez.project import Project
 from oyez.service import Service
 
 LOOKED_AT = 2_048
-"""Records behind a position that are looked at for one that concerns the service."""
+"""The limit of records after a position that are searched for one with a handler."""
 
 
 class PartitionLag(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition as one service sees it. None is what could not be found out."""
+    """A partition as read by one service. None stands for an unknown value."""
 
     stream: str
     partition: int
     owner: str | None
-    """The process that claimed it last; None when none does."""
+    """The process that owns it; None without an owner."""
     alive: bool
     epoch: int
     position: Position
     end: Position | None
     lag: int | None
     oldest: float | None
-    """When the first record behind the position came that concerns the service."""
+    """The time of the first record after the position that has a handler."""
     oldest_known: bool
     """Whether ``oldest`` None means that there is none."""
     parked: int
@@ -52,9 +52,9 @@ class ServiceLag(msgspec.Struct, frozen=True, kw_only=True):
     partitions: tuple[PartitionLag, ...]
     outbox: int
     outbox_later: int
-    """Of these, events whose time to be published has not come."""
+    """The number of these that are delayed."""
     outbox_refused: int
-    """Of these, events that the broker refused: dead letters too."""
+    """The number of these that the broker refused; they are dead letters too."""
     outbox_oldest: float | None
     outbox_owner: str | None
     outbox_alive: bool
@@ -62,19 +62,19 @@ class ServiceLag(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lag(self) -> int | None:
-        """The sum over its partitions; None when one is not known."""
+        """The sum of its partitions' lags; None if one is unknown."""
         lags = [each.lag for each in self.partitions]
         known = [lag for lag in lags if lag is not None]
         return sum(known) if len(known) == len(lags) else None
 
     @property
     def parked(self) -> int:
-        """Events that wait for a retry, or behind one."""
+        """The number of parked events."""
         return sum(each.parked for each in self.partitions)
 
     @property
     def dead(self) -> int:
-        """Dead letters that were neither redriven nor discarded."""
+        """The number of dead letters that are neither redriven nor discarded."""
         return self.outbox_refused + sum(each.dead for each in self.partitions)
 
     @property
@@ -84,7 +84,7 @@ class ServiceLag(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def oldest(self) -> float | None:
-        """When the oldest event came that is not handled yet."""
+        """The time of the oldest unhandled event."""
         times = [each.oldest for each in self.partitions] + [self.parked_oldest]
         return min((time for time in times if time is not None), default=None)
 
@@ -98,11 +98,11 @@ class SystemLag(msgspec.Struct, frozen=True, kw_only=True):
     gaps: tuple[Gap, ...]
     """Services that could not be imported, and brokers and stores that could not be read."""
     at: float
-    """When this was so, in seconds since 1970."""
+    """The time of the measurement, in seconds since 1970."""
 
 
 async def measure_all(project: Project, names: Iterable[str]) -> SystemLag:
-    """Return where each of the services stands."""
+    """Return the lag of each of the services."""
     chosen = list(names)
     services, gaps = imported(project, chosen, ", so its oldest event is unknown")
     measured: list[ServiceLag] = []
@@ -144,13 +144,13 @@ def _miss(project: Project, service: str, error: OyezError, gaps: list[Gap]) -> 
 async def measure(
     project: Project, name: str, service: Service | None, broker: Broker | None, store: Store
 ) -> ServiceLag:
-    """Return where a service stands.
+    """Return the lag of a service.
 
-    Without the service's code or its broker, what these know is unknown. Raises StoreError and
-    BrokerError.
+    Without the service's code or its broker, the values that depend on them are unknown. Raises
+    StoreError and BrokerError.
     """
     now = project.ambient.now()
-    # Positions first: an end read earlier than a position could give a lag below zero.
+    # Positions first: with an end read before a position, the lag could be below zero.
     cursors: dict[history.Place, Row] = {
         (row["stream"], row["partition"]): row
         for row in await store.fetch(tables.CURSORS, {"reader": ""})
@@ -214,9 +214,9 @@ async def measure(
 async def _ends(
     system: str, service: Service | None, broker: Broker | None, cursors: dict[Any, Row]
 ) -> dict[history.Place, Position | None] | None:
-    """The ends of the partitions that the service reads, or did.
+    """Return the ends of the partitions that the service reads or has read.
 
-    None without a broker; each is None on a broker that keeps no history.
+    None without a broker; each is None on a broker without history.
     """
     if broker is None:
         return None
@@ -269,7 +269,7 @@ async def _oldest_announced(store: Store, now: float) -> float | None:
 
 
 def as_value(lag: SystemLag) -> dict[str, Any]:
-    """Return the services as a JSON-ready value."""
+    """Return the services as a value for JSON."""
     return {
         "services": [service_as_value(each, lag.at) for each in lag.services],
         "not_created": list(lag.not_created),
@@ -277,7 +277,7 @@ def as_value(lag: SystemLag) -> dict[str, Any]:
 
 
 def service_as_value(lag: ServiceLag, now: float) -> dict[str, Any]:
-    """Return one service as a JSON-ready value; ages are seconds, as of ``now``."""
+    """Return one service as a value for JSON; ages are seconds, as of ``now``."""
     return {
         "service": lag.service,
         "replicas": [{"owner": owner, "admin": note} for owner, note in lag.replicas.items()],

@@ -1,4 +1,4 @@
-"""Dead letters of a system's services, whether these run or not."""
+"""The dead letters of a system's services, running or not."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     service: str
     id: int
-    """The service's own number for it."""
+    """Its number in the service's store."""
     time: float
-    """When its handler gave up, in seconds since 1970."""
+    """The time at which its handler gave up, in seconds since 1970."""
     type: str
-    """Empty where the event could not be read."""
+    """Empty if the event could not be decoded."""
     key: str | None
     handler: str
-    """Empty where the event could not be read."""
+    """Empty if the event could not be decoded."""
     event_id: str
     stream: str
     partition: int
@@ -37,17 +37,17 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """``dead``, ``redriven`` or ``discarded``."""
     note: str
-    """What was said when it was redriven or discarded; else empty."""
+    """The reason of its redrive or discard; else empty."""
 
 
 class WholeLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One dead letter with all that is kept of it."""
+    """A dead letter with its payload, headers, history and traceback."""
 
     letter: Letter
     source: str
     traceback: str
     history: tuple[dict[str, Any], ...]
-    """What became of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
+    """The outcome of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
     headers: dict[str, str]
     data: bytes | None
 
@@ -68,7 +68,7 @@ async def list_letters(
 ) -> Letters:
     """Return the oldest dead letters of each service, at most ``limit`` of each.
 
-    ``every`` includes those that were redriven or discarded. A service that never ran has none.
+    ``every`` includes redriven and discarded ones. A service that never ran has none.
     """
     letters: list[Letter] = []
     gaps: list[Gap] = []
@@ -88,7 +88,7 @@ async def list_letters(
 
 
 async def show_letter(project: Project, service: str, letter: int) -> WholeLetter | None:
-    """Return one dead letter whole; None where the service has no such one.
+    """Return a whole dead letter; None if the service does not have it.
 
     Raises StoreError, and NotCreated where the service never ran.
     """
@@ -107,12 +107,12 @@ async def show_letter(project: Project, service: str, letter: int) -> WholeLette
 
 
 def as_value(letter: Letter) -> dict[str, Any]:
-    """Return a dead letter as a JSON-ready value."""
+    """Return a dead letter as a value for JSON."""
     return {**msgspec.structs.asdict(letter), "time": utc_time(letter.time)}
 
 
 def whole_as_value(whole: WholeLetter) -> dict[str, Any]:
-    """Return a dead letter with all that is kept of it as a JSON-ready value."""
+    """Return a whole dead letter as a value for JSON."""
     return {
         **as_value(whole.letter),
         "source": whole.source,

@@ -1,4 +1,4 @@
-"""Which brokers of a system answer, and what of the system can't be looked at."""
+"""The brokers of a system in reach, and the gaps of an inspection."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Cause = Literal["configuration", "not-created", "unreachable", "failed"]
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the system that could not be looked at. ``str`` gives it as one line."""
+    """A part of the system that could not be inspected. ``str`` returns it as one line."""
 
     part: Part
     name: str
     cause: Cause
     """``unreachable`` may pass by itself; ``failed`` is any other error of that part."""
     effect: str
-    """What is missing for it."""
+    """The missing information."""
     reason: str
     """The error's text."""
 
@@ -36,7 +36,7 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, part: Part, name: str, error: OyezError, effect: str) -> Gap:
-        """Return the gap that an error leaves."""
+        """Return the gap of an error."""
         cause: Cause = "unreachable" if error.transient else "failed"
         if isinstance(error, ConfigurationError):
             cause = "configuration"
@@ -50,7 +50,7 @@ def imported(
 ) -> tuple[dict[str, Service], list[Gap]]:
     """Import services, and return a gap for each that could not be.
 
-    ``unknown`` is what is missing then, as in "NAME can't be imported, so …".
+    ``unknown`` is the end of its effect, as in "NAME can't be imported, so …".
     """
     services, failed = project.services(*names)
     gaps = [
@@ -67,18 +67,18 @@ def imported(
 
 
 class Reach:
-    """The brokers of a system that answer, while they are open."""
+    """The open brokers of a system, and gaps for those out of reach."""
 
     def __init__(self, project: Project) -> None:
         self.brokers: dict[str, Broker] = {}
-        """By site, as `Project.brokers`, in its order."""
+        """The brokers by site, in the order of `Project.brokers`."""
         self.gaps: list[Gap] = []
         self._project = project
 
     async def ask(self, ask: Callable[[str, Broker], Awaitable[T]]) -> dict[str, T]:
-        """Return what ``ask`` gives for each broker, by site.
+        """Call ``ask`` for each broker; return the results by site.
 
-        A broker for which it raises an OyezError is left out from then on, and becomes a gap.
+        A broker for which it raises an OyezError becomes a gap and is left out from then on.
         """
         answers: dict[str, T] = {}
         for site, broker in list(self.brokers.items()):
@@ -90,14 +90,14 @@ class Reach:
         return answers
 
     def miss(self, site: str, error: OyezError) -> None:
-        """Note that a broker is left out."""
+        """Leave out a broker, and add its gap."""
         name = self._project.brokers[site].name
         self.gaps.append(Gap.of("broker", name, error, f"broker {name} is left out"))
 
 
 @asynccontextmanager
 async def reached(project: Project) -> AsyncIterator[Reach]:
-    """Open every broker of the system that can be, until the block ends."""
+    """Open every broker of the system in reach, until the block ends."""
     async with AsyncExitStack() as stack:
         reach = Reach(project)
         for site in project.brokers:

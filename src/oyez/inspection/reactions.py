@@ -1,4 +1,4 @@
-"""What each service made of events, or has yet to make of them."""
+"""The reactions of services to events: handled, pending, parked or dead."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ _ASKED = 200
 
 
 class Reaction(msgspec.Struct, frozen=True, kw_only=True):
-    """What one handler made of an event."""
+    """The state of an event in one handler."""
 
     service: str
     handler: str
     state: str
-    """``handled``, ``retrying``, ``waiting`` (behind another event of its key), ``due``,
+    """``handled``, ``retrying``, ``waiting`` (after another event of its key), ``due``,
     ``pending`` (the service has not read that far), ``dead`` or ``discarded``."""
     bridge: str | None = None
-    """The bridge that has yet to carry a pending event towards the service's broker."""
+    """The bridge that has not yet copied a pending event towards the service's broker."""
     seen: float | None = None
-    """When it was handled, or where attempts follow each other, when the first one began."""
+    """The time at which it was handled; with several attempts, the start of the first."""
     attempts: int = 0
-    """How many were made."""
+    """The number of attempts made."""
     due: float | None = None
     error: str | None = None
     letter: int | None = None
     """The number of its newest dead letter."""
     redriven: bool = False
     history: tuple[dict[str, Any], ...] = ()
-    """What became of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
+    """The outcome of each attempt: ``attempt``, ``at`` (seconds since 1970) and ``error``."""
 
 
 Cursors = Mapping[Place, Position]
-"""How far someone has read, by stream and partition."""
+"""Positions, by stream and partition."""
 
 
 class Bridge(NamedTuple):
-    """A bridge, and how far it has carried."""
+    """A bridge with its positions."""
 
     settings: BridgeSettings
     source: str
@@ -56,7 +56,7 @@ class Bridge(NamedTuple):
 
 
 class Stand(NamedTuple):
-    """Where an event stands on one broker, and since when (seconds since 1970)."""
+    """The position of an event on one broker, and its time there (seconds since 1970)."""
 
     partition: int
     position: Position
@@ -64,7 +64,7 @@ class Stand(NamedTuple):
 
 
 class Node(msgspec.Struct, kw_only=True):
-    """One event while a journey is put together."""
+    """An event during the construction of a journey."""
 
     id: str
     source: str
@@ -75,7 +75,7 @@ class Node(msgspec.Struct, kw_only=True):
     causation: str | None
     stream: str
     places: dict[str, Stand] = {}
-    """By the site of each broker that has it."""
+    """Its position on each broker, by site."""
     state: str = "published"
     due: float | None = None
     reactions: list[Reaction] = []
@@ -83,28 +83,28 @@ class Node(msgspec.Struct, kw_only=True):
 
 
 class Reader(NamedTuple):
-    """A service as far as it matters for what it has still to read."""
+    """A service as a reader, for its pending events."""
 
     system: str
     name: str
     service: Service | None
-    """None where its code can't be imported."""
+    """None if its code can't be imported."""
     broker: str
     """The site of its broker."""
     bridges: list[Bridge]
 
 
 async def react(reader: Reader, store: Store | None, nodes: Mapping[tuple[str, str], Node]) -> None:
-    """Add to each event what the service made of it, or has yet to make.
+    """Add the service's reactions to each event.
 
-    ``store`` is None where the service never ran; ``nodes`` are by id and source.
+    ``store`` is None if the service never ran; ``nodes`` are by id and source.
     Raises StoreError.
     """
     name = reader.name
     cursors: Cursors = {}
     found: dict[tuple[str, str, str], Reaction] = {}
     if store is not None:
-        # The position first: an event handled meanwhile then has its row, so it isn't pending.
+        # Positions first: an event handled meanwhile has an inbox row, so it is not pending.
         cursors = await read_cursors(store)
         async for row in _rows(store, tables.HANDLED_BY, nodes):
             found[row["event_id"], row["source"], row["handler"]] = _inbox(name, row)
@@ -126,7 +126,7 @@ async def react(reader: Reader, store: Store | None, nodes: Mapping[tuple[str, s
 
 
 def _pending(reader: Reader, node: Node, cursors: Cursors) -> Iterator[Reaction]:
-    """What the service would do with the event, had it read it."""
+    """Yield the pending reactions of the service to the event."""
     if reader.service is None:
         return
     place = node.places.get(reader.broker)
@@ -145,9 +145,9 @@ def _pending(reader: Reader, node: Node, cursors: Cursors) -> Iterator[Reaction]
 
 
 def _awaited(node: Node, broker: str, bridges: list[Bridge]) -> str | None:
-    """The bridge that has yet to carry the event, to this broker or to one on the way there."""
+    """Return the bridge that has not yet copied the event to this broker or on the way there."""
     targets = [broker]
-    for target in targets:  # which grows by the brokers that lie before those
+    for target in targets:  # grows by the brokers before those
         for bridge in bridges:
             if bridge.target != target or not bridge.settings.carries(node.stream):
                 continue
@@ -194,7 +194,7 @@ def _inbox(service: str, row: Row) -> Reaction:
 
 
 def _bury(reaction: Reaction, row: Row) -> Reaction:
-    """Add what a dead letter says; a redriven one is told by the inbox, which it went back to."""
+    """Add a dead letter to the reaction; a redriven one is in the inbox again."""
     if row["state"] == Letter.REDRIVEN:
         return msgspec.structs.replace(reaction, letter=row["id"], redriven=True)
     return msgspec.structs.replace(
@@ -210,6 +210,6 @@ def _bury(reaction: Reaction, row: Row) -> Reaction:
 
 
 async def read_cursors(store: Store) -> Cursors:
-    """Return how far the store's owner has read. Raises StoreError."""
+    """Return the positions in a store. Raises StoreError."""
     rows = await store.fetch(tables.CURSORS, {"reader": ""})
     return {(row["stream"], row["partition"]): row["position"] for row in rows}

@@ -1,4 +1,4 @@
-"""Who publishes what and who reacts, read from the services' code: nothing needs to run."""
+"""The topology: publishers and handlers of event types, from the services' code alone."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from oyez.service import Service
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """One event type: who publishes it, and who reacts."""
+    """An event type with its publishers and handlers."""
 
     type: str
     publishers: tuple[str, ...] = ()
-    """Services."""
+    """The services that publish it."""
     handlers: tuple[tuple[str, str], ...] = ()
-    """Each the service and the handler's name."""
+    """Pairs of service and handler name."""
     published_as: tuple[EventType, ...] = ()
-    """The classes that the publishers declare for it."""
+    """The publishers' classes of the type."""
     handled_as: tuple[EventType, ...] = ()
-    """The classes that the handlers declare for it."""
+    """The handlers' classes of the type."""
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,26 +32,26 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     system: str
     services: tuple[str, ...]
-    """All that the project names."""
+    """All services of the project."""
     flows: tuple[Flow, ...]
-    """By type, in alphabetical order."""
+    """The event types in alphabetical order."""
     gaps: tuple[Gap, ...]
-    """Services that could not be imported, and so are left out."""
+    """Services that could not be imported and are left out."""
 
     @property
     def imported(self) -> list[str]:
-        """The services that are not left out."""
+        """The imported services."""
         lost = {gap.name for gap in self.gaps}
         return [name for name in self.services if name not in lost]
 
     @property
     def unhandled(self) -> list[str]:
-        """The types that nobody handles."""
+        """The types without a handler."""
         return [flow.type for flow in self.flows if not flow.handlers]
 
     @property
     def unpublished(self) -> list[str]:
-        """The types that nobody is known to publish."""
+        """The types without a known publisher."""
         return [flow.type for flow in self.flows if not flow.publishers]
 
 
@@ -67,7 +67,7 @@ def survey(project: Project) -> Topology:
 
 
 def flows(services: Iterable[Service]) -> dict[str, Flow]:
-    """Return every event type that these services know, by name, in alphabetical order."""
+    """Return every event type of these services, by name, in alphabetical order."""
     published: dict[str, list[tuple[str, EventType]]] = {}
     handled: dict[str, list[tuple[str, str, EventType]]] = {}
     for service in services:
@@ -89,7 +89,7 @@ def flows(services: Iterable[Service]) -> dict[str, Flow]:
 
 
 def as_value(topology: Topology) -> dict[str, Any]:
-    """Return the topology as a JSON-ready value."""
+    """Return the topology as a value for JSON."""
     return {
         "services": list(topology.services),
         "failed": {gap.name: gap.reason for gap in topology.gaps},
