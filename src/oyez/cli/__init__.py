@@ -17,7 +17,7 @@ _COMMANDS = {
     "dev": "Run every service, the gateway and the companions of oyez.toml.",
     "run": "Run one service in the foreground; SIGTERM drains it.",
     "gateway": "Run the gateway alone.",
-    "bridge": "Carry streams from one broker to another.",
+    "bridge": "Copy streams from one broker to another.",
     "publish": "Publish one event.",
     "tail": "Follow events live.",
     "flow": "Show the journey of an order as a tree.",
@@ -29,11 +29,11 @@ _COMMANDS = {
 
 
 class _ClosedPipe(Exception):
-    """Whoever read our output is gone. Not an OSError: click would end such a command with 1."""
+    """The reader of the output has closed it. Not an OSError: click would exit with 1."""
 
 
 class _Lazy(click.Group):
-    """Imports a command's module only when it is called, so that the others start fast."""
+    """A group that imports a command's module only when it is called, so that others start fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -63,7 +63,7 @@ def root() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point: runs a command and turns errors into one line and an exit code."""
+    """Run a command; turn errors into one line and an exit code."""
     try:
         code = root.main(arguments, prog_name="oyez", standalone_mode=False)
         sys.stdout.flush()
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except (BrokenPipeError, _ClosedPipe):
-        # Whoever read our output has seen enough; Python would complain once more at its exit.
+        # The reader has closed the output; Python would report that once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (ConfigurationError, DeclarationError) as error:

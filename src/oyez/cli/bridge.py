@@ -1,4 +1,4 @@
-"""``oyez bridge NAME``: carries streams from one broker to another, in the foreground."""
+"""``oyez bridge NAME``: copies streams from one broker to another, in the foreground."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from oyez.service import Service
 @click.command("bridge")
 @click.argument("name")
 def command(name: str) -> None:
-    """Carry streams from one broker to another: [bridges.NAME] of oyez.toml.
+    """Copy streams from one broker to another: [bridges.NAME] of oyez.toml.
 
-    Every record goes across in order and at least once, under its own id, so that whoever handles
-    it knows a copy. Several processes share the partitions. SIGTERM or Ctrl-C drains it.
+    Every record is copied in order and at least once, with its id, so that services drop
+    duplicates. Several processes share the partitions. SIGTERM or Ctrl-C drains it.
     """
     project = Project.open()
     settings = project.config.bridges.get(name)
@@ -67,4 +67,4 @@ async def _open(target: Broker, process: ServiceProcess) -> None:
     except BrokerError as error:
         if not error.transient:
             raise BrokerRefused(f"target: {error}") from error
-        process.reports.trouble("target", error)  # it connects by itself, and lanes wait for it
+        process.reports.trouble("target", error)  # it reconnects by itself, and lanes wait for it

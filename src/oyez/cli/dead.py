@@ -49,13 +49,13 @@ def command() -> None:
     """List, show, redrive or discard dead letters.
 
     A dead letter is an event that a handler gave up on. These commands open the service's store
-    themselves: the service may be running or not.
+    themselves, whether the service runs or not.
     """
 
 
 @command.command("list")
 @click.argument("service", required=False)
-@click.option("--all", "every", is_flag=True, help="Also those that were redriven or discarded.")
+@click.option("--all", "every", is_flag=True, help="Include redriven and discarded ones.")
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=100, help="Per service, oldest first."
 )
@@ -100,7 +100,7 @@ def list_(service: str | None, every: bool, limit: int, as_json: bool) -> None:
 @click.argument("letter", metavar="ID", type=_LETTER)
 @json_option
 def show(service: str, letter: int, as_json: bool) -> None:
-    """Show one dead letter whole: why, each attempt, the traceback, headers and data."""
+    """Show one dead letter: its reason, each attempt, the traceback, headers and data."""
     project = Project.open()
     whole = run_async(show_letter(project, service, letter))
     if whole is None:
@@ -118,7 +118,7 @@ def _print(whole: WholeLetter) -> None:
         "reason": letter.reason,
         "state": f"{letter.state} ({letter.note})" if letter.note else letter.state,
         "time": local_time(letter.time),
-        "handler": letter.handler or "none: the event could not be read",
+        "handler": letter.handler or "none: the event could not be decoded",
         "attempts": letter.attempts,
         "type": letter.type or "?",
         "key": "-" if letter.key is None else letter.key,
@@ -150,14 +150,14 @@ def _print(whole: WholeLetter) -> None:
 @_ids
 @click.option("--all", "every", is_flag=True, help="Redrive every dead letter of the service.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--handler", help="Give it to this handler instead of the one that gave up.")
+@click.option("--handler", help="Pass it to this handler instead of the one that gave up.")
 @click.option(
     "--data",
     "file",
     type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, path_type=Path),
     help="A file (- for standard input) whose JSON replaces the event's data.",
 )
-@click.option("--old", is_flag=True, help="Even where a duplicate could no longer be recognised.")
+@click.option("--old", is_flag=True, help="Even if a duplicate could no longer be detected.")
 def redrive_(
     service: str,
     ids: tuple[int, ...],
@@ -167,11 +167,11 @@ def redrive_(
     file: Path | None,
     old: bool,
 ) -> None:
-    """Give dead letters to their handler again, with fresh attempts."""
+    """Redrive dead letters: pass them to their handler again, with fresh attempts."""
     project = Project.open()
     project.settings(service)
     if every == bool(ids):
-        raise ConfigurationError("name the dead letters by their ids, or say --all")
+        raise ConfigurationError("name the dead letters by their ids, or use --all")
     if file is not None and len(ids) != 1:
         raise ConfigurationError("--data replaces the data of one dead letter: name one")
     data = None if file is None else _data(file)
@@ -204,7 +204,7 @@ def _data(file: Path) -> bytes:
 
 
 def _handlers(project: Project, service: str, handler: str | None) -> set[str] | None:
-    """The handlers that the service has; None when it can't be imported to ask."""
+    """Return the service's handlers; None if it can't be imported."""
     services, failed = project.services(service)
     if service not in services:
         warn(f"{service} can't be imported, so its handlers are unknown: {failed[service]}")
@@ -222,7 +222,7 @@ def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} There is no terminal to ask on: say --yes")
+        raise ConfigurationError(f"{question} There is no terminal to ask on: use --yes")
     if not click.confirm(question, err=True):
         raise OyezError("nothing was redriven")
 
@@ -265,15 +265,15 @@ async def _redrive(
 @command.command("discard")
 @_service
 @_ids
-@click.option("--why", required=True, help="Why no one needs it; kept with the dead letter.")
+@click.option("--why", required=True, help="The reason; kept with the dead letter.")
 def discard_(service: str, ids: tuple[int, ...], why: str) -> None:
-    """Mark dead letters as settled by hand."""
+    """Mark dead letters as discarded."""
     project = Project.open()
     project.settings(service)
     if not ids:
         raise ConfigurationError("name the dead letters by their ids")
     if not why.strip():
-        raise ConfigurationError("--why: say why they may be discarded")
+        raise ConfigurationError("--why: state why they may be discarded")
 
     async def one(store: Store, letter: int) -> str:
         await discard(store, letter, why)
@@ -283,7 +283,7 @@ def discard_(service: str, ids: tuple[int, ...], why: str) -> None:
 
 
 async def _each(project: Project, service: str, chosen: list[int], one: Any) -> None:
-    """Do it to each; the others too when it is refused for some, which then fails in the end."""
+    """Call ``one`` for each letter; fail at the end if some were refused."""
     refused: list[NotRedriven] = []
     async with project.opened_store(service) as store:
         for letter in chosen:

@@ -28,7 +28,7 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright
 _LEVELS = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 _RESTART = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY = 5.0
-"""A process that ran for so many seconds is restarted without delay when it dies."""
+"""Seconds after which a process that dies is restarted without delay."""
 _LINE = 1_048_576
 
 
@@ -39,7 +39,7 @@ _LINE = 1_048_576
 def command(project: Path | None, no_reload: bool, as_json: bool) -> None:
     """Run every service, the gateway and the companions of oyez.toml until Ctrl-C.
 
-    A process that dies is started again; a service restarts when its code changes.
+    A process that dies is restarted; a service restarts when its code changes.
     """
     if project is not None:
         os.environ["OYEZ_PROJECT"] = str(project)
@@ -49,7 +49,7 @@ def command(project: Path | None, no_reload: bool, as_json: bool) -> None:
 
 
 def check_addresses(config: Config) -> None:
-    """Raise ConfigurationError, naming the key, when an address is taken already."""
+    """Raise ConfigurationError, naming the key, when an address is in use."""
     wanted = [
         (f"services.{name}.http", settings.http)
         for name, settings in config.services.items()
@@ -62,7 +62,7 @@ def check_addresses(config: Config) -> None:
 
 
 async def supervise(config: Config, *, reload: bool, as_json: bool) -> None:
-    """Run the system until SIGTERM or SIGINT, then stop it in order: gateway first."""
+    """Run the system until SIGTERM or SIGINT, then stop it, the gateway first."""
     output = _Log(as_json)
     children = [
         _Child(name, command, config, output, watched)
@@ -108,7 +108,7 @@ def _with_this_python(command: list[str]) -> list[str]:
 
 
 class _Child:
-    """One process, started again when it dies."""
+    """A process that is restarted when it dies."""
 
     def __init__(
         self, name: str, command: list[str], config: Config, output: _Log, watched: bool
@@ -124,7 +124,7 @@ class _Child:
         self._restarting = False
 
     async def run(self) -> None:
-        """Start, and start again, until told to stop."""
+        """Start the process, and restart it until `stop`."""
         loop = asyncio.get_running_loop()
         deaths = 0
         while not self._stopping:
@@ -143,12 +143,12 @@ class _Child:
             await asyncio.sleep(wait)
 
     async def restart(self) -> None:
-        """End it, politely, so that it starts again with the new code."""
+        """Terminate it, so that it restarts with the new code."""
         self._restarting = True
         self._signal(signal.SIGTERM)
 
     async def stop(self, longest: float) -> None:
-        """End it politely; by force after ``longest`` seconds. Safe when called twice."""
+        """Terminate it; kill it after ``longest`` seconds. Safe when called twice."""
         self._stopping = True
         process = self._process
         if process is None or process.returncode is not None:
@@ -212,7 +212,7 @@ class _Child:
 
 
 class _Log:
-    """The merged log: a column for the process, one for the words, then the fields."""
+    """The merged log: a column for the process, one for the message, then the fields."""
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
@@ -220,11 +220,11 @@ class _Log:
         self._colours: dict[str, str] = {}
 
     def say(self, text: str) -> None:
-        """A line of the supervisor's own."""
+        """Print a line of the supervisor itself."""
         self.line("oyez", {"level": "info", "event": text})
 
     def line(self, name: str, fields: dict[str, Any]) -> None:
-        """One line of a process."""
+        """Print a line of a process."""
         fields = {"process": name, **fields}
         if self._json:
             sys.stdout.write(json.dumps(fields) + "\n")
@@ -273,7 +273,7 @@ def _describe(code: int) -> str:
 
 
 def _die_with_parent() -> None:
-    # A supervisor that is killed must not leave a system behind that nobody sees.
+    # If the supervisor is killed, the system must not go on without it.
     if sys.platform == "linux":
         import ctypes
 

@@ -1,4 +1,4 @@
-"""``oyez doctor``: looks at everything that must be right, and says the remedy where it is not."""
+"""``oyez doctor``: checks the requirements of the system, and prints remedies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 @json_option
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """Check configuration, files, connections and migrations; say the remedy.
+    """Check configuration, files, connections and migrations; print the remedies.
 
     Exits with 1 if there is a problem. Nothing is created or changed.
     """

@@ -1,4 +1,4 @@
-"""``oyez flow ID``: the journey of an order, from the request that began it, over all services."""
+"""``oyez flow ID``: the journey of an order over all services, from its first request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oyez.project import Project
 @click.argument("identity", metavar="ID")
 @json_option
 def command(identity: str, as_json: bool) -> None:
-    """Show the journey that ID belongs to, as a tree: what happened, when, and what came of it.
+    """Show the journey of ID as a tree: events, their times and their handlers.
 
     ID is a correlation id, an event id (or its last 8 characters, as `oyez tail` shows), or a
     subject, such as an order's id.
@@ -30,7 +30,7 @@ def command(identity: str, as_json: bool) -> None:
     if not found.journeys:
         days = project.config.system.retention_days
         raise OyezError(
-            f"nothing is known of {identity!r}: expected a correlation id, an event id or a "
+            f"{identity!r} is unknown: expected a correlation id, an event id or a "
             f"subject of the last {days:g} days; `oyez tail --from-start` lists them"
         )
     if as_json:
@@ -44,7 +44,7 @@ def command(identity: str, as_json: bool) -> None:
 
 
 def _print(journey: Journey, system: str, brokers: bool, now: float) -> None:
-    """``brokers``: name those that an event is on, as there are several."""
+    """``brokers``: print the brokers of each event, since the system has several."""
     first, roots = journey.began, journey.events
     head = Text.assemble((escape(journey.correlation), "bold"), (f"  {utc_time(first)}", "dim"))
     output = console()
@@ -82,7 +82,7 @@ def _event(node: JourneyEvent, system: str, brokers: bool, first: float, now: fl
     elif node.state == "refused":
         text.append("  refused by the broker", style="bold red")
     elif node.state == "held":
-        text.append("  in the outbox, behind a refused event of its key", style="red")
+        text.append("  in the outbox, waits for a refused event of its key", style="red")
     elif node.state == "delayed":
         text.append(f"  delayed, {_until(node.due, now)}", style="yellow")
     elif brokers:
@@ -99,11 +99,11 @@ def _reaction(reaction: Reaction, first: float, now: float) -> Text:
             tries = f" at attempt {reaction.attempts}" if reaction.attempts > 1 else ""
             text.append(f"  handled{tries}{again} {_offset(reaction.seen, first)}", style="green")
         case "pending" if reaction.bridge is not None:
-            text.append(f"  not carried over yet (bridge {reaction.bridge})", style="yellow")
+            text.append(f"  not copied yet (bridge {reaction.bridge})", style="yellow")
         case "pending":
             text.append("  not read yet", style="yellow")
         case "waiting":
-            text.append("  waits behind an earlier event of its key", style="yellow")
+            text.append("  waits for an earlier event of its key", style="yellow")
         case "due":
             text.append(f"  about to run{again}", style="yellow")
         case "retrying":

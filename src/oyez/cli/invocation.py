@@ -1,4 +1,4 @@
-"""How commands run: on an event loop, with ``--json``, with warnings of what is missing."""
+"""The invocation of commands: the event loop, ``--json``, and warnings of gaps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from oyez.inspection.reach import Gap
 T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-"""Every listing command takes it."""
+"""The option of every listing command."""
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run on the fastest event loop there is."""
+    """Run a coroutine on uvloop, or asyncio's loop without it."""
     try:
         import uvloop
     except ImportError:
@@ -29,10 +29,10 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
 
 def heed(gaps: Iterable[Gap], *, answered: bool) -> None:
-    """Warn of what could not be looked at.
+    """Print a warning for each gap.
 
-    Where no broker ``answered``, raises the reason of the first one instead of the warning. Raises
-    ConfigurationError for a store that can't be as it is configured.
+    If no broker ``answered``, raises the reason of the first one instead. Raises
+    ConfigurationError for a store whose configuration is impossible.
     """
     refused = None
     for gap in gaps:
@@ -47,6 +47,6 @@ def heed(gaps: Iterable[Gap], *, answered: bool) -> None:
 
 
 def refuse(gap: Gap) -> NoReturn:
-    """Fail because of a gap: raises its reason."""
+    """Raise the reason of a gap."""
     kind = ConfigurationError if gap.cause == "configuration" else OyezError
     raise kind(gap.reason)

@@ -1,4 +1,4 @@
-"""``oyez lag``: who owns which partition, how far it is, and what waits."""
+"""``oyez lag``: owners, positions and lag of partitions, and waiting events."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from oyez.project import Project
 def command(service: str | None, as_json: bool) -> None:
     """Show partitions, owners, positions and lag, of one service or of all.
 
-    A lag counts every record behind the position; the age is that of the oldest one that the
-    service has a handler for. "?" is what could not be found out. Without SERVICE, partitions of
-    which there is nothing to tell share a line, with the sums of their positions.
+    The lag is the number of records after the position; the age is that of the oldest one that the
+    service has a handler for. "?" is an unknown value. Without SERVICE, partitions without lag,
+    parked events or dead letters share a line, with the sums of their positions.
     """
     project = Project.open()
     names = [project.settings(service).name] if service else list(project.config.services)
@@ -57,7 +57,7 @@ def _print_partitions(measured: Sequence[ServiceLag], now: float, *, each_one: b
 
 
 def _alike(one: PartitionLag, other: PartitionLag) -> bool:
-    """Whether two partitions can share a line: there is nothing to tell of either."""
+    """Return whether two partitions can share a line: neither has lag, parked or dead events."""
     quiet = all(each.lag == 0 and not each.parked and not each.dead for each in (one, other))
     return quiet and (one.stream, one.owner, one.epoch) == (other.stream, other.owner, other.epoch)
 
@@ -111,7 +111,7 @@ def _behind(lag: int | None) -> Cell:
 
 
 def _waits(then: float | None, known: bool, now: float) -> Cell:
-    """Unknown is never shown as nothing; but what is known to wait is shown even then."""
+    """Return the cell of an age: "?" if unknown, unless some event is known to wait."""
     if then is None:
         return None if known else UNKNOWN
     return span(max(0.0, now - then))

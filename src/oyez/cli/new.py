@@ -1,4 +1,4 @@
-"""``oyez new NAME``: a small system that runs, to begin with."""
+"""``oyez new NAME``: creates a small runnable system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oyez.errors import ConfigurationError
 
 NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,39}[a-z0-9])?")
 SUFFIX = ".template"
-"""Ends the names of the template's files, so that no tool takes them for code of this package."""
+"""The suffix of the template's files, so that tools don't treat them as code of this package."""
 PLACEHOLDER = "{{name}}"
 
 
@@ -38,7 +38,7 @@ def command(name: str) -> None:
     except OSError as error:
         raise ConfigurationError(f"{error.filename or folder}: {error.strerror}") from error
     write(f"{name}: {written} files. Next:")
-    write(f"\n  cd {name}\n  pytest\n  oyez dev\n\nREADME.md there tells the rest.")
+    write(f"\n  cd {name}\n  pytest\n  oyez dev\n\nContinue with its README.md.")
 
 
 def _copy(source: Traversable, target: Path, name: str) -> int:
@@ -49,7 +49,7 @@ def _copy(source: Traversable, target: Path, name: str) -> int:
             written += _copy(entry, target / entry.name, name)
         elif entry.name.endswith(SUFFIX):
             text = entry.read_text(encoding="utf-8").replace(PLACEHOLDER, name)
-            # A leading dot would keep the file out of the package.
+            # A file with a leading dot would not be packaged.
             file = entry.name.removesuffix(SUFFIX).replace("dot-", ".", 1)
             (target / file).write_text(text, encoding="utf-8")
             written += 1

@@ -1,4 +1,4 @@
-"""What commands print: text that can't steer a terminal, tables, JSON; colour for people only."""
+"""The output of commands: escaped text, tables and JSON; colour on terminals only."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from rich.text import Text
 from oyez.inspection.form import escape
 
 UNKNOWN = "?"
-"""Stands in a table for what could not be found out; never a 0."""
+"""An unknown value in a table; never shown as 0."""
 
 Cell = str | int | Text | None
-"""None shows as a dash: there is nothing to tell."""
+"""A cell of a table; None, for no value, is shown as a dash."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would end with 1; `oyez.cli.main` ends such a command with 0
+        raise BrokenPipeError  # rich would exit with 1; `oyez.cli.main` exits with 0
 
 
 def console(**options: Any) -> Console:
-    """A console on standard output, for text that is escaped already."""
+    """Return a console on standard output, for escaped text."""
     return _Console(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than so many columns."""
+    """Return the text, truncated with an ellipsis to a number of columns."""
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
 
 
 def write(text: str) -> None:
-    """Text that is escaped already, as it is."""
+    """Print escaped text unchanged."""
     try:
         click.echo(text)
     except BrokenPipeError:
-        # The system's own error has a number, by which click knows it and ends with 1 without a
-        # trace of why; this one reaches `oyez.cli.main`.
+        # click recognizes the system's error by its number, and exits with 1 without a message;
+        # this one reaches `oyez.cli.main`.
         raise BrokenPipeError from None
 
 
 def print_json(value: object) -> None:
-    """One JSON document. All but ASCII is escaped, so it is as safe on a terminal as in a pipe."""
+    """Print one JSON document, in ASCII, which is safe on a terminal."""
     write(json.dumps(value, indent=2))
 
 
 def print_line(text: Text | str) -> None:
-    """One line."""
+    """Print one line."""
     console().print(text)
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Aligned columns, numbers to the right; on a terminal the last column is cut to fit."""
+    """Print aligned columns, numbers to the right; a terminal truncates the last column."""
     output = console()
     lines = [[_text(cell) for cell in row] for row in rows]
     widths = [
@@ -89,22 +89,22 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
 
 
 def warn(text: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     click.echo(f"oyez: {escape(text)}", err=True)
 
 
 def is_terminal() -> bool:
-    """Whether a person watches standard output."""
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def local_time(seconds: float) -> str:
-    """Date and time of day, to the second, where this machine stands."""
+    """Return date and time in the machine's time zone, to the second."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def payload(data: bytes | None) -> str:
-    """An event's data as text if it is UTF-8, else as hex; escaped."""
+    """Return an event's data as text if it is UTF-8, else as hex; escaped."""
     if data is None:
         return "(none)"
     try:
@@ -114,7 +114,7 @@ def payload(data: bytes | None) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean …?`` or nothing."""
+    """Return ``; did you mean …?``, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -1,4 +1,4 @@
-"""``oyez publish TYPE JSON``: one event, from a person."""
+"""``oyez publish TYPE JSON``: publishes one event by hand."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from oyez.ports import Record
 from oyez.project import Project
 
 SOURCE = "cli"
-"""Stands in the event's source where a service's name would: a duplicate is judged by source and
-id, so nothing published by hand can pass for, or suppress, what a service announced."""
+"""The service's name in the event's source: duplicates are detected by source and id, so an event
+published by hand can neither imitate nor suppress an event of a service."""
 
 
 @click.command("publish")
 @click.argument("type_", metavar="TYPE")
 @click.argument("data", metavar="JSON")
 @click.option("--service", help="Publish to this service's stream.")
-@click.option("--key", help="What orders the event, instead of its own key field.")
+@click.option("--key", help="The key, instead of that of the event.")
 @click.option("--force", is_flag=True, help="Publish a type that no service knows.")
 @json_option
 def command(
@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Publish one event of TYPE with JSON as its data; - reads the data from standard input.
 
-    It goes to the stream of the service that announces the type (or of --service), on that
+    It is published to the stream of the service that publishes the type (or of --service), on that
     service's broker, and is checked against every class that the project's services declare for
     it. Prints the event's id.
     """
@@ -80,7 +80,7 @@ def command(
 
 
 async def _publish(project: Project, service: str, record: Record) -> None:
-    # Not as the service's group: that alone has some brokers keep events for it from then on.
+    # Not as the service's group: some brokers would then keep events for it.
     async with project.opened_broker(service, create=True, group=False) as broker:
         await broker.publish([record])
 
@@ -102,7 +102,7 @@ def _check(data: bytes, kinds: list[EventType]) -> list[tuple[EventType, object]
 
 
 def _key(events: list[tuple[EventType, object]]) -> str | None:
-    """The key as the publisher's class has it, else as the first consumer's class does."""
+    """Return the key by the publisher's class, else by the first consumer's class."""
     return next((kind.key(event) for kind, event in events if kind.key_field is not None), None)
 
 
@@ -131,17 +131,17 @@ def _wrap(project: Project, flow: Flow, data: bytes, key: str | None) -> Envelop
 
 
 def _home(project: Project, flow: Flow, service: str | None) -> str:
-    """The service whose stream the event goes to."""
+    """Return the service whose stream the event is published to."""
     if service is not None:
         return project.settings(service).name
     if len(flow.publishers) == 1:
         return flow.publishers[0]
     if flow.publishers:
         raise ConfigurationError(
-            f"{flow.type} is announced by {', '.join(flow.publishers)}: choose with --service"
+            f"{flow.type} is published by {', '.join(flow.publishers)}: choose with --service"
         )
     names = ", ".join(project.config.services)
     raise ConfigurationError(
-        f"no service is known to announce {flow.type}: say on whose stream it belongs with "
+        f"no service is known to publish {flow.type}: choose the stream's service with "
         f"--service; there are: {names}"
     )

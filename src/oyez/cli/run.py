@@ -30,8 +30,8 @@ from oyez.sites import kind
 def command(service: str) -> None:
     """Run one service in the foreground.
 
-    SIGTERM or Ctrl-C drains it: what is in flight is finished and committed, its partitions are
-    handed over, then it exits with 0.
+    SIGTERM or Ctrl-C drains it: it finishes and commits the work in flight, releases its
+    partitions and exits with 0.
     """
     signal.signal(signal.SIGTERM, _leave)
     project = Project.open()
@@ -45,10 +45,10 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 
 def prepare(project: Project) -> None:
-    """What every long-running process of a project does first."""
+    """Prepare a long-running process of a project."""
     configure(project.config.system.log)
-    # The loop hands work to the threads that write files, and takes it back, thousands of times a
-    # second; with Python's usual 5 ms it would often wait that long for its turn.
+    # The loop exchanges work with the writer threads thousands of times a second; with Python's
+    # default of 5 ms it would often wait that long for the interpreter lock.
     sys.setswitchinterval(0.0005)
 
 
@@ -76,7 +76,7 @@ async def _run(project: Project, name: str) -> None:
 
 
 def observed() -> tuple[Signals, Metrics]:
-    """Signals that go to the log and are counted."""
+    """Return signals with the log and the metrics as listeners."""
     signals, metrics = Signals(), Metrics()
     signals.listen(log_signal)
     signals.listen(metrics.count)
@@ -86,7 +86,7 @@ def observed() -> tuple[Signals, Metrics]:
 def process_settings(
     project: Project, settings: ServiceSettings | BridgeSettings, broker: str | None
 ) -> ProcessSettings:
-    """How the process runs, by the project's file; ``broker`` is the URL that it reads from."""
+    """Return the settings of a process; ``broker`` is the URL that it reads from."""
     return ProcessSettings(
         system=project.config.system.name,
         partitions=project.config.system.partitions,
@@ -105,7 +105,7 @@ def admin_server(
     address: Listen,
     grace: float,
 ) -> HttpServer:
-    """The admin port; ``key`` is the table of its setting, for errors."""
+    """Return the server of the admin port; ``key`` is its table in oyez.toml, for errors."""
     app = admin(process, token=project.token(), metrics=metrics.render)
     listener = bind(address.host, address.port, partial(project.config.error, f"{key}.admin"))
     return HttpServer(app, listener, grace=grace, lifespan="off")
@@ -126,7 +126,7 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
         finally:
             process.watchdog.stop()
             process.stop_soon()
-            # First no new requests, then no new events; the admin port tells of it to the end.
+            # First no new requests, then no new events; the admin port serves until the end.
             loop = asyncio.get_running_loop()
             end = loop.time() + grace
             await asyncio.gather(*(server.stop() for server in servers[1:]))

@@ -1,4 +1,4 @@
-"""``oyez tail``: events as they come, of one stream or of all, on every broker of the system."""
+"""``oyez tail``: follows the events of one stream or of all, on every broker of the system."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from oyez.listening import stop_signals
 from oyez.project import Project
 
 LOOK = 0.5
-"""Seconds between two looks at whether anyone still reads what is printed."""
+"""Seconds between two checks whether the output is still read."""
 SHORT_ID = 8
-"""Characters of an event's id that are shown: its last ones, since the first tell the time."""
+"""The number of last characters of an id that are shown; the first ones are its time."""
 
 
 @click.command("tail")
 @click.argument("stream", required=False)
 @click.option("--type", "type_", help="Only events of this type.")
 @click.option("--key", help="Only events with this key.")
-@click.option("--from-start", is_flag=True, help="Begin with the oldest event that is kept.")
-@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many events.")
+@click.option("--from-start", is_flag=True, help="Begin with the oldest retained event.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after that many events.")
 @json_option
 def command(
     stream: str | None,
@@ -44,9 +44,9 @@ def command(
 ) -> None:
     """Follow events live until Ctrl-C; of one STREAM (or service) or of all.
 
-    A line tells when, where (stream[partition]@position), type, key, the end of the id (which
-    `oyez flow` takes) and the data. --json prints one JSON object a line. Where the system has
-    more than one broker it tells which, and an event that a bridge copied comes from each.
+    A line shows the time, stream[partition]@position, type, key, the end of the id (which `oyez
+    flow` accepts) and the data. --json prints one JSON object a line. In a system with several
+    brokers it shows the broker, and an event copied by a bridge once for each broker.
     """
     project = Project.open()
     printer = _Printer(type_, key, limit, as_json, brokers=len(project.brokers) > 1)
@@ -72,13 +72,13 @@ async def _tail(project: Project, stream: str | None, printer: _Printer, from_st
 
 
 async def _unread() -> None:
-    """Return when whoever read our output through a pipe has gone: nothing else would tell us."""
+    """Wait until the reader of a pipe has closed it, which nothing else reports."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # not a real file: nobody can go away
+    except (OSError, ValueError):  # not a real file: it has no reader
         await asyncio.Event().wait()
-    # The loop's own watching of a pipe does not tell of its reader's end, so it is asked for.
+    # The event loop does not report that a pipe's reader has closed it, so it is polled.
     while not any(event & select.POLLERR for _, event in poll.poll(0)):  # noqa: ASYNC110
         await asyncio.sleep(LOOK)
 
@@ -98,7 +98,7 @@ async def _follow(
 
 
 class _Printer:
-    """Prints the records that are asked for."""
+    """A filter and printer of records."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _Printer:
         *,
         brokers: bool,
     ) -> None:
-        """``brokers``: name them, as there are several."""
+        """``brokers``: print the broker, since there are several."""
         if type_ == "" or key == "":
             raise ConfigurationError("--type and --key: expected a name, found nothing")
         self._type = type_
@@ -120,7 +120,7 @@ class _Printer:
         self._console = console()
 
     def print(self, arrival: Arrival) -> bool:
-        """Print an event, if it is asked for. Returns whether that was the last one."""
+        """Print an event that matches the filter; return whether it was the last one."""
         if self._type not in (None, arrival.attributes.get("type")):
             return False
         if self._key not in (None, arrival.key):

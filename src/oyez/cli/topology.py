@@ -1,4 +1,4 @@
-"""``oyez topology``: who publishes what and who reacts, as a table, a drawing or JSON."""
+"""``oyez topology``: publishers and handlers of events, as a table, a drawing or JSON."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from oyez.project import Project
 )
 @json_option
 def command(style: str, as_json: bool) -> None:
-    """Show who publishes what, and who reacts.
+    """Show the publishers and handlers of each event type.
 
-    Read from the services' code: nothing needs to run.
+    They are read from the services' code; no service needs to run.
     """
     topology = survey(Project.open())
     for gap in topology.gaps:
@@ -54,7 +54,7 @@ def _print(topology: Topology) -> None:
     print_table(("TYPE", "PUBLISHED BY", "HANDLED BY"), rows)
     for label, names in (
         ("nobody handles", topology.unhandled),
-        ("nobody is known to publish", topology.unpublished),
+        ("no known publisher", topology.unpublished),
     ):
         if names:
             print_line(Text(f"{label}: {escape(', '.join(names))}", style="yellow"))
