@@ -176,7 +176,7 @@ class Service:
         """Query a snapshot of the committed data; blocks no transaction."""
         return await self._running().store.fetch(sql, parameters)
 
-    def bind(self, bound: Bound | None) -> None:
+    def attach(self, bound: Bound | None) -> None:
         """Attach the service to a running process, or detach it with None; for the runtime."""
         self._bound = bound
 

@@ -14,7 +14,7 @@ EventsPublished         the broker acknowledged records: service, stream, events
 EventsMissed            retention deleted records before they were handled: service, stream,
                         partition, events
 Claimed, Released       a replica took or gave up a partition: service, stream, partition, epoch
-Fenced                  a commit was refused as another replica owns the partition: the same fields
+ClaimLost               a commit was fenced, as another replica owns the partition: the same fields
 LagMeasured             the lag of a partition: service, stream, partition, records
 Stalled, Resumed        a partition with lag makes no progress, or does again: service, stream,
                         partition, seconds
@@ -126,8 +126,8 @@ class Released(Signal, frozen=True, kw_only=True):
     epoch: int
 
 
-class Fenced(Signal, frozen=True, kw_only=True):
-    """A commit was refused: another replica owns the partition."""
+class ClaimLost(Signal, frozen=True, kw_only=True):
+    """A commit was fenced: another replica owns the partition."""
 
     stream: str
     partition: int

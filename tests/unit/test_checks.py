@@ -10,7 +10,7 @@ import pytest
 
 from oyez.config import load
 from oyez.errors import ConfigurationError
-from oyez.inspection.checks import Finding, as_value, examine, sound, unreadable
+from oyez.inspection.checks import CheckResult, as_value, examine, sound, unreadable
 from oyez.project import Project
 
 TOML = """
@@ -31,7 +31,7 @@ def record(event: Sold, needed: dict) -> None: ...
 """
 
 
-async def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Finding]:
+async def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, CheckResult]:
     (tmp_path / "oyez.toml").write_text(TOML)
     (tmp_path / "checked_desk.py").write_text(DESK)
     monkeypatch.setattr("sys.path", [*sys.path])

@@ -11,8 +11,7 @@ from parts import STREAM, Parts, parked
 from oyez.errors import ConstraintViolated, Fenced, StoreUnavailable
 from oyez.ports import Changes
 from oyez.runtime.lane import Chains
-from oyez.signals import Fenced as FencedSignal
-from oyez.signals import Trouble
+from oyez.signals import ClaimLost, Trouble
 from oyez.testing import VirtualAmbient
 
 
@@ -127,10 +126,10 @@ async def test_a_lane_that_is_fenced_saves_nothing_more() -> None:
     await lane.save()
     assert lane.fenced
     assert lane.takes_no_more
-    (signal,) = parts.signals(FencedSignal)
+    (signal,) = parts.signals(ClaimLost)
     assert (signal.stream, signal.partition, signal.epoch) == (STREAM, 0, 1)
     await lane.save()
-    assert len(parts.signals(FencedSignal)) == 1
+    assert len(parts.signals(ClaimLost)) == 1
     with pytest.raises(Fenced):
         await lane.commit(Changes(claim=lane.claim, writes=[(ITEM, [{"id": 1}])]), 9)
     assert parts.store.position(STREAM) == 0

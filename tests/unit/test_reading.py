@@ -10,8 +10,7 @@ from oyez.errors import BrokerUnavailable, Fenced
 from oyez.ports import Batch
 from oyez.runtime.lane import Lane
 from oyez.runtime.reading import Reading
-from oyez.signals import BatchHandled, EventsMissed, Trouble
-from oyez.signals import Fenced as FencedSignal
+from oyez.signals import BatchHandled, ClaimLost, EventsMissed, Trouble
 
 
 class Reader:
@@ -114,7 +113,7 @@ async def test_fenced_it_ends_and_says_so() -> None:
     await parts.ambient.advance(60.0)
     assert one.seen == [1]
     assert one.lane.fenced
-    assert len(parts.signals(FencedSignal)) == 1
+    assert len(parts.signals(ClaimLost)) == 1
     await one.reading.stop()
     assert parts.store.position(STREAM) == 0
 

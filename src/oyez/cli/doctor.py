@@ -10,7 +10,7 @@ from rich.text import Text
 from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import console, print_json
 from oyez.errors import ConfigurationError
-from oyez.inspection.checks import Finding, as_value, examine, sound, unreadable
+from oyez.inspection.checks import CheckResult, as_value, examine, sound, unreadable
 from oyez.inspection.form import escape
 from oyez.project import Project
 
@@ -28,7 +28,7 @@ def command(context: click.Context, as_json: bool) -> None:
     try:
         project = Project.open()
     except ConfigurationError as error:
-        findings: Sequence[Finding] = [unreadable(error)]
+        findings: Sequence[CheckResult] = [unreadable(error)]
     else:
         findings = run_async(examine(project))
     if as_json:
@@ -39,7 +39,7 @@ def command(context: click.Context, as_json: bool) -> None:
         context.exit(1)
 
 
-def _print(findings: Sequence[Finding]) -> None:
+def _print(findings: Sequence[CheckResult]) -> None:
     output = console()
     for each in findings:
         line = Text.assemble(

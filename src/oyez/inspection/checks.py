@@ -38,7 +38,7 @@ NEWEST = 64
 """The limit of partitions whose newest record is read."""
 
 
-class Finding(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """The result of one check."""
 
     check: str
@@ -48,34 +48,36 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-async def examine(project: Project) -> tuple[Finding, ...]:
+async def examine(project: Project) -> tuple[CheckResult, ...]:
     """Return the results of all checks. Nothing is created or changed."""
     return tuple([finding async for finding in _all(project)])
 
 
-def unreadable(error: ConfigurationError) -> Finding:
+def unreadable(error: ConfigurationError) -> CheckResult:
     """Return the result for a project that can't be opened."""
-    return Finding("configuration", "problem", str(error), "correct that line")
+    return CheckResult("configuration", "problem", str(error), "correct that line")
 
 
-def sound(findings: Iterable[Finding]) -> bool:
+def sound(findings: Iterable[CheckResult]) -> bool:
     """Return whether none of them is a problem."""
     return all(each.level != "problem" for each in findings)
 
 
-def as_value(findings: Iterable[Finding]) -> dict[str, Any]:
+def as_value(findings: Iterable[CheckResult]) -> dict[str, Any]:
     """Return the results as a value for JSON."""
     listed = [msgspec.structs.asdict(each) for each in findings]
     return {"ok": sound(findings), "findings": listed}
 
 
-async def _all(project: Project) -> AsyncIterator[Finding]:
+async def _all(project: Project) -> AsyncIterator[CheckResult]:
     config = project.config
     names = ", ".join(config.services) or "none"
-    yield Finding("configuration", "ok", f"{config.path}; services: {names}")
+    yield CheckResult("configuration", "ok", f"{config.path}; services: {names}")
     services, failed = project.services()
     for name, reason in failed.items():
-        yield Finding(f"service {name}", "problem", reason, "correct its code, or services.*.app")
+        yield CheckResult(
+            f"service {name}", "problem", reason, "correct its code, or services.*.app"
+        )
     for name, service in services.items():
         yield _service(name, service)
     yield _sqlite()
@@ -95,30 +97,30 @@ async def _all(project: Project) -> AsyncIterator[Finding]:
 # -- without opening anything ----------------------------------------------------------------------
 
 
-def _service(name: str, service: Service) -> Finding:
+def _service(name: str, service: Service) -> CheckResult:
     provided = {Service, *(provider.provides for provider in service.providers)}
     for handler in service.handlers:
         for wanted in handler.layout:
             if isinstance(wanted, type) and wanted not in provided:
-                return Finding(
+                return CheckResult(
                     f"service {name}",
                     "problem",
                     f"{handler.name} takes {wanted.__qualname__}, which nothing provides",
                     "add a @service.provides function that returns it",
                 )
-    return Finding(f"service {name}", "ok", f"{len(service.handlers)} handlers")
+    return CheckResult(f"service {name}", "ok", f"{len(service.handlers)} handlers")
 
 
-def _sqlite() -> Finding:
+def _sqlite() -> CheckResult:
     version = apsw.sqlite_lib_version()
     if apsw.SQLITE_VERSION_NUMBER < OLDEST_SQLITE:
-        return Finding(
+        return CheckResult(
             "sqlite",
             "problem",
             f"{version} can corrupt a file that several processes write",
             "install a newer apsw",
         )
-    return Finding("sqlite", "ok", version)
+    return CheckResult("sqlite", "ok", version)
 
 
 def _folders(project: Project) -> list[Path]:
@@ -128,16 +130,16 @@ def _folders(project: Project) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _folder(folder: Path) -> Finding:
+def _folder(folder: Path) -> CheckResult:
     check = f"folder {folder}"
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
     try:
         if not there.is_dir():
-            return Finding(check, "problem", f"{there} is not a folder", "remove or rename it")
+            return CheckResult(check, "problem", f"{there} is not a folder", "remove or rename it")
         if not os.access(there, os.W_OK | os.X_OK):
-            return Finding(
+            return CheckResult(
                 check,
                 "problem",
                 f"{there} can't be written by user {os.getuid()}",
@@ -145,10 +147,10 @@ def _folder(folder: Path) -> Finding:
             )
         refuse_network_file_system(there)
     except OSError as error:
-        return Finding(check, "problem", f"{there}: {error.strerror}", "make it readable")
+        return CheckResult(check, "problem", f"{there}: {error.strerror}", "make it readable")
     except OyezError as error:
-        return Finding(check, "problem", str(error), "move it")
-    return Finding(check, "ok", "writable, local" if there == folder else "not created yet")
+        return CheckResult(check, "problem", str(error), "move it")
+    return CheckResult(check, "ok", "writable, local" if there == folder else "not created yet")
 
 
 def _secrets(project: Project) -> list[Path]:
@@ -160,37 +162,37 @@ def _secrets(project: Project) -> list[Path]:
     return found
 
 
-def _secret(file: Path) -> Finding:
+def _secret(file: Path) -> CheckResult:
     check = f"secret {file}"
     try:
         mode = file.stat().st_mode & 0o777
     except FileNotFoundError:
-        return Finding(check, "ok", "not created yet")
+        return CheckResult(check, "ok", "not created yet")
     except OSError as error:
-        return Finding(check, "problem", str(error.strerror), "make it readable for its owner")
+        return CheckResult(check, "problem", str(error.strerror), "make it readable for its owner")
     if mode & 0o077:
         remedy = f"chmod 600 {file}, and replace what others may have read"
-        return Finding(check, "problem", f"others can read it (mode {mode:03o})", remedy)
-    return Finding(check, "ok", f"mode {mode:03o}")
+        return CheckResult(check, "problem", f"others can read it (mode {mode:03o})", remedy)
+    return CheckResult(check, "ok", f"mode {mode:03o}")
 
 
-def _clock(now: float) -> Finding:
+def _clock(now: float) -> CheckResult:
     if now < BORN or time.get_clock_info("time").monotonic:
-        return Finding("clock", "problem", f"it shows {utc_time(now)}", "set it, by NTP")
-    return Finding("clock", "ok", str(utc_time(now)))
+        return CheckResult("clock", "problem", f"it shows {utc_time(now)}", "set it, by NTP")
+    return CheckResult("clock", "ok", str(utc_time(now)))
 
 
-def _windows(config: Config) -> Finding:
+def _windows(config: Config) -> CheckResult:
     """Check that the inbox is kept as long as events, so that duplicates are detected."""
     kept, known = config.system.retention_days, INBOX_RETENTION / 86_400
     if kept > known:
-        return Finding(
+        return CheckResult(
             "retention",
             "warning",
             f"events are kept for {kept:g} days, but services detect duplicates for {known:g}",
             "don't replay or redrive what is older, or lower system.retention_days",
         )
-    return Finding("retention", "ok", f"{kept:g} days; duplicates are detected for {known:g}")
+    return CheckResult("retention", "ok", f"{kept:g} days; duplicates are detected for {known:g}")
 
 
 # -- broker and stores -----------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def _windows(config: Config) -> Finding:
 
 async def _broker_and_stores(
     project: Project, services: dict[str, Service], running: set[str]
-) -> AsyncIterator[Finding]:
+) -> AsyncIterator[CheckResult]:
     """``running`` is filled with the services that have a living process."""
     reached = False
     try:
@@ -208,27 +210,29 @@ async def _broker_and_stores(
                 yield finding
             yield await _newest(project, broker)
     except NotCreated:
-        yield Finding("broker", "ok", "not created yet: it is made by the first service that runs")
+        yield CheckResult(
+            "broker", "ok", "not created yet: it is made by the first service that runs"
+        )
     except OyezError as error:
-        yield Finding("broker", "problem", str(error), "correct that, then look again")
+        yield CheckResult("broker", "problem", str(error), "correct that, then look again")
     async for finding in _stores(project, services, reached, running):
         yield finding
 
 
-async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[Finding]:
+async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[CheckResult]:
     """Yield the faults of a server's configuration that lose, duplicate or delay events."""
     check = f"{what} setup"
     found = await adapter.inspect()
     for each in found:
-        yield Finding(check, "problem" if each.grave else "warning", each.what, each.remedy)
+        yield CheckResult(check, "problem" if each.grave else "warning", each.what, each.remedy)
     if not found:
         survives = adapter.capabilities.durability
-        yield Finding(check, "ok", f"acknowledged records survive: {survives}")
+        yield CheckResult(check, "ok", f"acknowledged records survive: {survives}")
 
 
-async def _newest(project: Project, broker: Broker) -> Finding:
+async def _newest(project: Project, broker: Broker) -> CheckResult:
     if not broker.capabilities.history:
-        return Finding(
+        return CheckResult(
             "broker", "ok", f"{len(await broker.streams())} streams; it keeps no history"
         )
     places = await history.ends(broker, sorted(await broker.streams()))
@@ -244,19 +248,19 @@ async def _newest(project: Project, broker: Broker) -> Finding:
     streams = len({stream for stream, _ in places})
     ahead = newest - project.ambient.now()
     if ahead > AHEAD:
-        return Finding(
+        return CheckResult(
             "broker",
             "problem",
             f"the newest event is {span(ahead)} ahead of this machine's clock",
             "set the clocks, by NTP: retries, leases and retention depend on them",
         )
     when = f"the newest event is of {utc_time(newest)}" if newest else "no event yet"
-    return Finding("broker", "ok", f"{streams} streams, {len(places)} partitions; {when}")
+    return CheckResult("broker", "ok", f"{streams} streams, {len(places)} partitions; {when}")
 
 
 async def _stores(
     project: Project, services: dict[str, Service], reached: bool, running: set[str]
-) -> AsyncIterator[Finding]:
+) -> AsyncIterator[CheckResult]:
     """``reached``: the system's broker is in reach, so lag is known."""
     for name, settings in project.config.services.items():
         service = services.get(name)
@@ -277,11 +281,11 @@ async def _stores(
                 if broker is not None:
                     yield await _gaps(name, broker, lag)
             except NotCreated:
-                yield Finding(f"store {name}", "ok", "not created yet: the service has not run")
+                yield CheckResult(f"store {name}", "ok", "not created yet: the service has not run")
                 continue
             except OyezError as error:
                 remedy = "correct that, then look again"
-                yield Finding(f"store {name}", "problem", str(error), remedy)
+                yield CheckResult(f"store {name}", "problem", str(error), remedy)
                 continue
         if lag.replicas:
             running.add(name)
@@ -289,11 +293,11 @@ async def _stores(
             yield finding
 
 
-async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> Finding:
+async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> CheckResult:
     """Check whether retention deleted events before the service handled them."""
     check = f"history {name}"
     if not broker.capabilities.history:
-        return Finding(check, "ok", "the broker keeps none")
+        return CheckResult(check, "ok", "the broker keeps none")
     starts = {
         (stream, partition): start
         for stream in {each.stream for each in lag.partitions}
@@ -305,31 +309,31 @@ async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> Finding:
         if 0 < each.position < starts.get((each.stream, each.partition), 0)
     ]
     if lost:
-        return Finding(
+        return CheckResult(
             check,
             "problem",
             f"events were deleted before {name} handled them, in {', '.join(lost)}",
             "raise system.retention_days above the longest time that a service may be down",
         )
-    return Finding(check, "ok", "nothing was deleted before it was handled")
+    return CheckResult(check, "ok", "nothing was deleted before it was handled")
 
 
-async def _migrations(project: Project, service: Service, store: Store) -> Finding:
+async def _migrations(project: Project, service: Service, store: Store) -> CheckResult:
     check = f"migrations {service.name}"
     applied = {row["name"]: row["digest"] for row in await store.fetch(tables.MIGRATIONS, {})}
     try:
         scripts = dict(read_migrations(service, project.config.root))
     except ConfigurationError as error:
-        return Finding(check, "problem", str(error), "correct service.migrations or the file")
+        return CheckResult(check, "problem", str(error), "correct service.migrations or the file")
     except (OSError, UnicodeDecodeError) as error:
-        return Finding(check, "problem", str(error), "make the files readable UTF-8")
+        return CheckResult(check, "problem", str(error), "make the files readable UTF-8")
     changed = [
         name
         for name, sql in scripts.items()
         if name in applied and applied[name] != sha256(sql.encode()).hexdigest()
     ]
     if changed:
-        return Finding(
+        return CheckResult(
             check,
             "problem",
             f"{', '.join(changed)} has run and was changed since",
@@ -338,23 +342,25 @@ async def _migrations(project: Project, service: Service, store: Store) -> Findi
     pending = [name for name in scripts if name not in applied]
     gone = [name for name in applied if name not in scripts]
     if gone:
-        return Finding(check, "warning", f"{', '.join(gone)} has run and is missing", "restore it")
+        return CheckResult(
+            check, "warning", f"{', '.join(gone)} has run and is missing", "restore it"
+        )
     if pending:
-        return Finding(
+        return CheckResult(
             check,
             "warning",
             f"{len(applied)} applied; pending: {', '.join(pending)}",
             "they run when the service starts next",
         )
-    return Finding(check, "ok", f"{len(applied)} applied")
+    return CheckResult(check, "ok", f"{len(applied)} applied")
 
 
-def _standing(project: Project, lag: ServiceLag) -> list[Finding]:
+def _standing(project: Project, lag: ServiceLag) -> list[CheckResult]:
     name = lag.service
     found = []
     if lag.dead:
         found.append(
-            Finding(
+            CheckResult(
                 f"dead letters {name}",
                 "warning",
                 f"{lag.dead} dead letters",
@@ -362,28 +368,30 @@ def _standing(project: Project, lag: ServiceLag) -> list[Finding]:
             )
         )
     else:
-        found.append(Finding(f"dead letters {name}", "ok", "none"))
+        found.append(CheckResult(f"dead letters {name}", "ok", "none"))
     if lag.oldest is None:
         text = "nothing waits" if lag.oldest_known else "unknown: the broker or the code is missing"
-        found.append(Finding(f"lag {name}", "ok" if lag.oldest_known else "warning", text))
+        found.append(CheckResult(f"lag {name}", "ok" if lag.oldest_known else "warning", text))
         return found
     age = project.ambient.now() - lag.oldest
     kept = project.config.system.retention_days * 86_400
     text = f"the oldest unhandled event is {span(max(age, 0.0))} old"
     remedy = f"run {name} (oyez run {name}), or raise system.retention_days ({kept / 86_400:g})"
     if age > kept:
-        found.append(Finding(f"lag {name}", "problem", f"{text}, beyond the retention", remedy))
+        found.append(CheckResult(f"lag {name}", "problem", f"{text}, beyond the retention", remedy))
     elif age > kept / 2:
-        found.append(Finding(f"lag {name}", "warning", f"{text}, over half the retention", remedy))
+        found.append(
+            CheckResult(f"lag {name}", "warning", f"{text}, over half the retention", remedy)
+        )
     else:
-        found.append(Finding(f"lag {name}", "ok", text))
+        found.append(CheckResult(f"lag {name}", "ok", text))
     return found
 
 
 # -- ports -----------------------------------------------------------------------------------------
 
 
-async def _ports(project: Project, running: set[str]) -> AsyncIterator[Finding]:
+async def _ports(project: Project, running: set[str]) -> AsyncIterator[CheckResult]:
     config = project.config
     for name, settings in config.services.items():
         for key, listen in (("http", settings.http), ("admin", settings.admin)):
@@ -394,19 +402,19 @@ async def _ports(project: Project, running: set[str]) -> AsyncIterator[Finding]:
         yield _port(config, "gateway.listen", config.gateway.listen, ours)
 
 
-def _port(config: Config, key: str, listen: Listen, ours: bool) -> Finding:
+def _port(config: Config, key: str, listen: Listen, ours: bool) -> CheckResult:
     try:
         bind(listen.host, listen.port, partial(config.error, key)).close()
     except ConfigurationError as error:
         if ours:
-            return Finding(f"port {listen}", "ok", f"held by this system ({key})")
-        return Finding(
+            return CheckResult(f"port {listen}", "ok", f"held by this system ({key})")
+        return CheckResult(
             f"port {listen}",
             "problem",
             str(error),
             "find its process: ss -ltnp",
         )
-    return Finding(f"port {listen}", "ok", f"free ({key})")
+    return CheckResult(f"port {listen}", "ok", f"free ({key})")
 
 
 async def _is_gateway(listen: Listen) -> bool:

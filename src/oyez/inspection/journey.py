@@ -42,7 +42,7 @@ _PAGE = 500
 _ID_END = re.compile(r"[0-9a-f-]{8,36}")
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Location(msgspec.Struct, frozen=True, kw_only=True):
     """The position of an event on one broker, and its time there."""
 
     broker: str
@@ -65,7 +65,7 @@ class JourneyEvent(msgspec.Struct, frozen=True, kw_only=True):
     causation: str | None
     """The id of the event that caused it."""
     stream: str
-    places: tuple[Place, ...]
+    places: tuple[Location, ...]
     """Its position on each broker: first the publisher's broker, then copies by time."""
     state: str
     """``published``; or not on the broker yet: ``outbox``, ``delayed`` (not before ``due``),
@@ -385,7 +385,7 @@ def _hang(roots: list[Node], caused: Mapping[str, list[Node]], placed: set[int])
 def _event(project: Project, node: Node) -> JourneyEvent:
     known = project.brokers
     places = [
-        Place(
+        Location(
             broker=known[site].name,
             url=redact(known[site].url),
             partition=stand.partition,

@@ -15,7 +15,7 @@ _LEVELS: dict[type[signals.Signal], str] = {
     signals.Stopped: "info",
     signals.Claimed: "debug",
     signals.Released: "debug",
-    signals.Fenced: "warning",
+    signals.ClaimLost: "warning",
     signals.EventRetried: "warning",
     signals.EventDead: "error",
     signals.EventsMissed: "error",
@@ -28,7 +28,7 @@ _WORDS = {
     signals.EventDead: "dead letter",
     signals.EventsMissed: "retention deleted events before they were handled",
     signals.Trouble: "trouble, will try again",
-    signals.Fenced: "fenced: another replica owns the partition",
+    signals.ClaimLost: "fenced: another replica owns the partition",
 }
 
 

@@ -47,7 +47,7 @@ class Metrics:
                 self._add("oyez_events_dead_total", 1, handler=handler)
             case signals.EventsMissed(stream=stream, events=events):
                 self._add("oyez_events_missed_total", events, stream=stream)
-            case signals.Fenced():
+            case signals.ClaimLost():
                 self._add("oyez_fenced_total", 1)
             case signals.Trouble(part=part):
                 self._add("oyez_trouble_total", 1, part=part.partition("[")[0])

@@ -14,7 +14,7 @@ from oyez.ports import BEGINNING, Broker, Changes, Claim, Position
 from oyez.runtime.commits import Commits
 from oyez.runtime.loop import Bell
 from oyez.runtime.reports import Reports
-from oyez.signals import Fenced as FencedSignal
+from oyez.signals import ClaimLost
 from oyez.transaction import UnitOfWork
 
 
@@ -137,7 +137,7 @@ class Lane:
         self.fenced = True
         claim = self.claim
         self._reports.emit(
-            FencedSignal(
+            ClaimLost(
                 service=self._reports.service,
                 stream=claim.stream,
                 partition=claim.partition,

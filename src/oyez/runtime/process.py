@@ -161,7 +161,7 @@ class ServiceProcess:
         except BaseException:
             await self._let_go()
             raise
-        self.service.bind(self)
+        self.service.attach(self)
         self._started = True
         self.claims.start()
         self.parked.start()
@@ -198,7 +198,7 @@ class ServiceProcess:
         await self._within(
             max(0.0, end - now()) + LEAVE, "parked events", self.parked.stop(end - now())
         )
-        self.service.bind(None)
+        self.service.attach(None)
         await self._let_go()
         self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
 
