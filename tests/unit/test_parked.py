@@ -1,19 +1,26 @@
-"""Parked events of a partition whose last owner died: which of them may have killed it."""
+"""Parked events: how they run, and which of them may have killed a partition's last owner."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import parts
+import pytest
+from parts import STREAM, Parts
+
 from oyez import Context, Event, Retry, Service, Transaction
 from oyez.brokers.memory import MemoryBroker
+from oyez.errors import StoreUnavailable
 from oyez.ports import Changes, Parked, Record
 from oyez.runtime.dead import list_dead
 from oyez.runtime.execution import DIED
+from oyez.runtime.lane import Lane
 from oyez.runtime.process import ProcessSettings, ServiceProcess
-from oyez.signals import Signals
+from oyez.signals import Signals, Trouble
 from oyez.stores.sqlite import SqliteStore
 from oyez.testing import VirtualAmbient
 
@@ -128,6 +135,221 @@ async def test_a_clock_that_is_set_back_holds_up_no_parked_event(tmp_path: Path)
 def _record(order: str) -> Record:
     parked = _parked(order, [])
     return Record(stream="shop.till", key=order, headers=parked.headers, data=parked.data)
+
+
+class Work(Parts):
+    """A service with a handler beside the lane; each call lasts until a test lets it go on."""
+
+    def __init__(self, concurrency: int = 32) -> None:
+        self.calls: list[str] = []
+        self.ended: list[str] = []
+        self.held: dict[str, asyncio.Event] = {}
+        self.most = 0
+        self.seen: dict[str, list[Any]] = {}
+        service = Service("desk")
+
+        @service.on(parts.Placed, concurrency=concurrency, timeout=None, retry=Retry(jitter=0.0))
+        async def take(event: parts.Placed) -> None:
+            self.calls.append(event.order)
+            self.most = max(self.most, len(self.calls) - len(self.ended))
+            row = next(row for row in self.store.waiting if row["key"] == event.order)
+            self.seen[event.order] = row["history"]
+            if event.order in self.held:
+                await self.held[event.order].wait()
+            self.ended.append(event.order)
+
+        super().__init__(service)
+
+    async def run(self, *events: Parked, **lane: Any) -> Lane:
+        """Begin with these events parked."""
+        await self.park(*events)
+        one = await self.lane(**lane)
+        self.parked.start()
+        await self.ambient.advance(0.0)
+        return one
+
+    async def end(self) -> None:
+        """Stop, and cancel what runs."""
+        stopping = asyncio.ensure_future(self.parked.stop(0.0))
+        await self.ambient.advance(0.0)
+        await stopping
+
+    def hold(self, *orders: str) -> None:
+        """Let the calls of these orders wait."""
+        self.held.update((order, asyncio.Event()) for order in orders)
+
+    async def release(self, *orders: str) -> None:
+        for order in orders:
+            self.held.pop(order).set()
+        await self.ambient.advance(0.0)
+
+
+def _events(orders: str) -> list[Parked]:
+    """One event of each order, numbered, and each order a chain."""
+    return [parts.parked(f"e{n}", order) for n, order in enumerate(orders, 1)]
+
+
+async def test_no_more_run_at_once_than_the_handler_allows() -> None:
+    work = Work(concurrency=2)
+    work.hold(*"abcde")
+    await work.run(*_events("abcde"))
+    assert work.calls == ["a", "b"]
+    await work.ambient.advance(60.0)
+    assert work.parked.running == 2
+    await work.release("b")
+    assert work.calls == ["a", "b", "c"]
+    await work.release("a", "c", "d", "e")
+    assert work.calls == list("abcde")
+    assert work.most == 2
+    assert work.store.waiting == []
+    await work.end()
+
+
+async def test_one_chain_runs_in_order_and_chains_do_not_wait_for_each_other() -> None:
+    work = Work()
+    work.hold("a")
+    lane = await work.run(*_events("aab"))
+    await work.ambient.advance(5.0)
+    assert work.calls == ["a", "b"]
+    await work.release("a")
+    assert work.calls == ["a", "b", "a"]
+    assert lane.chains.total == 0
+    await work.end()
+
+
+async def test_an_event_runs_when_it_is_due_and_when_it_is_parked_later() -> None:
+    work = Work()
+    late = parts.parked("e1", due=work.ambient.now() + 7.5)
+    lane = await work.run(late)
+    await work.ambient.advance(7.4)
+    assert work.calls == []
+    await work.ambient.advance(0.1)
+    assert work.calls == ["a"]
+    await lane.commit(Changes(claim=lane.claim, parked=_events("xb")[1:]), None)
+    await work.ambient.advance(0.0)
+    assert work.calls == ["a", "b"]
+    await work.end()
+
+
+async def test_what_waits_for_a_handler_that_is_gone_is_dead_and_frees_its_chain() -> None:
+    work = Work()
+    lane = await work.run(parts.parked("e1", handler="gone"), parts.parked("e2"))
+    await work.ambient.advance(2.0)
+    (letter,) = work.store.letters
+    assert (letter["event_id"], letter["handler"]) == ("e1", "gone")
+    assert "desk has no handler gone: redrive it to another" in letter["reason"]
+    assert work.calls == ["a"]
+    assert lane.chains.total == 0
+    await work.end()
+
+
+async def test_drained_a_partition_s_events_get_the_time_they_are_given() -> None:
+    """What ends in it is done; what does not is cancelled and stays parked; others go on."""
+    work = Work()
+    work.hold(*"abc")
+    await work.lane(1)
+    lane = await work.run(*_events("ab"), parts.parked("e3", "c", partition=1))
+    lane.leaving = True
+    draining = asyncio.ensure_future(work.parked.drain(STREAM, 0, 5.0))
+    await work.ambient.advance(4.0)
+    await work.release("a")
+    assert not draining.done()
+    await work.ambient.advance(1.0)
+    assert draining.done()
+    assert [row["event_id"] for row in work.store.waiting] == ["e2", "e3"]
+    assert work.parked.running == 1
+    await work.ambient.advance(5.0)
+    assert work.calls == ["a", "b", "c"], "a partition that is given up begins nothing"
+    await work.end()
+    assert work.parked.running == 0
+
+
+async def test_stopped_it_begins_nothing_and_gives_what_runs_its_time() -> None:
+    work = Work(concurrency=1)
+    work.hold("a")
+    await work.run(*_events("ab"))
+    stopping = asyncio.ensure_future(work.parked.stop(5.0))
+    await work.ambient.advance(1.0)
+    await work.release("a")
+    await work.ambient.advance(60.0)
+    assert stopping.done()
+    assert work.ended == ["a"]
+    assert [row["event_id"] for row in work.store.waiting] == ["e2"]
+
+
+async def test_an_event_that_was_settled_by_another_is_left_alone() -> None:
+    """Its own attempt leaves nothing, and nothing is reported."""
+    work = Work()
+    work.hold("a")
+    lane = await work.run(*_events("a"))
+    (other,) = await work.store.due("me", "take", work.ambient.now(), 1)
+    await work.store.begin().commit(Changes(claim=lane.claim, settled=[other]))
+    await work.release("a")
+    await work.ambient.advance(60.0)
+    assert work.calls == ["a"]
+    assert work.heard == []
+    await work.end()
+
+
+async def test_fenced_the_lane_begins_nothing_more() -> None:
+    work = Work(concurrency=1)
+    work.hold("a")
+    lane = await work.run(*_events("ab"))
+    work.store.take_over(STREAM)
+    await work.release("a")
+    await work.ambient.advance(60.0)
+    assert lane.fenced
+    assert work.calls == ["a"]
+    assert len(work.store.waiting) == 2
+    await work.end()
+
+
+async def test_a_store_that_is_down_is_reported_and_the_event_runs_again() -> None:
+    work = Work()
+    down = StoreUnavailable("disk full")
+    work.store.faults.fail("due", down)
+    work.store.faults.fail("commit", down, when=lambda changes: bool(changes.settled))
+    lane = await work.run(*_events("a"))
+    await work.ambient.advance(0.2)
+    assert work.ended == ["a"]
+    assert len(work.store.waiting) == 1
+    await work.ambient.advance(5.0)
+    assert work.ended == ["a", "a"]
+    assert (work.store.waiting, lane.chains.total) == ([], 0)
+    assert [trouble.error for trouble in work.signals(Trouble)] == ["disk full"] * 2
+    await work.end()
+
+
+async def test_an_attempt_that_the_store_could_not_settle_is_no_death() -> None:
+    """The process lives: however often the store fails, the event is not what kills it."""
+    work = Work()
+    work.store.faults.fail(
+        "commit", StoreUnavailable("full"), times=9, when=lambda changes: bool(changes.settled)
+    )
+    await work.run(*_events("a"), suspects=True)
+    await work.ambient.advance(60.0)
+    assert work.calls == ["a"] * 10
+    assert work.store.letters == []
+    assert work.store.waiting == []
+    assert len(work.seen["a"]) == 1
+    await work.end()
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_what_waits_for_its_turn_is_still_suspect(concurrency: int) -> None:
+    """While a handler is busy nobody knows what else is due; each attempt is recorded."""
+    work = Work(concurrency=concurrency)
+    work.hold(*"abc")
+    lane = await work.run(*_events("abcd"), suspects=True)
+    await work.ambient.advance(5.0)
+    await work.release("a", "b", "c")
+    await work.ambient.advance(5.0)
+    assert work.ended == list("abcd")
+    assert {order: [entry["error"] for entry in seen] for order, seen in work.seen.items()} == {
+        order: [DIED] for order in "abcd"
+    }
+    assert not lane.suspects, "nothing is left that could have killed the last owner"
+    await work.end()
 
 
 def _parked(order: str, history: list[dict[str, Any]]) -> Parked:

@@ -58,6 +58,8 @@ class ParkedEvents:
         self._ended: set[int] = set()
         self._suspects: dict[int, bool] = {}
         """The running events that may kill the process, each with whether it runs alone."""
+        self._survived: dict[int, float] = {}
+        """When the attempts began that were recorded and whose outcome the store does not hold."""
         self._refused = self._waiting = False
         """Whether one that must run alone could not, in this query and in the previous one."""
 
@@ -99,15 +101,22 @@ class ParkedEvents:
         """Start due events; return the seconds until the next query."""
         now = self._ambient.now()
         wait = POLL
-        quiet = set(self._lanes)
+        # Of what runs, or stands behind it, nobody knows yet whether it kills the process.
+        running = {(parked.stream, parked.partition) for parked, _ in self._running.values()}
+        quiet = self._lanes.keys() - running
         self._waiting, self._refused = self._refused, False
         for handler in self._handlers:
             # An event that is settled during the query may still be in its result.
             self._ended.clear()
             busy = sum(parked.handler == handler.name for parked, _ in self._running.values())
-            if busy < handler.concurrency:
+            if busy >= handler.concurrency:
+                quiet.clear()
+            else:
                 limit = handler.concurrency
-                for parked in await self._store.due(self._owner, handler.name, now, limit):
+                due = await self._store.due(self._owner, handler.name, now, limit)
+                if len(due) == limit:
+                    quiet.clear()
+                for parked in due:
                     quiet.discard((parked.stream, parked.partition))
                     if parked.seq in self._running or parked.seq in self._ended:
                         continue
@@ -152,6 +161,9 @@ class ParkedEvents:
         lane = self._lanes.get((parked.stream, parked.partition))
         if lane is None or lane.takes_no_more or self._loop.ending:
             return False
+        survived = self._survived.get(parked.seq)
+        if any(entry["error"] == DIED and entry["at"] == survived for entry in parked.history[-1:]):
+            parked.history.pop()  # the process lives: the store alone failed
         if lane.suspects and not self._may_run(parked):
             return False
         task = asyncio.create_task(self._settle(handler, parked, lane), name=f"event {parked.seq}")
@@ -173,7 +185,9 @@ class ParkedEvents:
                     return
                 alone = self._suspects.get(parked.seq, False)
                 await self._execution.begin(parked, lane, alone=alone)
+                self._survived[parked.seq] = parked.history[-1]["at"]
             await self._execution.attempt(handler, parked, lane, begun=begun)
+            self._survived.pop(parked.seq, None)
         except Superseded:
             return
         except Fenced:
