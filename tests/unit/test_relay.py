@@ -1,21 +1,30 @@
-"""What the relay does with events that the broker refuses for good."""
+"""The relay: what it sends and when, and what it does with events that the broker refuses."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
+from parts import Parts
 
 from oyez import Event, Service, tables
 from oyez.brokers.memory import MemoryBroker
-from oyez.errors import BrokerRefused, NotRedriven, RecordRefused
-from oyez.ports import Record
+from oyez.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    NotRedriven,
+    RecordRefused,
+    StoreUnavailable,
+)
+from oyez.ports import Announcement, Changes, Record
 from oyez.runtime.dead import discard, list_dead, redrive, show_dead
 from oyez.runtime.process import ProcessSettings, ServiceProcess
-from oyez.signals import EventDead, Signal, Signals
+from oyez.runtime.relay import LIMIT, LIMIT_BYTES
+from oyez.signals import EventDead, EventsPublished, Signal, Signals, Trouble
 from oyez.stores.sqlite import SqliteStore
 from oyez.testing import VirtualAmbient
 
@@ -182,6 +191,190 @@ async def test_another_relay_keeps_the_key_held(tmp_path: Path) -> None:
         (letter,) = await system.letters()
         await redrive(system.store, letter, system.ambient)
         assert await system.published() == [("b", 2), ("a", 1), ("a", 2)]
+
+
+class Sender(Parts):
+    """A relay on fakes, and an outbox whose rows a test names."""
+
+    async def start(self) -> None:
+        self.outgoing = await self.relay()
+        self.store.on_commit(self.outgoing.ring)
+        self.outgoing.start()
+        await self.ambient.advance(0.0)
+
+    async def announce(
+        self, *ids: str, key: str | None = "a", due: float = 0.0, data: bytes = b"{}"
+    ) -> None:
+        rows = [
+            Announcement(stream="shop.desk", key=key, headers={"id": one}, data=data, due=due)
+            for one in ids
+        ]
+        await self.store.begin().commit(Changes(announced=rows))
+        await self.ambient.advance(0.0)
+
+    @property
+    def published(self) -> list[str]:
+        (log,) = self.broker.logs.get("shop.desk", [[]])
+        return [record.headers["id"] for record in log]
+
+    @property
+    def left(self) -> list[str]:
+        return [row["headers"]["id"] for row in self.store.announced]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many rows left the outbox with each commit."""
+        return [len(changes.sent) for changes in self.store.commits if changes.sent]
+
+
+async def sending() -> Sender:
+    sender = Sender()
+    await sender.start()
+    return sender
+
+
+async def test_what_is_announced_is_published_in_order_and_leaves_the_outbox() -> None:
+    sender = await sending()
+    await sender.announce("1", "2", "3")
+    await sender.announce("4", key=None)
+    assert sender.published == ["1", "2", "3", "4"]
+    assert sender.left == []
+    told = sender.signals(EventsPublished)
+    assert [(signal.stream, signal.events) for signal in told] == [
+        ("shop.desk", 3),
+        ("shop.desk", 1),
+    ]
+    await sender.outgoing.stop()
+    await sender.outgoing.stop()
+
+
+async def test_what_is_announced_while_the_broker_is_away_goes_when_it_is_back() -> None:
+    sender = await sending()
+    sender.broker.interrupt(True)
+    await sender.announce("1", "2")
+    await sender.ambient.advance(60.0)
+    assert sender.left == ["1", "2"]
+    assert sender.outgoing.failing_since is not None
+    assert all(trouble.part == "relay" for trouble in sender.signals(Trouble))
+    sender.broker.interrupt(False)
+    await sender.announce("3")
+    await sender.ambient.advance(5.0)
+    assert sender.published == ["1", "2", "3"]
+    assert sender.outgoing.failing_since is None
+    await sender.outgoing.stop()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_is_sent_twice_keeps_its_ids(late: bool) -> None:
+    """The store failed after the broker confirmed, or the broker confirmed nothing though it had all."""
+    sender = await sending()
+    if late:
+        sender.broker.faults.fail("publish", BrokerUnavailable("no answer"), late=True)
+    else:
+        sender.store.faults.fail(
+            "commit", StoreUnavailable("full"), when=lambda changes: bool(changes.sent)
+        )
+    await sender.announce("1", "2")
+    assert (sender.published, sender.left) == (["1", "2"], ["1", "2"])
+    assert sender.signals(EventsPublished) == []
+    await sender.ambient.advance(5.0)
+    assert (sender.published, sender.left) == (["1", "2", "1", "2"], [])
+    assert len(sender.signals(EventsPublished)) == 1
+    await sender.outgoing.stop()
+
+
+async def test_killed_between_the_broker_and_the_store_another_relay_sends_again() -> None:
+    sender = await sending()
+    hold = sender.store.faults.hold("commit", when=lambda changes: bool(changes.sent))
+    await sender.announce("1", "2")
+    assert hold.reached.is_set()
+    sender.outgoing.kill()
+    await sender.ambient.advance(1.0)
+    assert (sender.published, sender.left) == (["1", "2"], ["1", "2"])
+    await sender.start()
+    assert (sender.published, sender.left) == (["1", "2", "1", "2"], [])
+    await sender.outgoing.stop()
+
+
+async def test_stopped_while_it_sends_it_waits_for_the_answer_and_sends_no_more() -> None:
+    sender = await sending()
+    hold = sender.broker.faults.hold("publish")
+    await sender.announce("1")
+    await sender.announce("2")
+    stopping = asyncio.ensure_future(sender.outgoing.stop())
+    await sender.ambient.advance(5.0)
+    assert not stopping.done()
+    hold.release.set()
+    await stopping
+    assert (sender.published, sender.left) == (["1"], ["2"])
+
+
+async def test_no_more_is_sent_at_once_than_the_limits_allow() -> None:
+    """In records and in bytes; one record may exceed them by itself."""
+    sender = Sender()
+    await sender.announce(*map(str, range(LIMIT + 3)), key=None)
+    await sender.start()
+    assert sender.sizes == [LIMIT, 3]
+    await sender.outgoing.stop()
+    sender = Sender()
+    await sender.announce("1", "2", data=bytes(LIMIT_BYTES // 2))
+    await sender.announce("3", data=bytes(LIMIT_BYTES + 1))
+    await sender.announce("4", "5")
+    await sender.start()
+    assert sender.sizes == [2, 1, 2]
+    assert sender.published == ["1", "2", "3", "4", "5"]
+    await sender.outgoing.stop()
+
+
+async def test_a_delayed_event_is_sent_at_its_time() -> None:
+    sender = await sending()
+    await sender.announce("late", due=sender.ambient.now() + 7.25)
+    await sender.announce("early", due=sender.ambient.now() + 3.0)
+    await sender.announce("now")
+    assert sender.published == ["now"]
+    await sender.ambient.advance(7.24)
+    assert sender.published == ["now", "early"]
+    await sender.ambient.advance(0.01)
+    assert sender.published == ["now", "early", "late"]
+    await sender.outgoing.stop()
+
+
+async def test_fenced_it_ends_and_another_sends_what_is_left() -> None:
+    sender = await sending()
+    sender.store.take_over(tables.OUTBOX)
+    await sender.announce("1")
+    assert sender.outgoing.fenced
+    assert sender.left == ["1"]
+    await sender.announce("2")
+    await sender.ambient.advance(60.0)
+    assert sender.published == ["1"]
+    await sender.outgoing.stop()
+
+
+async def test_a_broker_that_goes_away_among_refusals_loses_and_skips_nothing() -> None:
+    """What was confirmed one by one is sent again with the rest, in the order of its key."""
+    sender = Sender()
+    sender.broker.faults.fail("publish", RecordRefused("too long"), when=_holds("2"), times=4)
+    sender.broker.faults.fail("publish", BrokerUnavailable("away"), when=_is("b"))
+    await sender.announce("1", "2", "3")
+    await sender.announce("b", key="b")
+    await sender.start()
+    assert (sender.published, sender.left) == (["1"], ["1", "2", "3", "b"])
+    assert sender.store.letters == []
+    await sender.ambient.advance(5.0)
+    assert sender.published == ["1", "1", "b"]
+    assert sender.left == ["2", "3"]
+    (letter,) = sender.store.letters
+    assert letter["event_id"] == "2"
+    await sender.outgoing.stop()
+
+
+def _holds(event_id: str) -> object:
+    return lambda records: event_id in [record.headers["id"] for record in records]
+
+
+def _is(event_id: str) -> object:
+    return lambda records: [event_id] == [record.headers["id"] for record in records]
 
 
 def _order(record: Record) -> tuple[str, int]:
