@@ -332,10 +332,12 @@ class FakeStore:
         ]
         rows.sort(key=lambda row: (row["due"], row["seq"]))
         late = [row for row in rows if row["due"] > 0]
-        return [
+        found = [
             Parked(**{name: copy.deepcopy(row[name]) for name in Parked.__struct_fields__})
             for row in halves(rows[: len(rows) - len(late)], late, limit)
         ]
+        await self.faults.meet("due", handler, late=True)
+        return found
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
         """See `Store.keep`; the lease never runs out."""

@@ -282,6 +282,23 @@ async def test_what_was_done_one_by_one_is_not_done_again_when_the_store_comes_b
     assert desk.store.position(STREAM) == 3
 
 
+async def test_a_position_moves_when_the_last_handler_of_its_event_has_ended() -> None:
+    """One by one, the store fails between two handlers of one event: none of them is lost."""
+    desk = await started("take", "count")
+    desk.bad = {"b"}
+    count = [("e1", "/shop/till", "count")]
+    desk.store.faults.fail(
+        "commit", StoreUnavailable("full"), when=lambda changes: changes.handled == count
+    )
+    with pytest.raises(StoreUnavailable):
+        await desk.take("a", "b")
+    assert desk.log == ["a"]
+    assert (desk.one.position, desk.store.position(STREAM)) == (0, 0)
+    await desk.take("a", "b")
+    assert desk.log == ["a", "a"]
+    assert desk.waiting == ["e2", "e2"]
+
+
 async def test_cancelled_in_a_handler_or_a_commit_it_leaves_nothing() -> None:
     desk = await started("take", "call")
     for call in ("seen", "commit"):

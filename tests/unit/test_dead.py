@@ -135,6 +135,20 @@ async def test_of_two_at_once_one_redrives() -> None:
     assert len(desk.store.waiting) == 1
 
 
+async def test_who_comes_too_late_does_not_run_it_again_though_it_has_ended() -> None:
+    desk = Desk()
+    letter = await desk.letter()
+    hold = desk.store.faults.hold("begun")
+    late = asyncio.ensure_future(desk.redrive(letter))
+    await hold.reached.wait()
+    await desk.redrive(letter)
+    desk.store.waiting[0]["state"] = tables.Inbox.HANDLED
+    hold.release.set()
+    with pytest.raises(NotRedriven, match="already"):
+        await late
+    assert desk.store.waiting == []
+
+
 async def test_an_event_that_is_parked_already_is_not_redriven_and_its_letter_stays() -> None:
     """It was redriven from another letter of its, and has not run yet."""
     desk = Desk()

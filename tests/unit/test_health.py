@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
-from parts import OWNER, STREAM, Parts, parked
+from parts import OWNER, STREAM, Parts, Placed, parked
 
-from oyez import tables
+from oyez import Service, tables
 from oyez.errors import BrokerUnavailable, StoreUnavailable
 from oyez.ports import Announcement, Changes
 from oyez.runtime.claims import Claims
@@ -238,6 +239,30 @@ async def test_a_partition_that_is_stuck_with_all_in_reach_wants_a_restart(
     checked.one.progress()
     await checked.wait(LOOK)
     assert checked.health.liveness() == []
+
+
+async def test_a_process_whose_parked_events_run_is_not_stuck() -> None:
+    """The partition waits for room, which a handler that takes its time will make."""
+    service = Service("desk")
+    goes_on = asyncio.Event()
+
+    @service.on(Placed, timeout=None)
+    async def take(event: Placed) -> None:
+        await goes_on.wait()
+
+    process = Checked(service)
+    await process.park(parked("e1"))
+    await process.start()
+    process.parked.start()
+    process.lag(3)
+    await process.wait(STUCK * 2)
+    assert process.health.stalled == [PLACE]
+    assert process.health.liveness() == []
+    goes_on.set()
+    await process.wait(STUCK * 2)
+    assert process.health.liveness() == ["shop.till[0] is stuck"]
+    process.health.stop()
+    await process.parked.stop(0.0)
 
 
 async def test_a_look_that_fails_otherwise_is_reported_and_made_again(checked: Checked) -> None:

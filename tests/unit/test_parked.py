@@ -205,6 +205,36 @@ async def test_no_more_run_at_once_than_the_handler_allows() -> None:
     await work.end()
 
 
+async def test_what_is_overdue_waits_for_room_behind_what_runs() -> None:
+    """The store's answer does not hold what runs: others have been due for longer."""
+    work = Work(concurrency=2)
+    work.hold(*"abc")
+    lane = await work.run(parts.parked("e1", "a", due=work.ambient.now()))
+    late = [parts.parked("e2", "b", due=1.0), parts.parked("e3", "c", due=2.0)]
+    await lane.commit(Changes(claim=lane.claim, parked=late), None)
+    await work.ambient.advance(5.0)
+    assert work.calls == ["a", "b"]
+    await work.release("a", "b", "c")
+    assert work.calls == ["a", "b", "c"]
+    await work.end()
+
+
+async def test_an_event_that_ends_while_the_store_is_asked_is_not_called_again() -> None:
+    """The store's answer still holds it."""
+    work = Work()
+    work.hold("a")
+    await work.run(*_events("a"))
+    hold = work.store.faults.hold("due", late=True)
+    await work.ambient.advance(2.0)
+    assert hold.reached.is_set()
+    await work.release("a")
+    assert work.ended == ["a"]
+    hold.release.set()
+    await work.ambient.advance(5.0)
+    assert work.calls == ["a"]
+    await work.end()
+
+
 async def test_one_chain_runs_in_order_and_chains_do_not_wait_for_each_other() -> None:
     work = Work()
     work.hold("a")

@@ -266,7 +266,7 @@ async def test_what_is_announced_while_the_broker_is_away_goes_when_it_is_back()
 
 @pytest.mark.parametrize("late", [False, True])
 async def test_what_is_sent_twice_keeps_its_ids(late: bool) -> None:
-    """The store failed after the broker confirmed, or the broker confirmed nothing though it had all."""
+    """The store failed after the broker confirmed, or the broker had it all and did not say so."""
     sender = await sending()
     if late:
         sender.broker.faults.fail("publish", BrokerUnavailable("no answer"), late=True)
