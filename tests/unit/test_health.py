@@ -177,7 +177,7 @@ async def test_claims_that_nobody_looks_at_fail_readiness(checked: Checked) -> N
     assert checked.health.readiness() == []
     await checked.ambient.advance(LOOK)
     (reason,) = checked.health.readiness()
-    assert reason.startswith("claims have not been looked at for 25 s")
+    assert reason.startswith("claims have not been swept for 25 s")
 
 
 async def test_parked_events_that_are_overdue_fail_readiness(checked: Checked) -> None:
@@ -198,7 +198,7 @@ async def test_an_outbox_that_stands_still_fails_readiness(checked: Checked) -> 
     await _announce(checked)
     assert await checked.wait(STALL) == []
     (reason,) = await checked.wait(LOOK * 2)
-    assert reason.startswith("the outbox has stood still for")
+    assert reason.startswith("the outbox has made no progress for")
     first = next(row["seq"] for row in checked.store.announced if row["due"] == 0)
     await checked.store.begin().commit(Changes(sent=[first]))
     assert await checked.wait(LOOK) == []
