@@ -1,4 +1,4 @@
-"""The face of PostgreSQL as a broker: `oyez.ports.Broker` over one schema of a database."""
+"""PostgreSQL as an `oyez.ports.Broker`, in one schema of a database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from oyez.ports import Batch, Capabilities, Finding, Position, Record
 from oyez.postgresql import Listener, as_broker_error
 
 DELETING = 1_000
-"""Records deleted in one transaction, at most."""
+"""The limit of records deleted in one transaction."""
 
 _BOUNDS = "select first, last from {schema}.ends where stream = $1 order by partition"
 _PROGRESS = """insert into {schema}.progress
@@ -42,12 +42,12 @@ _FORGET = "select {schema}.forget_records($1, $2, $3)"
 
 
 class PostgresBroker:
-    """Streams in one schema of a database; the face is `oyez.ports.Broker`."""
+    """Streams in one schema of a database; an `oyez.ports.Broker`."""
 
     def __init__(
         self, endpoint: Endpoint, ambient: Ambient, options: PostgresOptions, group: str = ""
     ) -> None:
-        """``group`` is the consumer under which `handled` shows what is committed."""
+        """``group`` is the consumer whose committed positions `handled` reports."""
         self.options = options
         self._learn("process-crash")
         self._ambient = ambient
@@ -165,4 +165,4 @@ class PostgresBroker:
             deleted = DELETING
             while deleted == DELETING:
                 ((deleted,),) = await fetch(_FORGET, identity, horizon, DELETING)
-                await self._ambient.sleep(0.02)  # let appends go between two rounds
+                await self._ambient.sleep(0.02)  # appends may run between two rounds

@@ -1,4 +1,4 @@
-"""Statements on one schema, which is made where it is missing."""
+"""Statements on one schema, which is created if missing."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Connection:
         options: PostgresOptions,
         learnt: Callable[[str], None],
     ) -> None:
-        """Connect to nothing yet; ``learnt`` is called with what commits survive."""
+        """Connect to nothing yet; ``learnt`` is called with the durability of commits."""
         session = SESSION.format(millis=int(options.deadline * 1000))
         self.server = PostgresServer(endpoint, ambient, options, session=session)
         self.channel = f"{options.schema}.record"
-        """Where notifications are sent."""
+        """The channel of notifications."""
         self.patient = False
-        """Whether a statement runs again, until its deadline, while the server is out of reach."""
+        """Whether statements are retried until their deadline while the server is out of reach."""
         self.closed = False
-        """Nothing runs any more."""
+        """Whether it is closed, so that statements fail."""
         self._ambient = ambient
         self._options = options
         self._learnt = learnt
@@ -47,10 +47,10 @@ class Connection:
     async def fetch(
         self, sql: str, *parameters: Any, patient: bool = True, share: float = 0.5
     ) -> list[Any]:
-        """Return the rows of a statement, once; or tried again, where that is ``patient``.
+        """Run a statement, retried if ``patient``, and return its rows.
 
-        One attempt may take ``share`` of the deadline, so that another fits in when the connection
-        had died. Raises BrokerError.
+        One attempt may take ``share`` of the deadline, so that there is time for another if the
+        connection was dead. Raises BrokerError.
         """
         statement = sql.format(schema=f'"{self._options.schema}"')
         if self.closed:
@@ -66,7 +66,7 @@ class Connection:
                             return await connection.fetch(statement, *parameters)
                     except StoreError as error:
                         if isinstance(error, SchemaMissing):
-                            self._installed = False  # someone dropped the schema
+                            self._installed = False  # the schema was dropped
                         elif not isinstance(error, StoreUnavailable):
                             raise
                         if not (patient and self.patient):
@@ -77,17 +77,17 @@ class Connection:
             raise as_broker_error(error) from error
 
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         self.closed = True
         await self.server.close()
 
     async def _install(self) -> None:
-        """Make the schema where it is missing, and run the steps that it has not seen."""
+        """Create the schema if missing, and run the missing steps."""
         if self._installed:
             return
         name = self._options.schema
         async with self.server.connection() as connection, connection.transaction():
-            # Two processes that make the schema at once would fail on each other.
+            # Without the lock, two processes that create the schema at once would conflict.
             await connection.execute("select pg_advisory_xact_lock(hashtext($1))", self.channel)
             exists = "select true from pg_namespace where nspname = $1"
             if not await connection.fetchval(exists, name):

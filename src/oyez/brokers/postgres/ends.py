@@ -1,4 +1,4 @@
-"""Where partitions end, as far as is known, and the readers that wait for one to grow."""
+"""The known ends of partitions, and the readers that wait for one to grow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAKE = "select {schema}.make_stream($1, $2)"
 
 
 class End:
-    """Where a partition ends, and the number that the tables know it by."""
+    """The end of a partition, and its id in the tables."""
 
     __slots__ = ("id", "last")
 
@@ -30,42 +30,42 @@ class Ends:
 
     def __init__(self, connection: Connection) -> None:
         self.streams: Streams[list[int]] = Streams()
-        """Each stream's partitions, by the numbers that the tables know them by."""
+        """The partitions of each stream, by their ids in the tables."""
         self.look = Look(self.refresh, "postgres look")
-        """A look at the server, for a reason."""
+        """The query of all ends."""
         self._connection = connection
         self._ends: dict[Place, End] = {}
         self._places: dict[int, Place] = {}
         self._heads: Heads[Place] = Heads()
 
     def get(self, place: Place) -> End | None:
-        """Return the end of a partition, None where that is not known."""
+        """Return the end of a partition, None if unknown."""
         return self._ends.get(place)
 
     async def wait(self, place: Place) -> None:
-        """Return when the partition may have moved."""
+        """Wait until the partition may have grown."""
         await self._heads.wait(place)
 
     async def make(self, stream: str, partitions: int) -> None:
-        """Make the stream unless it is there. Raises BrokerError."""
+        """Create the stream unless it exists. Raises BrokerError."""
         await self._connection.fetch(_MAKE, stream, partitions)
         await self.refresh()
 
     async def refresh(self, *, patient: bool = True) -> None:
-        """Take over what the server says. Raises BrokerError."""
+        """Query all ends. Raises BrokerError."""
         before = {end.id: end.last for end in self._ends.values()}
         self._replace(await self._connection.fetch(_HEADS, patient=patient), before)
 
     def hear(self, payload: str) -> None:
-        """Take over what another process tells."""
+        """Apply a notification of another process."""
         for told in payload.split(","):
             identity, _, last = told.partition(":")
             if not (last.isdecimal() and self.move(int(identity), int(last))):
-                self.look.soon()  # a stream was made or deleted
+                self.look.soon()  # a stream was created or deleted
                 return
 
     def move(self, identity: int, last: Position) -> bool:
-        """Let the partition end there, or behind it; False where it is not known."""
+        """Set the end of a partition unless a later one is known; False if it is unknown."""
         place = self._places.get(identity)
         if place is None:
             return False
@@ -76,10 +76,10 @@ class Ends:
         return True
 
     def _replace(self, rows: list[Any], before: Mapping[int, Position]) -> None:
-        """``before`` is what was known when the server was asked.
+        """Apply an end from the server; ``before`` is the known end at the time of the query.
 
-        An end that lies before that has gone back (a backup was restored), any other may have moved
-        on since.
+        An end less than ``before`` has gone back (a backup was restored); any other may have grown
+        since.
         """
         ids: dict[str, list[int]] = {}
         ends: dict[Place, End] = {}

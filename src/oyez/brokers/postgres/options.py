@@ -1,4 +1,4 @@
-"""What the URL of PostgreSQL may set, where it is a broker."""
+"""The options of PostgreSQL as a broker."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from oyez.postgresql import ServerOptions
 
 
 class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
-    """How the PostgreSQL broker behaves."""
+    """The options of the PostgreSQL broker."""
 
     partitions: Partitions = 8
-    """How many a stream gets that is made by its first record."""
+    """The number of partitions of a stream that is created by its first record."""
     retention: Retention = 7 * 86_400.0
     """Records older than this many seconds are deleted."""
     batch: Count = 256
-    """Records in one batch, at most."""
+    """The limit of records in one batch."""
     batch_bytes: BatchBytes = 4 * 1024 * 1024
-    """Bytes of data in one batch, at most (one record may exceed it alone)."""
+    """The limit of bytes of data in one batch (a single record may exceed it)."""
     poll: Seconds = 0.5
-    """Seconds between two looks at the ends of all partitions."""
+    """Seconds between two queries of the ends of all partitions."""
     housekeeping: Seconds = 60.0
-    """Seconds between two rounds of deleting, by whichever process is first."""
+    """Seconds between two rounds of deletion, made by the first process."""

@@ -1,4 +1,4 @@
-"""Appending: calls that wait while an append is under way go together into the next."""
+"""Appends records: calls during an append are combined into the next one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from oyez.errors import BrokerRefused
 from oyez.ports import Position, Record
 
 WINDOW = 1_024
-"""Records in one append, at most."""
+"""The limit of records in one append."""
 WINDOW_BYTES = 4 * 1024 * 1024
-"""Bytes in one append, at most (one record may exceed it alone)."""
+"""The limit of bytes in one append (a single record may exceed it)."""
 TELLING = 200
-"""Partitions in one notification, at most; PostgreSQL takes 8,000 bytes."""
+"""The limit of partitions in one notification, which PostgreSQL limits to 8,000 bytes."""
 
 _APPEND = "select {schema}.append($1, $2, $3, $4, $5, $6)"
 _TELL = "select pg_notify($1, told) from unnest($2::text[]) told"
 
 
 class Publisher:
-    """What is on its way to the tables, and the word of it to other processes."""
+    """The pending appends, and the notifications of other processes."""
 
     def __init__(self, connection: Connection, ends: Ends, options: PostgresOptions) -> None:
         self._connection = connection
@@ -50,12 +50,12 @@ class Publisher:
                 await call.done
 
     async def finish(self) -> None:
-        """Return when nothing is appended any more."""
+        """Wait until no append is running."""
         if self._running is not None:
             await asyncio.wait([self._running])
 
     async def close(self) -> None:
-        """Tell no more."""
+        """Stop notifying."""
         await self._telling.stop()
 
     async def _run(self) -> None:
@@ -64,12 +64,12 @@ class Publisher:
             try:
                 await self._append([row for entry in entries for row in entry.rows])
             except BrokerRefused as error:
-                # One of them is at fault: the others should not fail with it.
+                # One of them is at fault: the others must not fail with it.
                 if len(entries) == 1:
                     entries[0].fail(error)
                 else:
                     await self._each(entries)
-            except BaseException as error:  # noqa: BLE001 - it is the callers'
+            except BaseException as error:  # noqa: BLE001 - passed on to the callers
                 for entry in entries:
                     entry.fail(error)
             else:
@@ -77,7 +77,7 @@ class Publisher:
                     entry.succeed()
 
     def _take(self) -> list[_Call]:
-        """The waiting appends that go together."""
+        """Return the waiting appends to combine."""
         taken: list[_Call] = []
         count = size = 0
         while self._queue:
@@ -87,7 +87,7 @@ class Publisher:
             if taken and (count > WINDOW or size > WINDOW_BYTES):
                 break
             self._queue.popleft()
-            if not entry.done.done():  # else its caller has given up while it waited
+            if not entry.done.done():  # otherwise its caller gave up while it waited
                 taken.append(entry)
         return taken
 
@@ -95,7 +95,7 @@ class Publisher:
         for entry in entries:
             try:
                 await self._append(entry.rows)
-            except BaseException as error:  # noqa: BLE001 - it is the caller's
+            except BaseException as error:  # noqa: BLE001 - passed on to the caller
                 entry.fail(error)
             else:
                 entry.succeed()
@@ -117,10 +117,10 @@ class Publisher:
                     self._moved |= moved
                     self._telling.soon()
                 return
-            await self._ends.refresh()  # a stream was deleted, and its partitions are no more
+            await self._ends.refresh()  # a stream was deleted with its partitions
 
     async def _tell(self) -> None:
-        """Tell the other processes where partitions end now; who is not told looks by itself."""
+        """Notify other processes of the new ends; a process that misses it polls."""
         moved, self._moved = list(self._moved.items()), {}
         told = [
             ",".join(f"{identity}:{last}" for identity, last in moved[i : i + TELLING])
@@ -130,7 +130,7 @@ class Publisher:
 
 
 class _Call:
-    """Records of one call, and whoever waits for them."""
+    """The records of one call, and the future of its caller."""
 
     __slots__ = ("done", "rows", "size")
 

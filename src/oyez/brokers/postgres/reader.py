@@ -1,4 +1,4 @@
-"""Reading one partition by position."""
+"""Reads one partition by position."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LAST = "select last from {schema}.ends where id = $1"
 
 
 class Reader:
-    """One run of `Broker.read`: how far it has come."""
+    """A call of `Broker.read`, with its position."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Reader:
         self._place = place
         self._position = after
         self._seen = BEGINNING
-        """An end up to which nothing is there any more."""
+        """An end up to which retention has deleted all records."""
         self._id: int | None = None
         self._restarted = False
 
     async def next(self) -> Batch:
-        """Return what has arrived, at least one record. Raises BrokerRefused.
+        """Return the next records, at least one. Raises BrokerRefused.
 
         Raises BrokerUnavailable once the broker is closed.
         """
@@ -57,13 +57,13 @@ class Reader:
             await self._ends.wait(self._place)
 
     async def _fetch(self) -> Batch | None:
-        """What stands behind the position, which moves on; None when nothing does yet."""
+        """Return the records after the position and move it; None if there are none yet."""
         while (end := self._ends.get(self._place)) is not None:
             if self._id not in (None, end.id):
-                self._restart()  # the partition is another one than before
+                self._restart()  # the partition was created again
             self._id = end.id
             if end.last < self._position:
-                # What we know of the end may be old; the server knows.
+                # The known end may be outdated; query the server.
                 rows = await self._connection.fetch(_LAST, end.id)
                 if not rows:
                     await self._ends.refresh()

@@ -1,4 +1,4 @@
-"""The tables, and the functions that append to them and delete from them."""
+"""The tables, and the functions to append and delete records."""
 
 from __future__ import annotations
 
@@ -182,4 +182,4 @@ end $$;
 SESSION = """set default_transaction_isolation = 'read committed';
 set statement_timeout = {millis}; set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10;
 set tcp_keepalives_count = 3"""
-"""So that an append that nobody waits for any more ends, and does not come in long after others."""
+"""With a timeout, so that an append that was given up does not follow much later ones."""

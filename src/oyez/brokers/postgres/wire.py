@@ -12,17 +12,17 @@ from oyez.brokers.kit.streams import Place, partitions_of, too_large
 from oyez.ports import Position, Record, weigh
 
 MAX_BYTES = 32 * 1024 * 1024
-"""The largest record; PostgreSQL takes more, but needs several times of it in memory."""
+"""The largest record; PostgreSQL accepts more, but needs several times its size in memory."""
 
 Row = tuple[int, Record, bytes | None, bytes]
-"""A record with its size, and its key and headers as they are stored."""
+"""A record with its size, and its encoded key and headers."""
 
 _json = msgspec.json.Encoder().encode
 _attributes = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def encode(record: Record) -> Row:
-    """Return what is stored of a record. Raises BrokerRefused for one that is too large."""
+    """Return the row of a record. Raises BrokerRefused for one that is too large."""
     try:
         headers = _json(record.headers)
     except UnicodeEncodeError:
@@ -38,7 +38,7 @@ def encode(record: Record) -> Row:
 def arrays(
     rows: Sequence[Row], ids: Mapping[str, list[int]]
 ) -> tuple[dict[int, int], Sequence[list[Any]]]:
-    """Return how many records go to each partition, in order, and the arrays to append."""
+    """Return the number of records for each partition, in order, and the arrays to append."""
     records = [row[1] for row in rows]
     sizes = {stream: len(ids[stream]) for stream in {record.stream for record in records}}
     counts: dict[int, int] = {}
@@ -58,7 +58,7 @@ def arrays(
 def decode(
     rows: Iterable[tuple[Position, float, bytes | None, bytes, bytes | None]], place: Place
 ) -> list[Record]:
-    """Return the records in rows, whoever appended them; what is not ours is the lane's to judge.
+    """Return the records of rows; those in another form are unchanged, for the lane to judge.
 
     A row is position, time, key, headers and data.
     """
@@ -78,7 +78,7 @@ def decode(
 
 
 def _headers(headers: bytes) -> dict[str, str]:
-    """The headers of any record; what is not ours comes as text, for the lane to judge."""
+    """Return the headers of a record; those in another form as text, for the lane to judge."""
     try:
         return _attributes(headers)
     except (msgspec.MsgspecError, UnicodeDecodeError):

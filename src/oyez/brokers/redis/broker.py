@@ -1,4 +1,4 @@
-"""The face of Redis: `oyez.ports.Broker` over a connection."""
+"""Redis Streams as an `oyez.ports.Broker`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from oyez.ports import Batch, Capabilities, Finding, Position, Record
 STREAMS = "oyez:streams"
 """The hash that holds each stream's number of partitions."""
 COUNTED = 10_000
-"""Entries behind a position that are counted one by one; beyond, their number is estimated."""
+"""The limit of entries after a position that are counted; a larger number is estimated."""
 
 _COUNT = """local at, most, found = ARGV[1], tonumber(ARGV[2]), 0
 repeat
@@ -37,12 +37,12 @@ return found"""
 
 
 class RedisBroker:
-    """Streams on one Redis primary; the face is `oyez.ports.Broker`."""
+    """Streams on one Redis primary; an `oyez.ports.Broker`."""
 
     def __init__(
         self, endpoint: Endpoint, ambient: Ambient, options: RedisOptions, group: str = ""
     ) -> None:
-        """``group`` is the consumer group under which `handled` shows what is committed."""
+        """``group`` is the consumer group whose committed positions `handled` reports."""
         if len(endpoint.hosts) > 1:
             raise endpoint.error("expected one host: Redis Cluster and Sentinel are not supported")
         if endpoint.path and not endpoint.path.isdigit():
@@ -152,7 +152,7 @@ class RedisBroker:
     # -- streams and housekeeping ------------------------------------------------------------------
 
     async def _make(self, stream: str, partitions: int = 0) -> int:
-        """Make the stream unless it is there; how many partitions it has now."""
+        """Create the stream unless it exists; return its number of partitions."""
         count = partitions or self.options.partitions
         _, found = await self._connection.call(
             [("HSETNX", STREAMS, stream, count), ("HGET", STREAMS, stream)]
@@ -181,7 +181,7 @@ class RedisBroker:
             known = () if read is None else ("ENTRIESREAD", read)
             commands.append(("XGROUP", "CREATE", key, self._group, entry))
             commands.append(("XGROUP", "SETID", key, self._group, entry, *known))
-        # The group may be there, or the stream not.
+        # The group may exist, or the stream not.
         await self._connection.call(commands, tolerant=True)
 
     async def _learn_durability(self) -> None:
@@ -196,7 +196,7 @@ class RedisBroker:
         )
 
     async def _settings(self) -> dict[str, str]:
-        """What persistence and memory are set to; empty where the user may not ask."""
+        """Return the settings of persistence and memory; empty without permission."""
         names = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy", "cluster-enabled")
         replies = await self._connection.call(
             [("CONFIG", "GET", name) for name in names], tolerant=True

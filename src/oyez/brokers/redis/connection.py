@@ -1,4 +1,4 @@
-"""A pool of links to one Redis server, which connects again by itself."""
+"""A pool of links to one Redis server, which reconnects by itself."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ T = TypeVar("T")
 
 
 class Connection:
-    """Links to one server, for calls and for whoever wants one alone."""
+    """The links to one server, for calls and for exclusive use."""
 
     def __init__(self, endpoint: Endpoint, options: RedisOptions) -> None:
         self.url = endpoint.url
-        """For people, without secrets."""
+        """The URL without secrets, for messages."""
         self._endpoint = endpoint
         self._deadline = options.deadline
         self._pool = _pool(endpoint, options)
 
     async def close(self) -> None:
-        """Let go of every link; a later call connects again."""
+        """Close every link; a later call connects again."""
         await self._pool.disconnect()
 
     async def call(self, commands: Sequence[Command], *, tolerant: bool = False) -> list[Any]:
-        """The replies to commands sent in one round trip, in order.
+        """Send commands in one round trip; return the replies in order.
 
-        Raises BrokerError for the first that failed; ``tolerant`` leaves a refusal in its place.
+        Raises BrokerError for the first that failed; ``tolerant`` returns a refusal as a reply.
         """
         return await self.guarded(self._exchange(commands, tolerant=tolerant))
 
     async def link(self) -> Link:
-        """A link of the caller's own. Raises BrokerError."""
+        """Return a link for exclusive use. Raises BrokerError."""
         link = _link_class(self._endpoint)(**self._pool.connection_kwargs)
         try:
             await self.guarded(link.connect())  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ class Connection:
                     replies.append(error)
         finally:
             if len(replies) < len(commands):
-                # What still comes would be taken for the answers to someone else's commands.
+                # Late replies would be taken for those to later commands of other callers.
                 await link.disconnect(nowait=True)
             await self._pool.release(link)
         for reply in replies:
@@ -81,7 +81,7 @@ class Connection:
         return replies
 
     async def guarded(self, answer: Awaitable[T], *, silence: float = 0.0) -> T:
-        """What a link answers, ``silence`` seconds later than the deadline at most.
+        """Return the reply of a link, at most ``silence`` seconds after the deadline.
 
         Raises BrokerError.
         """
@@ -92,7 +92,7 @@ class Connection:
             raise self.explain(error) from error
 
     def explain(self, error: Exception) -> BrokerError:
-        """The driver's error as one of ours."""
+        """Return the driver's error as a BrokerError."""
         if told := mistrust(error):
             return BrokerRefused(f"{self.url}: {told}")
         if isinstance(error, AuthenticationError | NoPermissionError):

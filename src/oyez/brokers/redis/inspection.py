@@ -1,4 +1,4 @@
-"""What of Redis's setup loses acknowledged events, or makes them hard to keep."""
+"""The faults of Redis's configuration that lose acknowledged events or endanger them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from oyez.ports import Finding
 
 
 def parse_info(text: bytes) -> dict[str, str]:
-    """Return what INFO answers, by name."""
+    """Return the values of an INFO reply, by name."""
     lines = [line.partition(":") for line in text.decode().splitlines()]
     return {name: value for name, colon, value in lines if colon}
 
 
 def judge(settings: Mapping[str, str], info: Mapping[str, str]) -> list[Finding]:
-    """What of Redis's settings loses acknowledged records, or makes them hard to keep."""
+    """Return the faults of Redis's settings, with their remedies."""
     findings = Findings()
     tell = findings.tell
     tell(
@@ -43,13 +43,13 @@ def judge(settings: Mapping[str, str], info: Mapping[str, str]) -> list[Finding]
     )
     tell(
         info.get("role") == "slave",
-        "this is a replica: it takes no writes",
+        "this is a replica, which accepts no writes",
         "set system.broker to the primary",
     )
     tell(
         not settings,
-        "CONFIG GET is not permitted, so the durability can't be told",
-        "permit it (ACL +config|get), and see that appendfsync is always",
+        "CONFIG GET is not permitted, so the durability is unknown",
+        "permit it (ACL +config|get), and make sure that appendfsync is always",
         grave=False,
     )
     return findings.found

@@ -1,4 +1,4 @@
-"""What the URL of Redis may set."""
+"""The options of Redis."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from oyez.endpoint import BatchBytes, Count, Seconds
 
 
 class RedisOptions(StreamOptions, frozen=True, kw_only=True):
-    """How the Redis broker behaves."""
+    """The options of the Redis broker."""
 
     batch_bytes: BatchBytes = 4 * 1024 * 1024
-    """Bytes of data that a reader asks for at once; one record may exceed it alone."""
+    """The limit of bytes that a reader requests at once; a single record may exceed it."""
     connections: Count = 8
-    """Connections for calls, at most; one more waits for what arrives."""
+    """The limit of connections for calls; one more waits for new entries."""
     block: Seconds = 2.0
-    """Seconds that the waiting connection stays silent, at most, while all is well."""
+    """The longest silence of the waiting connection, in seconds, while it works."""
     housekeeping: Seconds = 60.0
     """Seconds between two rounds of trimming."""

@@ -1,4 +1,4 @@
-"""What Redis tells about a partition: where it begins and ends, what is trimmed."""
+"""The state of a partition in Redis: its beginning and end, and what is trimmed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOK = (("XINFO", "STREAM"), ("XINFO", "GROUPS"))
 
 
 class Partition:
-    """What Redis tells about one partition and the group on it."""
+    """The state of a partition and of one consumer group on it."""
 
     def __init__(self, stream: Any, groups: Any, group: bytes) -> None:
         self.last = self.start = BEGINNING
@@ -37,7 +37,7 @@ class Partition:
                 self._shown_entries = each[b"entries-read"]
 
     def entries_before(self, position: Position) -> int | None:
-        """How many entries the stream ever had up to there; None if unknown."""
+        """Return the number of entries ever added up to the position; None if unknown."""
         if position <= self.start:
             return self.added - self.length
         if position >= self.last:
@@ -45,7 +45,7 @@ class Partition:
         return self._shown_entries if position == self._shown else None
 
     def missed(self, position: Position) -> int:
-        """How many entries behind the position are trimmed; at least 1 if any may be."""
+        """Return the number of trimmed entries after the position; at least 1 if any may be."""
         if position >= self.start:
             return 0
         trimmed = self.added - self.length
@@ -56,20 +56,20 @@ class Partition:
         return 1
 
     def behind(self, position: Position) -> int | None:
-        """How many entries stand behind the position; None where nobody counted."""
+        """Return the number of entries after the position; None if it was not counted."""
         if position >= self.last:
             return 0
         before = self.entries_before(position)
         return None if before is None else max(1, self.added - before)
 
     def estimate(self, position: Position) -> int:
-        """About how many stand behind the position, if they came at a steady rate."""
+        """Return an estimate of the entries after the position, assuming a steady rate."""
         share = (self.last - position) / max(1, self.last - self.start)
         return max(1, min(self.length, round(self.length * share)))
 
 
 async def look(connection: Connection, keys: Sequence[bytes], group: str) -> list[Partition]:
-    """Return how partitions stand, each with what is shown of a group. Raises BrokerError."""
+    """Return the states of partitions, each with that of a group. Raises BrokerError."""
     commands = [(*command, key) for key in keys for command in _LOOK]
     replies = await connection.call(commands, tolerant=True)
     for reply in replies:

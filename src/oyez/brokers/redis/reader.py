@@ -1,4 +1,4 @@
-"""Reading one partition by position, and waiting for what arrives in any of them."""
+"""Reads one partition by position, and waits for new entries of any partition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oyez.ports import BEGINNING, Batch, Position, Record
 
 
 class Reader:
-    """One run of `Broker.read`: how far it is, and how many entries that makes."""
+    """A call of `Broker.read`: its position, and the number of entries up to it."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Reader:
         self._pauses = Pauses(ambient)
 
     async def next(self) -> Batch:
-        """Return what has arrived, at least one record. Raises BrokerRefused."""
+        """Return the next records, at least one. Raises BrokerRefused."""
         while True:
             try:
                 batch = await self._fetch()
@@ -73,7 +73,7 @@ class Reader:
         command = ("XRANGE", self._key, after, "+", "COUNT", self._count)
         (entries,) = await self._connection.call([command])
         if not entries:
-            # Told with the first record, so that it is not lost when there is none yet.
+            # Reported with the first record, so that it is not lost when there is none yet.
             self._verified = not (missed or restarted)
             return None
         stream, partition = self._place
@@ -82,7 +82,7 @@ class Reader:
         return Batch(records, missed, restarted)
 
     def _advance(self, records: list[Record]) -> None:
-        """Stand behind these records, and ask for as many next as fit by their size."""
+        """Move past these records, and adapt the next number to their size."""
         self._last = [record.position for record in records]
         self._position = self._last[-1]
         if self._entries_read is not None:
@@ -92,17 +92,17 @@ class Reader:
         self._count = max(1, min(self._options.batch, fit, self._count * 2))
 
     def entries_up_to(self, position: Position) -> int | None:
-        """How many entries the stream ever had up to one of the last batch; None if unknown."""
+        """Return the number of entries ever added up to one of the last batch; None if unknown."""
         if self._entries_read is None or position not in self._last:
             return None
         return self._entries_read - len(self._last) + 1 + self._last.index(position)
 
 
 class Arrivals:
-    """Waits for new entries of all partitions on one connection, by a blocking XREAD."""
+    """The wait for new entries of all partitions on one connection, by a blocking XREAD."""
 
     def __init__(self, connection: Connection, ambient: Ambient, block: float) -> None:
-        """Create it; ``block`` is the seconds that one XREAD waits, at most."""
+        """Create it; ``block`` is the longest wait of one XREAD, in seconds."""
         self._connection = connection
         self._ambient = ambient
         self._block = block
@@ -113,20 +113,20 @@ class Arrivals:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to wait on behalf of readers."""
+        """Start waiting for the readers."""
         self._tasks = [
             asyncio.create_task(self._run(), name="redis arrivals"),
             asyncio.create_task(self._unblock(), name="redis unblock"),
         ]
 
     async def stop(self) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         await stop(*self._tasks)
 
     async def wait(self, key: bytes, position: Position) -> None:
-        """Return when there may be an entry behind the position."""
+        """Wait until there may be an entry after the position."""
         if self._positions.get(key) != position:
-            self._heads.wake(key)  # a reader at another place looks again
+            self._heads.wake(key)  # a reader at another position reads again
             self._positions[key] = position
             self._changed.set()
         await self._heads.wait(key)
@@ -142,7 +142,7 @@ class Arrivals:
                 await self._listen(pauses)
             except BrokerError:
                 for key in list(self._positions):
-                    self._wake(key)  # each reader tries for itself, and reports
+                    self._wake(key)  # each reader retries by itself, and reports
                 await pauses.wait()
 
     async def _listen(self, pauses: Pauses) -> None:
@@ -178,7 +178,7 @@ class Arrivals:
         """End the blocking call when there is one more partition to wait for."""
         while True:
             await self._changed.wait()
-            await asyncio.sleep(0)  # readers that turn idle together are added together
+            await asyncio.sleep(0)  # readers that become idle together are added together
             client = self._client
             if client is None or not self._changed.is_set():
                 await self._ambient.sleep(0.01)
@@ -186,7 +186,7 @@ class Arrivals:
             try:
                 await self._connection.call([("CLIENT", "UNBLOCK", client)])
             except BrokerRefused:
-                self._block = 0.05  # not permitted: look around often instead
+                self._block = 0.05  # not permitted: poll often instead
             except BrokerError:
                 pass
             await self._ambient.sleep(0.001)

@@ -7,11 +7,11 @@ from oyez.ports import Position, Record
 
 SEQUENCE_BITS = 20
 MAX_BYTES = 64 * 1024 * 1024
-"""The largest record, well below the 512 MiB that Redis takes for one value."""
+"""The largest record, well below Redis's limit of 512 MiB for a value."""
 
 Command = tuple[str | bytes | int, ...]
 Entry = tuple[bytes, list[bytes]]
-"""An entry id, and names and values of the fields by turns."""
+"""An entry id, and the names and values of its fields in turn."""
 
 
 def key_of(stream: str, partition: int) -> bytes:
@@ -32,12 +32,12 @@ def encode(record: Record, partition: int) -> Command:
     if record.data is not None:
         command += (b"data", record.data)
     if len(command) == 3:
-        command += (b"empty", b"")  # Redis knows no entry without a field
+        command += (b"empty", b"")  # a Redis entry needs a field
     return tuple(command)
 
 
 def decode(entry: Entry, stream: str, partition: int) -> Record:
-    """Return the record in any entry; what is not ours is as it stands, for the lane to judge."""
+    """Return the record of an entry; one in another form is unchanged, for the lane to judge."""
     place, fields = entry
     headers: dict[str, str] = {}
     key: str | None = None
@@ -64,11 +64,11 @@ def decode(entry: Entry, stream: str, partition: int) -> Record:
 
 
 def position_of(place: bytes) -> Position:
-    """Return the position that an entry id stands for."""
+    """Return the position of an entry id."""
     millis, _, sequence = place.partition(b"-")
     return int(millis) << SEQUENCE_BITS | int(sequence)
 
 
 def id_of(position: Position) -> str:
-    """Return the entry id that a position stands for."""
+    """Return the entry id of a position."""
     return f"{position >> SEQUENCE_BITS}-{position & (1 << SEQUENCE_BITS) - 1}"
