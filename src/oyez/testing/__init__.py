@@ -1,8 +1,8 @@
-"""For tests: a harness that runs services in one process, and the suites that certify adapters.
+"""Tools for tests: a harness that runs services in one process, and suites that certify adapters.
 
 `running` is the harness, also as a fixture of the pytest plugin, `oyez.testing.plugin`, whose type
-is `Running`. `oyez.testing.broker_suite` and `oyez.testing.store_suite` (they need
-pytest) hold any broker or store to Oyez's guarantees.
+is `Running`. `oyez.testing.broker_suite` and `oyez.testing.store_suite` (they need pytest) check a
+broker or a store against Oyez's guarantees.
 """
 
 from oyez.testing.clock import VirtualAmbient

@@ -1,4 +1,4 @@
-"""A virtual clock: time that passes only when a test says so, and chance that repeats."""
+"""A virtual clock, which only the test advances, and repeatable random numbers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class _Timeout:
         if self._timer is not None:
             self._timer.cancel()
         self._left = True
-        # As asyncio.timeout: a cancellation that others asked for goes on as one.
+        # As asyncio.timeout: a cancellation by others is passed on.
         mine = self._expired and self._task.uncancel() <= self._cancelling
         if mine and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
@@ -118,9 +118,9 @@ class _Timeout:
 
 
 async def quiescent() -> None:
-    """Return when no other callback is ready to run on the event loop."""
+    """Wait until no other callback is ready to run on the event loop."""
     ready = getattr(asyncio.get_running_loop(), "_ready", None)
-    if ready is None:  # another loop than asyncio's own: give everyone many turns instead
+    if ready is None:  # another loop than asyncio's own: yield many times instead
         for _ in range(500):
             await asyncio.sleep(0)
         return

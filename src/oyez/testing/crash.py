@@ -1,4 +1,4 @@
-"""Kills a child process at a moment that nobody chose, for the suites that certify adapters."""
+"""Kills a child process at an arbitrary moment, for the suites that certify adapters."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def run_and_kill(program: str, *arguments: str, lines: int) -> list[str]:
-    """Run a Python program, ``kill -9`` it once it has printed so many lines; all that it printed.
+    """Run a Python program, ``kill -9`` it after a number of lines, and return its output.
 
-    It must not end by itself. A last line that it had not finished is left out.
+    It must not end by itself. An unfinished last line is left out.
     """
     command = [sys.executable, "-c", program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:  # noqa: S603 - our own text

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class NotSettled(AssertionError):
-    """The system was still busy at the deadline; the message says with what."""
+    """The system was still busy at the deadline; the message names the reason."""
 
 
 class System:
@@ -58,14 +58,14 @@ class System:
         self.broker = broker
         self.processes: dict[str, ServiceProcess] = {}
         self.bus = Signals()
-        """What the services report to; a test may `listen` to more than `signals` holds."""
+        """The signals of the services, for tests that listen to calls too."""
         self.signals: list[Signal] = []
-        """Everything that the core said happened, in order."""
+        """All signals so far, in order."""
 
     async def publish(
         self, event: object, *, service: str = "outside", key: str | None = None
     ) -> str:
-        """Put an event on the broker as if ``service`` had announced it; returns its id."""
+        """Publish an event as if by ``service``; return its id."""
         announcer = Announcer(self.name, service, self.ambient)
         row = announcer.announce(event, Origin(), format_time(self.ambient.now()), 0.0, key)
         await self.publish_raw(row.headers, row.data, service=service, key=row.key)
@@ -79,16 +79,16 @@ class System:
         service: str = "outside",
         key: str | None = None,
     ) -> None:
-        """Put a record on the broker exactly as it is, however broken."""
+        """Publish a record unchanged, even an invalid one."""
         stream = f"{self.name}.{service}"
         await self.broker.publish(
             [Record(stream=stream, key=key, headers=dict(headers), data=data)]
         )
 
     async def settled(self, deadline: float = 10.0) -> None:
-        """Return when every event is handled and every announcement published.
+        """Wait until every event is handled and every outbox is empty.
 
-        What is due later (a retry, a delayed event) does not count: `advance` the clock to it.
+        Events that are due later (a retry, a delayed event) do not count: `advance` the clock.
         Raises NotSettled after ``deadline`` real seconds.
         """
         end = time.monotonic() + deadline
@@ -102,12 +102,12 @@ class System:
             await asyncio.sleep(0.001)
 
     async def advance(self, seconds: float) -> None:
-        """Let so many virtual seconds pass, then wait until everything has settled."""
+        """Advance the clock by virtual seconds, then wait until everything has settled."""
         await self.ambient.advance(seconds)
         await self.settled()
 
     def announced(self, cls: type[E]) -> list[E]:
-        """The events of this type on the broker, in the order in which they were made."""
+        """Return the events of this type on the broker, in the order of their creation."""
         kind = describe(cls)
         return [
             decode(kind, envelope.data, envelope.dataschema)
@@ -116,22 +116,22 @@ class System:
         ]
 
     def history(self) -> list[Envelope]:
-        """Every event on the broker, in the order in which they were made."""
+        """Return every event on the broker, in the order of their creation."""
         records = [record for logs in self.broker.logs.values() for log in logs for record in log]
         return sorted(
             (open_record(r.headers, r.data) for r in records), key=lambda envelope: envelope.id
         )
 
     async def fetch(self, service: str, sql: str, /, **parameters: Any) -> list[Row]:
-        """A query on a service's own store."""
+        """Query a service's own store."""
         return await self.processes[service].store.fetch(sql, parameters)
 
     async def dead(self, service: str) -> list[Row]:
-        """A service's dead letters."""
+        """Return a service's dead letters."""
         return await list_dead(self.processes[service].store)
 
     def http(self, service: str) -> httpx.AsyncClient:
-        """A client for a service's HTTP side, without a socket."""
+        """Return a client for a service's HTTP side, without a socket."""
         app = with_origin(self.processes[service].service.http)
         return httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url=f"http://{service}"
@@ -163,7 +163,7 @@ class System:
 
 
 class Running(Protocol):
-    """The type of the pytest fixture `running`, of which a project's tests ask for the harness."""
+    """The type of the pytest fixture `running`, the harness in a project's tests."""
 
     def __call__(
         self,
@@ -176,13 +176,13 @@ class Running(Protocol):
     ) -> AbstractAsyncContextManager[System]:
         """Run services until the block ends; see `oyez.testing.running`.
 
-        ``system`` and ``root`` are the project's unless given.
+        ``system`` and ``root`` are by default those of the project.
         """
         ...
 
 
 class _Inline(Executor):
-    """Runs plain ``def`` handlers on the event loop, so that their order is always the same."""
+    """An executor that runs plain ``def`` handlers on the event loop, in a repeatable order."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run the call at once; return a future that is already done."""
@@ -193,15 +193,15 @@ class _Inline(Executor):
                 _begin_in_greenlet(work, future)
             else:
                 future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - belongs to whoever waits
+        except BaseException as error:  # noqa: BLE001 - passed on to the waiter
             future.set_exception(error)
         return future
 
 
 def _begin_in_greenlet(work: Callable[[], T], future: Future[T]) -> None:
-    """Run work that may hold a SQLAlchemy session: where it waits for the store, the loop goes on.
+    """Run work that may use a SQLAlchemy session: while it waits for the store, the loop runs.
 
-    What does not wait ends here and now, as without a greenlet.
+    Work that does not wait ends before this returns, as without a greenlet.
     """
     from sqlalchemy.util import greenlet_spawn
 
@@ -241,9 +241,9 @@ async def running(
 ) -> AsyncIterator[System]:
     """Run services under a virtual clock until the block ends.
 
-    ``root`` is what migration folders are relative to (here by default). ``provide`` replaces what
-    the services' own providers make, by type. With one ``seed`` and handlers that do no input or
-    output of their own, two runs give the same history.
+    Migration folders are relative to ``root`` (by default the current folder). ``provide`` replaces
+    values of the services' own providers, by type. With the same ``seed`` and handlers without
+    input or output of their own, two runs have the same history.
     """
     ambient = VirtualAmbient(seed)
     broker = MemoryBroker(ambient, partitions=partitions)

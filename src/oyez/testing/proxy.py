@@ -1,4 +1,4 @@
-"""A TCP proxy that a test puts before a broker or a database, to fail as networks fail."""
+"""A TCP proxy that simulates network failures before a broker or a database."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 LOOPBACK = "127.0.0.1"
 CHUNK = 64 * 1024
-"""Bytes that are passed on together, at most."""
+"""The limit of bytes passed on together."""
 IN_FLIGHT = 256
-"""Chunks that are under way in one direction of a connection, at most."""
+"""The limit of chunks in flight in one direction of a connection."""
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: close at once and tell the other side so, instead of an orderly end."""
+"""SO_LINGER: reset the connection instead of an orderly end."""
 
 
 class Proxy:
-    """Passes TCP connections on to one server, until told to misbehave.
+    """A proxy of TCP connections to one server, which fails on demand.
 
         async with Proxy("127.0.0.1", 5432) as proxy:
             store = await open_store(proxy.through(url))
@@ -28,14 +28,14 @@ class Proxy:
             ...
             proxy.restore()
 
-    It listens on loopback, on a free port or the one given, and keeps that port as long as it is
-    open. A server that tells its clients where to connect (Kafka, a cluster of NATS or Redis)
-    leads them around it, unless it is set up to tell them the proxy's port.
+    It listens on loopback, on a free port or the given one, and keeps that port while it is open. A
+    server that sends addresses to its clients (Kafka, a cluster of NATS or Redis) lets them bypass
+    it, unless the server is configured to send the proxy's port.
     """
 
     def __init__(self, host: str, port: int, *, listen: int = 0) -> None:
         self.received = 0
-        """Bytes from the server that clients have taken, of all connections."""
+        """Bytes from the server that clients have received, of all connections."""
         self._target = (host, port)
         self._delay = 0.0
         self._flowing = asyncio.Event()
@@ -48,23 +48,23 @@ class Proxy:
 
     @property
     def host(self) -> str:
-        """Where it listens: 127.0.0.1."""
+        """The address it listens at: 127.0.0.1."""
         return LOOPBACK
 
     @property
     def port(self) -> int:
-        """The port it listens on; RuntimeError before `async with`."""
+        """The port it listens at; RuntimeError before `async with`."""
         if self._socket is None:
             raise RuntimeError("the proxy is not open; use it with `async with`")
         return self._port
 
     @property
     def address(self) -> str:
-        """Host and port with a colon between, to be put in the server's place."""
+        """``host:port``, to replace the server's."""
         return f"{self.host}:{self.port}"
 
     def through(self, url: str) -> str:
-        """The same URL with this proxy in the place of its host and port."""
+        """Return the URL with this proxy as its host and port."""
         parts = urlsplit(url)
         login, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{login}{at}{self.address}"))
@@ -76,7 +76,7 @@ class Proxy:
             self._reserve()
 
     def restore(self) -> None:
-        """Be an honest proxy again: accept, let flow what was held back, delay nothing."""
+        """Work again: accept connections, pass on the held bytes, delay nothing."""
         self._delay = 0.0
         self._flowing.set()
         self._listen()
@@ -84,13 +84,13 @@ class Proxy:
     def stall(self) -> None:
         """Accept and keep connections but pass no byte and no end, as when the route is lost.
 
-        What was sent meanwhile arrives after `restore`.
+        Bytes sent meanwhile arrive after `restore`.
         """
         self._listen()
         self._flowing.clear()
 
     def delay(self, seconds: float) -> None:
-        """Let all that is sent from now on, in either direction, arrive so much later."""
+        """Delay all bytes from now on, in both directions."""
         if seconds < 0:
             raise ValueError(f"delay: {seconds} is negative; give seconds, 0 or more")
         self._delay = seconds
@@ -123,7 +123,7 @@ class Proxy:
         self._run(self._accept(listener))
 
     def _reserve(self) -> socket.socket:
-        """Hold the port without listening: connections are refused, and nobody else gets it."""
+        """Hold the port without listening: connections are refused, and the port stays ours."""
         if self._socket is not None:
             self._socket.close()
         self._listening = False
