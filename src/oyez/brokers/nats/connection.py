@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oyez.ambient import Ambient
-from oyez.brokers.kit.calls import Pauses
+from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.kit.watch import stop
 from oyez.brokers.nats.link import Link
 from oyez.endpoint import Endpoint, mistrust
@@ -123,7 +123,7 @@ class Connection:
         link = Link(place)
         context = self._context
         try:
-            async with asyncio.timeout(self._deadline / (2 * len(self._endpoint.hosts))):
+            async with Deadline(self._deadline / (2 * len(self._endpoint.hosts)), place):
                 early = context if self._first else None
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: link, host, port, ssl=early)
@@ -134,9 +134,6 @@ class Connection:
                     raise BrokerRefused(f"{place} asks for TLS: add tls=true to system.broker")
                 link.greet(self._introduction())
                 await link.accepted
-        except TimeoutError as error:
-            link.end()
-            raise BrokerUnavailable(f"{place} is out of reach: no answer") from error
         except ssl.SSLError as error:
             link.end()
             told = mistrust(error) or error.reason or error

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 
 from oyez.ambient import Ambient
-from oyez.brokers.kit.calls import Pauses
+from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.rabbitmq import amqp
 from oyez.brokers.rabbitmq.amqp import AmqpError, Link
 from oyez.endpoint import Endpoint, mistrust
@@ -119,7 +119,7 @@ class Connection:
         hosts = endpoint.hosts[self._turn :] + endpoint.hosts[: self._turn]
         for host, port in hosts:
             try:
-                async with asyncio.timeout(self._deadline / len(hosts)):
+                async with Deadline(self._deadline / len(hosts), f"RabbitMQ at {host}:{port}"):
                     link = await amqp.connect(
                         host,
                         port,
@@ -129,8 +129,8 @@ class Connection:
                         vhost=endpoint.path or "/",
                         name=self._name,
                     )
-            except TimeoutError:
-                found = BrokerUnavailable(f"RabbitMQ at {host}:{port} did not answer in time")
+            except BrokerUnavailable as error:
+                found = error
             except AmqpError as error:
                 found = self.error(error)
                 if isinstance(found, BrokerRefused):
