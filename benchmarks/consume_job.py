@@ -20,7 +20,7 @@ from benchmarks.comparison import Figures, Report, Way, interleave
 from benchmarks.embedded_append import Paid, make_records
 from benchmarks.machine import Surroundings
 from oyez import Event, Service, Transaction
-from oyez.brokers.embedded import EmbeddedBroker
+from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.ports import Record
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventsPublished, Signal, Signals

@@ -18,7 +18,7 @@ from benchmarks.comparison import Figures, Report, Way, interleave
 from benchmarks.embedded_append import Paid, make_records
 from benchmarks.machine import Surroundings
 from oyez import Service, Transaction
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.ports import BEGINNING, Changes, Claim, Parameters, Record, Row, Writes
 from oyez.runtime.batches import Batches
 from oyez.runtime.calls import Calls

@@ -22,7 +22,7 @@ import msgspec
 from benchmarks.comparison import Figures, Report, Way, interleave
 from benchmarks.machine import Surroundings
 from oyez import Event
-from oyez.brokers.embedded import EmbeddedBroker
+from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.envelope import format_time
 from oyez.ports import Record
 from oyez.transaction import Announcer, Origin

@@ -23,7 +23,7 @@ import apsw
 from benchmarks.comparison import Figures, Report, Way, interleave, percentile
 from benchmarks.latency_probe import LOG, SEEN, Ticked, connect
 from benchmarks.machine import Surroundings
-from oyez.brokers.embedded import EmbeddedBroker
+from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.envelope import format_time
 from oyez.ports import Record
 from oyez.transaction import Announcer, Origin

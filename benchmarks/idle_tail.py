@@ -18,7 +18,7 @@ from benchmarks.comparison import Figures, Report, Way, interleave, percentile
 from benchmarks.latency_probe import Ticked, connect
 from benchmarks.machine import Surroundings
 from oyez import Service
-from oyez.brokers.embedded import EmbeddedBroker
+from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.contract import decode
 from oyez.event import describe
 from oyez.ports import BEGINNING

@@ -9,8 +9,9 @@ import apsw
 import pytest
 
 from oyez.ambient import SystemAmbient
-from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.embedded.broker import EmbeddedBroker
+from oyez.brokers.embedded.options import EmbeddedOptions
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import BrokerCorrupt
 from oyez.ports import BEGINNING, Broker, Record
 from oyez.testing import VirtualAmbient

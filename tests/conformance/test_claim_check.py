@@ -236,7 +236,7 @@ import asyncio, sys
 from pathlib import Path
 from oyez.ambient import SystemAmbient
 from oyez.brokers.claim_check import ClaimCheck, ClaimCheckOptions, open_storage
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.ports import Record
 
 class Stuck(MemoryBroker):

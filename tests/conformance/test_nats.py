@@ -23,7 +23,7 @@ from tls import self_signed
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
-from oyez.brokers.nats import NatsBroker
+from oyez.brokers.nats.broker import NatsBroker
 from oyez.brokers.nats.wire import decode, encode
 from oyez.envelope import open_record
 from oyez.errors import BrokerRefused, BrokerUnavailable, InvalidEvent

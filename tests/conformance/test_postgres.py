@@ -16,7 +16,9 @@ import pytest
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
-from oyez.brokers.postgres import MAX_BYTES, PostgresBroker, connection, schema
+from oyez.brokers.postgres import connection, schema
+from oyez.brokers.postgres.broker import PostgresBroker
+from oyez.brokers.postgres.wire import MAX_BYTES
 from oyez.envelope import open_record
 from oyez.errors import (
     BrokerRefused,

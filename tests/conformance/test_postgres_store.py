@@ -23,7 +23,6 @@ import asyncpg
 import pytest
 from shop import copy_shop
 
-import oyez.stores.postgres as postgres
 from oyez import tables
 from oyez.ambient import SystemAmbient
 from oyez.errors import (
@@ -36,10 +35,12 @@ from oyez.errors import (
 )
 from oyez.ports import Announcement, Changes, Store
 from oyez.stores import connect
-from oyez.stores.postgres import PostgresStore
+from oyez.stores.postgres import changes
 from oyez.stores.postgres import schema as schemas
+from oyez.stores.postgres import store as postgres
 from oyez.stores.postgres.lease import RETURN, presence_of
 from oyez.stores.postgres.statements import numbered
+from oyez.stores.postgres.store import PostgresStore
 from oyez.testing.delivery_suite import StoreServerSuite
 from oyez.testing.store_suite import Factory, StoreSuite
 from servers import Server, server
@@ -444,7 +445,7 @@ async def test_at_any_size_the_reads_use_an_index(store: PostgresStore, database
             postgres._OUTBOX: (0, 50.0, 512, 64, 0),
             postgres._DUE: ("h", 100_000.0, "me", 100),
             postgres._SEEN: (["1", "2"], ["/s", "/s"], ["h", "h"], ""),
-            postgres.changes._SETTLED: (1.0, [3], ["s"], [3], ["3"], [""]),
+            changes._SETTLED: (1.0, [3], ["s"], [3], ["3"], [""]),
             tables.PARKED_HANDLERS: (),
         }
         await connection.execute("set plan_cache_mode = force_generic_plan")

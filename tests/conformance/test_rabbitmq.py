@@ -17,7 +17,8 @@ from pamqp import commands, header
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
-from oyez.brokers.rabbitmq import RabbitMqBroker, amqp, reader
+from oyez.brokers.rabbitmq import amqp, reader
+from oyez.brokers.rabbitmq.broker import RabbitMqBroker
 from oyez.brokers.rabbitmq.tail import Tail
 from oyez.brokers.rabbitmq.wire import decode, encode
 from oyez.envelope import open_record

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import StoreRefused
 from oyez.ports import Changes
 from oyez.runtime.process import ProcessSettings, ServiceProcess

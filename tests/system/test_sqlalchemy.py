@@ -52,7 +52,7 @@ from starlette.routing import Route
 
 from oyez import Event, Retry, Service, Transaction
 from oyez.ambient import SystemAmbient
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import DeclarationError, StoreUnavailable, TransactionClosed
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventDead, EventRetried, Signals

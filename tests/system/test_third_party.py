@@ -19,7 +19,8 @@ from oyez.errors import ConfigurationError
 from oyez.testing.broker_suite import BrokerSuite, Factory
 
 MODULE = """
-from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions
+from oyez.brokers.embedded.broker import EmbeddedBroker
+from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.stores.sqlite import SqliteStore
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import ConstraintViolated, Fenced, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,

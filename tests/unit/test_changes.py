@@ -11,7 +11,7 @@ import pytest
 
 from oyez import Event, Service, Transaction
 from oyez.ambient import SystemAmbient
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import DeclarationError, StoreUnavailable
 from oyez.ports import Changes
 from oyez.runtime.process import ProcessSettings, ServiceProcess

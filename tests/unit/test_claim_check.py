@@ -21,7 +21,7 @@ from oyez.brokers.claim_check import ClaimCheck, ClaimCheckOptions, open_storage
 from oyez.brokers.claim_check.broker import FRESH, HOUSEKEEPING, WINDOW
 from oyez.brokers.claim_check.folder import Folder
 from oyez.brokers.claim_check.storage import CONCURRENT, MARGIN
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.config import load
 from oyez.envelope import open_record
 from oyez.errors import BrokerRefused, BrokerUnavailable, ConfigurationError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from oyez import Event, Service, Transaction, tables
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import StoreUnavailable
 from oyez.ports import Parameters, Record, Row
 from oyez.runtime.process import ProcessSettings, ServiceProcess

@@ -7,19 +7,19 @@ from typing import Annotated, Literal
 import msgspec
 import pytest
 
-from oyez.brokers import postgres
 from oyez.brokers.claim_check import ClaimCheckOptions
 from oyez.brokers.claim_check import postgres as large
-from oyez.brokers.embedded import EmbeddedOptions
+from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.brokers.kafka.options import KafkaOptions
 from oyez.brokers.nats.options import NatsOptions
+from oyez.brokers.postgres import options as postgres
 from oyez.brokers.rabbitmq.options import RabbitMqOptions
-from oyez.brokers.redis import RedisOptions
+from oyez.brokers.redis.options import RedisOptions
 from oyez.brokers.sns_sqs.options import SnsSqsOptions
 from oyez.endpoint import Endpoint, Tls
 from oyez.errors import ConfigurationError
 from oyez.postgresql import ServerOptions
-from oyez.stores import postgres as store
+from oyez.stores.postgres import store
 
 
 class Options(Tls, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import pytest
 from parts import STREAM, Parts
 
 from oyez import Context, Event, Retry, Service, Transaction
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import StoreUnavailable
 from oyez.ports import Changes, Parked, Record
 from oyez.runtime.dead import list_dead

@@ -12,7 +12,7 @@ import pytest
 from parts import Parts
 
 from oyez import Event, Service, tables
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import (
     BrokerRefused,
     BrokerUnavailable,

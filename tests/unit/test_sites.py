@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from oyez import adapters, brokers
+from oyez import adapters
 from oyez.config import load
 from oyez.errors import ConfigurationError
 from oyez.inspection.journey import trace
 from oyez.ports import Record
 from oyez.project import Project
-from oyez.sites import _SERVERS, kind, site
+from oyez.sites import kind, site
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,6 @@ def test_one_broker(tmp_path: Path, one: str, other: str) -> None:
 )
 def test_two_brokers(tmp_path: Path, one: str, other: str) -> None:
     assert site(one, tmp_path) != site(other, tmp_path)
-
-
-def test_default_ports_are_those_of_the_adapters() -> None:
-    ports = {scheme: server.port for scheme, server in _SERVERS.items()}
-    assert ports == {scheme: server.port for scheme, server in brokers._SERVERS.items()}
 
 
 def test_encryption_makes_no_other_kind() -> None:

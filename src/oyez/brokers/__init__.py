@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from oyez import adapters
 from oyez.ambient import Ambient
 from oyez.brokers.claim_check import ClaimCheck, ClaimCheckOptions, open_storage
-from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Broker
 
@@ -35,22 +34,17 @@ class _Server(NamedTuple):
     """Where the adapter for a kind of server is; it is imported when it is chosen."""
 
     module: str
-    prefix: str
-    """``PREFIXBroker`` and ``PREFIXOptions`` are its classes."""
-    port: int
-    extra: str
-    """``oyez[EXTRA]`` installs its driver."""
 
 
 _SERVERS = {
-    "kafka": _Server("kafka", "Kafka", 9092, "kafka"),
-    "nats": _Server("nats", "Nats", 4222, "nats"),
-    "amqp": _Server("rabbitmq", "RabbitMq", 5672, "rabbitmq"),
-    "amqps": _Server("rabbitmq", "RabbitMq", 5671, "rabbitmq"),
-    "redis": _Server("redis", "Redis", 6379, "redis"),
-    "rediss": _Server("redis", "Redis", 6379, "redis"),
-    "sns+sqs": _Server("sns_sqs", "SnsSqs", 443, "sns_sqs"),
-    "postgresql": _Server("postgres", "Postgres", 5432, "postgresql"),
+    "kafka": _Server("kafka"),
+    "nats": _Server("nats"),
+    "amqp": _Server("rabbitmq"),
+    "amqps": _Server("rabbitmq"),
+    "redis": _Server("redis"),
+    "rediss": _Server("redis"),
+    "sns+sqs": _Server("sns_sqs"),
+    "postgresql": _Server("postgres"),
 }
 
 
@@ -85,12 +79,13 @@ def _connect(
 ) -> Broker:
     scheme, _, rest = url.partition(":")
     if scheme == "embedded":
-        from oyez.brokers.embedded import EmbeddedBroker, EmbeddedOptions
+        from oyez.brokers.embedded.broker import EmbeddedBroker
+        from oyez.brokers.embedded.options import EmbeddedOptions
 
         options = EmbeddedOptions(partitions=partitions, retention=retention)
         return EmbeddedBroker(root / rest, ambient, options)
     if scheme == "memory":
-        from oyez.brokers.memory import MemoryBroker
+        from oyez.brokers.memory.broker import MemoryBroker
 
         return MemoryBroker(ambient, partitions=partitions)
     server = _SERVERS.get(scheme)
@@ -102,15 +97,8 @@ def _connect(
             )
         known = ", ".join(("embedded", "memory", *_SERVERS, *adapters.found(adapters.BROKERS)))
         raise ConfigurationError(f"system.broker: expected one of {known}, found {scheme!r}")
-    endpoint = Endpoint(url, port=server.port)
-    try:
-        module = importlib.import_module(f"oyez.brokers.{server.module}")
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"system.broker: {scheme} needs the package {error.name}: "
-            f"pip install 'oyez[{server.extra}]'"
-        ) from error
-    kind = getattr(module, f"{server.prefix}Options")
-    settings = endpoint.options(kind, partitions=partitions, retention=retention)
-    adapter = getattr(module, f"{server.prefix}Broker")
-    return cast(Broker, adapter(endpoint, ambient, settings, group))
+    adapter = importlib.import_module(f"oyez.brokers.{server.module}")
+    made: Broker = adapter.connect(
+        url, ambient, root=root, group=group, partitions=partitions, retention=retention
+    )
+    return made

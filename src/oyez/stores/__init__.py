@@ -34,7 +34,7 @@ def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
     if scheme == "postgresql":
         try:
             from oyez.postgresql import PORT
-            from oyez.stores.postgres import PostgresOptions, PostgresStore
+            from oyez.stores.postgres.store import PostgresOptions, PostgresStore
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"store: {scheme} needs the package {error.name}: pip install 'oyez[postgresql]'"

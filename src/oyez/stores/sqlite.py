@@ -17,6 +17,7 @@ import apsw
 import msgspec
 
 from oyez.ambient import Ambient
+from oyez.endpoint import located
 from oyez.errors import Fenced, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
@@ -30,6 +31,7 @@ from oyez.ports import (
     Parked,
     Position,
     Row,
+    Store,
     Writes,
 )
 from oyez.presence import Presence
@@ -465,3 +467,13 @@ def _dead_row(dead: DeadLetter) -> dict[str, Any]:
     row["history"] = _encode(dead.history)
     row["headers"] = _encode(dead.headers)
     return row
+
+
+def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
+    """Return the store in a URL's file, not opened yet; see `oyez.stores.Connect`."""
+    return SqliteStore(root / url.partition(":")[2], ambient)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its file; see `oyez.sites.Site`."""
+    return f"sqlite:{located(url, root)}"

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 import httpx
 
 from oyez import tables
-from oyez.brokers.memory import MemoryBroker
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe

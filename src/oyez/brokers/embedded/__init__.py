@@ -14,7 +14,24 @@ safety net where that can't reach. Old records are deleted by age and by size.
 
 from __future__ import annotations
 
-from oyez.brokers.embedded.broker import EmbeddedBroker
-from oyez.brokers.embedded.options import EmbeddedOptions
+from pathlib import Path
 
-__all__ = ["EmbeddedBroker", "EmbeddedOptions"]
+from oyez.ambient import Ambient
+from oyez.endpoint import located
+from oyez.ports import Broker
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker in a URL's file, not opened yet; see `oyez.brokers.Connect`."""
+    from oyez.brokers.embedded.broker import EmbeddedBroker
+    from oyez.brokers.embedded.options import EmbeddedOptions
+
+    options = EmbeddedOptions(partitions=partitions, retention=retention)
+    return EmbeddedBroker(root / url.partition(":")[2], ambient, options)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its file; see `oyez.sites.Site`."""
+    return f"embedded:{located(url, root)}"

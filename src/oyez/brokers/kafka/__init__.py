@@ -18,7 +18,31 @@ Positions belong to the service's own store; the consumer group's offsets only s
     inspection.py  what of a cluster's configuration loses events
 """
 
-from oyez.brokers.kafka.broker import KafkaBroker
-from oyez.brokers.kafka.options import KafkaOptions
+from __future__ import annotations
 
-__all__ = ["KafkaBroker", "KafkaOptions"]
+from pathlib import Path
+
+from oyez.adapters import driver
+from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
+from oyez.ports import Broker
+
+PORT = 9092
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker at a URL, not opened yet; see `oyez.brokers.Connect`."""
+    with driver("oyez[kafka]"):
+        from oyez.brokers.kafka.broker import KafkaBroker
+        from oyez.brokers.kafka.options import KafkaOptions
+    endpoint = Endpoint(url, port=PORT)
+    options = endpoint.options(KafkaOptions, partitions=partitions, retention=retention)
+    return KafkaBroker(endpoint, ambient, options, group)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its cluster; see `oyez.sites.Site`."""
+    endpoint = Endpoint(url, port=PORT)
+    return f"kafka://{endpoint.servers}/{endpoint.path}"

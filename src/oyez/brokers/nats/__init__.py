@@ -24,7 +24,30 @@ Positions are JetStream's sequence numbers. A stream that we make starts at the 
 
 from __future__ import annotations
 
-from oyez.brokers.nats.broker import NatsBroker
-from oyez.brokers.nats.options import NatsOptions
+from pathlib import Path
 
-__all__ = ["NatsBroker", "NatsOptions"]
+from oyez.adapters import driver
+from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
+from oyez.ports import Broker
+
+PORT = 4222
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker at a URL, not opened yet; see `oyez.brokers.Connect`."""
+    with driver("oyez[nats]"):
+        from oyez.brokers.nats.broker import NatsBroker
+        from oyez.brokers.nats.options import NatsOptions
+    endpoint = Endpoint(url, port=PORT)
+    options = endpoint.options(NatsOptions, partitions=partitions, retention=retention)
+    return NatsBroker(endpoint, ambient, options, group)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its account; see `oyez.sites.Site`."""
+    # The user decides which account it is, and accounts see nothing of each other.
+    endpoint = Endpoint(url, port=PORT)
+    return f"nats://{endpoint.user or ''}@{endpoint.servers}/{endpoint.path}"

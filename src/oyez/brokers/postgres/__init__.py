@@ -32,8 +32,31 @@ KEDA. ``select oyez.forget_stream('shop.orders')`` deletes a stream.
 
 from __future__ import annotations
 
-from oyez.brokers.postgres.broker import PostgresBroker
-from oyez.brokers.postgres.options import PostgresOptions
-from oyez.brokers.postgres.wire import MAX_BYTES
+from pathlib import Path
 
-__all__ = ["MAX_BYTES", "PostgresBroker", "PostgresOptions"]
+from oyez.adapters import driver
+from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
+from oyez.ports import Broker
+
+PORT = 5432
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker at a URL, not opened yet; see `oyez.brokers.Connect`."""
+    with driver("oyez[postgresql]"):
+        from oyez.brokers.postgres.broker import PostgresBroker
+        from oyez.brokers.postgres.options import PostgresOptions
+    endpoint = Endpoint(url, port=PORT)
+    options = endpoint.options(PostgresOptions, partitions=partitions, retention=retention)
+    return PostgresBroker(endpoint, ambient, options, group)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its schema; see `oyez.sites.Site`."""
+    # Without a database in the URL it is the environment's, or the one that is called as the user.
+    endpoint = Endpoint(url, port=PORT)
+    database = endpoint.path or f"?{endpoint.user or ''}"
+    return f"postgresql://{endpoint.servers}/{database}/{endpoint.given.get('schema', 'oyez')}"

@@ -37,7 +37,33 @@ The time of a record is its publisher's clock (``timestamp_in_ms``, else ``times
 
 from __future__ import annotations
 
-from oyez.brokers.rabbitmq.broker import RabbitMqBroker
-from oyez.brokers.rabbitmq.options import RabbitMqOptions
+from pathlib import Path
 
-__all__ = ["RabbitMqBroker", "RabbitMqOptions"]
+from oyez.adapters import driver
+from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
+from oyez.ports import Broker
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker at a URL, not opened yet; see `oyez.brokers.Connect`."""
+    with driver("oyez[rabbitmq]"):
+        from oyez.brokers.rabbitmq.broker import RabbitMqBroker
+        from oyez.brokers.rabbitmq.options import RabbitMqOptions
+    endpoint = _endpoint(url)
+    options = endpoint.options(RabbitMqOptions, partitions=partitions, retention=retention)
+    return RabbitMqBroker(endpoint, ambient, options, group)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its virtual host; see `oyez.sites.Site`."""
+    endpoint = _endpoint(url)
+    return f"amqp://{endpoint.servers}/{endpoint.path or '/'}"
+
+
+def _endpoint(url: str) -> Endpoint:
+    return Endpoint(url, port=PORTS[url.partition(":")[0].lower()])

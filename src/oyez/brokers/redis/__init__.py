@@ -21,7 +21,30 @@ Positions are entry ids: the milliseconds shifted left by 20 bits, and the seque
 
 from __future__ import annotations
 
-from oyez.brokers.redis.broker import RedisBroker
-from oyez.brokers.redis.options import RedisOptions
+from pathlib import Path
 
-__all__ = ["RedisBroker", "RedisOptions"]
+from oyez.adapters import driver
+from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
+from oyez.ports import Broker
+
+PORT = 6379
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker at a URL, not opened yet; see `oyez.brokers.Connect`."""
+    with driver("oyez[redis]"):
+        from oyez.brokers.redis.broker import RedisBroker
+        from oyez.brokers.redis.options import RedisOptions
+    endpoint = Endpoint(url, port=PORT)
+    options = endpoint.options(RedisOptions, partitions=partitions, retention=retention)
+    return RedisBroker(endpoint, ambient, options, group)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its database; see `oyez.sites.Site`."""
+    endpoint = Endpoint(url, port=PORT)
+    path = endpoint.path or "0"
+    return f"redis://{endpoint.servers}/{int(path) if path.isdecimal() else path}"

@@ -49,7 +49,38 @@ streams once in ``poll`` seconds. Events of one key that are published at once s
     inspection.py  what of the setup loses events
 """
 
-from oyez.brokers.sns_sqs.broker import SnsSqsBroker
-from oyez.brokers.sns_sqs.options import SnsSqsOptions
+from __future__ import annotations
 
-__all__ = ["SnsSqsBroker", "SnsSqsOptions"]
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from oyez.adapters import driver
+from oyez.ambient import Ambient
+from oyez.endpoint import Endpoint
+from oyez.ports import Broker
+
+PORT = 443
+
+
+def connect(
+    url: str, ambient: Ambient, *, root: Path, group: str, partitions: int, retention: float
+) -> Broker:
+    """Return the broker at a URL, not opened yet; see `oyez.brokers.Connect`."""
+    with driver("oyez[sns_sqs]"):
+        from oyez.brokers.sns_sqs.broker import SnsSqsBroker
+        from oyez.brokers.sns_sqs.options import SnsSqsOptions
+    endpoint = Endpoint(url, port=PORT)
+    options = endpoint.options(SnsSqsOptions, partitions=partitions, retention=retention)
+    return SnsSqsBroker(endpoint, ambient, options, group)
+
+
+def site(url: str, *, root: Path) -> str:
+    """Return the site of a URL, its region and account; see `oyez.sites.Site`."""
+    # Keys belong to accounts, which see nothing of each other.
+    endpoint = Endpoint(url, port=PORT)
+    regions = ",".join(sorted({host.lower() for host, _ in endpoint.hosts}))
+    at = urlsplit(endpoint.given.get("endpoint", ""))
+    port = {"http": ":80", "https": ":443"}.get(at.scheme, "")
+    host = at.netloc.lower().rpartition("@")[2].removesuffix(port)
+    path = at.path.rstrip("/")
+    return f"sns+sqs://{endpoint.user or ''}@{regions}/{endpoint.path} {at.scheme}://{host}{path}"
