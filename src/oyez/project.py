@@ -24,7 +24,7 @@ from oyez.errors import ConfigurationError, NotCreated, OyezError, StoreMissing
 from oyez.event import MAX_DATA
 from oyez.ports import Broker, Store
 from oyez.service import Service
-from oyez.sites import site
+from oyez.sites import kind, site
 
 
 class KnownBroker(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,13 +124,13 @@ class Project:
         first: dict[str, tuple[str, str]] = {}
         for setting, url in named.items():
             first.setdefault(self.site(url), (setting, url))
-        kinds = Counter(url.partition(":")[0] for _, url in first.values())
+        kinds = Counter(kind(url) for _, url in first.values())
         found = {}
         for where, (setting, url) in first.items():
-            kind = url.partition(":")[0]
+            of = kind(url)
             user = setting.removeprefix("services.").removeprefix("bridges.")
-            plain = kinds[kind] == 1 or setting == "system.broker"
-            name = kind if plain else f"{kind}:{user.removesuffix('.broker')}"
+            plain = kinds[of] == 1 or setting == "system.broker"
+            name = of if plain else f"{of}:{user.removesuffix('.broker')}"
             found[where] = KnownBroker(name=name, url=url, setting=setting)
         return found
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from oyez import adapters
 from oyez.testing.plugin import Projects
 
-ROOT = Path(__file__).parents[2]
 TOML = """
 [system]
 name = "{name}"
@@ -214,8 +213,7 @@ def test_a_suites_failure_is_explained(tmp_path: Path) -> None:
 
 
 def test_pytest_finds_it_by_itself_and_not_twice(projects: Path) -> None:
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    ((name, value),) = points["pytest11"].items()
+    ((name, value),) = adapters.own("pytest11").items()
     metadata = projects / "site" / "found-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: found\nVersion: 1.0\n")

@@ -99,8 +99,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     )
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pulsar-sites\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        "[oyez.brokers]\npulsar = pulsar_sites:connect\n"
-        "[oyez.sites]\npulsar = pulsar_sites:site\nbroken = gone:site\n"
+        "[oyez.brokers]\npulsar = pulsar_sites:connect\npulsars = pulsar_sites:connect\n"
+        "[oyez.sites]\npulsar = pulsar_sites:site\npulsars = pulsar_sites:site\n"
+        "broken = gone:site\nkafka = gone:site\n"
     )
     monkeypatch.syspath_prepend(str(folder))
     adapters.found.cache_clear()
@@ -113,8 +114,15 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def test_an_adapter_of_another_package_tells_by_itself(tmp_path: Path) -> None:
     assert site("pulsar://a/x", tmp_path) == site("pulsar://b/x", tmp_path)
     assert site("pulsar://a/x", tmp_path) != site("pulsar://a/y", tmp_path)
+    assert kind("pulsars://a/x") == "pulsar"
     with pytest.raises(ConfigurationError, match="install pulsar-sites again"):
         site("broken://a", tmp_path)
+
+
+@pytest.mark.usefixtures("installed")
+def test_none_replaces_a_scheme_of_our_own(tmp_path: Path) -> None:
+    assert adapters.schemes(adapters.SITES).count("kafka") == 1
+    assert site("kafka://a", tmp_path) == "kafka://a:9092/"
 
 
 TOML = """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from oyez import adapters
 from oyez.ambient import Ambient
@@ -30,24 +29,6 @@ class Connect(Protocol):
         ...
 
 
-class _Server(NamedTuple):
-    """Where the adapter for a kind of server is; it is imported when it is chosen."""
-
-    module: str
-
-
-_SERVERS = {
-    "kafka": _Server("kafka"),
-    "nats": _Server("nats"),
-    "amqp": _Server("rabbitmq"),
-    "amqps": _Server("rabbitmq"),
-    "redis": _Server("redis"),
-    "rediss": _Server("redis"),
-    "sns+sqs": _Server("sns_sqs"),
-    "postgresql": _Server("postgres"),
-}
-
-
 def connect(
     url: str,
     ambient: Ambient,
@@ -67,38 +48,13 @@ def connect(
     Raises ConfigurationError for a scheme that has no adapter, an unknown option or an adapter
     whose driver is not installed.
     """
-    broker = _connect(url, ambient, root, group, partitions, retention)
+    scheme = url.partition(":")[0]
+    make: Connect | None = adapters.load(adapters.BROKERS, scheme)
+    if make is None:
+        known = ", ".join(adapters.schemes(adapters.BROKERS))
+        raise ConfigurationError(f"system.broker: expected one of {known}, found {scheme!r}")
+    broker = make(url, ambient, root=root, group=group, partitions=partitions, retention=retention)
     if claim_check is None:
         return broker
     storage = open_storage(claim_check, ambient, root=root, retention=retention)
     return ClaimCheck(broker, storage, ambient, claims)
-
-
-def _connect(
-    url: str, ambient: Ambient, root: Path, group: str, partitions: int, retention: float
-) -> Broker:
-    scheme, _, rest = url.partition(":")
-    if scheme == "embedded":
-        from oyez.brokers.embedded.broker import EmbeddedBroker
-        from oyez.brokers.embedded.options import EmbeddedOptions
-
-        options = EmbeddedOptions(partitions=partitions, retention=retention)
-        return EmbeddedBroker(root / rest, ambient, options)
-    if scheme == "memory":
-        from oyez.brokers.memory.broker import MemoryBroker
-
-        return MemoryBroker(ambient, partitions=partitions)
-    server = _SERVERS.get(scheme)
-    if server is None:
-        make: Connect | None = adapters.load(adapters.BROKERS, scheme)
-        if make is not None:
-            return make(
-                url, ambient, root=root, group=group, partitions=partitions, retention=retention
-            )
-        known = ", ".join(("embedded", "memory", *_SERVERS, *adapters.found(adapters.BROKERS)))
-        raise ConfigurationError(f"system.broker: expected one of {known}, found {scheme!r}")
-    adapter = importlib.import_module(f"oyez.brokers.{server.module}")
-    made: Broker = adapter.connect(
-        url, ambient, root=root, group=group, partitions=partitions, retention=retention
-    )
-    return made

@@ -21,7 +21,12 @@ def mistake(
     text = f"{place}: {key + ': ' if key else ''}expected {expected}, found {found}"
     if hint:
         text += f"; did you mean {hint}?"
-    return ConfigurationError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    return ConfigurationError(_printable(text))
+
+
+def misfit(place: str, key: str, problem: ConfigurationError) -> ConfigurationError:
+    """Return the error about ``key`` that says what an adapter finds wrong with its URL."""
+    return ConfigurationError(_printable(f"{place}: {key}: {problem}"))
 
 
 def dotted(key: Key) -> str:
@@ -46,3 +51,7 @@ def closest_scheme(value: object, choices: tuple[str, ...]) -> str | None:
     scheme = value.partition(":")[0] if isinstance(value, str) else ""
     close = closest(scheme, choices)
     return None if close == scheme else close
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -12,10 +12,11 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 
-from oyez.config.mistakes import Key, closest, closest_scheme, dotted, mistake
+from oyez.config.mistakes import Key, closest, closest_scheme, dotted, misfit, mistake
 from oyez.config.places import lines
 from oyez.config.rules import NAME, Rule
 from oyez.endpoint import redact
+from oyez.errors import ConfigurationError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -143,9 +144,9 @@ class Reader:
         if raw is None:
             return None
         try:
-            return rule.read(self._expand(raw, key))
+            return _read(rule, self._expand(raw, key), self._place(key), dotted(key))
         except ValueError:
-            self.fail(key, rule.expected, self._show(raw), closest_scheme(raw, rule.choices))
+            self.fail(key, rule.expected, self._show(raw), closest_scheme(raw, rule.choices()))
 
     def _from_environment(self, rule: Rule, variable: str, key: Key) -> Any:
         self.places[dotted(key)] = f"environment: {variable}"
@@ -156,9 +157,9 @@ class Reader:
         except ValueError:
             pass
         try:
-            return rule.read(_printable(value))
+            return _read(rule, _printable(value), "environment", variable)
         except ValueError:
-            found, hint = self._show(text), closest_scheme(text, rule.choices)
+            found, hint = self._show(text), closest_scheme(text, rule.choices())
             raise mistake("environment", variable, rule.expected, found, hint) from None
 
     def _expand(self, raw: Any, key: Key) -> Any:
@@ -206,6 +207,13 @@ class Reader:
         while key and key not in self.lines:
             key = key[:-1]
         return f"{self.path}:{self.lines.get(key, 1)}"
+
+
+def _read(rule: Rule, value: Any, place: str, key: str) -> Any:
+    try:
+        return rule.read(value)
+    except ConfigurationError as error:
+        raise misfit(place, key, error) from error
 
 
 def _settable(kind: Any) -> bool:

@@ -6,27 +6,16 @@ import ipaddress
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
-from oyez import adapters
+from oyez import adapters, sites
+from oyez.errors import ConfigurationError
 
-_BROKERS = (
-    "embedded",
-    "memory",
-    "kafka",
-    "nats",
-    "amqp",
-    "amqps",
-    "redis",
-    "rediss",
-    "sns+sqs",
-    "postgresql",
-)
-_STORES = ("sqlite", "postgresql")
 _STORAGES = ("folder", "s3", "postgresql")
-_PLACES = {"embedded": "embedded:FILE", "sqlite": "sqlite:FILE", "folder": "folder:PATH"}
+_PLACEHOLDER = re.compile(r"\{(?:service|bridge)\}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
@@ -61,13 +50,22 @@ class Rule(NamedTuple):
     """What one setting may be.
 
     ``read`` turns a value of TOML into the setting or raises ``ValueError``; ``from_text`` first
-    turns an environment variable into such a value.
+    turns an environment variable into such a value. ``choices`` are what a text, or the scheme of a
+    URL, may be: errors propose the closest of them, and list them as ``shape`` has it.
     """
 
-    expected: str
+    what: str
     read: Callable[[Any], Any]
     from_text: Callable[[str], Any] = str
-    choices: tuple[str, ...] = ()
+    choices: Callable[[], tuple[str, ...]] = tuple
+    shape: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What is allowed, for errors."""
+        if not self.shape:
+            return self.what
+        return self.what + ", ".join(self.shape.format(each) for each in self.choices())
 
 
 def pattern(expected: str, pattern: re.Pattern[str]) -> Rule:
@@ -89,7 +87,7 @@ def one_of(*choices: str) -> Rule:
             raise ValueError
         return str(value)
 
-    return Rule("one of " + ", ".join(f'"{each}"' for each in choices), read, choices=choices)
+    return Rule("one of ", read, choices=lambda: choices, shape='"{}"')
 
 
 def whole(low: int, high: int, unit: str = "") -> Rule:
@@ -126,37 +124,48 @@ def truth() -> Rule:
     return Rule("true or false", read, lambda text: words.get(text, text))
 
 
-def url(what: str, schemes: tuple[str, ...], others: str = "") -> Rule:
-    """Return the rule of a URL with one of the schemes.
+def url(what: str, group: str) -> Rule:
+    """Return the rule of a URL that an adapter of a group of entry points serves.
 
-    ``others`` is the group of entry points that add schemes of other packages.
+    Its ``read`` raises ConfigurationError, which says why, where the adapter can't read the URL.
     """
+
+    def read(value: object) -> str:
+        scheme, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if not isinstance(value, str) or not colon or not adapters.serves(group, scheme):
+            raise ValueError
+        try:
+            sites.check(_PLACEHOLDER.sub("x", value))
+        except ConfigurationError:
+            if not rest.strip("/"):
+                raise ValueError from None
+            raise
+        return value
+
+    listed = partial(adapters.schemes, group)
+    return Rule(f"a {what}: one of ", read, choices=listed, shape="{}:…")
+
+
+def storage() -> Rule:
+    """Return the rule of a URL of a storage for data that is too large for the broker."""
 
     def read(value: object) -> str:
         if not isinstance(value, str):
             raise ValueError
-        scheme, colon, rest = value.partition(":")
-        if colon and scheme not in schemes and others and scheme in adapters.found(others):
-            if not rest:
-                raise ValueError
-            return value
-        if not colon or scheme not in schemes:
-            raise ValueError
-        if scheme in _PLACES:
+        scheme, _, rest = value.partition(":")
+        hosts = re.split(r"[/?#]", rest.rpartition("@")[2].removeprefix("//"))[0]
+        ports = re.findall(r":([0-9]+)(?:,|$)", hosts)
+        if scheme == "folder":
             complete = rest.strip("/") != ""
-        elif scheme == "memory":
-            complete = rest == ""
         else:
             complete = rest.startswith("//") and len(rest) > 2
-        hosts = re.split(r"[/?#]", rest.rpartition("@")[2].removeprefix("//"))[0]
-        ports = [] if scheme in _PLACES else re.findall(r":([0-9]+)(?:,|$)", hosts)
-        if not complete or any(not 0 < int(port[:6]) < 65536 for port in ports):
+            complete = complete and all(0 < int(port[:6]) < 65536 for port in ports)
+        if scheme not in _STORAGES or not complete:
             raise ValueError
         return value
 
-    shapes = {**_PLACES, "memory": "memory:"}
-    listed = ", ".join(shapes.get(each, f"{each}://…") for each in schemes)
-    return Rule(f"a {what}: one of {listed}", read, choices=schemes)
+    what = "a storage: one of folder:PATH, s3://…, postgresql://…"
+    return Rule(what, read, choices=lambda: _STORAGES)
 
 
 def text(expected: str) -> Rule:
@@ -205,6 +214,6 @@ def command() -> Rule:
 ADDRESS = Rule('an address "HOST:PORT", the port from 0 to 65535', Listen.parse)
 APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)
-BROKER = url("broker", _BROKERS, adapters.BROKERS)
-STORE = url("store", _STORES, adapters.STORES)
-STORAGE = url("storage", _STORAGES)
+BROKER = url("broker", adapters.BROKERS)
+STORE = url("store", adapters.STORES)
+STORAGE = storage()

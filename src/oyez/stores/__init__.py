@@ -7,7 +7,6 @@ from typing import Protocol
 
 from oyez import adapters
 from oyez.ambient import Ambient
-from oyez.endpoint import Endpoint
 from oyez.errors import ConfigurationError
 from oyez.ports import Store
 
@@ -26,23 +25,9 @@ def connect(url: str, ambient: Ambient, *, root: Path) -> Store:
     Relative files are relative to ``root``. Raises ConfigurationError for a scheme without an
     adapter, an unknown option or an adapter whose driver is not installed.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite":
-        from oyez.stores.sqlite import SqliteStore
-
-        return SqliteStore(root / rest, ambient)
-    if scheme == "postgresql":
-        try:
-            from oyez.postgresql import PORT
-            from oyez.stores.postgres.store import PostgresOptions, PostgresStore
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"store: {scheme} needs the package {error.name}: pip install 'oyez[postgresql]'"
-            ) from error
-        endpoint = Endpoint(url, port=PORT)
-        return PostgresStore(endpoint, ambient, endpoint.options(PostgresOptions))
+    scheme = url.partition(":")[0]
     make: Connect | None = adapters.load(adapters.STORES, scheme)
-    if make is not None:
-        return make(url, ambient, root=root)
-    known = ", ".join(("sqlite", "postgresql", *adapters.found(adapters.STORES)))
-    raise ConfigurationError(f"store: expected one of {known}, found {scheme!r}")
+    if make is None:
+        known = ", ".join(adapters.schemes(adapters.STORES))
+        raise ConfigurationError(f"store: expected one of {known}, found {scheme!r}")
+    return make(url, ambient, root=root)

@@ -48,6 +48,6 @@ def connect(
 
 def site(url: str, *, root: Path) -> str:
     """Return the site of a URL, its account; see `oyez.sites.Site`."""
-    # The user decides which account it is, and accounts see nothing of each other.
+    # The user determines the account, and accounts are isolated from each other.
     endpoint = Endpoint(url, port=PORT)
     return f"nats://{endpoint.user or ''}@{endpoint.servers}/{endpoint.path}"

@@ -56,7 +56,7 @@ def connect(
 
 def site(url: str, *, root: Path) -> str:
     """Return the site of a URL, its schema; see `oyez.sites.Site`."""
-    # Without a database in the URL it is the environment's, or the one that is called as the user.
+    # Without a database in the URL it is that of the environment, or that named as the user.
     endpoint = Endpoint(url, port=PORT)
     database = endpoint.path or f"?{endpoint.user or ''}"
     return f"postgresql://{endpoint.servers}/{database}/{endpoint.given.get('schema', 'oyez')}"

@@ -76,7 +76,7 @@ def connect(
 
 def site(url: str, *, root: Path) -> str:
     """Return the site of a URL, its region and account; see `oyez.sites.Site`."""
-    # Keys belong to accounts, which see nothing of each other.
+    # The access key determines the account.
     endpoint = Endpoint(url, port=PORT)
     regions = ",".join(sorted({host.lower() for host, _ in endpoint.hosts}))
     at = urlsplit(endpoint.given.get("endpoint", ""))
