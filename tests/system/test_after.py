@@ -19,10 +19,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from oyez.cli.project import Project
 
 from oyez.config import load
 from oyez.ports import BEGINNING
+from oyez.project import Project
 
 CONFIG = """
 [system]
