@@ -429,7 +429,7 @@ class TestHousehold:
     @pytest.mark.parametrize(
         ("url", "message"),
         [
-            ("kafka://h/db", "expected nothing behind the hosts"),
+            ("kafka://h/db", "expected nothing after the hosts"),
             ("kafka://h?acks=0", "acks"),
             ("kafka://h?sasl_mechanism=GSSAPI", "sasl_mechanism"),
             ("kafka://h?linger_ms=5", "did you mean linger"),

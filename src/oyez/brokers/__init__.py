@@ -1,4 +1,4 @@
-"""What carries the events: one adapter a folder, behind `oyez.ports.Broker`; none knows another."""
+"""The brokers: one adapter a folder, each an `oyez.ports.Broker`; none imports another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oyez.ports import Broker
 
 
 class Connect(Protocol):
-    """What an entry point of ``oyez.brokers`` names; see `oyez.adapters`."""
+    """The function that an entry point of ``oyez.brokers`` names; see `oyez.adapters`."""
 
     def __call__(
         self,
@@ -25,7 +25,7 @@ class Connect(Protocol):
         partitions: int,
         retention: float,
     ) -> Broker:
-        """The broker that the URL names, not opened yet; parameters as in `connect`."""
+        """Return the broker of a URL, not open; parameters as in `connect`."""
         ...
 
 
@@ -40,12 +40,12 @@ def connect(
     claim_check: str | None = None,
     claims: ClaimCheckOptions | None = None,
 ) -> Broker:
-    """The broker that a URL names; nothing is opened yet.
+    """Return the broker of a URL, not open.
 
-    ``root`` is what a relative file is relative to, ``group`` the consumer group (SYSTEM.SERVICE)
-    that reads; empty for whoever only looks. ``partitions`` is what new streams get, ``retention``
-    is in seconds. ``claim_check`` is the URL of the storage for what is too large for the broker.
-    Raises ConfigurationError for a scheme that has no adapter, an unknown option or an adapter
+    Relative files are relative to ``root``. ``group`` is the consumer group (SYSTEM.SERVICE) that
+    reads, empty for inspection. ``partitions`` is the number for new streams, ``retention`` is in
+    seconds. ``claim_check`` is the URL of the storage for data that is too large for the broker.
+    Raises ConfigurationError for a scheme without an adapter, an unknown option or an adapter
     whose driver is not installed.
     """
     scheme = url.partition(":")[0]

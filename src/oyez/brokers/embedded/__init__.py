@@ -1,15 +1,15 @@
 """The default broker: all streams of a system in one SQLite file, used by many processes at once.
 
-An append is durable when `publish` returns; appends of one process that arrive while another is
-being flushed share the next commit, and processes queue for the file by its lock. Readers go by
-position; a committer wakes them with a datagram (see `oyez.sqlite`), and a slow poll is the
-safety net where that can't reach. Old records are deleted by age and by size.
+An append is durable when `publish` returns. Appends of one process during a flush share the next
+commit, and processes wait for the file by its lock. Readers go by position; a process that commits
+wakes them with a datagram (see `oyez.sqlite`), and they poll slowly in case it is lost. Old records
+are deleted by age and by size.
 
 ::
 
-    broker.py   the face, `oyez.ports.Broker`, and what wakes readers
-    options.py  how it behaves
-    log.py      the tables in the file, and what is done to them on its threads
+    broker.py   the `oyez.ports.Broker`, and the waking of readers
+    options.py  the options of the URL
+    log.py      the tables in the file, and the statements on its threads
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The face of the embedded broker, `oyez.ports.Broker`, and what wakes its readers."""
+"""The embedded broker, an `oyez.ports.Broker`, and the waking of its readers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class EmbeddedBroker:
-    """Streams in one file; the face is `oyez.ports.Broker`."""
+    """Streams in one file; an `oyez.ports.Broker`."""
 
     capabilities = Capabilities(durability="power-loss", history=True, processes=True)
 
@@ -150,7 +150,7 @@ class EmbeddedBroker:
         if await self._call(self._file.read(lambda c: c.execute(sql).get)) > now:
             return
         while await self._call(self._file.write(partial(self._log.delete_old, now))):
-            await self._ambient.sleep(0.05)  # let appends go between two rounds
+            await self._ambient.sleep(0.05)  # appends may run between two rounds
 
     async def _call(self, answer: Awaitable[T]) -> T:
         try:

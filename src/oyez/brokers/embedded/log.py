@@ -1,4 +1,4 @@
-"""The tables in the file, and what is done to them on the file's threads."""
+"""The tables in the file, and the statements that run on the file's threads."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ create table housekeeping (id integer primary key check (id = 1), due real not n
 insert into housekeeping values (1, 0);
 """,
 )
-"""The schema, step by step: what changes it is appended, never edited into an earlier step."""
+"""The schema as steps: a change is a new step at the end; steps are never edited."""
 
 encode = msgspec.json.Encoder().encode
-"""Headers as they are stored."""
+"""The encoder of headers."""
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
 class Log:
-    """What appends, fetches and deletes within a transaction that the file has begun."""
+    """The log: appends, fetches and deletes records within a transaction of the file."""
 
     def __init__(self, path: Path, options: EmbeddedOptions, streams: Streams[list[int]]) -> None:
-        """Create it; ``streams`` are those that were seen committed, by their partitions' ids."""
+        """Create it; ``streams`` are the committed ones, by their partitions' ids."""
         self._path = path
         self._options = options
         self._streams = streams
@@ -54,7 +54,7 @@ class Log:
         now: float,
         connection: apsw.Connection,
     ) -> None:
-        """Append records behind the last of their partitions, headers ``encoded`` apart."""
+        """Append records to their partitions; ``encoded`` are their headers."""
         streams = dict.fromkeys(record.stream for record in records)
         places = {stream: self._places(connection, stream) for stream in streams}
         indexes = partitions_of(records, {stream: len(places[stream]) for stream in streams})
@@ -78,8 +78,8 @@ class Log:
         )
 
     def _places(self, connection: apsw.Connection, stream: str) -> list[int]:
-        # Only what a reader has seen committed is remembered: a stream made here may still be
-        # rolled back, and its numbers given to another.
+        # Only committed streams are cached: one created here may still be rolled back, and its
+        # ids be reused.
         known = self._streams.known.get(stream)
         if known is not None:
             return known
@@ -88,12 +88,12 @@ class Log:
         return found or self.make(connection, stream, self._options.partitions)
 
     def make(self, connection: apsw.Connection, stream: str, partitions: int) -> list[int]:
-        """Make the partitions of a stream; the numbers that the tables know them by."""
+        """Create the partitions of a stream; return their ids."""
         sql = "insert into partition (stream, partition) values (?, ?) returning id"
         return [connection.execute(sql, (stream, index)).get for index in range(partitions)]
 
     def fetch(self, place: Place, after: Position, connection: apsw.Connection) -> Batch | None:
-        """Return what stands behind a position, None when nothing does. Raises BrokerCorrupt."""
+        """Return the records after a position, None without any. Raises BrokerCorrupt."""
         stream, partition = place
         sql = """select position, time, cast(key as blob), headers, data, crc from record
           where partition = ? and position > ? order by position limit ?"""
@@ -126,7 +126,7 @@ class Log:
         return Batch(records, missed=records[0].position - after - 1)
 
     def delete_old(self, now: float, connection: apsw.Connection) -> bool:
-        """Delete a bounded number of records; whether there may be more to delete."""
+        """Delete a bounded number of records; return whether there may be more to delete."""
         count = 1_000
         places = list(connection.execute("select id, last from partition"))
         horizon = now - self._options.retention
@@ -156,7 +156,7 @@ class Log:
         return more
 
     def _delete(self, connection: apsw.Connection, place: int, horizon: float, count: int) -> bool:
-        """Delete up to ``count`` of the oldest records before ``horizon``; whether it was full."""
+        """Delete up to ``count`` of the oldest records before ``horizon``; True if it did."""
         sql = "select position, time from record where partition = ? order by position limit ?"
         old = [pos for pos, time in connection.execute(sql, (place, count)) if time < horizon]
         if old:

@@ -46,7 +46,7 @@ class KafkaBroker:
     ) -> None:
         """``group`` is the consumer group under which `handled` shows what is committed."""
         if endpoint.path:
-            raise endpoint.error(f"expected nothing behind the hosts, found {endpoint.path!r}")
+            raise endpoint.error(f"expected nothing after the hosts, found {endpoint.path!r}")
         self.options = options
         self.capabilities = _capabilities("process-crash", options.max_message_bytes)
         self._endpoint = endpoint

@@ -1,4 +1,4 @@
-"""A broker in the memory of one process, for tests and simulations. Nothing outlives it."""
+"""A broker in the memory of one process, for tests and simulations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The face of the memory broker, `oyez.ports.Broker`, and all there is to it."""
+"""The memory broker, an `oyez.ports.Broker`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from oyez.errors import BrokerUnavailable
 from oyez.ports import BEGINNING, Batch, Capabilities, Finding, Position, Record
 
 BATCH = 256
-"""Records in one batch, at most."""
+"""The limit of records in one batch."""
 
 
 class MemoryBroker:
-    """Streams as lists; the face is `oyez.ports.Broker`."""
+    """Streams as lists; an `oyez.ports.Broker`."""
 
     capabilities = Capabilities(durability="volatile", history=True, processes=False)
 
     def __init__(self, ambient: Ambient, *, partitions: int = 8) -> None:
-        """``partitions``: how many a stream gets that is made by its first record."""
+        """``partitions``: the number for a stream that is created by its first record."""
         self._ambient = ambient
         self._partitions = partitions
         self._streams: Streams[list[list[Record]]] = Streams()
@@ -31,7 +31,7 @@ class MemoryBroker:
 
     @property
     def logs(self) -> Mapping[str, list[list[Record]]]:
-        """Every record, by stream and partition, for tests to look at."""
+        """All records, by stream and partition, for tests."""
         return self._streams.known
 
     async def open(self) -> None:
@@ -41,14 +41,14 @@ class MemoryBroker:
         pass  # a later `open` still finds the records
 
     def interrupt(self, down: bool) -> None:
-        """Be out of reach until called again with False: what a test does to a real server."""
+        """Make the broker unavailable until called again with False, for tests."""
         self._down = down
         self._heads.wake_all()
 
     async def publish(self, records: Sequence[Record]) -> None:
         self._check()
         now = self._ambient.now()
-        # In the order of the records, so that a simulation repeats itself.
+        # In the order of the records, so that a simulation is repeatable.
         streams = dict.fromkeys(record.stream for record in records)
         for stream in streams:
             if stream not in self.logs:

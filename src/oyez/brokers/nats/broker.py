@@ -1,4 +1,4 @@
-"""The face of JetStream, `oyez.ports.Broker`: streams and positions."""
+"""JetStream as an `oyez.ports.Broker`."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import Batch, Capabilities, Finding, Position, Record
 
 ROOM = 4_096
-"""Bytes of the server's largest message that are left for what the protocol adds to a record."""
+"""Bytes of the server's message limit that are reserved for the protocol's own headers."""
 
 
 class NatsBroker:
-    """Streams on JetStream; the face is `oyez.ports.Broker`."""
+    """Streams on JetStream; an `oyez.ports.Broker`."""
 
     def __init__(
         self, endpoint: Endpoint, ambient: Ambient, options: NatsOptions, group: str = ""
     ) -> None:
-        """``group`` is shown nowhere: JetStream's consumers count only what they delivered."""
+        """``group`` is not used: JetStream's consumers count only what they delivered."""
         if endpoint.path:
-            raise endpoint.error(f"expected nothing behind the hosts, found /{endpoint.path}")
+            raise endpoint.error(f"expected nothing after the hosts, found /{endpoint.path}")
         self.options = options
         self.capabilities = _capabilities(options.sync == "always", 1_048_576)
         encrypted = options.tls or options.tls_first or options.cafile or options.certfile
@@ -133,7 +133,7 @@ class NatsBroker:
             return {}
         if not info.config.allow_direct:
             raise BrokerRefused(
-                f"stream {info.config.name} does not tell its lag: nats stream edit "
+                f"stream {info.config.name} does not report its lag: nats stream edit "
                 f"{info.config.name} --allow-direct"
             )
         found: dict[int, int] = {}
@@ -166,7 +166,7 @@ class NatsBroker:
         await self.streams()
 
     async def _existing(self, stream: str, partition: int) -> StreamInfo:
-        """How the stream stands now, once it exists with that partition."""
+        """Wait until the stream exists with that partition; return its state."""
         while True:
             changed = self._streams.changed
             info = await self._jetstream.info(stream)
@@ -177,7 +177,7 @@ class NatsBroker:
                     await changed.wait()
 
     async def _make(self, stream: str, partitions: int) -> StreamInfo:
-        """Make the stream unless it is there; how it stands now."""
+        """Create the stream unless it exists; return its state."""
         info = await self._jetstream.info(stream)
         if info is None:
             await self._jetstream.make(await self._config(stream, partitions))
@@ -231,7 +231,7 @@ class NatsBroker:
     # -- the server's setup ------------------------------------------------------------------------
 
     async def _check(self) -> None:
-        """Learn what the server can do. Raises BrokerRefused when that is too little."""
+        """Query the capabilities of the server. Raises BrokerRefused when they are insufficient."""
         link = await self._connection.link()
         info, place = link.info, link.place
         if not info.at_least(2, 10):
@@ -250,7 +250,7 @@ class NatsBroker:
         self._checked = True
 
     async def _syncs_always(self) -> bool:
-        """Whether the server says so: it does to users that may ask the system account."""
+        """Return whether the server reports it, which it does to users of the system account."""
         try:
             _, answer = await self._jetstream.request("$SYS.REQ.SERVER.PING.JSZ", {})
             return msgspec.json.decode(answer, type=_Report).data.config.sync_always
@@ -259,7 +259,7 @@ class NatsBroker:
 
 
 def _message(record: Record, partition: int, most: int) -> Message:
-    """Raises BrokerRefused for a record of more than ``most`` bytes."""
+    """Return the message of a record. Raises BrokerRefused above ``most`` bytes."""
     header, data = encode(record), record.data or b""
     size = len(header) + len(data)
     if size > most:

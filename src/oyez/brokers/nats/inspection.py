@@ -1,4 +1,4 @@
-"""What of the servers and their streams loses acknowledged events, or makes them hard to keep."""
+"""The faults in the configuration of servers and streams that lose acknowledged events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oyez.ports import Finding
 def judge(
     infos: Iterable[StreamInfo], options: NatsOptions, server: ServerInfo, *, durable: bool
 ) -> list[Finding]:
-    """What loses acknowledged records, or makes them slow or hard to keep."""
+    """Return the faults that lose acknowledged records, or make them slow or hard to operate."""
     findings = Findings()
     tell = findings.tell
     tell(

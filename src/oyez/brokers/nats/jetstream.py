@@ -1,4 +1,4 @@
-"""JetStream's API, as far as we use it: streams, their state, and what consumers would know."""
+"""The part of JetStream's API in use: streams, their state, and the last positions."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.ports import BEGINNING, Position
 
 SECOND = 1_000_000_000
-"""In nanoseconds, as JetStream counts."""
+"""In nanoseconds, JetStream's unit."""
 NOT_FOUND = 10_059
 NAME_IN_USE = 10_058
 TOO_MANY_BATCHES = 10_210
 NO_BATCHES = 10_174
 INCOMPLETE_BATCH = 10_176
 PATIENCE = 0.3
-"""The part of a deadline after which it is asked again: a dying leader takes questions along."""
+"""The share of a deadline after which a request is repeated: a dying leader loses requests."""
 DELIVERED = b"$JS.ACK."
-"""How the reply subject of a delivered record begins."""
+"""The prefix of the reply subject of a delivered record."""
 
 _PASSING = (INCOMPLETE_BATCH, 10_002)
-"""What passes although its code says that the request is at fault."""
+"""Errors that are transient although their code blames the request."""
 _REMEDIES = {
     10_002: "raise the account's JetStream limits, or keep events for less long",
     10_023: "free space for JetStream, or raise max_file_store",
     10_039: "enable JetStream for this account, or use another user in system.broker",
     10_054: "set system.claim_check, or raise the stream's max_msg_size",
-    10_065: "nats stream ls --subjects tells which; delete it, or name the system differently",
+    10_065: "find it with nats stream ls --subjects; delete it, or name the system differently",
     10_074: "leave replicas out of system.broker, or have a cluster",
     10_199: "raise max_batch_size in the servers' limits to 512",
 }
@@ -44,14 +44,14 @@ _STREAM = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 class ApiError(msgspec.Struct, frozen=True):
-    """Why a request failed."""
+    """The error of a request."""
 
     code: int = 500
     err_code: int = 0
     description: str = ""
 
     def explain(self, what: str) -> BrokerError:
-        """As an error of ours; ``what`` is what was asked."""
+        """Return it as a BrokerError; ``what`` names the request."""
         remedy = _REMEDIES.get(self.err_code)
         text = f"{what}: {self.description}" + (f": {remedy}" if remedy else "")
         if self.code >= 500 or self.code in (408, 429) or self.err_code in _PASSING:
@@ -60,13 +60,13 @@ class ApiError(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What every answer has."""
+    """The common part of all responses."""
 
     error: ApiError | None = None
 
 
 class Acknowledgement(msgspec.Struct, frozen=True):
-    """That a record, or a batch of them, is stored."""
+    """The acknowledgement of a record, or of a batch."""
 
     stream: str = ""
     seq: int = 0
@@ -74,7 +74,7 @@ class Acknowledgement(msgspec.Struct, frozen=True):
 
 
 class StreamConfig(msgspec.Struct, frozen=True):
-    """How a stream is set up."""
+    """The configuration of a stream."""
 
     name: str
     subjects: list[str] = []
@@ -96,7 +96,7 @@ class StreamConfig(msgspec.Struct, frozen=True):
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """What a stream holds."""
+    """The state of a stream."""
 
     messages: int = 0
     first_seq: int = 0
@@ -104,7 +104,7 @@ class StreamState(msgspec.Struct, frozen=True):
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
-    """A stream, ours or not."""
+    """A stream, of Oyez or not."""
 
     config: StreamConfig
     state: StreamState
@@ -113,12 +113,12 @@ class StreamInfo(msgspec.Struct, frozen=True):
 
     @property
     def clustered(self) -> bool:
-        """Whether it lives in a cluster, where it could have more copies."""
+        """Whether it is in a cluster, where it could have more copies."""
         return self.cluster is not None and "name" in self.cluster
 
     @property
     def stream(self) -> str:
-        """Our name for it; empty when its subjects are not those of a stream of ours."""
+        """Oyez's name of it; empty when its subjects are not those of a stream of Oyez."""
         subjects = self.config.subjects
         if not subjects:
             return ""
@@ -128,7 +128,7 @@ class StreamInfo(msgspec.Struct, frozen=True):
 
     @property
     def partitions(self) -> int:
-        """How many a stream of ours has."""
+        """The number of partitions of a stream of Oyez."""
         return len(self.config.subjects)
 
     @property
@@ -138,25 +138,25 @@ class StreamInfo(msgspec.Struct, frozen=True):
 
     @property
     def start(self) -> Position:
-        """Behind which everything is kept: BEGINNING while nothing was deleted."""
+        """The position after which all records are kept: BEGINNING while nothing was deleted."""
         first = self.state.first_seq
         return first - 1 if first > max(self.config.first_seq, 1) else BEGINNING
 
     @property
     def limited(self) -> bool:
-        """Whether records are deleted before they are old."""
+        """Whether records may be deleted before their retention ends."""
         config = self.config
         return max(config.max_msgs, config.max_bytes, config.max_msgs_per_subject) > 0
 
     def missed(self, position: Position) -> int:
-        """Whether records behind a position may be gone: 1, or 0 when they are not.
+        """Return 1 if records after a position may be deleted, else 0.
 
-        The positions that are gone may all have been other partitions'; nobody can tell.
+        The deleted positions may all have been of other partitions, which is not known.
         """
         return int(position < self.start)
 
     def resume(self, position: Position) -> tuple[Position, bool]:
-        """Where reading behind a position goes on, and whether that is the beginning anew."""
+        """Return the position to read from, and whether the stream was restarted."""
         beyond = position > self.last
         if position > BEGINNING and (beyond or position < self.config.first_seq - 1):
             return BEGINNING, True
@@ -164,14 +164,14 @@ class StreamInfo(msgspec.Struct, frozen=True):
 
 
 class JetStream:
-    """Asks JetStream over a connection; every question has a deadline, in seconds."""
+    """A client of JetStream's API over a connection; every call has a deadline, in seconds."""
 
     def __init__(self, connection: Connection, deadline: float) -> None:
         self.connection = connection
         self._deadline = deadline
 
     async def ask(self, what: str, body: object = None) -> bytes | None:
-        """The answer; None when there is no such stream. Raises BrokerError."""
+        """Return the response; None when there is no such stream. Raises BrokerError."""
         _, answer = await self.request(f"$JS.API.{what}", body)
         error = decode_answer(answer).error
         if error is None:
@@ -181,7 +181,7 @@ class JetStream:
         raise error.explain(what)
 
     async def request(self, subject: str, body: object = None) -> tuple[bytes, bytes]:
-        """Header and payload of the first answer. Raises BrokerError."""
+        """Return header and payload of the first response. Raises BrokerError."""
         payload = b"" if body is None else _json(body)
         async with Deadline(self._deadline, self.connection.url):
             while True:
@@ -197,7 +197,7 @@ class JetStream:
         return header, answer
 
     async def streams(self, known: Mapping[str, StreamInfo]) -> dict[str, StreamInfo]:
-        """Ours among all streams; one that is ``known`` and whose servers are silent stays."""
+        """Return the streams of Oyez; a ``known`` one whose servers are silent is kept."""
         found: dict[str, StreamInfo] = {}
         silent = {info.config.name: info for info in known.values()}
         count, total = 0, 1
@@ -213,13 +213,13 @@ class JetStream:
         return found
 
     async def info(self, stream: str) -> StreamInfo | None:
-        """How the stream stands now; None when there is none of ours by that name."""
+        """Return the state of a stream; None when Oyez has none of that name."""
         answer = await self.ask(f"STREAM.INFO.{name_of(stream)}")
         info = None if answer is None else decode_info(answer)
         return info if info is not None and info.stream == stream else None
 
     async def make(self, config: Mapping[str, Any]) -> None:
-        """Make a stream unless its name is in use. Raises BrokerRefused when it can't be."""
+        """Create a stream unless its name is in use. Raises BrokerRefused when that fails."""
         what = f"STREAM.CREATE.{config['name']}"
         _, answer = await self.request(f"$JS.API.{what}", config)
         error = decode_answer(answer).error
@@ -227,7 +227,7 @@ class JetStream:
             raise error.explain(what)
 
     async def count(self, stream: str, partition: int, after: Position) -> int:
-        """How many records of the partition stand behind a position."""
+        """Return the number of records of the partition after a position."""
         header, _ = await self.request(
             f"$JS.API.DIRECT.GET.{name_of(stream)}",
             {"seq": after + 1, "next_by_subj": f"{stream}.{partition}", "batch": 1},
@@ -237,7 +237,7 @@ class JetStream:
         return int(last_value(header, "Nats-Num-Pending") or 0) + 1
 
     async def last(self, info: StreamInfo) -> dict[int, Position]:
-        """The last position of each partition that has a record."""
+        """Return the last position of each partition that has a record."""
         async with Deadline(self._deadline, self.connection.url):
             link = await self.connection.link()
             found = _Collector()
@@ -276,7 +276,7 @@ class JetStream:
 
 
 class _Collector:
-    """Takes in one message a partition."""
+    """A subscriber that collects one message a partition."""
 
     def __init__(self) -> None:
         self.places: dict[int, Position] = {}
@@ -297,24 +297,24 @@ class _Collector:
     async def wait(self, count: int) -> None:
         while len(self.places) < count:
             if self._ended:
-                raise BrokerUnavailable("JetStream did not tell the last records")
+                raise BrokerUnavailable("JetStream did not return the last records")
             self._arrived.clear()
             await self._arrived.wait()
 
 
 def delivery(reply: bytes) -> tuple[Position, int, int, int]:
-    """What the reply subject of a delivered record says about it.
+    """Parse the reply subject of a delivered record.
 
-    Its position, its number among those delivered, its time in ns, how many are pending.
+    Returns its position, its number among those delivered, its time in ns, the number pending.
     """
     words = reply.split(b".")
-    # Newer servers put a domain and an account in front.
+    # Newer servers add a domain and an account before.
     position, number, time, pending = words[5:9] if len(words) == 9 else words[7:11]
     return int(position), int(number), int(time), int(pending)
 
 
 def name_of(stream: str) -> str:
-    """JetStream's name for a stream. Raises BrokerRefused for one that can't be a subject."""
+    """Return JetStream's name of a stream. Raises BrokerRefused if it can't be a subject."""
     if not _STREAM.fullmatch(stream) or len(stream) > 200:
         raise BrokerRefused(
             f"NATS can't carry a stream named {stream[:40]!r}: words of letters, digits, - and _ "

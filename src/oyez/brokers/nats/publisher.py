@@ -1,8 +1,8 @@
-"""Puts records on one stream: whatever waits goes together, and the next only behind it.
+"""Publishes records to one stream: waiting records form a batch, and batches follow each other.
 
-A resend after any failure must not leave the second of a key before the first. So each partition
-has one record on its way at a time, or all travel as one atomic batch, which is stored in order or
-not at all: whichever is faster by what the last round trips took.
+A resend after a failure must not store the second record of a key before the first. So each
+partition has one record in flight at a time, or all are one atomic batch, which is stored in order
+or not at all: whichever was faster by the last round trips.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from oyez.brokers.nats.link import NO_RESPONDERS, Link
 from oyez.errors import BrokerError, BrokerUnavailable
 
 BATCH = 512
-"""Records in one atomic batch; the server takes 1,000 unless told otherwise."""
+"""The limit of records in one atomic batch; the server accepts 1,000 by default."""
 BATCH_BYTES = 1024 * 1024
-"""Bytes in one batch, about; one record may exceed it alone."""
+"""The approximate limit of bytes in one batch; a single record may exceed it."""
 COST = 0.015
-"""Seconds, about, that a batch takes a server longer than one record does."""
+"""The approximate seconds that a batch takes a server longer than one record."""
 
 Message = tuple[str, bytes, bytes]
 """Subject, header without its last line, payload."""
 
 
 class Publisher:
-    """What is on its way to one stream."""
+    """The publisher of one stream."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Publisher:
         info: StreamInfo,
         deadline: float,
     ) -> None:
-        """``made`` makes the stream, described by ``info``, once more if it is gone."""
+        """``made`` creates the stream, described by ``info``, again if it was deleted."""
         self._connection = connection
         self._ambient = ambient
         self._made = made
@@ -63,10 +63,10 @@ class Publisher:
         self._last_batch = 0
         self._nonce = f"{ambient.bits(96):024x}"
         self._trip = 0.001
-        """Seconds from a record to its acknowledgement, lately."""
+        """The recent seconds from a record to its acknowledgement."""
 
     def add(self, messages: Sequence[Message]) -> asyncio.Future[None]:
-        """Done when all are stored; cancel it to leave out what has not been sent."""
+        """Return a future that is done when all are stored; cancel it to drop unsent records."""
         post = _Post(messages)
         self._posts.append(post)
         if self._sending is None or self._sending.done():
@@ -74,7 +74,7 @@ class Publisher:
         return post.done
 
     async def close(self) -> None:
-        """Give up what has not been sent."""
+        """Drop unsent records."""
         await stop(self._sending)
 
     async def _send_all(self) -> None:
@@ -97,7 +97,7 @@ class Publisher:
                 post.fail(BrokerUnavailable(f"{self._connection.url} is closed"))
 
     def _next(self) -> tuple[list[Message], list[_Post]]:
-        """As many messages as fit, and whose they are; posts leave the queue with their last."""
+        """Return as many messages as fit, with their posts; finished posts leave the queue."""
         batch: list[Message] = []
         owners: list[_Post] = []
         room = BATCH_BYTES
@@ -119,7 +119,7 @@ class Publisher:
     # -- one batch ---------------------------------------------------------------------------------
 
     async def _store(self, batch: list[Message]) -> None:
-        """Return when the batch is stored. Raises BrokerError."""
+        """Send the batch and wait until it is stored. Raises BrokerError."""
         pauses = Pauses(self._ambient)
         made = False
         patience: float | None = self._deadline * PATIENCE
@@ -165,9 +165,9 @@ class Publisher:
     async def _exchange(
         self, link: Link, batch: list[Message], patience: float | None
     ) -> Acknowledgement | None:
-        """What the server says to one message or one atomic batch; None when there is no stream.
+        """Send one message or one atomic batch; return the acknowledgement, None without a stream.
 
-        Raises TimeoutError after so many seconds of ``patience``.
+        Raises TimeoutError after ``patience`` seconds.
         """
         reply, answer = link.expect(batch[-1][0])
         start = self._ambient.monotonic()
@@ -198,7 +198,7 @@ class Publisher:
     async def _one_by_one(
         self, link: Link, chains: Sequence[deque[Message]], patience: float | None
     ) -> Acknowledgement | None:
-        """The same for messages each behind the one before it; what is stored leaves its chain."""
+        """Do the same for messages in sequence; stored ones are removed from their chain."""
 
         async def send(chain: deque[Message]) -> Acknowledgement | None:
             told: Acknowledgement | None = Acknowledgement()
@@ -211,7 +211,7 @@ class Publisher:
 
         if len(chains) == 1:
             return await send(chains[0])
-        # All are waited for, so that none still sends when the next attempt or batch begins.
+        # Wait for all, so that none still sends when the next attempt or batch begins.
         answers = await asyncio.gather(*map(send, chains), return_exceptions=True)
         told: Acknowledgement | None = Acknowledgement()
         for answer in answers:
@@ -234,7 +234,7 @@ class Publisher:
 
 
 def _chains(batch: list[Message]) -> list[deque[Message]]:
-    """The messages of each partition."""
+    """Return the messages of each partition."""
     chains: dict[str, deque[Message]] = {}
     for message in batch:
         chains.setdefault(message[0], deque()).append(message)
@@ -248,7 +248,7 @@ def _publish(subject: str, header: bytes, payload: bytes, reply: str, end: str) 
 
 
 class _Post:
-    """What one call publishes to the stream."""
+    """The messages of one call for the stream."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = messages
