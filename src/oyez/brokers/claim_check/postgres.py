@@ -1,4 +1,4 @@
-"""A table in PostgreSQL as a storage: for whoever runs that server anyway and wants no other."""
+"""A table in PostgreSQL as a storage, for systems that run that server anyway."""
 
 from __future__ import annotations
 

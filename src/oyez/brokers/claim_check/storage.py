@@ -16,34 +16,34 @@ MARGIN = 86_400.0
 class Storage(Protocol):
     """Bytes under names; several processes put and get at once.
 
-    It connects by itself when it is first asked. Whoever calls sets the deadline. Every call raises
-    BrokerUnavailable where the storage is out of reach and BrokerRefused where it says no.
+    It connects by itself at the first call. The caller sets the deadline. Every call raises
+    BrokerUnavailable when the storage is out of reach and BrokerRefused when it refuses.
     """
 
     where: str
-    """The storage, for people."""
+    """The storage, for messages."""
     prefix: str
-    """A name behind it is the address of what is stored under that name."""
+    """The address of stored data, up to its name."""
 
     async def put(self, name: str, data: bytes) -> None:
-        """Return when the data is durable under the name, as new as if it had never been there."""
+        """Store data durably under a name, also as new if it exists."""
         ...
 
     async def get(self, name: str, most: int) -> bytes | None:
-        """What is stored under the name, of something longer ``most`` + 1 bytes; None for nothing.
+        """Return the data of a name, truncated to ``most`` + 1 bytes; None if it does not exist.
 
-        Nothing is what was never stored or is deleted, not what can't be seen for the moment.
+        None is for data that was never stored or is deleted, not for data out of reach.
         """
         ...
 
     async def sweep(self) -> None:
-        """Delete what is older than the retention and `MARGIN`, if nothing else does that here."""
+        """Delete data older than the retention and `MARGIN`, unless the storage does so itself."""
         ...
 
     async def inspect(self) -> Sequence[Finding]:
-        """What is wrong with how the storage is set up; empty when all is well."""
+        """Return the faults of the storage's configuration, with their remedies."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Safe at any time; what is asked for later connects again."""
+        """Close all connections. Safe at any time; a later call connects again."""
         ...

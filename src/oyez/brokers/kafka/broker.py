@@ -207,7 +207,7 @@ class KafkaBroker:
         if publisher is not None:
             self._discard(publisher)
         if error.code() in UNKNOWN:
-            for topic, *_ in window:  # deleted meanwhile: whoever tries again makes it
+            for topic, *_ in window:  # deleted meanwhile: the next attempt creates it
                 self._streams.known.pop(topic, None)
         raise self._explain(error)
 

@@ -32,7 +32,7 @@ _GALLOP = 16
 
 
 class Interruption(Enum):
-    """Why a reading ended; whoever reads finds out where to go on."""
+    """The end of a reading; the reader then determines from where to go on."""
 
     OUT_OF_RANGE = auto()
     """The offset is not in the partition's log (any more)."""
@@ -51,7 +51,7 @@ class Interrupted(Exception):
 
 
 class Reading:
-    """What stands behind one offset: a fetcher's thread fills it, one reader empties it."""
+    """The prefetched messages after an offset: filled by a fetcher's thread, emptied by a reader."""
 
     def __init__(self, place: Place, offset: int) -> None:
         self.place = place

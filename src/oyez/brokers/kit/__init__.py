@@ -1,17 +1,17 @@
-"""What adapters of brokers have in common: functions and small classes that an adapter holds.
+"""The kit of broker adapters: common functions and small classes.
 
-An adapter derives from no behaviour of it and may do without any of it. Nothing here knows an
-adapter; only `oyez.brokers.kit.aws`, which two adapters import, knows a driver.
+Adapters inherit no behaviour from it and may use any part or none. Nothing here imports an adapter;
+only `oyez.brokers.kit.aws`, which two adapters use, imports a driver.
 
 ::
 
     options.py   the options of a broker that has a server
-    streams.py   which streams are known, the partition of a record, refusals
+    streams.py   the known streams, the partition of a record, refusals
     calls.py     deadlines, and pauses between attempts
-    watch.py     jobs that are done again and again, and looks for a reason
+    watch.py     periodic jobs, and queries on demand
     heads.py     waiting for a partition to grow
-    progress.py  showing what is handled
-    windows.py   cutting what one call brings
-    findings.py  collecting what an inspection finds
+    progress.py  reporting handled positions
+    windows.py   splitting the records of a call
+    findings.py  collecting the findings of an inspection
     aws.py       clients of AWS
 """

@@ -1,4 +1,4 @@
-"""Calls to a server that may be silent or gone: their deadline, and pauses between attempts."""
+"""Calls to a server that may be silent or down: their deadline, and pauses between attempts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from oyez.ambient import Ambient, backoff
 from oyez.errors import BrokerUnavailable
 
 MOST = 2.0
-"""Seconds between two attempts, at most: a broker that returns is noticed soon."""
+"""The longest pause between two attempts, in seconds."""
 
 
 class Deadline:
-    """Ends an ``async with`` block in time: raises BrokerUnavailable, which names the server."""
+    """A deadline of an ``async with`` block: raises BrokerUnavailable, which names the server."""
 
     __slots__ = ("_seconds", "_timeout", "_where", "trouble")
 
@@ -28,7 +28,7 @@ class Deadline:
     ) -> None:
         """Create a deadline; ``where`` is the server for people, ``timeout`` the clock in use."""
         self.trouble: object = None
-        """Why the last attempt within the block failed; the error repeats it."""
+        """The error of the last attempt within the block, which the BrokerUnavailable includes."""
         self._seconds = seconds
         self._where = where
         self._timeout = timeout(seconds)

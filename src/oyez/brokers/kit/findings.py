@@ -1,4 +1,4 @@
-"""Collecting what an inspection finds."""
+"""Collects the findings of an inspection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Findings:
     """The findings of one inspection, in order."""
 
     def __init__(self, about: str = "") -> None:
-        """Create it empty; ``about`` begins what each finding says."""
+        """Create it empty; ``about`` is the beginning of each finding's text."""
         self.found: list[Finding] = []
         self._about = about
 

@@ -1,4 +1,4 @@
-"""Waiting for a partition to grow."""
+"""The wait for a partition to grow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Heads(Generic[K]):
-    """Readers that wait for more behind the head of a partition, by whatever names it."""
+    """The readers that wait for records after the head of a partition, by its key."""
 
     def __init__(self) -> None:
         self._waiting: dict[K, asyncio.Future[None]] = {}
 
     async def wait(self, place: K) -> None:
-        """Return when the partition may have grown."""
+        """Wait until the partition may have grown."""
         waiting = self._waiting.get(place)
         if waiting is None or waiting.done():
             waiting = self._waiting[place] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""Showing a broker's own tools what is handled, a little later."""
+"""Reports handled positions to a broker's own tools, somewhat later."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from oyez.ports import Position
 
 
 class Progress:
-    """The positions that are handled and not shown yet."""
+    """The handled positions that are not reported yet."""
 
     def __init__(self, show: Callable[[Mapping[Place, Position]], Awaitable[None]]) -> None:
-        """Create it empty; ``show`` tells the broker and raises BrokerError where it can't."""
+        """Create it empty; ``show`` reports to the broker, and raises BrokerError if that fails."""
         self.handled: dict[Place, Position] = {}
         """The last position of each partition that moved since `show`."""
         self._show = show
 
     async def show(self) -> None:
-        """Show what has moved.
+        """Report the positions that moved.
 
-        Raises BrokerError; what could not be shown while the broker was out of reach is kept.
+        Raises BrokerError; positions not reported while the broker was out of reach are kept.
         """
         moved, self.handled = self.handled, {}
         if not moved:

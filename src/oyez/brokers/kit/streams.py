@@ -1,4 +1,4 @@
-"""Streams and their partitions: which are known, where records go, what is refused."""
+"""Streams and their partitions: the known ones, the partitions of records, refusals."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Place = tuple[str, int]
 
 
 class Streams(Generic[T]):
-    """The streams that are known, and who is told of new ones."""
+    """The known streams, and the callbacks for new ones."""
 
     def __init__(self) -> None:
         self.known: dict[str, T] = {}
-        """What the adapter keeps of each stream."""
+        """The adapter's own value for each stream."""
         self.changed = asyncio.Event()
-        """Set, and another one put in its place, when something else is known."""
+        """Set, and replaced by a new event, at each change."""
         self._listeners: list[Callable[[], None]] = []
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Call back whenever a stream is added."""
+        """Call ``callback`` whenever a stream is added."""
         self._listeners.append(callback)
 
     def add(self, stream: str, value: T) -> None:
-        """Add a stream, or replace what is kept of it."""
+        """Add a stream, or replace its value."""
         self.replace({**self.known, stream: value})
 
     def replace(self, found: dict[str, T]) -> None:
-        """Replace all that is known."""
+        """Replace all known streams."""
         before, self.known = self.known, found
         if found == before:
             return
@@ -46,7 +46,7 @@ class Streams(Generic[T]):
 
 
 def partitions_of(records: Sequence[Record], counts: Mapping[str, int]) -> list[int]:
-    """Return the partition of each record, given how many each stream has."""
+    """Return the partition of each record, by the number of partitions of each stream."""
     return [
         partition_without_key(record.headers.get("id", ""), counts[record.stream])
         if record.key is None

@@ -1,4 +1,4 @@
-"""What runs beside the calls: jobs that are done again and again, and looks for a reason."""
+"""Background work of an adapter: periodic jobs, and queries on demand."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Job = Callable[[], Awaitable[object]]
 
 
 async def every(ambient: Ambient, seconds: float | Callable[[], float], job: Job) -> None:
-    """Do a job for ever, each time after a pause.
+    """Repeat a job for ever, each time after a pause.
 
-    A BrokerError is left to whoever reads or publishes, who meets the same and reports it.
+    A BrokerError is ignored: readers and publishers get the same error and report it.
     """
     while True:
         await ambient.sleep(seconds if isinstance(seconds, int | float) else seconds())
@@ -33,9 +33,9 @@ async def stop(*tasks: asyncio.Task[None] | None) -> None:
 
 
 class Look:
-    """A look at the broker, one at a time, and one more if a reason came meanwhile.
+    """A query of the broker: one at a time, and one more if it was requested meanwhile.
 
-    A BrokerError is left to whoever reads or publishes, who meets the same and reports it.
+    A BrokerError is ignored: readers and publishers get the same error and report it.
     """
 
     def __init__(self, look: Job, name: str) -> None:
@@ -45,13 +45,13 @@ class Look:
         self._again = False
 
     def soon(self) -> None:
-        """Look soon; never waits."""
+        """Request a query; never waits."""
         self._again = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Look no more until `soon`."""
+        """Make no query until `soon`."""
         await stop(self._task)
 
     async def _run(self) -> None:

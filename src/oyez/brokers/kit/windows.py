@@ -1,4 +1,4 @@
-"""Cutting what one call brings into parts that may be on their way at once."""
+"""Splits the records of a call into parts that may be in flight at once."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Link(asyncio.Protocol):
             await asyncio.wait([self._gone], timeout=1.0)
 
     def abort(self, error: AmqpError) -> None:
-        """Let go at once; whoever waits for something gets ``error``."""
+        """Close at once; every waiter gets ``error``."""
         if self.lost is None:
             self.lost = error
             if self._timer is not None:
@@ -383,7 +383,7 @@ class Channel:
         for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
-                answer.exception()  # whoever stopped waiting for it needs no warning
+                answer.exception()  # a waiter that gave up needs no warning
         self.on_end(error)
 
     # -- what the connection calls ----------------------------------------------------------------

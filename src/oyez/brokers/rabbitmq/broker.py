@@ -271,7 +271,7 @@ class RabbitMqBroker:
         group = self._own_group
         if group and group not in self._registry.groups:
             await self._make_all()
-            # From here on whoever makes a stream makes this group's queues with it.
+            # From here on every process that creates a stream creates this group's queues too.
             await self._registry.add(Entry(group=group))
             await self._make_all()
 

@@ -95,7 +95,7 @@ class _Line:
         return any(each is call for each, _ in self._sent.values())
 
     def give_up(self, why: AmqpError) -> None:
-        """End it; whoever has something on its way here is told."""
+        """End it; pending publishes fail."""
         self.channel.discard()
         self._end(why)
 

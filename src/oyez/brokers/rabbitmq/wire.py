@@ -102,7 +102,7 @@ def decode(
     ):
         headers["datacontenttype"] = message.content_type
     elif not headers:
-        # No event at all: what is known of it is shown to whoever looks at the dead letter.
+        # Not an event: its headers are kept for the dead letter.
         headers.update(message.others)
         if message.content_type is not None:
             headers["content-type"] = message.content_type
