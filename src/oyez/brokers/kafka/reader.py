@@ -51,7 +51,7 @@ class Interrupted(Exception):
 
 
 class Reading:
-    """The prefetched messages after an offset: filled by a fetcher's thread, emptied by a reader."""
+    """Prefetched messages after an offset, filled by a fetcher's thread, read by one reader."""
 
     def __init__(self, place: Place, offset: int) -> None:
         self.place = place

@@ -40,7 +40,7 @@ def size(record: Record) -> int:
 
 
 def decode(message: Message, stream: str, partition: int) -> Record:
-    """The record in a message, whoever wrote it; what is not text comes with its bytes escaped.
+    """Return the record of a message from any producer; bytes that are not text are escaped.
 
     Headers with the prefix of CloudEvents have plain names. Others beside them belong to the
     transport and are left out; a message that has none at all keeps what it has.

@@ -146,7 +146,7 @@ class Reader:
         self._request()
 
     def _begin(self, info: StreamInfo) -> None:
-        """Find out whether what stands behind the position is still what it was."""
+        """Check whether the records after the position are still the same ones."""
         place, restarted = info.resume(self._position)
         if self._position and self._created not in ("", info.created):
             place, restarted = BEGINNING, True

@@ -19,7 +19,7 @@ STRUCTURED = "application/cloudevents"
 STRUCTURED_JSON = f"{STRUCTURED}+json"
 
 _PLAIN = re.compile(r"[!#$&-~]*").fullmatch
-"""Printable ASCII without space, double quote and percent: what stands in a header as it is."""
+"""Printable ASCII without space, double quote and percent, which headers carry unchanged."""
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _NAME = re.compile(r"[!-9;-~]+").fullmatch
 _KEY = "oyez-key"
@@ -57,7 +57,7 @@ def encode(record: Record) -> bytes:
 def decode(
     header: bytes, payload: bytes, stream: str, partition: int, position: Position, time: float
 ) -> Record:
-    """The record in a message, whoever wrote it: never raises, for the lane to judge.
+    """Return the record of a message from any producer; never raises, for the lane to judge.
 
     Headers that are no attributes are left out beside attributes, and kept where there are none. An
     object without any header is structured, which the binding 1.0.2 knows alone.

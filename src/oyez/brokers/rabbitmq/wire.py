@@ -86,7 +86,7 @@ def encode(record: Record, now: float) -> bytes:
 def decode(
     stream: str, partition: int, properties: bytes, body: bytes, position: Position, now: float
 ) -> Record:
-    """The record in a message from the wire, whoever sent it and whatever it holds.
+    """Return the record of a message from any producer, whatever its contents.
 
     ``position`` stands for the one in the message, where it has none. Never raises: what can't be
     understood is left out, and text that is not UTF-8 keeps its bytes as ``\\xNN``.

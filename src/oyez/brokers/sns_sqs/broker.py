@@ -133,11 +133,11 @@ class SnsSqsBroker:
         check_count(stream, await self._topology.make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        """Raises BrokerRefused: positions in a queue are counted by whoever reads it."""
+        """Refuse: each reader of a queue counts positions of its own. Raises BrokerRefused."""
         raise BrokerRefused("SQS keeps no history: a stream there has no positions to look at")
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        """Raises BrokerRefused: positions in a queue are counted by whoever reads it."""
+        """Refuse: each reader of a queue counts positions of its own. Raises BrokerRefused."""
         raise BrokerRefused("SQS keeps no history: a stream there has no positions to look at")
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:

@@ -22,7 +22,7 @@ STREAM = f"{MARKER}stream-"
 GROUP = f"{MARKER}group-"
 """How the names of the queues begin that say that a stream or a group exists."""
 ONLOOKER = "look-"
-"""How the names of the queues begin that are made for whoever only looks."""
+"""The prefix of the queues that are created for inspection."""
 NAME_TAG = "oyez:name"
 PARTITIONS_TAG = "oyez:partitions"
 SHORTEST_RETENTION, LONGEST_RETENTION = 60, 14 * 86_400

@@ -93,7 +93,7 @@ def group_of(key: str) -> str:
 
 
 def decode(message: Mapping[str, Any]) -> list[Content]:
-    """The events in a message that was received, whoever sent it; what is none as it is."""
+    """Return the events of a received message from any producer; anything else unchanged."""
     body: str = message["Body"]
     attributes = {
         name: _text(each.get("StringValue"), each.get("BinaryValue"))
