@@ -137,7 +137,7 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
 async def _started(
     process: ServiceProcess, stopped: asyncio.Event, http: str, admin_at: str
 ) -> bool:
-    """Start the process, unless a signal to stop comes first: a start may wait for a locked file."""
+    """Start the process, unless a signal to stop comes first: it may wait for a locked file."""
     start = asyncio.create_task(process.start(http=http, admin=admin_at), name="start")
     stop = asyncio.create_task(stopped.wait(), name="stop")
     await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
