@@ -80,6 +80,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """A plain ``def``: it runs on a thread."""
     generator: bool
     stream: str | None
+    allow: Mapping[str, str]
+    """The rules of `oyez topology --check` that it may break, by code, with the reason."""
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -139,6 +141,7 @@ def compile_handler(
     order: str = "key",
     batch: bool = False,
     stream: str | None = None,
+    allow: Mapping[str, str] | None = None,
 ) -> Handler:
     """Compile a handler from its signature. Raises DeclarationError naming the remedy."""
     place = f"{function.__module__}.{function.__qualname__}"
@@ -202,6 +205,7 @@ def compile_handler(
         blocking=not asynchronous,
         generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
         stream=stream,
+        allow=dict(allow or {}),
     )
 
 

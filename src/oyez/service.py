@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
@@ -91,13 +91,15 @@ class Service:
         order: str = "key",
         batch: bool = False,
         stream: str | None = None,
+        allow: Mapping[str, str] | None = None,
     ) -> Callable[[F], F]:
         """Subscribe the decorated function to these event classes.
 
         ``name`` identifies the handler in inbox and dead letters: keep it when you rename the
         function. ``timeout`` is in seconds. ``concurrency`` limits the concurrent calls of a
         handler without a transaction. With ``order="none"`` events may overtake a failed one of
-        their key. ``batch`` passes lists of events. ``stream`` is the only stream to read. Raises
+        their key. ``batch`` passes lists of events. ``stream`` is the only stream to read.
+        ``allow`` permits it to break rules of `oyez topology --check`, with the reason. Raises
         DeclarationError.
         """
 
@@ -113,6 +115,7 @@ class Service:
                 order=order,
                 batch=batch,
                 stream=stream,
+                allow=allow,
             )
             if any(handler.name == other.name for other in self.handlers):
                 raise DeclarationError(

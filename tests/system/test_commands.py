@@ -31,6 +31,7 @@ from oyez.project import Project
 CONFIG = """
 [system]
 name = "till"
+external = ["till.audited"]
 
 [services.desk]
 app = "desk:service"

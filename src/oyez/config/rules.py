@@ -22,6 +22,7 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _APP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9.-]*))):([0-9]{1,5})")
 _SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
+_TYPE = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
 
 
@@ -182,6 +183,19 @@ def methods() -> Rule:
         return tuple(dict.fromkeys(value))
 
     return Rule("a list of " + ", ".join(_METHODS), read)
+
+
+def types() -> Rule:
+    """Return the rule of a list of event types."""
+
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise ValueError
+        if any(not isinstance(each, str) or not _TYPE.fullmatch(each) for each in value):
+            raise ValueError
+        return tuple(dict.fromkeys(value))
+
+    return Rule("a list of event types", read)
 
 
 def streams() -> Rule:

@@ -38,6 +38,7 @@ class SystemSettings(_Settings, frozen=True, kw_only=True):
     claim_check_over: Annotated[int, rules.whole(0, 2**30, " of bytes")] = 0
     data: Annotated[str, rules.text("a folder")] = ".oyez"
     log: Annotated[Literal["console", "json"], rules.one_of("console", "json")] = "console"
+    external: Annotated[tuple[str, ...], rules.types()] = ()
 
 
 class ServiceSettings(_Settings, frozen=True, kw_only=True):

@@ -1,0 +1,322 @@
+"""The lint of a system: for each rule a faulty twin that breaks it and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from oyez import Context, Event, Retry, Service, Transaction, event
+from oyez.inspection.lint import CODES, Fault, as_value, check
+
+SHOP = Path(__file__).parents[2] / "examples" / "shop"
+
+
+class Placed(Event, type="t.placed", key="order"):
+    order: str
+    cents: int = 0
+    note: str | None = None
+
+
+class Paid(Event, type="t.paid", key="order"):
+    order: str
+
+
+class Lost(Event, type="t.lost", key="order"):
+    order: str
+
+
+class Plased(Event, type="t.plased", key="order"):
+    order: str
+
+
+class Other(Event, type="t.placed", key="cents"):
+    order: str
+    cents: int
+
+
+class Closed(Event, type="t.closed"):
+    day: str
+
+
+class Wanting(Event, type="t.placed", key="order"):
+    order: str
+    vat: int
+
+
+class Rated(Event, type="bank.rated", key="order", stream="bank.rates"):
+    order: str
+
+
+class Gateway:
+    """What a service provides to call the outside."""
+
+
+def shop() -> tuple[Service, Service]:
+    """Two services without a fault: orders publishes what payments handles."""
+    orders = Service("orders", publishes=(Placed,))
+
+    @orders.on(Paid)
+    async def paid(event: Paid, tx: Transaction) -> None: ...
+
+    payments = Service("payments")
+
+    @payments.provides
+    def gateway() -> Gateway:
+        return Gateway()
+
+    @payments.on(Placed)
+    async def charge(event: Placed, context: Context, gateway: Gateway) -> Paid: ...
+
+    return orders, payments
+
+
+def unheard(orders: Service, payments: Service) -> None:
+    @orders.on(Paid, name="again")
+    async def again(event: Paid, tx: Transaction) -> Lost | None: ...
+
+
+def unsaid(orders: Service, payments: Service) -> None:
+    @payments.on(Plased)
+    async def misspelt(event: Plased, tx: Transaction) -> None: ...
+
+
+def two_owners(orders: Service, payments: Service) -> None:
+    @orders.on(Paid, name="again")
+    async def again(event: Paid, tx: Transaction) -> None: ...
+
+    orders._publishes = (*orders._publishes, *payments.publishes)
+
+
+def key_differs(orders: Service, payments: Service) -> None:
+    @payments.on(Other, name="other")
+    async def other(event: Other, tx: Transaction) -> None: ...
+
+
+def order_lost(orders: Service, payments: Service) -> None:
+    @orders.on(Paid, name="close")
+    async def close(event: Paid, tx: Transaction) -> Closed | None: ...
+
+    @payments.on(Closed)
+    async def closed(event: Closed, tx: Transaction) -> None: ...
+
+
+def feeds_itself(orders: Service, payments: Service) -> None:
+    @orders.on(Paid, name="again")
+    async def again(event: Paid, tx: Transaction) -> Placed: ...
+
+
+def not_idempotent(orders: Service, payments: Service) -> None:
+    @payments.on(Placed, name="call")
+    async def call(event: Placed, gateway: Gateway) -> None: ...
+
+
+def retries_too_long(orders: Service, payments: Service) -> None:
+    @payments.on(Placed, name="stubborn", retry=Retry(attempts=10_000))
+    async def stubborn(event: Placed, tx: Transaction) -> None: ...
+
+
+def misfit(orders: Service, payments: Service) -> None:
+    @payments.on(Wanting, name="wanting")
+    async def wanting(event: Wanting, tx: Transaction) -> None: ...
+
+
+def unneeded(orders: Service, payments: Service) -> None:
+    @payments.on(Placed, name="fine", allow={"E14": "it ends"})
+    async def fine(event: Placed, tx: Transaction) -> None: ...
+
+
+TWINS: dict[str, Callable[[Service, Service], None]] = {
+    "E00": unneeded,
+    "E01": unheard,
+    "E02": unsaid,
+    "E04": two_owners,
+    "E05": key_differs,
+    "E06": order_lost,
+    "E14": feeds_itself,
+    "E16": not_idempotent,
+    "E17": retries_too_long,
+    "E18": misfit,
+}
+
+
+def found(*breaks: Callable[[Service, Service], None], **options: tuple[str, ...]) -> list[Fault]:
+    orders, payments = shop()
+    for each in breaks:
+        each(orders, payments)
+    return check({"orders": orders, "payments": payments}, **options)
+
+
+def test_a_system_without_a_fault_has_none() -> None:
+    assert found() == []
+    assert set(TWINS) == set(CODES)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_each_twin_breaks_its_own_rule_alone(code: str) -> None:
+    faults = found(TWINS[code])
+    assert {each.code for each in faults} == {code}
+    for each in faults:
+        assert each.file == __file__
+        assert each.line > 0
+        assert each.remedy
+        assert each.level == ("error" if code in ("E02", "E04", "E05", "E14", "E18") else "warning")
+
+
+def test_faults_name_what_is_wrong() -> None:
+    (unsaid_,) = found(unsaid)
+    assert "t.plased, which payments.misspelt handles; t.placed is published" in unsaid_.text
+    (circle,) = found(feeds_itself)
+    assert circle.text == "events lead to themselves: t.paid → t.placed → t.paid"
+    (wanting,) = found(misfit)
+    assert wanting.text.endswith("the t.placed of orders: it has no field vat")
+
+
+def test_what_comes_from_outside_is_named() -> None:
+    assert found(unsaid, external=("t.plased",)) == []
+    assert found(unheard, external=("t.lost",)) == []
+
+
+def test_a_stream_of_another_system_needs_no_publisher() -> None:
+    orders, payments = shop()
+
+    @payments.on(Rated)
+    async def rated(event: Rated, tx: Transaction) -> None: ...
+
+    services = {"orders": orders, "payments": payments}
+    assert check(services, system="shop") == []
+    assert [each.code for each in check(services, system="bank")] == ["E02"]
+
+
+def test_a_permit_silences_its_rule_and_must_give_a_reason() -> None:
+    for reason, codes in (("it ends at the third order", []), (" ", ["E00"])):
+
+        def ends(orders: Service, payments: Service, reason: str = reason) -> None:
+            @orders.on(Paid, name="again", allow={"E14": reason})
+            async def again(event: Paid, tx: Transaction) -> Placed: ...
+
+        assert [each.code for each in found(ends)] == codes
+
+
+def test_a_circle_that_a_handler_may_end_is_a_warning() -> None:
+    def perhaps(orders: Service, payments: Service) -> None:
+        @orders.on(Paid, name="again")
+        async def again(event: Paid, tx: Transaction) -> Placed | None: ...
+
+    (circle,) = found(perhaps)
+    assert (circle.code, circle.level) == ("E14", "warning")
+
+
+def test_an_event_may_lead_to_itself_at_once() -> None:
+    def echo(orders: Service, payments: Service) -> None:
+        @orders.on(Placed, name="echo")
+        async def echo(event: Placed, tx: Transaction) -> list[Placed]: ...
+
+    (circle,) = found(echo)
+    assert circle.text.startswith("events lead to themselves: t.placed → t.placed; whether")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "why"),
+    [
+        (str, int, "the field value is string, and number is expected"),
+        (int, float, ""),
+        (str | None, str, ""),
+        (None, str, "the field value is null, and string is expected"),
+        (list[int], list[str], ""),
+        (msgspec.UNSET.__class__ | str, str, ""),
+    ],
+)
+def test_types_of_fields_are_compared_as_json(theirs: object, mine: object, why: str) -> None:
+    made = dataclass(type("Made", (), {"__annotations__": {"id": str, "value": theirs}}))
+    read = dataclass(type("Read", (), {"__annotations__": {"id": str, "value": mine}}))
+    orders = Service("orders", publishes=(event(type="t.made", key="id")(made),))
+    payments = Service("payments")
+    kind = event(type="t.made", key="id")(read)
+
+    async def take(event, tx: Transaction): ...  # type: ignore[no-untyped-def]
+
+    payments.on(kind)(take)
+    faults = check({"orders": orders, "payments": payments})
+    assert [each.text.partition(": ")[2] for each in faults] == ([why] if why else [])
+
+
+def test_an_older_version_than_is_published_can_not_be_read() -> None:
+    class Newer(Event, type="t.paid", key="order", version=2):
+        order: str
+
+    orders, _ = shop()
+    till = Service("till", publishes=(Newer, Placed))
+    faults = check({"orders": orders, "till": till}, external=("t.placed",))
+    assert [each.text.partition(": ")[2] for each in faults] == [
+        "version 2 is published, and 1 is handled"
+    ]
+
+
+def test_a_large_system_is_checked() -> None:
+    """500 types of 50 services, with ten handlers each and more."""
+    classes = [
+        type(Event)(f"E{n}", (Event,), {"__annotations__": {"id": str}}, type=f"t.e{n}", key="id")
+        for n in range(500)
+    ]
+    services = {}
+    for number in range(50):
+        own = classes[number * 10 : number * 10 + 10]
+        service = services[f"s{number}"] = Service(f"s{number}", publishes=tuple(own))
+        for index in range(number, 500, 50):
+            for offset in range(10):
+
+                async def take(event, tx: Transaction): ...  # type: ignore[no-untyped-def]
+
+                kind = classes[(index + offset * 37) % 500]
+                service.on(kind, name=f"h{index}-{offset}")(take)
+    faults = check(services)
+    assert {each.code for each in faults} <= {"E01"}
+
+
+def test_the_command_ends_with_1_for_an_error_alone(tmp_path: Path) -> None:
+    def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "oyez", "topology", "--check", *arguments]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+    good = run(cwd=SHOP)
+    assert (good.returncode, good.stdout) == (0, "0 errors, 0 warnings\n"), good.stderr
+    toml = '[system]\nname = "till"\n[services.desk]\napp = "desk:service"\n'
+    (tmp_path / "oyez.toml").write_text(toml)
+    (tmp_path / "desk.py").write_text(
+        "from oyez import Event, Service\n"
+        'class Sold(Event, type="till.sold", key="item"):\n    item: str\n'
+        'service = Service("desk", publishes=(Sold,))\n'
+    )
+    warned = run(cwd=tmp_path)
+    assert warned.returncode == 0
+    assert warned.stdout.startswith("E01 warning desk.py:2: nobody handles till.sold")
+    assert run("--strict", cwd=tmp_path).returncode == 1
+    (tmp_path / "desk.py").write_text(
+        "from oyez import Event, Service, Transaction\n"
+        'class Sold(Event, type="till.sold", key="item"):\n    item: str\n'
+        'service = Service("desk")\n'
+        "@service.on(Sold)\nasync def record(event: Sold, tx: Transaction) -> None: ...\n"
+    )
+    bad = run("--json", cwd=tmp_path)
+    assert bad.returncode == 1
+    value = json.loads(bad.stdout)
+    assert value["ok"] is False
+    assert [(each["code"], each["file"]) for each in value["faults"]] == [("E02", "desk.py")]
+    github = run("--format", "github", cwd=tmp_path)
+    assert github.stdout.startswith("::error file=desk.py,line=5,title=E02::nobody publishes")
+    (tmp_path / "oyez.toml").write_text(toml.replace('"till"', '"till"\nexternal = ["till.sold"]'))
+    assert run("--strict", cwd=tmp_path).returncode == 0
+    assert run("--format", "svg", cwd=tmp_path).returncode == 2
+
+
+def test_as_value_is_json() -> None:
+    value = as_value(found(unsaid), {"lost": "no module"})
+    assert json.loads(json.dumps(value)) == value
+    assert value["ok"] is False
