@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from oyez.errors import BrokerRefused
+from oyez.errors import BrokerRefused, RecordRefused
 from oyez.partitioning import partition_of, partition_without_key
 from oyez.ports import Position, Record
 
@@ -69,9 +69,9 @@ def check_count(stream: str, found: int, wanted: int) -> None:
         )
 
 
-def too_large(stream: str, size: int, most: int, otherwise: str = "") -> BrokerRefused:
+def too_large(stream: str, size: int, most: int, otherwise: str = "") -> RecordRefused:
     """Return the refusal of a record; ``otherwise`` is a remedy besides the claim check."""
     remedy = f", or {otherwise}" if otherwise else ""
-    return BrokerRefused(
+    return RecordRefused(
         f"a record of {stream} has {size} bytes; {most} are allowed: set system.claim_check{remedy}"
     )
