@@ -124,7 +124,7 @@ async def by_oyez(here: Surroundings, records: list[Record]) -> Figures:
     await process.start()
     await done.wait()
     seconds = time.perf_counter() - start
-    booked = await process.bench.store.fetch("select sum(cents) as cents from account", {})
+    booked = await process.store.fetch("select sum(cents) as cents from account", {})
     await process.drain()
     _check(booked[0]["cents"], records)
     return {"events/s": len(records) / seconds}
