@@ -11,8 +11,11 @@ from oyez import strict_json
 from oyez.errors import InvalidEvent, UnknownVersion
 from oyez.event import MAX_DATA, EventType, describe, is_event
 
-_long_number = re.compile(rb"[0-9]{19}").search
-_every_third = re.compile(rb"[0-9]{6}").search
+_DIGITS = b"0123456789"
+_LONG = 19
+"""Digits of the smallest integer beyond 64 bits."""
+_long_number = re.compile(rb"[0-9]{%d}" % _LONG).search
+_six_digits = re.compile(rb"[0-9]{6}").search
 _SCHEMA = re.compile(r"urn:oyez:(?P<name>.+):(?P<version>\d{1,6})")
 _PATH = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>.+)`)?", re.DOTALL)
 
@@ -35,8 +38,13 @@ def encode(kind: EventType, event: object) -> bytes:
     if b"null" in data:  # which is what NaN and infinity are encoded as
         _check_values(event)
         decode(kind, data)
-    # Of 19 digits in a row, at least six are at every third place: a third of the search.
-    if b"\\u" in data or (_every_third(data[::3]) and _long_number(data)):
+    # Both searches are spared by a byte that is missing, or by too few digits in all; and of 19
+    # digits in a row, at least six are at every third place: a third of the search.
+    if (0x5C in data and b"\\u" in data) or (
+        len(data) - len(data.translate(None, _DIGITS)) >= _LONG
+        and _six_digits(data[::3])
+        and _long_number(data)
+    ):
         _check_values(event)
         strict_json.read(data)
     return data
