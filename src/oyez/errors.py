@@ -11,6 +11,8 @@
     │   └── UnknownVersion                its contract version is newer than the handler knows
     ├── StoreError
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
+    │   │   └── StateConflict             another transaction holds the same keyed state
+    │   ├── NewerState        transient   keyed state was written by a newer version of the service
     │   ├── StoreMissing      permanent   it does not exist yet
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
     │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
@@ -84,6 +86,19 @@ class StoreError(OyezError):
 
 class StoreUnavailable(StoreError):
     """The store can't be written or read now: locked, full or out of reach."""
+
+    transient = True
+
+
+class StateConflict(StoreUnavailable):
+    """Another transaction holds the same keyed state; this one runs again, as no attempt."""
+
+
+class NewerState(StoreError):
+    """Keyed state was written by a newer version of the service, which is being deployed.
+
+    Its events wait, without an attempt being counted, until this process is replaced.
+    """
 
     transient = True
 

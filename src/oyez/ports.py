@@ -246,6 +246,27 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     reader: str = ""
 
 
+class Kept(msgspec.Struct, kw_only=True):
+    """A row of keyed state, by kind and key; see `oyez.state`.
+
+    ``version`` counts its changes, and is 0 for a row that does not exist; ``shape`` is the version
+    of the class that encoded ``data``. The other fields are those of a saga, None for other state.
+    Times are in seconds since 1970.
+    """
+
+    kind: str
+    key: str
+    version: int = 0
+    shape: int = 0
+    data: bytes | None = None
+    """None for a row that does not exist, or is to be deleted."""
+    status: str | None = None
+    step: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    correlationid: str | None = None
+
+
 Writes = list[tuple[str, list[Parameters]]]
 """Statements in the order of execution, each with its parameter sets."""
 
@@ -262,6 +283,8 @@ class Changes(msgspec.Struct, kw_only=True):
     retried: list[Parked] = []
     """Parked events with a new attempt count, history and due time."""
     dead: list[DeadLetter] = []
+    kept: list[Kept] = []
+    """Changed rows of keyed state, each loaded by this transaction and with the version loaded."""
     announced: list[Announcement] = []
     sent: list[int] = []
     """Outbox rows that the broker acknowledged, by ``seq``."""
@@ -299,6 +322,16 @@ class StoreTransaction(Protocol):
         """
         ...
 
+    async def load(self, keys: Sequence[tuple[str, str]], *, alone: bool) -> list[Kept]:
+        """Return the rows of keyed state of these (kind, key), each once and in any order.
+
+        Until this transaction ends no other one changes them, nor adds one that is missing. With
+        ``alone`` it may ``fetch`` as well; without, transactions that load other keys run at the
+        same time. It is called once, before any ``fetch`` unless ``alone``. Raises StateConflict
+        when it would have to wait too long for another transaction.
+        """
+        ...
+
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
         """Run a statement in the database's own dialect, for layers that generate SQL; as `fetch`.
 
@@ -319,7 +352,7 @@ class StoreTransaction(Protocol):
         """Commit all changes together, or nothing.
 
         Raises Fenced when ``changes.claim`` no longer holds, Superseded when an event to settle or
-        retry is no longer parked, ConstraintViolated, StoreUnavailable.
+        retry is no longer parked, ConstraintViolated, StateConflict, StoreUnavailable.
         """
         ...
 

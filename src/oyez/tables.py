@@ -1,6 +1,6 @@
 """Oyez's own tables in a service's store: their states, and the statements common to all stores.
 
-A store creates six tables; `STEPS` in each store module has the columns in its own SQL types.
+A store creates nine tables; `STEPS` in each store module has the columns in its own SQL types.
 
 - ``oyez_inbox``: one row for each event and handler, kept for deduplication; while the event is
   parked, the row also holds what its next attempt needs. Unique by (reader, event_id, source,
@@ -9,6 +9,11 @@ A store creates six tables; `STEPS` in each store module has the columns in its 
 - ``oyez_cursor``: the position, owner and epoch of each partition, by (stream, partition, reader).
 - ``oyez_replica``: the lease of each process of the service.
 - ``oyez_dead``: dead letters.
+- ``oyez_state``: keyed state, by (kind, key); see `oyez.state`. A saga's rows have a ``status`` as
+  well, and are also the view ``oyez_saga``.
+- ``oyez_saga_log``: one row for each transition of a saga.
+- ``oyez_timer``: what is to happen at a time, by (kind, key, name). ``part`` is the place
+  (``oyez:timers``) that fires it, ``armed`` the time at which it was set.
 - ``oyez_migration``: the migrations that have run, and marks of Oyez's own (names with ``oyez:``).
 
 A *reader* is the name of a set of positions and inbox rows: empty for the service itself, another

@@ -49,7 +49,7 @@ async def former(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         return
     place, name = server("postgresql"), f"test_{uuid4().hex[:12]}"
     admin = await asyncpg.connect(place.url)
-    await admin.execute(script.replace("stored_1", name))
+    await admin.execute(script.replace(request.param.replace("postgresql-", "stored_"), name))
     mark = "&" if "?" in place.url else "?"
     yield lambda: connect(f"{place.url}{mark}schema={name}", SystemAmbient(), root=tmp_path)
     await admin.execute(f'drop schema "{name}" cascade')

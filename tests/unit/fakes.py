@@ -19,7 +19,14 @@ import msgspec
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.brokers.memory.broker import MemoryBroker
-from oyez.errors import ConstraintViolated, Fenced, StoreMissing, StoreRefused, Superseded
+from oyez.errors import (
+    ConstraintViolated,
+    Fenced,
+    StateConflict,
+    StoreMissing,
+    StoreRefused,
+    Superseded,
+)
 from oyez.ports import (
     Announcement,
     Answer,
@@ -29,6 +36,7 @@ from oyez.ports import (
     Claim,
     DeadLetter,
     Finding,
+    Kept,
     Parameters,
     Parked,
     Position,
@@ -120,6 +128,7 @@ class Contents:
         self.cursors: list[Row] = []
         self.replicas: list[Row] = []
         self.dead: list[Row] = []
+        self.state: dict[tuple[str, str], Kept] = {}
         self.marks: dict[str, str] = {}
         self.written: list[tuple[str, Parameters]] = []
         self.last = 0
@@ -147,6 +156,8 @@ class Contents:
         for event_id, source, handler in changes.handled:
             self._remember(event_id, source, handler, reader, now)
         self.write(changes.writes)
+        for row in changes.kept:
+            self._keep(row)
         for announced in changes.announced:
             self.outbox.append(
                 {**msgspec.structs.asdict(announced), "seq": self.number(), "state": Outbox.WAITING}
@@ -175,6 +186,15 @@ class Contents:
             raise ConstraintViolated(f"item {parameters['id']} is there already")
         self.written.append((sql, dict(parameters)))
         return []
+
+    def _keep(self, row: Kept) -> None:
+        place = (row.kind, row.key)
+        known = self.state.get(place, Kept(kind=row.kind, key=row.key))
+        if known.version != row.version:
+            raise StateConflict(f"{place} was changed meanwhile")
+        self.state.pop(place, None)
+        if row.data is not None:
+            self.state[place] = msgspec.structs.replace(row, version=row.version + 1)
 
     def _check(self, claim: Claim, position: Position | None) -> None:
         cursor = self.cursor(claim.stream, claim.partition, claim.reader)
@@ -235,7 +255,8 @@ class FakeStore:
     """A store in memory; the face is `oyez.ports.Store`.
 
     ``faults`` knows the calls ``fetch`` (about its statement), ``seen``, ``outbox``, ``due``,
-    ``bury``, ``begun`` (a transaction's ``fetch``) and ``commit`` (about its changes).
+    ``bury``, ``begun`` (a transaction's ``fetch``), ``load`` (about its keys) and ``commit``
+    (about its changes).
     """
 
     def __init__(self) -> None:
@@ -398,6 +419,12 @@ class FakeTransaction:
         except Exception as error:
             self._failed = error
             raise
+
+    async def load(self, keys: Sequence[tuple[str, str]], *, alone: bool) -> list[Kept]:
+        """See `StoreTransaction.load`."""
+        await self._store.faults.meet("load", keys)
+        state = (await self._begin()).state
+        return [copy.copy(state.get(key)) or Kept(kind=key[0], key=key[1]) for key in keys]
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
         """See `StoreTransaction.run`; a fake has no words of its own."""

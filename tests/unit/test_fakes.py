@@ -32,6 +32,7 @@ class TestFakeStore:
     test_outbox = StoreSuite.test_the_outbox_is_in_commit_order
     test_concurrent = StoreSuite.test_concurrent_commits_each_keep_their_order_in_the_outbox
     test_delayed = StoreSuite.test_delayed_announcements_come_when_due
+    test_state = StoreSuite.test_no_change_of_state_is_lost
     test_refused = StoreSuite.test_a_refused_event_of_the_outbox_holds_its_key_until_it_is_settled
     test_told = StoreSuite.test_a_commit_is_told_to_every_store_on_the_database
 

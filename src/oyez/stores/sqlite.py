@@ -18,7 +18,7 @@ import msgspec
 
 from oyez.ambient import Ambient
 from oyez.endpoint import located
-from oyez.errors import Fenced, StoreMissing, StoreRefused, Superseded
+from oyez.errors import Fenced, StateConflict, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
     Announcement,
     Answer,
@@ -27,6 +27,7 @@ from oyez.ports import (
     Claim,
     DeadLetter,
     Finding,
+    Kept,
     Parameters,
     Parked,
     Position,
@@ -109,6 +110,37 @@ insert into oyez_cursor_2 (stream, partition, position, owner, epoch, crashes, c
 drop table oyez_cursor;
 alter table oyez_cursor_2 rename to oyez_cursor;
 """,
+    """
+create table oyez_state (
+  kind text not null, key text not null,
+  version integer not null, shape integer not null, data blob not null, changed real not null,
+  status text, step text, started real, ended real, correlationid text,
+  primary key (kind, key)
+) without rowid;
+create index oyez_state_status on oyez_state (kind, status, changed) where status is not null;
+create view oyez_saga as
+ select kind, key, version, shape, data, changed, status, step, started, ended, correlationid
+ from oyez_state where status is not null;
+
+create table oyez_saga_log (
+  kind text not null, key text not null, version integer not null,
+  at real not null, event_id text not null, type text not null, step text not null,
+  outputs blob not null,
+  primary key (kind, key, version)
+) without rowid;
+
+create table oyez_timer (
+  kind text not null, key text not null, name text not null,
+  due real not null, part integer not null, armed real not null,
+  primary key (kind, key, name)
+) without rowid;
+create index oyez_timer_due on oyez_timer (part, due);
+
+alter table oyez_outbox add column event_id text;
+alter table oyez_outbox add column name text;
+create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not null;
+create index oyez_outbox_name on oyez_outbox (name) where name is not null;
+""",
 )
 """The schema as steps: a change is a new step at the end; steps are never edited."""
 _FOR_EVER = 1e12
@@ -158,6 +190,14 @@ _DUE = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partit
  order by due, i.seq limit :limit"""
 _DUE_AT_ONCE = _DUE.format(when="= 0")
 _DUE_NOW = _DUE.format(when="> 0 and due <= :now")
+_LOAD = """select kind, key, version, shape, data, status, step, started, ended, correlationid
+ from oyez_state where kind = ? and key = ?"""
+_KEEP = """update oyez_state set version = version + 1, changed = ?, shape = ?, data = ?,
+  status = ?, step = ?, started = ?, ended = ?, correlationid = ?
+ where kind = ? and key = ? and version = ?"""
+_KEEP_NEW = """insert into oyez_state (version, changed, shape, data, status, step, started, ended,
+  correlationid, kind, key) values (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"""
+_DELETE = "delete from oyez_state where kind = ? and key = ? and version = ?"
 _ALIVE = """insert into oyez_replica (owner, until, started, note) values (:owner, :until, :now,
   :note) on conflict (owner) do update set until = excluded.until, note = excluded.note"""
 
@@ -307,6 +347,9 @@ class SqliteTransaction:
 
         return await self._take_turn().run(job)
 
+    async def load(self, keys: Sequence[tuple[str, str]], *, alone: bool) -> list[Kept]:
+        return await self._take_turn().run(partial(_load, keys=keys))
+
     async def rollback_to(self, savepoint: str) -> None:
         await self._take_turn().rollback_to(savepoint)
 
@@ -338,6 +381,8 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         reader = "" if claim is None else claim.reader
         connection.executemany(_HANDLED, [(*event, now, reader) for event in changes.handled])
     _write(connection, changes.writes)
+    if changes.kept:
+        _keep(connection, changes.kept, now)
     if changes.announced:
         connection.executemany(
             _ANNOUNCED,
@@ -367,6 +412,61 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         _check_still_parked(connection, parked)
     for parked in changes.parked:
         connection.execute(_PARKED, _parked_row(parked, now))
+
+
+def _load(connection: apsw.Connection, keys: Sequence[tuple[str, str]]) -> list[Kept]:
+    found = {}
+    for (
+        kind,
+        key,
+        version,
+        shape,
+        data,
+        status,
+        step,
+        started,
+        ended,
+        correlationid,
+    ) in connection.executemany(_LOAD, keys):
+        found[kind, key] = Kept(
+            kind=kind,
+            key=key,
+            version=version,
+            shape=shape,
+            data=data,
+            status=status,
+            step=step,
+            started=started,
+            ended=ended,
+            correlationid=correlationid,
+        )
+    return [found.get(key) or Kept(kind=key[0], key=key[1]) for key in keys]
+
+
+def _keep(connection: apsw.Connection, rows: Sequence[Kept], now: float) -> None:
+    """Write loaded rows, and delete those without data. Raises StateConflict."""
+    before = connection.total_changes()
+    expected = len(rows)
+    changed, added, gone = [], [], []
+    for row in rows:
+        place = (row.kind, row.key)
+        if row.data is None:
+            gone.append((*place, row.version))
+            expected -= not row.version
+            continue
+        fields = (
+            now, row.shape, row.data, row.status, row.step, row.started, row.ended,
+            row.correlationid, *place,
+        )  # fmt: skip
+        if row.version:
+            changed.append((*fields, row.version))
+        else:
+            added.append(fields)
+    for sql, sets in ((_KEEP, changed), (_KEEP_NEW, added), (_DELETE, gone)):
+        if sets:
+            connection.executemany(sql, sets)
+    if connection.total_changes() - before != expected:
+        raise StateConflict("keyed state was changed by a transaction that did not load it")
 
 
 def _check(connection: apsw.Connection, claim: Claim, position: Position | None) -> None:

@@ -30,6 +30,7 @@ from oyez.errors import (
     ConstraintViolated,
     Fenced,
     NotRedriven,
+    StateConflict,
     StoreMissing,
     StoreRefused,
     Superseded,
@@ -39,6 +40,7 @@ from oyez.ports import (
     Changes,
     Claim,
     DeadLetter,
+    Kept,
     Parked,
     Store,
     StoreTransaction,
@@ -701,6 +703,98 @@ class StoreSuite:
             with pytest.raises(NotRedriven):
                 await discard(store, letter, "twice")
 
+    # -- keyed state -------------------------------------------------------------------------------
+
+    async def test_state_is_kept_as_it_was_and_deleted(self, tmp_path: Path) -> None:
+        """A row that is missing has version 0; each change counts one."""
+        async with self._open(tmp_path, 2) as (store, other):
+            (row,) = await _load(store, "a")
+            assert row == Kept(kind="Kind", key="a")
+            saga = {"status": "running", "step": "pay", "started": 1.5, "correlationid": "c"}
+            for version, fields in ((1, {}), (2, saga), (3, {**saga, "ended": 2.5}), (4, {})):
+                data = f"{version} Ü".encode()
+                await _change(store, "a", data=data, shape=version + 1, **fields)
+                kept = Kept(
+                    kind="Kind", key="a", version=version, shape=version + 1, data=data, **fields
+                )
+                assert await _load(other, "b", "a") == [Kept(kind="Kind", key="b"), kept]
+                seen = await store.fetch("select key, status from oyez_saga", {})
+                assert seen == ([{"key": "a", "status": "running"}] if fields else [])
+            rows = await store.fetch("select key, version from oyez_state", {})
+            assert rows == [{"key": "a", "version": 4}]
+            await _change(other, "a", data=None)
+            await _change(other, "b", data=None)
+            assert await store.fetch("select key from oyez_state", {}) == []
+            assert (await _load(store, "a"))[0].version == 0
+
+    async def test_state_is_written_with_the_rest_or_not_at_all(self, tmp_path: Path) -> None:
+        """Also what a transaction that may read has loaded."""
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(Changes(writes=[_item(1)]))
+            for alone in (False, True):
+                tx = store.begin()
+                rows = await tx.load([("Kind", "a"), ("Kind", "b")], alone=alone)
+                rows[0].data = b"1"
+                if alone:
+                    assert await tx.fetch("select n from item", {}, []) == [{"n": 1}]
+                with pytest.raises(ConstraintViolated):
+                    await tx.commit(Changes(kept=rows[:1], writes=[_item(1)]))
+                await tx.rollback()
+                assert await store.fetch("select key from oyez_state", {}) == []
+
+    async def test_state_that_was_not_loaded_is_never_overwritten(self, tmp_path: Path) -> None:
+        """Neither where a row was changed since, nor where one was added or deleted."""
+        async with self._open(tmp_path) as (store,):
+            await _change(store, "a", data=b"1")
+            await _change(store, "a", data=b"2")
+            for key, version in (("a", 0), ("a", 1), ("b", 4)):
+                for data in (b"3", None):
+                    if (version, data) == (0, None):
+                        continue
+                    tx = store.begin()
+                    await tx.load([("Kind", "c")], alone=False)
+                    row = Kept(kind="Kind", key=key, version=version, data=data)
+                    with pytest.raises(StateConflict):
+                        await tx.commit(Changes(kept=[row], writes=[_item(1)]))
+                    await tx.rollback()
+            assert (await _load(store, "a"))[0].data == b"2"
+            assert (await _left(store))["item"] == 0
+
+    @pytest.mark.parametrize("replicas", [1, 3])
+    async def test_no_change_of_state_is_lost(self, tmp_path: Path, replicas: int) -> None:
+        """Transactions that load overlapping keys at the same time, some of which may read."""
+        rounds, workers, keys = 20, 4, 6
+        async with self._open(tmp_path, replicas) as stores:
+            conflicts = 0
+
+            async def work(number: int) -> None:
+                nonlocal conflicts
+                store, chance = stores[number % replicas], random.Random(number)  # noqa: S311
+                for turn in range(rounds):
+                    wanted = chance.sample(range(keys), 3)
+                    alone = number == 0 and turn % 4 == 0
+                    while True:
+                        tx = store.begin()
+                        try:
+                            names = [("Kind", str(key)) for key in wanted]
+                            rows = await tx.load(names, alone=alone)
+                            await asyncio.sleep(0)
+                            for row in rows:
+                                row.data = str(int(row.data or b"0") + 1).encode()
+                            await tx.commit(Changes(kept=rows))
+                            break
+                        except StateConflict:
+                            conflicts += 1
+                        finally:
+                            await tx.rollback()
+
+            async with asyncio.timeout(DEADLINE):
+                await asyncio.gather(*(work(number) for number in range(workers)))
+            rows = await _load(stores[0], *map(str, range(keys)))
+            assert sum(int(row.data or b"0") for row in rows) == rounds * workers * 3
+            assert all(int(row.data or b"0") == row.version for row in rows)
+            assert conflicts < rounds * workers
+
     # -- parked events -----------------------------------------------------------------------------
 
     async def test_a_parked_event_comes_back_as_it_was(self, tmp_path: Path) -> None:
@@ -1139,6 +1233,26 @@ async def _claimed(store: Store, owner: str, partition: int = 0, epoch: int = 1)
     row: Mapping[str, Any] = {"partition": partition, "owner": owner, "epoch": epoch}
     await store.begin().commit(Changes(writes=[(sql, [row])]))
     return Claim(stream="s", partition=partition, owner=owner, epoch=epoch)
+
+
+async def _load(store: Store, *keys: str) -> list[Kept]:
+    tx = store.begin()
+    try:
+        rows = await tx.load([("Kind", key) for key in keys], alone=False)
+    finally:
+        await tx.rollback()
+    place = {key: index for index, key in enumerate(keys)}
+    return sorted(rows, key=lambda row: place[row.key])
+
+
+async def _change(store: Store, key: str, **fields: Any) -> None:
+    tx = store.begin()
+    try:
+        (row,) = await tx.load([("Kind", key)], alone=False)
+        cleared = Kept(kind=row.kind, key=row.key, version=row.version)
+        await tx.commit(Changes(kept=[msgspec.structs.replace(cleared, **fields)]))
+    finally:
+        await tx.rollback()
 
 
 def _place(reader: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import msgspec
 from oyez.errors import Fenced, Superseded
 from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parked, Position
 from oyez.postgresql import Connection
+from oyez.stores.postgres.state import keep
 from oyez.stores.postgres.statements import write
 from oyez.tables import Inbox
 
@@ -97,9 +98,14 @@ def check_fence(claim: Claim, done: str) -> None:
 
 
 async def apply(connection: Connection, changes: Changes) -> None:
-    """Write all changes but the fence. Raises Superseded, StoreRefused and driver errors."""
+    """Write all changes but the fence.
+
+    Raises Superseded, StateConflict, StoreRefused and driver errors.
+    """
     now = changes.time
     await write(connection, changes.writes)
+    if changes.kept:
+        await keep(connection, changes.kept, now)
     if changes.handled or changes.announced or changes.sent:
         await connection.execute(
             _HANDLED_ANNOUNCED_SENT,

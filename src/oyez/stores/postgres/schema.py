@@ -80,10 +80,42 @@ alter table oyez_cursor add column reader text not null default '';
 alter table oyez_cursor drop constraint oyez_cursor_pkey;
 alter table oyez_cursor add primary key (stream, partition, reader);
 """,
+    """
+create table oyez_state (
+  kind text not null, key text not null,
+  version bigint not null, shape integer not null, data bytea not null,
+  changed double precision not null,
+  status text, step text, started double precision, ended double precision, correlationid text,
+  primary key (kind, key)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
+create index oyez_state_status on oyez_state (kind, status, changed) where status is not null;
+create view oyez_saga as
+ select kind, key, version, shape, data, changed, status, step, started, ended, correlationid
+ from oyez_state where status is not null;
+
+create table oyez_saga_log (
+  kind text not null, key text not null, version bigint not null,
+  at double precision not null, event_id text not null, type text not null, step text not null,
+  outputs bytea not null,
+  primary key (kind, key, version)
+);
+
+create table oyez_timer (
+  kind text not null, key text not null, name text not null,
+  due double precision not null, part integer not null, armed double precision not null,
+  primary key (kind, key, name)
+) with (autovacuum_vacuum_scale_factor = 0.02);
+create index oyez_timer_due on oyez_timer (part, due);
+
+alter table oyez_outbox add column event_id text;
+alter table oyez_outbox add column name text;
+create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not null;
+create index oyez_outbox_name on oyez_outbox (name) where name is not null;
+""",
 )
 """The tables, step by step: what changes them is appended, never edited into an earlier step."""
 
-NAMES = tuple(re.findall(r"create table (\w+)", "".join(STEPS)))
+NAMES = tuple(re.findall(r"create (?:table|view) (\w+)", "".join(STEPS)))
 _OWN = re.compile(r"\b(?=" + "|".join(NAMES) + r"\b)")
 
 

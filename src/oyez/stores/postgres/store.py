@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,13 +13,20 @@ from asyncpg import exceptions as pg
 
 from oyez.ambient import Ambient
 from oyez.endpoint import Endpoint, limits
-from oyez.errors import ConstraintViolated, StoreRefused, StoreUnavailable, TransactionExpired
+from oyez.errors import (
+    ConstraintViolated,
+    StateConflict,
+    StoreRefused,
+    StoreUnavailable,
+    TransactionExpired,
+)
 from oyez.ports import (
     Announcement,
     Answer,
     Capabilities,
     Changes,
     Finding,
+    Kept,
     Parameters,
     Parked,
     Row,
@@ -29,6 +36,7 @@ from oyez.postgresql import Connection, Listener, PostgresServer, ServerOptions
 from oyez.stores.postgres import schema
 from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text
 from oyez.stores.postgres.lease import Deaths, Lease, leave
+from oyez.stores.postgres.state import load
 from oyez.stores.postgres.statements import answer, query, write
 from oyez.tables import Inbox, Outbox, halves, reserved
 
@@ -38,6 +46,8 @@ HOLD = 30.0
 """Seconds after which a transaction that blocks others is rolled back."""
 LOCK_WAIT = 0.3
 """Seconds that a commit waits for locked rows; then, as in a deadlock, it is made exclusively."""
+BRIEF = f"set local lock_timeout = {LOCK_WAIT * 1000:.0f}"
+"""SQL that sets this limit."""
 MIGRATION = 3_600.0
 """Seconds that one migration may take."""
 _CLEANING = 5.0
@@ -259,7 +269,7 @@ class PostgresStore:
             shared = "" if exclusive else "_shared"
             parts.append(f"select pg_advisory_xact_lock{shared}({self._key})")
             if not exclusive:
-                parts.append(f"set local lock_timeout = {LOCK_WAIT * 1000:.0f}")
+                parts.append(BRIEF)
         if then:
             parts.append(then)
         return "; ".join(parts)
@@ -390,7 +400,7 @@ class PostgresTransaction:
     """A transaction; an `oyez.ports.StoreTransaction`.
 
     If it only writes, it takes a connection when it commits. The first read takes a connection and
-    the turn.
+    the turn. One that loads keyed state, and does not read, takes a connection and locks the rows.
     """
 
     dialect = "postgresql"
@@ -399,6 +409,9 @@ class PostgresTransaction:
         self._store = store
         self._connection: Connection | None = None
         self._has_turn = False
+        self._shared = False
+        """Whether it runs beside others, and so may not read."""
+        self._loaded: list[Kept] = []
         self._timer: asyncio.TimerHandle | None = None
         self._failure: Exception | None = None
         self._step = asyncio.Lock()
@@ -408,6 +421,18 @@ class PostgresTransaction:
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
         return await self._do(before, lambda connection: answer(connection, sql, sets))
+
+    async def load(self, keys: Sequence[tuple[str, str]], *, alone: bool) -> list[Kept]:
+        async with self._step:
+            self._check()
+            try:
+                async with self._store.server.within(), _conflicts():
+                    connection = self._connection or await self._begin(exclusive=alone)
+                    self._loaded = await load(connection, keys)
+                    return self._loaded
+            except BaseException as error:
+                self._fail(error)
+                raise
 
     async def rollback_to(self, savepoint: str) -> None:
         if self._connection is not None:  # otherwise it has failed for good
@@ -422,7 +447,7 @@ class PostgresTransaction:
                 if self._connection is None:
                     await store.commit(changes)
                 else:
-                    async with store.server.within():
+                    async with store.server.within(), _conflicts(here=bool(self._loaded)):
                         await self._finish(self._connection, changes)
             except BaseException as error:
                 self._fail(error)
@@ -440,6 +465,10 @@ class PostgresTransaction:
             self._check()
             try:
                 async with self._store.server.within():
+                    if self._shared:
+                        raise StoreRefused(
+                            "a transaction that loaded keyed state beside others can't read"
+                        )
                     connection = self._connection or await self._begin()
                     await write(connection, before)
                     return await work(connection)
@@ -450,19 +479,25 @@ class PostgresTransaction:
                 self._fail(error)
                 raise
 
-    async def _begin(self) -> Connection:
+    async def _begin(self, *, exclusive: bool = True) -> Connection:
         store = self._store
-        if store.alone:
+        if store.alone and exclusive:
             await store.turn.acquire()
             self._has_turn = True
+        self._shared = store.alone and not exclusive
         connection = self._connection = await store.server.acquire()
-        await connection.execute(store.begin_text(exclusive=True))
+        then = "" if exclusive else BRIEF
+        await connection.execute(store.begin_text(exclusive=exclusive, then=then))
         self._timer = asyncio.get_running_loop().call_later(HOLD, self._expire)
         return connection
 
     async def _finish(self, connection: Connection, changes: Changes) -> None:
         if changes.claim is not None:
             await fence(connection, changes.claim, changes.position)
+        used = {(row.kind, row.key) for row in changes.kept}
+        added = [row for row in self._loaded if not row.version]
+        unused = [row for row in added if (row.kind, row.key) not in used]
+        changes.kept = [*changes.kept, *unused]
         await apply(connection, changes)
         await connection.execute("commit")
 
@@ -496,3 +531,14 @@ class PostgresTransaction:
         if self._has_turn:
             self._has_turn = False
             self._store.turn.release()
+
+
+@contextlib.asynccontextmanager
+async def _conflicts(*, here: bool = True) -> AsyncIterator[None]:
+    """Raise StateConflict for what the driver raises where another transaction is in the way."""
+    try:
+        yield
+    except _CONFLICTS as error:
+        if not here:
+            raise
+        raise StateConflict(f"another transaction was in the way: {error.args[0]}") from None
