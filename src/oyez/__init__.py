@@ -9,6 +9,7 @@ from oyez.event import Event, event
 from oyez.handler import Retry
 from oyez.parameters import Context
 from oyez.service import Service
+from oyez.state import State, migrates
 from oyez.transaction import After, Transaction
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "OyezError",
     "Retry",
     "Service",
+    "State",
     "Transaction",
     "event",
+    "migrates",
     "parse",
 ]

@@ -13,6 +13,7 @@
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
     │   │   └── StateConflict             another transaction holds the same keyed state
     │   ├── NewerState        transient   keyed state was written by a newer version of the service
+    │   ├── StateMismatch     permanent   keyed state does not fit its class, or can't be stored
     │   ├── StoreMissing      permanent   it does not exist yet
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
     │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
@@ -101,6 +102,10 @@ class NewerState(StoreError):
     """
 
     transient = True
+
+
+class StateMismatch(StoreError):
+    """Keyed state does not fit its class any more, or holds what can't be stored."""
 
 
 class StoreMissing(StoreError):

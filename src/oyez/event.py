@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class EventType(msgspec.Struct, frozen=True):
-    """The description of an event class: its name, stream, key, encoder and decoder."""
+    """The description of an event class: its name, stream, key, encoder, decoder and fields."""
 
     cls: type[Any]
     name: str
@@ -46,6 +46,7 @@ class EventType(msgspec.Struct, frozen=True):
     stream: str | None
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+    fields: tuple[str, ...]
 
     @property
     def dataschema(self) -> str:
@@ -166,7 +167,7 @@ def _declare(cls: type, name: str, key: str | None, version: int, stream: str | 
         ) from error
     if key is not None and key not in fields:
         raise DeclarationError(f"{place}: key={key!r} is not a field; fields: {', '.join(fields)}")
-    setattr(cls, _ATTRIBUTE, EventType(cls, name, version, key, stream, encode, decode))
+    setattr(cls, _ATTRIBUTE, EventType(cls, name, version, key, stream, encode, decode, fields))
 
 
 def _codec(

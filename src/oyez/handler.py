@@ -22,6 +22,7 @@ from oyez.parameters import (
     Parameter,
     recognize,
 )
+from oyez.state import By, Correlation
 from oyez.transaction import Transaction
 
 
@@ -71,6 +72,10 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it runs inside the lane's transaction; otherwise it runs beside it, concurrently."""
     needs_context: bool
     """Whether a `Context` must be made for each call."""
+    states: tuple[Correlation, ...]
+    """The keyed state that is loaded before each call."""
+    reads: bool
+    """Whether it may read the service's tables in that transaction."""
     retry: Retry
     timeout: float | None
     concurrency: int
@@ -88,7 +93,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         """Return the filler of each parameter; see `Parameter.filled_by`."""
         return tuple(each.filled_by for each in self.parameters)
 
-    def reads(self, stream: str, system: str) -> bool:
+    def subscribes(self, stream: str, system: str) -> bool:
         """Return whether it reads this stream: the one it names, else all of its system."""
         if self.stream is None:
             return stream.startswith(f"{system}.")
@@ -96,7 +101,9 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
 
     def wants(self, event_type: str, stream: str, system: str) -> bool:
         """Return whether it is called for an event of this type in this stream."""
-        return self.reads(stream, system) and any(kind.name == event_type for kind in self.events)
+        return self.subscribes(stream, system) and any(
+            kind.name == event_type for kind in self.events
+        )
 
     def bind(self, provided: Mapping[type, object]) -> Call:
         """Return the flat call, with what the service provides already in place.
@@ -141,6 +148,7 @@ def compile_handler(
     order: str = "key",
     batch: bool = False,
     stream: str | None = None,
+    by: By | None = None,
     allow: Mapping[str, str] | None = None,
 ) -> Handler:
     """Compile a handler from its signature. Raises DeclarationError naming the remedy."""
@@ -173,6 +181,7 @@ def compile_handler(
                 events=tuple(events),
                 batch=batch,
                 blocking=not asynchronous,
+                by=by,
             )
         )
         for parameter in inspect.signature(function).parameters.values()
@@ -181,6 +190,11 @@ def compile_handler(
         each.check(parameters)
     if sum(isinstance(each, EventParameter) for each in parameters) != 1:
         raise DeclarationError(f"{place}: expected exactly one parameter for the event")
+    states = tuple(each.correlation for each in parameters if each.correlation is not None)
+    if by is not None and not states:
+        raise DeclarationError(
+            f"{place}: by={by!r}: it finds keyed state, and no parameter is a State"
+        )
     if stream is None:
         streams = {kind.stream for kind in kinds}
         if len(streams) > 1:
@@ -197,6 +211,8 @@ def compile_handler(
         parameters=parameters,
         transactional=any(each.transactional for each in parameters),
         needs_context=any(each.contextual for each in parameters),
+        states=states,
+        reads=any(each.reads for each in parameters),
         retry=retry or Retry(),
         timeout=timeout,
         concurrency=concurrency,

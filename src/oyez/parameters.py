@@ -13,7 +13,7 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
@@ -22,6 +22,7 @@ import structlog
 from oyez.envelope import Envelope
 from oyez.errors import DeclarationError
 from oyez.event import is_event
+from oyez.state import By, Correlation, correlate, is_state, kind_of
 from oyez.transaction import After, Transaction
 
 _SEQUENCES = (list, collections.abc.Sequence, collections.abc.Iterable)
@@ -89,6 +90,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     batch: bool
     blocking: bool
     """Whether the handler is a plain ``def``, which runs on a thread."""
+    by: By | None = None
+    """The key of the handler's keyed state, if it is not the one that the state names."""
 
     def error(self, problem: str) -> DeclarationError:
         """Return the error that names function and parameter; ``problem`` names the remedy."""
@@ -132,6 +135,8 @@ class Parameter(ABC):
     """A word for the kind, for listings."""
     transactional: ClassVar[bool] = False
     """Whether the handler has to run inside the lane's transaction."""
+    reads: ClassVar[bool] = False
+    """Whether the handler may read the service's tables in that transaction."""
     contextual: ClassVar[bool] = False
     """Whether each call needs a `Context`."""
 
@@ -147,6 +152,11 @@ class Parameter(ABC):
     def filled_by(self) -> object:
         """The kind's word, or the type that the service has to provide."""
         return self.word
+
+    @property
+    def correlation(self) -> Correlation | None:
+        """The keyed state that each call needs, and its key; None for most kinds."""
+        return None
 
     def check(self, siblings: Sequence[Parameter]) -> None:  # noqa: B027 - most have no rule
         """Check it among all parameters of its handler. Raises DeclarationError."""
@@ -211,6 +221,7 @@ class TransactionParameter(Parameter):
 
     word = "tx"
     transactional = True
+    reads = True
 
     @classmethod
     def takes(cls, declared: Declared) -> bool:
@@ -269,6 +280,7 @@ class SessionParameter(Parameter):
 
     word = "session"
     transactional = True
+    reads = True
 
     # By name, so that SQLAlchemy is imported only where it is used; whether it blocks its thread.
     _BLOCKS: ClassVar[Mapping[object, bool]] = {
@@ -302,6 +314,45 @@ class SessionParameter(Parameter):
         return Opened(session_on_thread if self.declared.blocking else session)
 
 
+class StateParameter(Parameter):
+    """The keyed state of the event: a subclass of `oyez.State`."""
+
+    word = "state"
+    transactional = True
+
+    def __init__(self, declared: Declared) -> None:
+        super().__init__(declared)
+        self._kind = kind_of(cast(type, declared.annotation))
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        return is_state(declared.annotation)
+
+    @property
+    def correlation(self) -> Correlation:
+        declared = self.declared
+        by = declared.by if declared.by is not None else self._kind.key_field
+        return correlate(self._kind, by, declared.events, declared.error)
+
+    def check(self, siblings: Sequence[Parameter]) -> None:
+        """Check that there is one event, with a key, and no second parameter of the kind."""
+        if self.declared.batch:
+            raise self.declared.error("events of a batch have no single key: leave out batch")
+        for other in siblings:
+            if isinstance(other, StateParameter) and other is not self and other.named(self):
+                raise self.declared.error(f"{self._kind.name} is there twice: remove one of them")
+        _ = self.correlation
+
+    def named(self, other: StateParameter) -> bool:
+        """Return whether it is of the same kind of state."""
+        return self._kind.name == other._kind.name
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        correlation = self.correlation
+        kind, key_of = correlation.kind, correlation.key_of
+        return Made(lambda event, tx, context: tx.unit.states.of(kind, key_of(event, tx.key)))
+
+
 class ProvidedParameter(Parameter):
     """A value that the service provides: any other class."""
 
@@ -333,6 +384,7 @@ _kinds: list[type[Parameter]] = [
     AfterParameter,
     ContextParameter,
     SessionParameter,
+    StateParameter,
     ProvidedParameter,
 ]
 """The kinds in the order of precedence; the last accepts every remaining class."""
@@ -355,7 +407,8 @@ def recognize(declared: Declared) -> Parameter:
     if declared.annotation is None:
         raise declared.error("needs a type annotation")
     raise declared.error(
-        "expected the event, Transaction, After, Context or a class that the service provides, "
+        "expected the event, Transaction, After, Context, a State or a class that the service "
+        "provides, "
         f"found {declared.annotation!r}"
     )
 

@@ -10,10 +10,12 @@ from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import msgspec
 
+from oyez import tables
 from oyez.errors import DeclarationError
 from oyez.event import EventType, describe
 from oyez.handler import Handler, Retry, compile_handler
-from oyez.ports import Row, Store
+from oyez.ports import Kept, Row, Store
+from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, origin
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,6 +71,8 @@ class Service:
         self.http = http
         self.migrations = migrations
         self.handlers: list[Handler] = []
+        self.kinds: dict[str, Keyed] = {}
+        """The kinds of keyed state that its handlers change, by name."""
         self.providers: list[Provider] = []
         self._publishes = tuple(describe(cls) for cls in publishes)
         self._bound: Bound | None = None
@@ -91,6 +95,7 @@ class Service:
         order: str = "key",
         batch: bool = False,
         stream: str | None = None,
+        by: By | None = None,
         allow: Mapping[str, str] | None = None,
     ) -> Callable[[F], F]:
         """Subscribe the decorated function to these event classes.
@@ -99,6 +104,8 @@ class Service:
         function. ``timeout`` is in seconds. ``concurrency`` limits the concurrent calls of a
         handler without a transaction. With ``order="none"`` events may overtake a failed one of
         their key. ``batch`` passes lists of events. ``stream`` is the only stream to read.
+        ``by`` is the key of its `State`: the name of a field, or a function of the event; by
+        default what the `State` names.
         ``allow`` permits it to break rules of `oyez topology --check`, with the reason. Raises
         DeclarationError.
         """
@@ -115,6 +122,7 @@ class Service:
                 order=order,
                 batch=batch,
                 stream=stream,
+                by=by,
                 allow=allow,
             )
             if any(handler.name == other.name for other in self.handlers):
@@ -122,6 +130,13 @@ class Service:
                     f"service {self.name} has two handlers named {handler.name}: give one "
                     "@service.on(…, name=…)"
                 )
+            for each in handler.states:
+                known = self.kinds.setdefault(each.kind.name, each.kind)
+                if known is not each.kind:
+                    raise DeclarationError(
+                        f"service {self.name} has two kinds of state named {each.kind.name}: give "
+                        "one class(State, name=…)"
+                    )
             self.handlers.append(handler)
             return function
 
@@ -178,6 +193,16 @@ class Service:
     async def fetch(self, sql: str, /, **parameters: Any) -> list[Row]:
         """Query a snapshot of the committed data; blocks no transaction."""
         return await self._running().store.fetch(sql, parameters)
+
+    async def read(self, cls: type[S], key: str) -> S | None:
+        """Return a copy of the committed state of a key, or None; changes of it are not written."""
+        kind = kind_of(cls)
+        place = {"kind": kind.name, "key": key}
+        rows = await self._running().store.fetch(tables.STATE, place)
+        if not rows:
+            return None
+        state: S = kind.open(Kept(kind=kind.name, key=key, **rows[0]))
+        return state
 
     def attach(self, bound: Bound | None) -> None:
         """Attach the service to a running process, or detach it with None; for the runtime."""

@@ -166,6 +166,11 @@ DELETE_SETTLED_LETTERS = f"""delete from oyez_dead where id in
  (select id from oyez_dead where state <> '{Letter.DEAD}' and time < :then
   order by id limit 1000) returning id"""
 
+# -- keyed state -----------------------------------------------------------------------------------
+
+STATE = """select version, shape, data from oyez_state
+ where kind = :kind and key = :key and version > 0"""
+
 # -- marks -----------------------------------------------------------------------------------------
 
 MARK = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)

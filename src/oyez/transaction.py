@@ -23,6 +23,7 @@ from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
 from oyez.errors import InvalidEvent, TransactionClosed
 from oyez.event import MAX_KEY, describe
 from oyez.ports import Announcement, Answer, Changes, Parameters, Row, Store, Writes, weigh
+from oyez.state import Fold, Place, S, kind_of
 
 T = TypeVar("T")
 
@@ -137,6 +138,7 @@ class UnitOfWork:
         self._time = format_time(self.changes.time)
         self._store = store.begin()
         self._announcer = announcer
+        self.states = Fold()
         self._waves: list[dict[str, list[Parameters]]] = []
         self._reached: dict[str, int] = {}
         self._announced_at: dict[str, int] = {}
@@ -153,10 +155,24 @@ class UnitOfWork:
         self.changes.time = self._announcer.ambient.now()
         self._time = format_time(self.changes.time)
 
+    async def load(self, places: Iterable[Place], *, alone: bool) -> None:
+        """Load the keyed state of these places into ``states``, for `Fold.of`.
+
+        Raises what `StoreTransaction.load` raises, and StateConflict in particular.
+        """
+        self._check()
+        missing = self.states.missing(places)
+        if missing:
+            self.states.add(await self._store.load(missing, alone=alone))
+
     async def commit(self) -> None:
-        """Commit writes and events. Raises what `StoreTransaction.commit` raises."""
+        """Commit writes, events and keyed state.
+
+        Raises what `StoreTransaction.commit` raises, and StateMismatch.
+        """
         self.closed = True
         self.changes.writes = self._drain()
+        self.changes.kept = self.states.changed()
         try:
             await self._store.commit(self.changes)
         finally:
@@ -257,6 +273,11 @@ class Transaction:
         return self._unit
 
     @property
+    def key(self) -> str | None:
+        """The key of the event, or None."""
+        return self._key
+
+    @property
     def traceparent(self) -> str:
         """The span of this call, the parent of the events it publishes (W3C Trace Context)."""
         span = self._span
@@ -304,6 +325,17 @@ class Transaction:
         """Return the first row of a query, or None; as `fetch`."""
         rows = await self._unit._fetch(sql, parameters)
         return rows[0] if rows else None
+
+    async def load(self, cls: type[S], key: str) -> S:
+        """Return the keyed state of a key, to be changed; it is written with the commit.
+
+        It is what a handler's parameter of this class gives it, for a request or another key; as
+        after `fetch`, no other transaction writes meanwhile.
+        """
+        kind = kind_of(cls)
+        await self._unit.load([(kind.name, key)], alone=True)
+        state: S = self._unit.states.of(kind, key)
+        return state
 
     def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
         """Publish an event with the commit, or ``delay`` seconds later; return its id.

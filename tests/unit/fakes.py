@@ -764,6 +764,11 @@ def _delete_settled_letters(contents: Contents, asked: Parameters) -> list[Row]:
     return [{"id": row["id"]} for row in old]
 
 
+def _state(contents: Contents, asked: Parameters) -> list[Row]:
+    row = contents.state.get((asked["kind"], asked["key"]))
+    return [] if row is None else [{"version": row.version, "shape": row.shape, "data": row.data}]
+
+
 STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     ONE: lambda contents, asked: [{"one": 1}],
     tables.LIVING: _living,
@@ -793,4 +798,5 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.MARK_LETTER: _mark_letter,
     tables.PARK_AGAIN: _park_again,
     tables.DELETE_SETTLED_LETTERS: _delete_settled_letters,
+    tables.STATE: _state,
 }

@@ -173,7 +173,7 @@ class TestWants:
         self, options: dict[str, Any], stream: str, reads: bool
     ) -> None:
         handler = self.handler(**options)
-        assert handler.reads(stream, "shop") is reads
+        assert handler.subscribes(stream, "shop") is reads
         assert handler.wants("test.handler.placed", stream, "shop") is reads
         assert handler.wants("test.handler.paid", stream, "shop") is reads
         assert not handler.wants("test.handler.cancelled", stream, "shop")
@@ -221,7 +221,12 @@ class TestRefused:
             (wrong, (Placed,), {}, "does not take Placed"),
             (narrow, (Placed, Cancelled), {}, "does not take Cancelled"),
             (listed, (Placed,), {}, "set batch=True"),
-            (odd, (Placed,), {}, "expected the event, Transaction, After, Context or a class"),
+            (
+                odd,
+                (Placed,),
+                {},
+                "Transaction, After, Context, a State or a class",
+            ),
             (context, (Placed,), {"batch": True}, "no single Context"),
         ):
             with pytest.raises(DeclarationError, match=message) as caught:

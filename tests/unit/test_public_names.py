@@ -27,8 +27,10 @@ def test_oyez() -> None:
         "OyezError",
         "Retry",
         "Service",
+        "State",
         "Transaction",
         "event",
+        "migrates",
         "parse",
     ]
 

@@ -223,7 +223,7 @@ async def _ends(
     wanted = {stream for stream, _ in cursors}
     streams = await broker.streams()
     for handler in service.handlers if service is not None else ():
-        wanted.update(stream for stream in streams if handler.reads(stream, system))
+        wanted.update(stream for stream in streams if handler.subscribes(stream, system))
     if not broker.capabilities.history:
         return {(stream, p): None for stream in wanted for p in range(streams.get(stream, 0))}
     return dict(await history.ends(broker, sorted(wanted)))
@@ -241,7 +241,7 @@ async def _oldest(
         return None, True
     if service is None or broker is None or end is None:
         return None, False
-    readers = [handler for handler in service.handlers if handler.reads(place[0], system)]
+    readers = [handler for handler in service.handlers if handler.subscribes(place[0], system)]
     wanted = {kind.name for handler in readers for kind in handler.events}
     looked = 0
     reached = position

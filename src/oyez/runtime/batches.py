@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import cast
 
 import msgspec
 
 from oyez.ambient import Ambient
 from oyez.envelope import Envelope, open_record
-from oyez.errors import Fenced, InvalidEvent, StoreUnavailable
+from oyez.errors import Fenced, InvalidEvent, StateConflict, StoreUnavailable
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.ports import Batch, Broker, Changes, DeadLetter, Parked, Position, Record
 from oyez.runtime.calls import Call
 from oyez.runtime.commits import Commits
-from oyez.runtime.execution import Execution, decode_for, park
+from oyez.runtime.execution import CONFLICTS, Execution, decode_for, park
 from oyez.runtime.handlers import Handlers
 from oyez.runtime.lane import Lane
 from oyez.runtime.reports import Reports
@@ -147,6 +148,17 @@ class Batches:
 
     async def _together(self, items: list[Item], last: Position) -> None:
         """Handle all items in one transaction; one by one if that fails."""
+        for _ in range(CONFLICTS):
+            with suppress(StateConflict):
+                await self._try_together(items, last, alone=False)
+                return
+        await self._try_together(items, last, alone=True)
+
+    async def _try_together(self, items: list[Item], last: Position, *, alone: bool) -> None:
+        """Handle all items in one transaction, which runs beside others unless ``alone``.
+
+        Raises StateConflict when it has to be tried again, with nothing changed.
+        """
         lane = self._lane
         unit = self._commits.unit(lane.claim)
         made: list[Call] | None = [] if self._reports.calls else None
@@ -168,7 +180,8 @@ class Batches:
                         lists.setdefault(handler.name, []).append(item)
                     else:
                         calls.append((handler, item))
-            await self._call(unit, calls, made)
+            alone |= any(self._handlers[name].reads for name in lists)
+            await self._call(unit, calls, made, alone)
             for name, members in lists.items():
                 await self._call_batch(unit, self._handlers[name], members, made)
             unit.changes.parked = parked
@@ -195,9 +208,20 @@ class Batches:
         unit: UnitOfWork,
         calls: Sequence[tuple[Handler, Item]],
         made: list[Call] | None,
+        alone: bool,
     ) -> None:
         """Call handlers for one event each; ``made`` collects the calls to be reported."""
         handled = unit.changes.handled
+        events = [decode_for(handler, cast(Envelope, item.envelope)) for handler, item in calls]
+        if self._handlers.keep_state:
+            places = [
+                (state.kind.name, state.key_of(event, item.key))
+                for (handler, item), event in zip(calls, events, strict=True)
+                for state in handler.states
+            ]
+            if places:
+                alone = alone or any(handler.reads for handler, _ in calls)
+                await unit.load(places, alone=alone)
         index = 0
         while index < len(calls):
             handler, item = calls[index]
@@ -205,34 +229,33 @@ class Batches:
                 envelope = cast(Envelope, item.envelope)
                 tx = unit.transaction(Origin.of(envelope), item.key)
                 context = self._context(handler, envelope) if handler.needs_context else None
-                event = decode_for(handler, envelope)
                 if made is not None:
                     made.append(Call(self._ambient, handler, envelope, tx))
-                tx.publish_all(await self._calls.perform(handler, event, tx, context))
+                tx.publish_all(await self._calls.perform(handler, events[index], tx, context))
                 if made is not None:
                     made[-1].end()
                 handled.append((envelope.id, envelope.source, handler.name))
                 index += 1
                 continue
-            run = []
-            while index < len(calls) and calls[index][0] is handler:
-                run.append(calls[index])
-                index += 1
-            await self._call_blocking(unit, run, made)
+            end = index
+            while end < len(calls) and calls[end][0] is handler:
+                end += 1
+            await self._call_blocking(unit, calls[index:end], events[index:end], made)
+            index = end
 
     async def _call_blocking(
         self,
         unit: UnitOfWork,
         calls: Sequence[tuple[Handler, Item]],
+        events: Sequence[object],
         made: list[Call] | None,
     ) -> None:
         ready = []
         transactions = []
-        for handler, item in calls:
+        for (handler, item), event in zip(calls, events, strict=True):
             envelope = cast(Envelope, item.envelope)
             tx = unit.transaction(Origin.of(envelope), item.key)
             context = self._context(handler, envelope) if handler.needs_context else None
-            event = decode_for(handler, envelope)
             call = self._calls.ready(handler, event, tx, context)
             if made is not None:
                 made.append(Call(self._ambient, handler, envelope, tx))
@@ -241,8 +264,8 @@ class Batches:
             transactions.append(tx)
             unit.changes.handled.append((envelope.id, envelope.source, handler.name))
         results = await self._calls.perform_blocking(ready)
-        for tx, events in zip(transactions, results, strict=True):
-            tx.publish_all(events)
+        for tx, returned in zip(transactions, results, strict=True):
+            tx.publish_all(returned)
 
     async def _call_batch(
         self, unit: UnitOfWork, handler: Handler, items: list[Item], made: list[Call] | None

@@ -6,12 +6,21 @@ alone, since a parked event has a row already.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from oyez.ambient import Ambient
 from oyez.contract import decode
 from oyez.envelope import Envelope, open_record
-from oyez.errors import ConstraintViolated, Fenced, InvalidEvent, StoreUnavailable, Superseded
+from oyez.errors import (
+    ConstraintViolated,
+    Fenced,
+    InvalidEvent,
+    NewerState,
+    StateConflict,
+    StoreUnavailable,
+    Superseded,
+)
 from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.parameters import Context
@@ -33,6 +42,10 @@ from oyez.runtime.retry import (
 from oyez.signals import EventDead, EventRetried, Signal
 from oyez.transaction import Origin, UnitOfWork
 
+CONFLICTS = 2
+"""After so many conflicts over keyed state, a transaction runs alone."""
+NEWER = 5.0
+"""Seconds between two looks at state that a newer version of the service wrote."""
 DIED = "the process died during this attempt"
 """The entry in an event's history of an attempt without a recorded outcome."""
 
@@ -62,10 +75,27 @@ class Execution:
         already; ``position`` is the lane's new position in the same commit; ``begun``: `begin` was
         called. Raises Fenced, Superseded and StoreUnavailable, each with nothing changed.
         """
+        for _ in range(CONFLICTS):
+            with suppress(StateConflict):
+                return await self._attempt(handler, event, lane, envelope, position, begun)
+        return await self._attempt(handler, event, lane, envelope, position, begun, alone=True)
+
+    async def _attempt(
+        self,
+        handler: Handler,
+        event: Parked,
+        lane: Lane,
+        envelope: Envelope | None,
+        position: Position | None,
+        begun: bool,
+        *,
+        alone: bool = False,
+    ) -> Outcome:
+        """Do the same; raise StateConflict, which is no outcome, when others were in the way."""
         unit = self._commits.unit(lane.claim)
         calls: list[Call] | None = [] if self._reports.calls else None
         try:
-            await self._call(unit, handler, event, envelope, calls)
+            await self._call(unit, handler, event, envelope, calls, alone)
             self._settle(unit.changes, event)
             await lane.commit(unit, position)
         except (Fenced, Superseded, StoreUnavailable):
@@ -86,10 +116,15 @@ class Execution:
                 await lane.advance(position)  # a copy of it, on another partition, was faster
                 return Done()
         now = self._ambient.now()
-        event.attempt += 1
         earlier = event.history[:-1] if begun else event.history
-        event.history = [*earlier, remember(event.attempt, error, now)]
-        result = outcome(error, event.attempt, handler.retry, now, self._ambient.chance())
+        result: RetryAt | Dead
+        if isinstance(error, NewerState):
+            event.history = earlier
+            result = RetryAt(now + NEWER)
+        else:
+            event.attempt += 1
+            event.history = [*earlier, remember(event.attempt, error, now)]
+            result = outcome(error, event.attempt, handler.retry, now, self._ambient.chance())
         kind = "" if envelope is None else envelope.type
         await self.record(event, lane, result, error, position, kind)
         word = "retry" if isinstance(result, RetryAt) else "dead"
@@ -182,6 +217,7 @@ class Execution:
         event: Parked,
         envelope: Envelope | None,
         calls: list[Call] | None,
+        alone: bool,
     ) -> None:
         """Call the handler; the call is added to ``calls`` if there are listeners."""
         if envelope is None:
@@ -196,7 +232,11 @@ class Execution:
                 event.attempt + 1,
                 handler.retry.attempts,
             )
-        tx = unit.transaction(Origin.of(envelope), event.key)
+        key = envelope.key
+        if handler.states:
+            places = [(state.kind.name, state.key_of(value, key)) for state in handler.states]
+            await unit.load(places, alone=alone or handler.reads)
+        tx = unit.transaction(Origin.of(envelope), key)
         if calls is not None:
             calls.append(Call(self._ambient, handler, envelope, tx, attempt=event.attempt + 1))
         try:

@@ -14,6 +14,8 @@ class Handlers:
         self._system = system
         self._handlers = {handler.name: handler for handler in handlers}
         self._calls: dict[str, Call] = {}
+        self.keep_state = any(handler.states for handler in self)
+        """Whether any of them has keyed state."""
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._handlers.values())
@@ -36,11 +38,11 @@ class Handlers:
         """Return the handlers that read the stream, by event type."""
         table: dict[str, list[Handler]] = {}
         for handler in self:
-            if handler.reads(stream, self._system):
+            if handler.subscribes(stream, self._system):
                 for kind in handler.events:
                     table.setdefault(kind.name, []).append(handler)
         return table
 
     def read(self, stream: str) -> bool:
         """Return whether any handler reads the stream."""
-        return any(handler.reads(stream, self._system) for handler in self)
+        return any(handler.subscribes(stream, self._system) for handler in self)

@@ -710,7 +710,12 @@ class StoreSuite:
         async with self._open(tmp_path, 2) as (store, other):
             (row,) = await _load(store, "a")
             assert row == Kept(kind="Kind", key="a")
-            saga = {"status": "running", "step": "pay", "started": 1.5, "correlationid": "c"}
+            saga: dict[str, Any] = {
+                "status": "running",
+                "step": "pay",
+                "started": 1.5,
+                "correlationid": "c",
+            }
             for version, fields in ((1, {}), (2, saga), (3, {**saga, "ended": 2.5}), (4, {})):
                 data = f"{version} Ü".encode()
                 await _change(store, "a", data=data, shape=version + 1, **fields)

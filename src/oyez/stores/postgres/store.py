@@ -428,8 +428,9 @@ class PostgresTransaction:
             try:
                 async with self._store.server.within(), _conflicts():
                     connection = self._connection or await self._begin(exclusive=alone)
-                    self._loaded = await load(connection, keys)
-                    return self._loaded
+                    rows = await load(connection, keys)
+                    self._loaded += rows
+                    return rows
             except BaseException as error:
                 self._fail(error)
                 raise
