@@ -57,6 +57,12 @@ class PaymentRefunded(Event, type="shop.payment.refunded", key="order_id"):
     order_id: str
 
 
+class PaymentVoided(Event, type="shop.payment.voided", key="order_id"):
+    """Nothing was captured, and nothing will be."""
+
+    order_id: str
+
+
 class StockReserved(Event, type="shop.stock.reserved", key="order_id"):
     """Every line of the order is reserved."""
 

@@ -13,6 +13,7 @@ from orders.events import (
     PaymentFailed,
     PaymentProcessed,
     PaymentRefunded,
+    PaymentVoided,
     ShipmentReady,
     StockRejected,
     StockReserved,
@@ -68,6 +69,12 @@ async def shipped(event: ShipmentReady, tx: Transaction, context: Context) -> No
 async def refunded(event: PaymentRefunded, tx: Transaction, context: Context) -> None:
     """The money went back."""
     _remember(tx, event.order_id, "refunded", context)
+
+
+@service.on(PaymentVoided)
+async def voided(event: PaymentVoided, tx: Transaction, context: Context) -> None:
+    """There was no money to give back."""
+    _remember(tx, event.order_id, "voided", context)
 
 
 async def _confirm(tx: Transaction, order_id: str) -> OrderConfirmed | None:

@@ -38,3 +38,9 @@ class PaymentRefunded(Event, type="shop.payment.refunded", key="order_id"):
     """Captured money went back."""
 
     order_id: str
+
+
+class PaymentVoided(Event, type="shop.payment.voided", key="order_id"):
+    """Nothing was captured, and nothing will be: there is nothing to give back."""
+
+    order_id: str

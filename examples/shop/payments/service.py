@@ -18,6 +18,7 @@ from payments.events import (
     PaymentFailed,
     PaymentProcessed,
     PaymentRefunded,
+    PaymentVoided,
 )
 from payments.provider import (
     DEADLINE,
@@ -66,12 +67,11 @@ async def charge(
 @service.on(OrderCancelled, retry=REFUND)
 async def refund(
     event: OrderCancelled, context: Context, provider: PaymentProvider, after: After
-) -> PaymentRefunded | None:
-    """Give back what was captured, if anything was."""
-    if event.reason == "card_declined":
-        return None
-    if not await provider.refund(context.idempotency_key, _charge_key(event.order_id)):
-        return None
+) -> PaymentRefunded | PaymentVoided:
+    """Give back what was captured; say so in any case, as others wait for it."""
+    declined = event.reason == "card_declined"
+    if declined or not await provider.refund(context.idempotency_key, _charge_key(event.order_id)):
+        return PaymentVoided(order_id=event.order_id)
     _enter(after, event.order_id, "refunded")
     return PaymentRefunded(order_id=event.order_id)
 

@@ -5,7 +5,7 @@ The three facts come from three services on three streams, so each may be the fi
 
 from __future__ import annotations
 
-from oyez import Service, Transaction
+from oyez import Service, State
 from shipping.events import (
     OrderCancelled,
     OrderPlaced,
@@ -14,58 +14,49 @@ from shipping.events import (
     StockReserved,
 )
 
-service = Service("shipping", migrations="shipping/migrations")
+service = Service("shipping")
+
+
+class Parcel(State, key="order_id"):
+    """What is known of the parcel of an order."""
+
+    prepared: bool = False
+    paid: bool = False
+    reserved: bool = False
+    cancelled: bool = False
+    sent: bool = False
+
+    def send(self) -> ShipmentReady | None:
+        """Send it, once, if nothing is missing."""
+        ready = self.prepared and self.paid and self.reserved
+        if self.sent or self.cancelled or not ready:
+            return None
+        self.sent = True
+        return ShipmentReady(order_id=self.key, tracking=f"OY{self.key[-12:].upper()}")
 
 
 @service.on(OrderPlaced)
-async def prepare(event: OrderPlaced, tx: Transaction) -> ShipmentReady | None:
+async def prepare(event: OrderPlaced, parcel: Parcel) -> ShipmentReady | None:
     """Pack the parcel."""
-    tx.execute(
-        """insert into parcel (order_id, prepared) values (:order_id, 1)
-          on conflict (order_id) do update set prepared = 1""",
-        order_id=event.order_id,
-    )
-    return await _send(tx, event.order_id)
+    parcel.prepared = True
+    return parcel.send()
 
 
 @service.on(PaymentProcessed)
-async def paid(event: PaymentProcessed, tx: Transaction) -> ShipmentReady | None:
+async def paid(event: PaymentProcessed, parcel: Parcel) -> ShipmentReady | None:
     """The parcel is paid for."""
-    tx.execute(
-        """insert into parcel (order_id, paid) values (:order_id, 1)
-          on conflict (order_id) do update set paid = 1""",
-        order_id=event.order_id,
-    )
-    return await _send(tx, event.order_id)
+    parcel.paid = True
+    return parcel.send()
 
 
 @service.on(StockReserved)
-async def reserved(event: StockReserved, tx: Transaction) -> ShipmentReady | None:
+async def reserved(event: StockReserved, parcel: Parcel) -> ShipmentReady | None:
     """The goods are there."""
-    tx.execute(
-        """insert into parcel (order_id, reserved) values (:order_id, 1)
-          on conflict (order_id) do update set reserved = 1""",
-        order_id=event.order_id,
-    )
-    return await _send(tx, event.order_id)
+    parcel.reserved = True
+    return parcel.send()
 
 
 @service.on(OrderCancelled)
-async def cancel(event: OrderCancelled, tx: Transaction) -> None:
+async def cancel(event: OrderCancelled, parcel: Parcel) -> None:
     """Unpack the parcel."""
-    tx.execute(
-        """insert into parcel (order_id, cancelled) values (:order_id, 1)
-          on conflict (order_id) do update set cancelled = 1""",
-        order_id=event.order_id,
-    )
-
-
-async def _send(tx: Transaction, order_id: str) -> ShipmentReady | None:
-    ready = await tx.fetch(
-        """update parcel set sent = 1 where order_id = :order_id and prepared = 1 and paid = 1
-          and reserved = 1 and cancelled = 0 and sent = 0 returning order_id""",
-        order_id=order_id,
-    )
-    if not ready:
-        return None
-    return ShipmentReady(order_id=order_id, tracking=f"OY{order_id[-12:].upper()}")
+    parcel.cancelled = True

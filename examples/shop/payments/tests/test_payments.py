@@ -9,6 +9,7 @@ from payments.events import (
     PaymentFailed,
     PaymentProcessed,
     PaymentRefunded,
+    PaymentVoided,
 )
 from payments.provider import PaymentProvider, ProviderUnavailable
 from payments.service import CHARGE, service
@@ -65,6 +66,18 @@ async def test_a_declined_card_fails_and_is_never_refunded(running: Running) -> 
         await system.publish(cancelled, service="orders")
         await system.settled()
         assert system.announced(PaymentRefunded) == []
+        assert system.announced(PaymentVoided) == [PaymentVoided(order_id="1")]
+
+
+async def test_an_order_that_was_never_charged_is_voided(running: Running) -> None:
+    """A refund always answers: who waits for it would wait for ever."""
+    async with running(service, provide={PaymentProvider: Provider()}) as system:
+        cancelled = OrderCancelled(order_id="1", reason="out_of_stock")
+        await system.publish(cancelled, service="orders")
+        await system.settled()
+        assert system.announced(PaymentVoided) == [PaymentVoided(order_id="1")]
+        assert system.announced(PaymentRefunded) == []
+        assert await _ledger(system) == []
 
 
 async def test_a_cancelled_order_is_refunded_after_its_charge(running: Running) -> None:

@@ -24,6 +24,7 @@ const HAPPENED = {
   shipped: "Parcel sent",
   cancelled: "Order cancelled",
   refunded: "Payment refunded",
+  voided: "Nothing was charged",
 };
 const REASONS = {
   card_declined: "The card was declined.",
