@@ -21,6 +21,7 @@ NAMES = (
     "embedded_append",
     "embedded_latency",
     "consume_job",
+    "keyed_state",
     "dispatch",
     "idle_tail",
     "postgres_store",

@@ -99,7 +99,7 @@ async def by_oyez(here: Surroundings, records: list[Record]) -> Figures:
     folder = here.fresh("oyez")
     (folder / "migrations").mkdir()
     (folder / "migrations" / "001_account.sql").write_text(LEDGER)
-    await _fill(here, folder, records)
+    await fill(here, folder, records)
     signals = Signals()
     process = ServiceProcess(
         ledger(),
@@ -130,7 +130,8 @@ async def by_oyez(here: Surroundings, records: list[Record]) -> Figures:
     return {"events/s": len(records) / seconds}
 
 
-async def _fill(here: Surroundings, folder: Path, records: list[Record]) -> None:
+async def fill(here: Surroundings, folder: Path, records: list[Record]) -> None:
+    """Publish the backlog to the embedded broker of a folder."""
     broker = EmbeddedBroker(folder / "events.db", here.ambient)
     await broker.open()
     for index in range(0, len(records), _BATCH):
