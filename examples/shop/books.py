@@ -81,6 +81,8 @@ def outside(project: Project, name: str) -> str:
 
 
 _ORDERS = "select order_id, total_cents, phone, shipped, cancelled, reason from orders"
+_UNTOLD = ("reserved", "voided")
+"""Stages of which no customer hears."""
 _HISTORY = "select order_id, stage, at from order_history"
 
 
@@ -153,7 +155,7 @@ def _check_notices(
     texted = Counter(text["text"].rpartition(" ")[2] for text in texts)
     wrong_mail, wrong_text = [], []
     for order_id, order in orders.items():
-        stages = sorted(stage for stage in order["history"] if stage != "reserved")
+        stages = sorted(stage for stage in order["history"] if stage not in _UNTOLD)
         if sorted(mailed[order_id]) != stages:
             wrong_mail.append(f"{order_id} ({sorted(mailed[order_id])} for {stages})")
         if texted[order_id] != (len(stages) if order["phone"] else 0):
