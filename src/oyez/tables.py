@@ -35,6 +35,10 @@ T = TypeVar("T")
 
 OUTBOX = "oyez:outbox"
 """The stream under which the relay claims the outbox, and the handler of its dead letters."""
+TIMERS = "oyez:timers"
+"""The stream under which the places that fire timers are claimed, and of the events they fire."""
+PLACES = 8
+"""The number of these places: the partitions of `TIMERS`."""
 POSITIONS = "oyez:broker"
 """The row of ``oyez_migration`` with the kind of broker that the positions belong to."""
 
@@ -170,6 +174,15 @@ DELETE_SETTLED_LETTERS = f"""delete from oyez_dead where id in
 
 STATE = """select version, shape, data from oyez_state
  where kind = :kind and key = :key and version > 0"""
+
+# -- timers ----------------------------------------------------------------------------------------
+
+ARM = """insert into oyez_timer (kind, key, name, due, part, armed)
+ values (:kind, :key, :name, :due, :part, :armed)
+ on conflict (kind, key, name) do update set due = excluded.due, part = excluded.part,
+  armed = excluded.armed"""
+DISARM = "delete from oyez_timer where kind = :kind and key = :key and name = :name"
+DISARM_ALL = "delete from oyez_timer where kind = :kind and key = :key"
 
 # -- marks -----------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ from oyez.ports import (
 )
 from oyez.runtime.dead import INBOX_RETENTION, discard, list_dead, redrive
 from oyez.testing.crash import run_and_kill
+from oyez.timers import arm, disarm, disarm_all
 
 DEADLINE = 60.0
 """Seconds that a test waits, at most, for what must come."""
@@ -799,6 +800,42 @@ class StoreSuite:
             assert sum(int(row.data or b"0") for row in rows) == rounds * workers * 3
             assert all(int(row.data or b"0") == row.version for row in rows)
             assert conflicts < rounds * workers
+
+    # -- timers ------------------------------------------------------------------------------------
+
+    async def test_a_timer_is_replaced_by_its_name_and_deleted(self, tmp_path: Path) -> None:
+        """Of one kind and key alone; the same in every statement order."""
+        async with self._open(tmp_path) as (store,):
+
+            async def left() -> list[tuple[str, str, str, float, float]]:
+                sql = "select kind, key, name, due, armed from oyez_timer order by kind, key, name"
+                return [tuple(row.values()) for row in await store.fetch(sql, {})]
+
+            writes = [
+                *arm("Order", "a", "pay", 10.5, 1.0),
+                *arm("Order", "a", "ship", 20.0, 1.0),
+                *arm("Order", "b", "pay", 30.0, 1.0),
+                *arm("Minute", "a", "pay", 40.0, 1.0),
+                *arm("Order", "a", "pay", 50.5, 2.0),
+            ]
+            await store.begin().commit(Changes(writes=writes))
+            assert await left() == [
+                ("Minute", "a", "pay", 40.0, 1.0),
+                ("Order", "a", "pay", 50.5, 2.0),
+                ("Order", "a", "ship", 20.0, 1.0),
+                ("Order", "b", "pay", 30.0, 1.0),
+            ]
+            await store.begin().commit(Changes(writes=disarm("Order", "a", "pay")))
+            assert [row[:3] for row in await left()] == [
+                ("Minute", "a", "pay"),
+                ("Order", "a", "ship"),
+                ("Order", "b", "pay"),
+            ]
+            await store.begin().commit(Changes(writes=disarm_all("Order", "a")))
+            assert [row[:3] for row in await left()] == [
+                ("Minute", "a", "pay"),
+                ("Order", "b", "pay"),
+            ]
 
     # -- parked events -----------------------------------------------------------------------------
 

@@ -1,0 +1,48 @@
+"""Timers: what is to happen at a time to a saga, a window or a schedule, by kind, key and name.
+
+A timer is a row of ``oyez_timer``, written with the commit of whoever sets it, so it is set exactly
+if the rest of that commit happened. When its time comes, one commit deletes the row and leaves a
+`Timer` event for the handler of its kind, which runs like any parked event: with retries, and in
+the end as a dead letter. So a timer that was disarmed or set anew before it fired never arrives.
+"""
+
+from __future__ import annotations
+
+from oyez import tables
+from oyez.event import Event
+from oyez.partitioning import partition_of
+from oyez.ports import Writes
+from oyez.tables import PLACES
+
+
+class Timer(Event, type="oyez.timer", key="key"):
+    """The event of a timer that fired; ``due`` is its time, in seconds since 1970.
+
+    It comes from the service itself: a record of this type in a stream is ignored.
+    """
+
+    kind: str
+    key: str
+    name: str
+    due: float
+
+
+def arm(kind: str, key: str, name: str, due: float, now: float) -> Writes:
+    """Return the writes that set a timer of this name, in place of an earlier one.
+
+    It fires at ``due``, or at once if that is past. If the clock is set back after ``now``, it
+    still fires ``due - now`` seconds later.
+    """
+    part = partition_of(key, PLACES)
+    row = {"kind": kind, "key": key, "name": name, "due": due, "part": part, "armed": now}
+    return [(tables.ARM, [row])]
+
+
+def disarm(kind: str, key: str, name: str) -> Writes:
+    """Return the writes that delete the timer of this name, if it has not fired yet."""
+    return [(tables.DISARM, [{"kind": kind, "key": key, "name": name}])]
+
+
+def disarm_all(kind: str, key: str) -> Writes:
+    """Return the writes that delete every timer of a kind and key that has not fired yet."""
+    return [(tables.DISARM_ALL, [{"kind": kind, "key": key}])]
