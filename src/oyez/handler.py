@@ -23,6 +23,7 @@ from oyez.parameters import (
     recognize,
 )
 from oyez.state import By, Correlation
+from oyez.timers import MADE_HERE
 from oyez.transaction import Transaction
 
 
@@ -94,7 +95,12 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(each.filled_by for each in self.parameters)
 
     def subscribes(self, stream: str, system: str) -> bool:
-        """Return whether it reads this stream: the one it names, else all of its system."""
+        """Return whether it reads this stream: the one it names, else all of its system.
+
+        A handler of nothing but timers reads none.
+        """
+        if all(kind.name in MADE_HERE for kind in self.events):
+            return False
         if self.stream is None:
             return stream.startswith(f"{system}.")
         return stream == self.stream

@@ -295,7 +295,7 @@ class Changes(msgspec.Struct, kw_only=True):
     time: float = 0.0
     """The time of the commit, in seconds since 1970."""
     ring: bool = False
-    """Whether to notify every process of new work in outbox or inbox that no field above shows."""
+    """Whether to notify every process of new work (outbox, inbox, timers) that no field shows."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

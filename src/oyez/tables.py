@@ -183,6 +183,18 @@ ARM = """insert into oyez_timer (kind, key, name, due, part, armed)
   armed = excluded.armed"""
 DISARM = "delete from oyez_timer where kind = :kind and key = :key and name = :name"
 DISARM_ALL = "delete from oyez_timer where kind = :kind and key = :key"
+NEXT_TIMER = """select :{kind} as kind, min(due) as due from oyez_timer
+ where part = :part and kind = :{kind}"""
+"""``{kind}`` is the name of a parameter. ``union all`` joins several, each a step in the index."""
+TAKE_TIMERS = """delete from oyez_timer where part = :part and due <= :now
+ and (kind, key, name) in (select kind, key, name from oyez_timer
+  where part = :part and kind = :kind and due <= :now order by due limit :limit)
+ returning key, name, due"""
+AHEAD = "select 1 as found from oyez_timer where part = :part and armed > :latest limit 1"
+SHIFT_TIMERS = """update oyez_timer set due = due - (armed - :now), armed = :now
+ where part = :part and armed > :latest"""
+OVERDUE_TIMERS = """select part, count(*) as timers, min(due) as oldest from oyez_timer
+ where due <= :now group by part"""
 
 # -- marks -----------------------------------------------------------------------------------------
 

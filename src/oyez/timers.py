@@ -14,6 +14,9 @@ from oyez.partitioning import partition_of
 from oyez.ports import Writes
 from oyez.tables import PLACES
 
+MADE_HERE = frozenset({"oyez.timer", "oyez.tick"})
+"""The event types that a service makes for itself, and so ignores in every stream."""
+
 
 class Timer(Event, type="oyez.timer", key="key"):
     """The event of a timer that fired; ``due`` is its time, in seconds since 1970.
@@ -30,11 +33,11 @@ class Timer(Event, type="oyez.timer", key="key"):
 def arm(kind: str, key: str, name: str, due: float, now: float) -> Writes:
     """Return the writes that set a timer of this name, in place of an earlier one.
 
-    It fires at ``due``, or at once if that is past. If the clock is set back after ``now``, it
-    still fires ``due - now`` seconds later.
+    It fires at ``due`` (seconds since 1970), or at once if that is past. If the clock is set back
+    behind ``now``, it fires ``due - now`` seconds after that.
     """
     part = partition_of(key, PLACES)
-    row = {"kind": kind, "key": key, "name": name, "due": due, "part": part, "armed": now}
+    row = {"kind": kind, "key": key, "name": name, "due": max(due, 0.0), "part": part, "armed": now}
     return [(tables.ARM, [row])]
 
 

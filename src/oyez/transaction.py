@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from oyez import tables
 from oyez.ambient import Ambient
 from oyez.contract import encode
 from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
@@ -233,6 +234,8 @@ class UnitOfWork:
 
     def _queue(self, sql: str, parameters: Parameters, wave: int) -> None:
         self._check()
+        if sql is tables.ARM:
+            self.changes.ring = True  # the owner of its place may be another process
         waves = self._waves
         while wave >= len(waves):
             waves.append({})

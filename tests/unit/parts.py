@@ -20,6 +20,7 @@ from oyez.runtime.handlers import Handlers
 from oyez.runtime.lane import Chains, Lane
 from oyez.runtime.loop import Bell
 from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.reading import Reading
 from oyez.runtime.relay import Relay
 from oyez.runtime.reports import Reports
 from oyez.signals import Signal, Signals
@@ -128,6 +129,16 @@ class Parts:
             self.execution,
             broker=self.broker,
             commits=self.commits,
+            ambient=self.ambient,
+            reports=self.reports,
+        )
+
+    def reading(self, lane: Lane) -> Reading:
+        """What reads a lane."""
+        return Reading(
+            lane,
+            self.batches(lane),
+            broker=self.broker,
             ambient=self.ambient,
             reports=self.reports,
         )

@@ -24,7 +24,10 @@ LOOKED_AT = 2_048
 
 
 class PartitionLag(msgspec.Struct, frozen=True, kw_only=True):
-    """A partition as read by one service. None stands for an unknown value."""
+    """A partition as read by one service. None stands for an unknown value.
+
+    Of a place of `oyez.tables.TIMERS`, ``lag`` is the number of timers that are due.
+    """
 
     stream: str
     partition: int
@@ -171,15 +174,20 @@ async def measure(
     system = project.config.system.name
     ends = await _ends(system, service, broker, cursors)
     places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
+    overdue = {r["part"]: r for r in await store.fetch(tables.OVERDUE_TIMERS, {"now": now})}
 
     async def one(place: history.Place) -> PartitionLag:
         row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
         end = None if ends is None else ends.get(place)
-        lag = None
-        if broker is not None and ends is not None and place in ends:
-            behind = await broker.lag(place[0], {place[1]: row["position"]})
-            lag = behind.get(place[1])
-        oldest, known = await _oldest(system, service, broker, place, row["position"], end)
+        if place[0] == tables.TIMERS:
+            timers = overdue.get(place[1], {"timers": 0, "oldest": None})
+            lag, oldest, known = timers["timers"], timers["oldest"], True
+        else:
+            lag = None
+            if broker is not None and ends is not None and place in ends:
+                behind = await broker.lag(place[0], {place[1]: row["position"]})
+                lag = behind.get(place[1])
+            oldest, known = await _oldest(system, service, broker, place, row["position"], end)
         return PartitionLag(
             stream=place[0],
             partition=place[1],
@@ -220,7 +228,7 @@ async def _ends(
     """
     if broker is None:
         return None
-    wanted = {stream for stream, _ in cursors}
+    wanted = {stream for stream, _ in cursors if stream != tables.TIMERS}
     streams = await broker.streams()
     for handler in service.handlers if service is not None else ():
         wanted.update(stream for stream in streams if handler.subscribes(stream, system))

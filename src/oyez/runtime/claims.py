@@ -1,4 +1,7 @@
-"""The partitions of each replica: claims with an epoch, in the service's own store.
+"""The places of each replica: claims with an epoch, in the service's own store.
+
+A place is a partition of a stream, which is read, or one of those that fire timers. A *runner*
+works on each place that this process owns.
 
 Each process has a lease in ``oyez_replica``; its claims in ``oyez_cursor`` are valid as long as the
 lease. A sweep claims partitions without a living owner, up to a fair share, and releases those
@@ -9,6 +12,7 @@ process that was paused while another took over can't commit (fencing).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from oyez import tables
 from oyez.ambient import Ambient
@@ -18,11 +22,11 @@ from oyez.runtime.commits import Commits
 from oyez.runtime.lane import Chains, Lane
 from oyez.runtime.loop import Bell, Loop
 from oyez.runtime.parked import ParkedEvents
-from oyez.runtime.reading import Consumer, Reading
 from oyez.runtime.relay import Relay
 from oyez.runtime.reports import Reports
+from oyez.runtime.timers import Timers
 from oyez.signals import Claimed, Released
-from oyez.tables import OUTBOX
+from oyez.tables import OUTBOX, PLACES, TIMERS
 from oyez.transaction import Origin
 
 SWEEP = 0.5
@@ -37,6 +41,22 @@ _NO_ORIGIN = Origin()
 _RELAY: Place = (OUTBOX, 0)
 
 
+class Runner(Protocol):
+    """The work on one place, until it is stopped or another process owns the place."""
+
+    def start(self) -> None:
+        """Start working."""
+        ...
+
+    async def stop(self) -> None:
+        """Finish the current step and end. Safe when never started and when called twice."""
+        ...
+
+    def kill(self) -> None:
+        """End at once; uncommitted work is rolled back."""
+        ...
+
+
 class Claims:
     """The partitions that this process owns, and perhaps the relay."""
 
@@ -47,7 +67,8 @@ class Claims:
         parked: ParkedEvents,
         *,
         reads: Callable[[str], bool],
-        consumer: Callable[[Lane], Consumer],
+        reading: Callable[[Lane], Runner],
+        timers: Callable[[Lane], Timers] | None,
         broker: Broker,
         commits: Commits,
         ambient: Ambient,
@@ -57,8 +78,8 @@ class Claims:
     ) -> None:
         """``lanes`` is filled and emptied here and read elsewhere; ``grace`` is in seconds.
 
-        ``reads`` returns whether a stream is read, by its name; ``consumer`` returns the consumer
-        of a lane's records.
+        ``reads`` returns whether a stream is read, by its name; ``reading`` and ``timers`` return
+        the runner of a lane, the latter None for a service without timers.
         """
         self.lanes = lanes
         self.relay: Relay | None = None
@@ -69,7 +90,8 @@ class Claims:
         self._owner = owner
         self._parked = parked
         self._reads = reads
-        self._consumer = consumer
+        self._reading = reading
+        self._timers = timers
         self._broker = broker
         self._commits = commits
         self._store = commits.store
@@ -79,7 +101,7 @@ class Claims:
         self._grace = grace
         self._loop = Loop("claims", self._step, ambient, reports.trouble)
         self._streams: dict[str, int] = {}
-        self._readings: dict[Place, Reading] = {}
+        self._runners: dict[Place, Runner] = {}
 
     def start(self) -> None:
         """Start sweeping."""
@@ -92,18 +114,28 @@ class Claims:
     async def stop(self) -> None:
         """Claim no more; finish and save every lane, then the relay."""
         await self._loop.cancel()
-        for reading in list(self._readings.values()):
-            await reading.stop()
+        for runner in list(self._runners.values()):
+            await runner.stop()
         if self.relay is not None:
             await self.relay.stop()
 
     def kill(self) -> None:
         """End everything at once."""
         self._loop.kill()
-        for reading in self._readings.values():
-            reading.kill()
+        for runner in self._runners.values():
+            runner.kill()
         if self.relay is not None:
             self.relay.kill()
+
+    @property
+    def timers(self) -> list[Timers]:
+        """The runners of the places of timers that this process owns."""
+        return [runner for runner in self._runners.values() if isinstance(runner, Timers)]
+
+    @property
+    def fires(self) -> bool:
+        """Whether the service has timers."""
+        return self._timers is not None
 
     async def _step(self) -> float:
         await self.sweep()
@@ -149,15 +181,15 @@ class Claims:
             self._reports.trouble(
                 "claims", error
             )  # the known streams are still valid; the outbox needs no broker
-        return sorted(
-            [
-                (stream, partition)
-                for stream, partitions in self._streams.items()
-                if self._reads(stream)
-                for partition in range(partitions)
-            ],
-            key=_by_partition,
-        )
+        places = [
+            (stream, partition)
+            for stream, partitions in self._streams.items()
+            if self._reads(stream)
+            for partition in range(partitions)
+        ]
+        if self._timers is not None:
+            places += [(TIMERS, part) for part in range(PLACES)]
+        return sorted(places, key=_by_partition)
 
     def _held(self) -> set[Place]:
         held = set(self.lanes)
@@ -178,13 +210,13 @@ class Claims:
                 self._drop(place)
 
     def _drop(self, place: Place) -> None:
-        """End the reading of a partition, or the relay, and forget its claim."""
+        """End the runner of a place, or the relay, and forget its claim."""
         if place == _RELAY:
             if self.relay is not None:
                 self.relay.kill()
             self.relay = None
             return
-        self._readings.pop(place).kill()
+        self._runners.pop(place).kill()
         claim = self.lanes.pop(place).claim
         self._reports.emit(
             Released(
@@ -242,14 +274,12 @@ class Claims:
             suspects=row["crashes"] > 0,
             careful=row["crashes"] >= CRASHES,
         )
-        reading = self._readings[place] = Reading(
-            lane,
-            self._consumer(lane),
-            broker=self._broker,
-            ambient=self._ambient,
-            reports=self._reports,
-        )
-        reading.start()
+        if stream == TIMERS and self._timers is not None:
+            runner: Runner = self._timers(lane)
+        else:
+            runner = self._reading(lane)
+        self._runners[place] = runner
+        runner.start()
         if rows:
             self._work.ring()
         self._reports.emit(
@@ -260,7 +290,7 @@ class Claims:
 
     async def _release(self, place: Place) -> None:
         lane = self.lanes[place]
-        await self._readings[place].stop()
+        await self._runners[place].stop()
         await self._parked.drain(*place, self._grace)
         self._drop(place)
         unit = self._commits.unit(None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from oyez.event import describe
 from oyez.handler import Call, Handler
+from oyez.timers import MADE_HERE, Timer
 
 
 class Handlers:
@@ -16,6 +18,13 @@ class Handlers:
         self._calls: dict[str, Call] = {}
         self.keep_state = any(handler.states for handler in self)
         """Whether any of them has keyed state."""
+        self.timed = {
+            state.kind.name: handler
+            for handler in self
+            if describe(Timer) in handler.events
+            for state in handler.states
+        }
+        """The handler of the timers of each kind."""
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._handlers.values())
@@ -35,11 +44,16 @@ class Handlers:
         return self._calls[handler.name]
 
     def of(self, stream: str) -> dict[str, list[Handler]]:
-        """Return the handlers that read the stream, by event type."""
+        """Return the handlers that read the stream, by event type.
+
+        Timers are not among them: they are events of the service itself.
+        """
         table: dict[str, list[Handler]] = {}
         for handler in self:
             if handler.subscribes(stream, self._system):
                 for kind in handler.events:
+                    if kind.name in MADE_HERE:
+                        continue
                     table.setdefault(kind.name, []).append(handler)
         return table
 

@@ -1,7 +1,8 @@
 """The liveness, the readiness and the lag of a service process.
 
 Within 30 s, a partition that has events to handle and makes no progress, or that no replica reads,
-fails readiness and is reported by a signal, and so in log and metrics. An outbox without progress
+fails readiness and is reported by a signal, and so in log and metrics; so do timers that are due
+and do not fire. An outbox without progress
 fails readiness too. A broker that is out of reach fails readiness alone; liveness fails only when
 the process itself is stuck, so that an outage of the broker does not cause restarts.
 """
@@ -15,10 +16,12 @@ from oyez.ambient import Ambient
 from oyez.errors import BrokerError, StoreError
 from oyez.ports import Broker, Position, Store
 from oyez.runtime.claims import Claims, Place
+from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Loop
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reports import Reports
 from oyez.signals import LagMeasured, Resumed, Stalled
+from oyez.tables import TIMERS
 
 LOOK = 5.0
 """Seconds between two checks."""
@@ -75,7 +78,7 @@ class Health:
 
     def lag(self) -> dict[Place, int | None]:
         """Return the lag of each owned partition; None where the broker did not report it."""
-        return {place: self._lag.get(place) for place in sorted(self._claims.lanes)}
+        return {place: self._lag.get(place) for place in self._read()}
 
     def readiness(self) -> list[str]:
         """Return why the process is not ready; empty when it is."""
@@ -144,6 +147,7 @@ class Health:
         """Check everything once."""
         await self._look_at_broker()
         self._look_at_claims()
+        self._look_at_timers()
         now = self._ambient.now()
         try:
             rows = await self._store.fetch(tables.OLDEST_RETRY, {"owner": self._owner})
@@ -164,7 +168,7 @@ class Health:
         return LOOK
 
     async def _look_at_broker(self) -> None:
-        lanes = self._claims.lanes
+        lanes = {place: self._claims.lanes[place] for place in self._read()}
         try:
             await self._broker.streams()
             positions: dict[str, dict[int, Position]] = {}
@@ -180,7 +184,6 @@ class Health:
             for place in list(self._lag):
                 self._measured(place, None)
             return
-        now = self._ambient.monotonic()
         for place in [place for place in self._lag if place not in lanes]:
             self._moves(place)
             self._measured(place, None)
@@ -190,15 +193,29 @@ class Health:
             if lag is None:
                 continue
             self._measured(place, lag)
-            if lag == 0:
-                self._moves(place)
-                continue
-            since = max(self._behind_since.setdefault(place, now), lane.moved)
-            if now - since <= STALL:
-                self._moves(place, behind=True)
-            elif place not in self._stalled:
-                self._stalled[place] = since
-                self._emit(Stalled, place, seconds=now - since)
+            self._judge(place, lane, behind=lag > 0)
+
+    def _look_at_timers(self) -> None:
+        for timers in self._claims.timers:
+            claim = timers.lane.claim
+            self._judge((claim.stream, claim.partition), timers.lane, behind=timers.behind)
+
+    def _judge(self, place: Place, lane: Lane, *, behind: bool) -> None:
+        """Note whether a place that has work, if it is ``behind``, makes progress."""
+        if not behind:
+            self._moves(place)
+            return
+        now = self._ambient.monotonic()
+        since = max(self._behind_since.setdefault(place, now), lane.moved)
+        if now - since <= STALL:
+            self._moves(place, behind=True)
+        elif place not in self._stalled:
+            self._stalled[place] = since
+            self._emit(Stalled, place, seconds=now - since)
+
+    def _read(self) -> list[Place]:
+        """Return the partitions of streams that this process owns."""
+        return sorted(place for place in self._claims.lanes if place[0] != TIMERS)
 
     def _look_at_claims(self) -> None:
         now = self._ambient.monotonic()

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,8 +29,9 @@ from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Bell
 from oyez.runtime.migrations import read_migrations
 from oyez.runtime.parked import ParkedEvents
-from oyez.runtime.reading import Consumer
+from oyez.runtime.reading import Consumer, Reading
 from oyez.runtime.reports import Reports
+from oyez.runtime.timers import Timers
 from oyez.runtime.watch import Follower, Watch
 from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
@@ -119,7 +121,8 @@ class ServiceProcess:
             self.lanes,
             self.parked,
             reads=self.reads,
-            consumer=consumer or self._batches,
+            reading=partial(self._reading, consumer or self._batches),
+            timers=self._timers if self.handlers.timed else None,
             broker=broker,
             commits=self.commits,
             ambient=ambient,
@@ -216,6 +219,8 @@ class ServiceProcess:
         self._work.ring()
         if self.claims.relay is not None:
             self.claims.relay.ring()
+        for timers in self.claims.timers:
+            timers.ring()
 
     async def _check_positions(self) -> None:
         """Refuse a store whose positions belong to another kind of broker."""
@@ -297,6 +302,21 @@ class ServiceProcess:
 
     def changes(self, every: float | None) -> AsyncIterator[None]:
         return Follower(self.watch, every)
+
+    def _reading(self, consumer: Callable[[Lane], Consumer], lane: Lane) -> Reading:
+        return Reading(
+            lane, consumer(lane), broker=self.broker, ambient=self.ambient, reports=self.reports
+        )
+
+    def _timers(self, lane: Lane) -> Timers:
+        return Timers(
+            lane,
+            self.handlers,
+            source=self.announcer.source,
+            commits=self.commits,
+            ambient=self.ambient,
+            reports=self.reports,
+        )
 
     def _batches(self, lane: Lane) -> Batches:
         return Batches(

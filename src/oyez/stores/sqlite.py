@@ -134,7 +134,7 @@ create table oyez_timer (
   due real not null, part integer not null, armed real not null,
   primary key (kind, key, name)
 ) without rowid;
-create index oyez_timer_due on oyez_timer (part, due);
+create index oyez_timer_due on oyez_timer (part, kind, due);
 
 alter table oyez_outbox add column event_id text;
 alter table oyez_outbox add column name text;

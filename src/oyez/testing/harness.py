@@ -36,7 +36,7 @@ from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.service import Service
 from oyez.signals import Signal, Signals
 from oyez.stores.sqlite import SqliteStore
-from oyez.tables import OUTBOX
+from oyez.tables import OUTBOX, PLACES, TIMERS
 from oyez.testing.clock import VirtualAmbient, quiescent
 from oyez.transaction import Announcer, Origin
 
@@ -141,6 +141,8 @@ class System:
         streams = await self.broker.streams()
         for name, process in self.processes.items():
             wanted = {(OUTBOX, 0)}
+            if process.claims.fires:
+                wanted.update((TIMERS, part) for part in range(PLACES))
             for stream, partitions in streams.items():
                 if process.reads(stream):
                     wanted.update((stream, partition) for partition in range(partitions))
@@ -150,7 +152,13 @@ class System:
             if wanted != held:
                 process.claims.ring()
                 return f"{name} has not claimed {sorted(wanted - held)}"
+            for timers in process.claims.timers:
+                if kinds := await timers.look():
+                    timers.ring()
+                    return f"{name} has due timers of {', '.join(kinds)}"
             for (stream, partition), lane in process.lanes.items():
+                if stream == TIMERS:
+                    continue
                 end = (await self.broker.ends(stream))[partition]
                 if lane.position < end or not lane.idle:
                     return f"{name} is at {lane.position} of {end} in {stream}[{partition}]"

@@ -105,7 +105,7 @@ create table oyez_timer (
   due double precision not null, part integer not null, armed double precision not null,
   primary key (kind, key, name)
 ) with (autovacuum_vacuum_scale_factor = 0.02);
-create index oyez_timer_due on oyez_timer (part, due);
+create index oyez_timer_due on oyez_timer (part, kind, due);
 
 alter table oyez_outbox add column event_id text;
 alter table oyez_outbox add column name text;

@@ -1,0 +1,249 @@
+"""Fires the timers of one place: rows of ``oyez_timer`` become parked events of their handlers.
+
+The places `oyez.tables.TIMERS` are claimed and shared like partitions. One fenced commit deletes
+the rows that are due and parks an event for each, so a timer fires once, whoever dies, and
+`oyez.runtime.parked` runs it.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import msgspec
+
+from oyez import tables
+from oyez.ambient import Ambient
+from oyez.envelope import JSON, SPECVERSION, format_time
+from oyez.errors import Fenced
+from oyez.event import Event, describe
+from oyez.handler import Handler
+from oyez.ports import Parked, Row
+from oyez.runtime.batches import PARKED_LIMIT
+from oyez.runtime.commits import Commits
+from oyez.runtime.handlers import Handlers
+from oyez.runtime.lane import Lane
+from oyez.runtime.loop import Loop
+from oyez.runtime.reports import Reports
+from oyez.signals import BatchHandled
+from oyez.tables import TIMERS
+from oyez.timers import Timer
+from oyez.transaction import Origin, Transaction, UnitOfWork
+
+LIMIT = 512
+"""The limit of timers that fire in one commit."""
+POLL = 0.5
+"""Seconds between two queries, at least, of a place where no timer is known to be due."""
+IDLE = 5.0
+"""Seconds between two queries, at most."""
+SKEW = 1.0
+"""Seconds by which clocks of a service's hosts may differ; more is a clock that was set back."""
+
+_NO_ORIGIN = Origin()
+
+
+class Timers:
+    """The timers of one place, until it is stopped or another process owns the place."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        handlers: Handlers,
+        *,
+        source: str,
+        commits: Commits,
+        ambient: Ambient,
+        reports: Reports,
+    ) -> None:
+        """``source`` is the service's, which its timers' events come from."""
+        self.lane = lane
+        self.due: float | None = None
+        """The time of the next timer that has a handler here; None without one."""
+        self._handlers = handlers
+        self._source = source
+        self._commits = commits
+        self._ambient = ambient
+        self._reports = reports
+        self._loop = Loop(lane.name, self._step, ambient, reports.trouble)
+        self._looked = -IDLE
+        """The time of the last query, on the monotonic clock."""
+        self._offset: float | None = None
+        """The wall clock's lead over the monotonic one at the last step."""
+        self._kinds = {f"kind{number}": kind for number, kind in enumerate(handlers.timed)}
+        self._next = " union all ".join(tables.NEXT_TIMER.format(kind=name) for name in self._kinds)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a timer is due, as far as known, or its queries fail."""
+        return self._wait() == 0 or self._loop.failing_since is not None
+
+    def start(self) -> None:
+        """Start firing."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Finish the current commit and end. Safe when never started and when called twice."""
+        self.lane.leaving = True
+        await self._loop.stop()
+
+    def kill(self) -> None:
+        """End at once; timers that were not committed fire elsewhere."""
+        self.lane.leaving = True
+        self._loop.kill()
+
+    def ring(self) -> None:
+        """Query within `POLL` seconds: a timer may have been armed."""
+        self._loop.ring()
+
+    async def look(self) -> list[str]:
+        """Return the kinds that have a due timer, after setting ``due``."""
+        now = self._ambient.now()
+        start = self._ambient.monotonic()
+        asked = {"part": self.lane.claim.partition, **self._kinds}
+        rows = await self._commits.store.fetch(self._next, asked)
+        times = {row["kind"]: row["due"] for row in rows if row["due"] is not None}
+        self._looked = start
+        self.due = min(times.values(), default=None)
+        return [kind for kind, due in times.items() if due <= now]
+
+    async def _step(self) -> float | None:
+        lane = self.lane
+        start = self._ambient.monotonic()
+        if self._looked + POLL > start and self._wait() > 0:
+            return min(self._looked + POLL - start, self._wait())
+        try:
+            await self._follow_clock()
+            fired = 0
+            for kind in await self.look():
+                while lane.chains.total >= PARKED_LIMIT and not lane.leaving:
+                    await lane.chains.wait(POLL)
+                fired += await self._fire(kind)
+        except Fenced:
+            lane.lose()
+            self._loop.end()
+            return None
+        lane.progress()
+        if fired:
+            self._reports.emit(
+                BatchHandled(
+                    service=self._reports.service,
+                    stream=TIMERS,
+                    partition=lane.claim.partition,
+                    events=fired,
+                    seconds=self._ambient.monotonic() - start,
+                )
+            )
+            return None
+        return min(IDLE, self._wait())
+
+    def _wait(self) -> float:
+        """Return the seconds until the next timer is due."""
+        return inf if self.due is None else max(self.due - self._ambient.now(), 0.0)
+
+    # -- firing ------------------------------------------------------------------------------------
+
+    async def _fire(self, kind: str) -> int:
+        """Fire due timers of a kind in one commit; return their number."""
+        lane = self.lane
+        unit = self._commits.unit(lane.claim)
+        try:
+            tx = unit.transaction(_NO_ORIGIN)
+            rows = await tx.fetch(
+                tables.TAKE_TIMERS,
+                part=lane.claim.partition,
+                kind=kind,
+                now=unit.changes.time,
+                limit=max(1, min(LIMIT, PARKED_LIMIT - lane.chains.total)),
+            )
+            events = await self._timers(tx, kind, rows)
+            await self._park(unit, events)
+        finally:
+            await unit.rollback()
+        return len(rows)
+
+    async def _park(self, unit: UnitOfWork, events: list[Parked]) -> None:
+        lane = self.lane
+        unit.changes.parked = events
+        for event in events:
+            lane.chains.add(event.chain)
+        try:
+            await lane.commit(unit, None)
+        except BaseException:
+            for event in events:
+                lane.chains.remove(event.chain)
+            raise
+
+    async def _timers(self, tx: Transaction, kind: str, rows: list[Row]) -> list[Parked]:
+        handler = self._handlers.timed[kind]
+        named = [
+            (f"{kind}/{row['key']}/{row['name']}@{format_time(row['due'])}", row) for row in rows
+        ]
+        seen = await self._seen(tx, handler, [event_id for event_id, _ in named])
+        return [
+            self._event(
+                handler,
+                # It was armed again for the same moment, after it had fired.
+                f"{event_id}#{tx.new_id()}" if event_id in seen else event_id,
+                row["key"],
+                Timer(kind=kind, key=row["key"], name=row["name"], due=row["due"]),
+                tx.time,
+            )
+            for event_id, row in sorted(named, key=lambda each: each[1]["due"])
+        ]
+
+    async def _seen(self, tx: Transaction, handler: Handler, ids: list[str]) -> set[str]:
+        """Return those of the ids that the handler's inbox holds."""
+        if not ids:
+            return set()
+        asked = {f"id{number}": event_id for number, event_id in enumerate(ids)}
+        names = ", ".join(f":{name}" for name in asked)
+        rows = await tx.fetch(tables.HANDLED_BY.format(ids=names), **asked)
+        return {
+            row["event_id"]
+            for row in rows
+            if (row["source"], row["handler"]) == (self._source, handler.name)
+        }
+
+    def _event(self, handler: Handler, event_id: str, key: str, event: Event, time: str) -> Parked:
+        kind = describe(type(event))
+        return Parked(
+            event_id=event_id,
+            source=self._source,
+            handler=handler.name,
+            stream=TIMERS,
+            partition=self.lane.claim.partition,
+            position=0,
+            chain=key if handler.ordered else None,
+            due=0.0,
+            attempt=0,
+            history=[],
+            key=key,
+            headers={
+                "specversion": SPECVERSION,
+                "id": event_id,
+                "source": self._source,
+                "type": kind.name,
+                "time": time,
+                "datacontenttype": JSON,
+                "dataschema": kind.dataschema,
+                "subject": key,
+                "partitionkey": key,
+            },
+            data=msgspec.json.encode(event),
+        )
+
+    # -- clocks ------------------------------------------------------------------------------------
+
+    async def _follow_clock(self) -> None:
+        """After a clock that was set back, let no timer wait longer than its whole time anew."""
+        now = self._ambient.now()
+        offset = now - self._ambient.monotonic()
+        if self._offset is None or offset < self._offset - SKEW:
+            asked = {"part": self.lane.claim.partition, "latest": now + SKEW}
+            if await self._commits.store.fetch(tables.AHEAD, asked):
+                unit = self._commits.unit(self.lane.claim)
+                try:
+                    unit.transaction(_NO_ORIGIN).execute(tables.SHIFT_TIMERS, **asked, now=now)
+                    await unit.commit()
+                finally:
+                    await unit.rollback()
+        self._offset = offset
