@@ -5,7 +5,7 @@ The public names. `oyez.testing` has the test harness, `oyez.errors` every error
 
 from oyez.contract import parse
 from oyez.errors import InvalidEvent, OyezError
-from oyez.event import Event, event
+from oyez.event import Command, Event, event
 from oyez.handler import Retry
 from oyez.parameters import Context
 from oyez.service import Service
@@ -14,6 +14,7 @@ from oyez.transaction import After, Transaction
 
 __all__ = [
     "After",
+    "Command",
     "Context",
     "Event",
     "InvalidEvent",

@@ -34,7 +34,8 @@ _TIME = re.compile(
 _KNOWN = frozenset(
     (
         "specversion id source type subject time datacontenttype dataschema partitionkey "
-        "correlationid causationid traceparent tracestate dataref replayed"
+        "correlationid causationid traceparent tracestate dataref replayed "
+        "recipient expires"
     ).split()
 )
 
@@ -46,7 +47,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """An event on the wire: CloudEvents attributes around encoded data.
 
     ``subject`` is the key. ``correlationid`` is shared by all events that result from one request,
-    ``causationid`` is the id of the event that caused this one.
+    ``causationid`` is the id of the event that caused this one. ``recipient`` is the only service
+    that the event is for, and ``expires`` the time after which that service does not handle it.
     """
 
     id: str
@@ -64,6 +66,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     tracestate: str | None = None
     dataref: str | None = None
     replayed: str | None = None
+    recipient: str | None = None
+    expires: str | None = None
     extensions: dict[str, str] = {}
 
     @property
@@ -89,6 +93,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
             "tracestate": self.tracestate,
             "dataref": self.dataref,
             "replayed": self.replayed,
+            "recipient": self.recipient,
+            "expires": self.expires,
         }
         found = {name: value for name, value in named.items() if value is not None}
         found.update(self.extensions)
@@ -126,16 +132,16 @@ def format_time(seconds: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def parse_time(text: str) -> datetime:
-    """Return the time of an RFC 3339 text. Raises InvalidEvent when it is none."""
+def parse_time(text: str, name: str = "time") -> datetime:
+    """Return the time of an RFC 3339 text. Raises InvalidEvent, naming it, when it is none."""
     if not _TIME.fullmatch(text):
-        raise InvalidEvent("time", f"expected RFC 3339, found {text[:40]!r}")
+        raise InvalidEvent(name, f"expected RFC 3339, found {text[:40]!r}")
     if text[17:19] == "60":  # a leap second, which Python can't represent
         text = f"{text[:17]}59{text[19:]}"
     try:
         return datetime.fromisoformat(text.upper())
     except ValueError as error:
-        raise InvalidEvent("time", f"expected RFC 3339, found {text[:40]!r}") from error
+        raise InvalidEvent(name, f"expected RFC 3339, found {text[:40]!r}") from error
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -168,6 +174,9 @@ def _open_binary(headers: Mapping[str, str], data: bytes) -> Envelope:
     time = headers.get("time")
     if time is not None and not _is_our_time(time):
         parse_time(time)
+    expires = headers.get("expires")
+    if expires is not None and not _is_our_time(expires):
+        parse_time(expires, "expires")
     if known:
         attributes: dict[str, Any] = dict(headers)
         del attributes["specversion"]

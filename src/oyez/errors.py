@@ -8,6 +8,7 @@
     ├── EventError            permanent   an event or envelope breaks the contract
     │   ├── InvalidEvent                  its data or an attribute is invalid; names the field
     │   │   └── BadJson                   its data is not JSON at all
+    │   ├── Expired                       a command was to be done by a time that has passed
     │   └── UnknownVersion                its contract version is newer than the handler knows
     ├── StoreError
     │   ├── StoreUnavailable  transient   locked, disk full, connection lost
@@ -75,6 +76,10 @@ class InvalidEvent(EventError):
 
 class BadJson(InvalidEvent):
     """The bytes are not one JSON value in UTF-8 (status 400 over HTTP, not 422)."""
+
+
+class Expired(EventError):
+    """A command was to be done by a time that has passed, and was not done."""
 
 
 class UnknownVersion(EventError):

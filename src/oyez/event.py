@@ -10,6 +10,12 @@ An event class is any of::
     @dataclass(frozen=True)              # or an attrs class, or a pydantic model
     class OrderPlaced: ...
 
+A *command* asks one service for something, where an event tells everybody of something::
+
+    class Charge(Command, type="shop.payment.charge", key="order_id", to="payments"):
+        order_id: str
+        cents: int
+
 A consumer declares its own class with only the fields it needs, under the same ``type``: fields it
 does not declare are ignored when an event is decoded.
 """
@@ -30,6 +36,9 @@ MAX_DATA = 1_048_576
 MAX_KEY = 512
 """A longer key (characters) is refused at the publisher."""
 
+SERVICE = re.compile(r"[a-z][a-z0-9-]{0,40}")
+"""The name of a service."""
+
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
 _ATTRIBUTE = "__oyez_event_type__"
 
@@ -47,6 +56,8 @@ class EventType(msgspec.Struct, frozen=True):
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
     fields: tuple[str, ...]
+    to: str | None = None
+    """The service that a command asks; None for an event."""
 
     @property
     def dataschema(self) -> str:
@@ -72,7 +83,7 @@ class EventType(msgspec.Struct, frozen=True):
 
 
 class EventMeta(msgspec.StructMeta):
-    """The metaclass that reads ``type``, ``key``, ``version`` and ``stream``."""
+    """The metaclass that reads ``type``, ``key``, ``version``, ``stream`` and ``to``."""
 
     def __new__(  # noqa: D102
         mcls,
@@ -84,12 +95,22 @@ class EventMeta(msgspec.StructMeta):
         key: str | None = None,
         version: int = 1,
         stream: str | None = None,
+        to: str | None = None,
         **options: Any,
     ) -> Any:
         options.setdefault("kw_only", True)  # msgspec does not inherit it
         cls = super().__new__(mcls, name, bases, namespace, **options)
         if type is not None:
-            _declare(cls, type, key, version, stream)
+            place = f"{cls.__module__}.{cls.__qualname__}"
+            if to is None and issubclass(cls, Command):
+                raise DeclarationError(
+                    f'{place}: a Command asks one service: name it with to="…", or subclass Event'
+                )
+            if to is not None and not issubclass(cls, Command):
+                raise DeclarationError(
+                    f"{place}: to={to!r}: an event is for everybody: subclass oyez.Command"
+                )
+            _declare(cls, type, key, version, stream, to)
         return cls
 
 
@@ -115,20 +136,44 @@ class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
         ) -> None: ...
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Command(Event):
+    """The base class of commands: what one service, ``to``, is asked to do.
+
+    ``type`` is in the imperative (``shop.payment.charge``); the other arguments are those of
+    `Event`. A command is published in the stream of the service that asks, so commands and events
+    of one key that it publishes arrive in their order. Handlers of other services do not get it.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init_subclass__(
+            cls,
+            *,
+            to: str | None = None,
+            type: str | None = None,  # noqa: A002
+            key: str | None = None,
+            version: int = 1,
+            stream: str | None = None,
+        ) -> None: ...
+
+
 def event(
     *,
     type: str,  # noqa: A002
     key: str | None = None,
     version: int = 1,
     stream: str | None = None,
+    to: str | None = None,
 ) -> Callable[[type[T]], type[T]]:
     """Declare a dataclass, attrs class or pydantic model as an event; arguments as in `Event`.
 
-    Raises DeclarationError when the class can't be one.
+    With ``to`` it is a command, as in `Command`. Raises DeclarationError when the class can't be
+    one.
     """
 
     def declare(cls: Any) -> Any:
-        _declare(cls, type, key, version, stream)
+        _declare(cls, type, key, version, stream, to)
         return cls
 
     return declare
@@ -151,7 +196,9 @@ def is_event(cls: object) -> bool:
     return isinstance(cls, type) and _ATTRIBUTE in vars(cls)
 
 
-def _declare(cls: type, name: str, key: str | None, version: int, stream: str | None) -> None:
+def _declare(
+    cls: type, name: str, key: str | None, version: int, stream: str | None, to: str | None
+) -> None:
     place = f"{cls.__module__}.{cls.__qualname__}"
     if not _TYPE.fullmatch(name):
         raise DeclarationError(
@@ -159,6 +206,11 @@ def _declare(cls: type, name: str, key: str | None, version: int, stream: str | 
         )
     if version < 1:
         raise DeclarationError(f"{place}: version={version}: expected 1 or more")
+    if to is not None and not SERVICE.fullmatch(to):
+        raise DeclarationError(
+            f"{place}: to={to!r}: expected the name of a service: one of a-z, then up to 40 of "
+            "a-z, 0-9 and '-'"
+        )
     try:
         fields, encode, decode = _codec(cls, place)
     except (TypeError, NameError) as error:
@@ -167,7 +219,8 @@ def _declare(cls: type, name: str, key: str | None, version: int, stream: str | 
         ) from error
     if key is not None and key not in fields:
         raise DeclarationError(f"{place}: key={key!r} is not a field; fields: {', '.join(fields)}")
-    setattr(cls, _ATTRIBUTE, EventType(cls, name, version, key, stream, encode, decode, fields))
+    kind = EventType(cls, name, version, key, stream, encode, decode, fields, to)
+    setattr(cls, _ATTRIBUTE, kind)
 
 
 def _codec(

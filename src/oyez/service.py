@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
@@ -12,15 +11,13 @@ import msgspec
 
 from oyez import tables
 from oyez.errors import DeclarationError
-from oyez.event import EventType, describe
+from oyez.event import SERVICE, EventType, describe
 from oyez.handler import Handler, Retry, compile_handler
 from oyez.ports import Kept, Row, Store
 from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, origin
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
 class Bound(Protocol):
@@ -63,7 +60,7 @@ class Service:
         migrations: str | None = None,
         publishes: tuple[type, ...] = (),
     ) -> None:
-        if not NAME.fullmatch(name):
+        if not SERVICE.fullmatch(name):
             raise DeclarationError(
                 f"service name {name!r}: expected one of a-z, then up to 40 of a-z, 0-9 and '-'"
             )

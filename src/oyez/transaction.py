@@ -80,8 +80,14 @@ class Announcer:
         due: float,
         key: str | None,
         span: str = "",
+        recipient: str | None = None,
+        expires: float | None = None,
     ) -> Announcement:
-        """Return the outbox row of an event. Raises InvalidEvent naming the invalid field."""
+        """Return the outbox row of an event. Raises InvalidEvent naming the invalid field.
+
+        ``recipient`` is the only service it is for, by default the one that a command asks;
+        ``expires`` is in seconds since 1970.
+        """
         kind = describe(type(event))
         ambient = self.ambient
         if key is None:
@@ -104,6 +110,12 @@ class Announcer:
                     field, f"is the key: expected 1 to {MAX_KEY} printable characters"
                 )
             headers["subject"] = headers["partitionkey"] = key
+        if recipient is None:
+            recipient = kind.to
+        if recipient is not None:
+            headers["recipient"] = recipient
+        if expires is not None:
+            headers["expires"] = format_time(expires)
         if since.causationid is not None:
             headers["causationid"] = since.causationid
         headers["traceparent"] = span or self.span(since.traceparent)
@@ -340,10 +352,19 @@ class Transaction:
         state: S = self._unit.states.of(kind, key)
         return state
 
-    def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
+    def publish(
+        self,
+        event: object,
+        *,
+        delay: float | None = None,
+        key: str | None = None,
+        expires: float | None = None,
+    ) -> str:
         """Publish an event with the commit, or ``delay`` seconds later; return its id.
 
-        ``key`` overrides the event's own. Raises InvalidEvent naming the invalid field.
+        ``key`` overrides the event's own. A command that is not handled until ``expires`` seconds
+        from now becomes a dead letter of its service instead. Raises InvalidEvent naming the
+        invalid field.
         """
         unit = self._unit
         if unit.closed:
@@ -353,8 +374,22 @@ class Transaction:
             if not 0 <= delay <= MAX_DELAY:
                 raise InvalidEvent("delay", f"expected 0 to {MAX_DELAY:.0f} seconds, found {delay}")
             due = unit.changes.time + delay if delay else 0.0
+        if expires is not None:
+            if describe(type(event)).to is None:
+                raise InvalidEvent("expires", "is for a Command; an event does not expire")
+            if not 0 < expires <= MAX_DELAY:
+                raise InvalidEvent(
+                    "expires", f"expected up to {MAX_DELAY:.0f} seconds above 0, found {expires}"
+                )
+            expires += unit.changes.time
         announcement = unit._announcer.announce(
-            event, self._origin, unit._time, due, key, self._span or self.traceparent
+            event,
+            self._origin,
+            unit._time,
+            due,
+            key,
+            self._span or self.traceparent,
+            expires=expires,
         )
         unit.changes.announced.append(announcement)
         return announcement.headers["id"]

@@ -66,7 +66,7 @@ class Parts:
         self.commits = Commits(
             self.store, Announcer("shop", self.service.name, self.ambient), self.ambient
         )
-        self.handlers = Handlers("shop", self.service.handlers)
+        self.handlers = Handlers("shop", self.service.name, self.service.handlers)
         self.handlers.bind({})
         self.execution = Execution(
             Calls(self.handlers, self.ambient, Inline()), self.commits, self.ambient, self.reports

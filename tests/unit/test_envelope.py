@@ -50,9 +50,10 @@ def envelopes(draw: st.DrawFn) -> Envelope:
             name: draw(MAYBE)
             for name in (
                 "subject dataschema partitionkey correlationid causationid traceparent tracestate "
-                "dataref replayed"
+                "dataref replayed recipient"
             ).split()
         },
+        expires=draw(st.none() | st.floats(0, 4e9).map(format_time)),
         extensions=draw(st.dictionaries(NAMES, TEXT, max_size=3)),
     )
 
@@ -123,6 +124,7 @@ BROKEN: list[tuple[str, dict[str, str]]] = [
     ("subject", {**GOOD, "subject": "a\x85b"}),
     ("subject", {**GOOD, "subject": "a\ud800b"}),
     ("x", {**GOOD, "x": "a\rb"}),
+    ("expires", {**GOOD, "expires": "soon"}),
     ("subject", {**GOOD, "subject": "x" * 65_536}),
     ("partitionkey", {**GOOD, "partitionkey": "x" * (MAX_ATTRIBUTE + 1)}),
     *(

@@ -10,7 +10,7 @@ import msgspec
 import pydantic
 import pytest
 
-from oyez import Event, event
+from oyez import Command, Event, event
 from oyez.contract import decode, encode
 from oyez.errors import DeclarationError, InvalidEvent
 from oyez.event import MAX_KEY, describe, is_event
@@ -195,3 +195,30 @@ class TestBadDeclarations:
     def test_what_is_no_class(self) -> None:
         assert not is_event(AsStruct(order_id="1"))
         assert not is_event(None)
+
+
+class TestCommands:
+    def test_a_command_names_the_service_that_it_asks(self) -> None:
+        class Charge(Command, type="test.charge", key="order", to="payments"):
+            order: str
+
+        @event(type="test.charge", key="order", to="payments")
+        @dataclasses.dataclass(frozen=True)
+        class AsDataclass:
+            order: str
+
+        assert describe(Charge).to == describe(AsDataclass).to == "payments"
+        assert describe(Node).to is None
+
+    def test_a_wrong_declaration_names_the_remedy(self) -> None:
+        with pytest.raises(DeclarationError, match=r'Charge: a Command asks one .* to="…"'):
+
+            class Charge(Command, type="test.charge"):
+                pass
+
+        with pytest.raises(DeclarationError, match=r"Paid: to='desk': .* subclass oyez.Command"):
+            type(Event)("Paid", (Event,), {}, type="test.paid", to="desk")
+        with pytest.raises(DeclarationError, match=r"to='The Desk': expected the name of a serv"):
+
+            class Ring(Command, type="test.ring", to="The Desk"):
+                pass

@@ -21,6 +21,7 @@ import oyez.testing
 def test_oyez() -> None:
     assert oyez.__all__ == [
         "After",
+        "Command",
         "Context",
         "Event",
         "InvalidEvent",

@@ -100,11 +100,13 @@ class Batches:
 
     async def _open(self, records: Sequence[Record]) -> list[Item]:
         """Return the records for this service that its handlers have not handled yet."""
-        table = self._wanted
+        table, me = self._wanted, self._handlers.service
         items: list[Item] = []
         for record in records:
             kind = record.headers.get("type")
             if kind is not None and kind not in table:
+                continue
+            if record.headers.get("recipient", me) != me:
                 continue
             try:
                 envelope = open_record(record.headers, record.data)
@@ -112,7 +114,7 @@ class Batches:
                 items.append(Item(record, None, [], error))
                 continue
             handlers = table.get(envelope.type)
-            if handlers:
+            if handlers and envelope.recipient in (None, me):
                 items.append(Item(record, envelope, list(handlers)))
         return await self._without_duplicates(items)
 
@@ -212,7 +214,10 @@ class Batches:
     ) -> None:
         """Call handlers for one event each; ``made`` collects the calls to be reported."""
         handled = unit.changes.handled
-        events = [decode_for(handler, cast(Envelope, item.envelope)) for handler, item in calls]
+        now = unit.changes.time
+        events = [
+            decode_for(handler, cast(Envelope, item.envelope), now) for handler, item in calls
+        ]
         if self._handlers.keep_state:
             places = [
                 (state.kind.name, state.key_of(event, item.key))
@@ -272,7 +277,8 @@ class Batches:
     ) -> None:
         envelopes = [cast(Envelope, item.envelope) for item in items]
         tx = unit.transaction(Origin.of(envelopes[0]))
-        events = [decode_for(handler, envelope) for envelope in envelopes]
+        now = unit.changes.time
+        events = [decode_for(handler, envelope, now) for envelope in envelopes]
         if made is not None:
             made.append(Call(self._ambient, handler, envelopes[0], tx, events=len(events)))
         tx.publish_all(await self._calls.perform(handler, events, tx, None))

@@ -13,6 +13,7 @@ import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
+from oyez.envelope import open_record, parse_time
 from oyez.errors import InvalidEvent, NotRedriven
 from oyez.ports import Changes, Row, Store, StoreTransaction, Writes
 from oyez.tables import Letter
@@ -55,8 +56,9 @@ async def redrive(
     repeated. ``data`` replaces the payload, and ``handler`` the handler (after a rename, or for an
     event that could not be decoded, which has none); both are recorded. An event that the broker
     refused is published again, before the later events of its key. Raises NotRedriven for a letter
-    that does not exist, is settled, or is older than the inbox (unless ``old``), since a duplicate
-    could no longer be detected.
+    that does not exist or is settled; and, unless ``old``, for one that is older than the inbox,
+    since a duplicate could no longer be detected, and for a command that has expired, since its
+    sender has gone on without it.
     """
     row = await show_dead(store, letter)
     now = ambient.now()
@@ -70,6 +72,14 @@ async def redrive(
             f"dead letter {letter} is older than {days:.0f} days, for which duplicates are "
             "recognised: if the event can't arrive in another way, use --old"
         )
+    expires = _expiry(row)
+    if expires is not None and parse_time(expires, "expires").timestamp() < now:
+        if not old:
+            raise NotRedriven(
+                f"dead letter {letter} is a command that expired at {expires}, and its sender has "
+                "gone on without it: if it is to be done all the same, use --old"
+            )
+        _unlimit(row)
     if row["handler"] == tables.OUTBOX:
         await _announce_again(store, row, handler, data, now)
     else:
@@ -148,6 +158,21 @@ async def _announce_again(
         await begun.commit(Changes(writes=_let_go(row), time=now, ring=True))
     finally:
         await begun.rollback()
+
+
+def _expiry(row: Row) -> str | None:
+    """Return the time by which the event of a letter was to be handled, if there is one."""
+    try:
+        return open_record(row["headers"], row["data"]).expires
+    except InvalidEvent:
+        return None
+
+
+def _unlimit(row: Row) -> None:
+    """Remove the expiry of a letter's event, which is written in binary form thereby."""
+    envelope = open_record(row["headers"], row["data"])
+    row["headers"] = msgspec.structs.replace(envelope, expires=None).headers()
+    row["data"] = envelope.data
 
 
 async def _mark(begun: StoreTransaction, letter: int, state: Letter, note: str) -> bool:

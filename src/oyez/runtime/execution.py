@@ -11,9 +11,10 @@ from typing import Any
 
 from oyez.ambient import Ambient
 from oyez.contract import decode
-from oyez.envelope import Envelope, open_record
+from oyez.envelope import Envelope, open_record, parse_time
 from oyez.errors import (
     ConstraintViolated,
+    Expired,
     Fenced,
     InvalidEvent,
     NewerState,
@@ -222,7 +223,7 @@ class Execution:
         """Call the handler; the call is added to ``calls`` if there are listeners."""
         if envelope is None:
             envelope = open_record(event.headers, event.data)
-        value: Any = decode_for(handler, envelope)
+        value: Any = decode_for(handler, envelope, unit.changes.time)
         context = None
         if handler.needs_context:
             context = Context(
@@ -286,8 +287,15 @@ def _died(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in history if entry["error"] == DIED]
 
 
-def decode_for(handler: Handler, envelope: Envelope) -> object:
-    """Return the event as the class that the handler subscribes with. Raises InvalidEvent."""
+def decode_for(handler: Handler, envelope: Envelope, now: float) -> object:
+    """Return the event as the class that the handler subscribes with.
+
+    Raises InvalidEvent, and Expired when it is a command that was to be done by a time before
+    ``now``.
+    """
+    expires = envelope.expires
+    if expires is not None and parse_time(expires, "expires").timestamp() < now:
+        raise Expired(f"expired at {expires}, so it was not done; redrive it with --old")
     kinds = handler.events
     kind = kinds[0] if len(kinds) == 1 else _kind_for(handler, envelope.type)
     return decode(kind, envelope.data, envelope.dataschema)

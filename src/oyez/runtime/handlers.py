@@ -12,7 +12,9 @@ from oyez.timers import MADE_HERE, Timer
 class Handlers:
     """The handlers of a service, by name and by stream."""
 
-    def __init__(self, system: str, handlers: Iterable[Handler]) -> None:
+    def __init__(self, system: str, service: str, handlers: Iterable[Handler]) -> None:
+        self.service = service
+        """The name of the service."""
         self._system = system
         self._handlers = {handler.name: handler for handler in handlers}
         self._calls: dict[str, Call] = {}

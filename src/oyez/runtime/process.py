@@ -92,7 +92,7 @@ class ServiceProcess:
         self.announcer = Announcer(
             settings.system, service.name, ambient, lambda: broker.capabilities.max_bytes
         )
-        self.handlers = Handlers(settings.system, service.handlers)
+        self.handlers = Handlers(settings.system, service.name, service.handlers)
         self.reads = reads or self.handlers.read
         """Returns whether a stream is read, by its name."""
         self.lanes: dict[Place, Lane] = {}
