@@ -237,6 +237,9 @@ def migrates(version: int) -> Callable[[Migrate], Any]:
 class StateMeta(msgspec.StructMeta):
     """The metaclass that reads ``key``, ``version`` and ``name``, and collects `migrates`."""
 
+    attribute = _ATTRIBUTE
+    """Where a class keeps its `StateType`: each base class of keyed state has its own place."""
+
     def __new__(  # noqa: D102
         mcls,
         cls_name: str,
@@ -254,7 +257,7 @@ class StateMeta(msgspec.StructMeta):
         cls = super().__new__(mcls, cls_name, bases, namespace, **options)
         if any(isinstance(base, StateMeta) for base in bases):
             kind = _declare(cls, name or cls_name, key, version, list(found.values()))
-            setattr(cls, _ATTRIBUTE, kind)
+            setattr(cls, mcls.attribute, kind)
         return cls
 
 

@@ -1,0 +1,588 @@
+"""Windows: what happened to one sensor, account or user within a span of event time.
+
+::
+
+    class Minute(Window, key="sensor_id", size=60, late=10):
+        count: int = 0
+        highest: float = float("-inf")
+
+        def add(self, event: Reading) -> None:
+            self.count += 1
+            self.highest = max(self.highest, event.celsius)
+
+        def close(self) -> MinuteMeasured:
+            return MinuteMeasured(sensor_id=self.key, highest=self.highest)
+
+    service.window(Minute, Reading, time="measured_at")
+
+Each key has a *watermark*, the time of its newest event less ``late``. A window closes once, when
+the watermark reaches its end. An event of a closed window is late: it is counted and passed to
+``late`` instead of ``add``. So events may come in any order within ``late``, and the windows of one
+key never depend on the events of another.
+
+The watermark moves with the events alone, so that a backlog closes no window early, however long it
+waited. For a key without further events a timer moves it, by the time that has passed since the
+newest event was handled.
+
+One row of ``oyez_state`` holds the open windows of a key, its watermark and its counts. Times are
+whole microseconds since 1970 here, so that they add up exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol, dataclass_transform
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from oyez.errors import DeclarationError, InvalidEvent, StateMismatch
+from oyez.event import MAX_DATA, is_event
+from oyez.ports import Kept
+from oyez.state import StateMeta, StateType
+
+MAX_OPEN = 64
+"""The number of open windows of a key. One more closes the oldest, and is counted."""
+LONGEST = 366 * 86_400
+"""The longest window, gap and lateness, in seconds."""
+FORGET = 7 * 86_400_000_000
+"""After so long without an open window a key is forgotten; a later event begins anew."""
+
+_ATTRIBUTE = "__oyez_window__"
+_RESERVED = ("start", "end", "counts")
+_DAY = 86_400
+_MICROS = 1_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_MONDAY = date(1970, 1, 5).toordinal()
+_NEVER = -(1 << 62)
+_FIRST, _LAST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+Span = tuple[int, int]
+"""The start of a window, and its end, which is not part of it."""
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """What happened to the events of a key besides being added."""
+
+    late: int = 0
+    """Windows that an event missed because they had closed."""
+    clamped: int = 0
+    """Events more than ``late`` ahead of the clock, which were added as if only so far ahead."""
+    forced: int = 0
+    """Windows that were closed early because `MAX_OPEN` others were open."""
+
+
+class Shape(Protocol):
+    """How windows lie in time."""
+
+    joins: bool
+    """Whether windows that overlap become one."""
+
+    def spans(self, at: int) -> Sequence[Span]:
+        """Return the spans of the windows that an event at this time belongs to, by start."""
+        ...
+
+
+class Steps(msgspec.Struct, frozen=True):
+    """Windows of one length, one after each step since 1970 in UTC."""
+
+    size: int
+    step: int
+    joins = False
+
+    def spans(self, at: int) -> Sequence[Span]:
+        """See `Shape.spans`."""
+        last = at - at % self.step
+        first = last - (self.size - 1 - at % self.step) // self.step * self.step
+        return [(start, start + self.size) for start in range(first, last + 1, self.step)]
+
+
+class Days(msgspec.Struct, frozen=True):
+    """Windows of whole days of a time zone, from midnight to midnight, whatever their length.
+
+    They are aligned to Monday, so that seven days are a week.
+    """
+
+    size: int
+    """In days."""
+    step: int
+    zone: ZoneInfo
+    joins = False
+
+    def spans(self, at: int) -> Sequence[Span]:
+        """See `Shape.spans`."""
+        day = moment(at).astimezone(self.zone).toordinal() - _MONDAY
+        last = day - day % self.step
+        first = last - (self.size - 1 - day % self.step) // self.step * self.step
+        return [
+            (self._midnight(start), self._midnight(start + self.size))
+            for start in range(first, last + 1, self.step)
+        ]
+
+    def _midnight(self, day: int) -> int:
+        # Where the clock skips midnight or shows it twice, this is the first moment of the day.
+        found = date.fromordinal(day + _MONDAY)
+        return micros(datetime(found.year, found.month, found.day, tzinfo=self.zone))
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Sessions: a window ends when no event has come for so long."""
+
+    gap: int
+    joins = True
+
+    def spans(self, at: int) -> Sequence[Span]:
+        """See `Shape.spans`."""
+        return [(at, at + self.gap)]
+
+
+class WindowMeta(StateMeta):
+    """The metaclass that reads the class keywords of a `Window`."""
+
+    attribute = _ATTRIBUTE
+
+    def __new__(  # noqa: D102
+        mcls,
+        cls_name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        size: float | None = None,
+        step: float | None = None,
+        gap: float | None = None,
+        late: float | None = None,
+        tz: str | None = None,
+        **options: Any,
+    ) -> Any:
+        cls = super().__new__(mcls, cls_name, bases, namespace, **options)
+        state: StateType | None = vars(cls).get(_ATTRIBUTE)
+        if state is not None:
+            place = f"{cls.__module__}.{cls.__qualname__}"
+            shape = _shape(place, size, step, gap, tz)
+            lateness = _lateness(place, late)
+            _check_methods(place, cls, shape)
+            setattr(cls, _ATTRIBUTE, WindowType(state, shape, lateness))
+        return cls
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
+class Window(msgspec.Struct, metaclass=WindowMeta, kw_only=True, dict=True):
+    """The base class of windows; its fields are what one window of one key remembers.
+
+    ``size`` is the length of a window in seconds, ``step`` the seconds from one to the next, if
+    they overlap. They are aligned to 1970 in UTC; with ``tz``, the name of a time zone, they are
+    whole days of that zone, and weeks begin on Monday. ``gap``, instead, makes sessions: a window
+    ends when no event of its key has come for so many seconds, and windows between which an event
+    falls are joined. ``late`` is how many seconds an event may come after newer ones of its key.
+
+    ``key``, ``version`` and ``name`` are those of a `State`. All fields need a default. The methods
+    have to depend on the window and the event alone; what ``close``, ``early`` and ``late`` return,
+    an event, several or None, is published.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def key(self) -> str:
+            """The key of this window."""
+            ...
+
+        @property
+        def start(self) -> datetime:
+            """Its start, in UTC or the zone of ``tz``. A session starts with its first event."""
+            ...
+
+        @property
+        def end(self) -> datetime:
+            """Its end, which is not part of it. A session ends one gap after its last event."""
+            ...
+
+        @property
+        def counts(self) -> Counts:
+            """What was late, clamped or forced of this key until now."""
+            ...
+
+        def __init_subclass__(
+            cls,
+            *,
+            key: str | None = None,
+            size: float | None = None,
+            step: float | None = None,
+            gap: float | None = None,
+            late: float | None = None,
+            tz: str | None = None,
+            version: int = 1,
+            name: str | None = None,
+        ) -> None: ...
+
+    def add(self, event: Any) -> None:
+        """Add an event of this window."""
+
+    def close(self) -> Any:
+        """Return what is to be published when the window closes, which happens once."""
+
+    def early(self) -> Any:
+        """Return what is to be published before the end; called after each event."""
+        return ()
+
+    def late(self, event: Any) -> Any:
+        """Return what is to be published of an event whose window has closed.
+
+        It is called on a new, empty window of the same start and end, which is not kept.
+        """
+        return ()
+
+    def join(self, other: Any) -> None:
+        """Take over what a later session holds, which is one with this one now."""
+
+
+class _Stored(msgspec.Struct, array_like=True):
+    start: int
+    end: int
+    data: msgspec.Raw
+
+
+class _Row(msgspec.Struct, array_like=True):
+    newest: int
+    handled: int
+    watermark: int
+    armed: int
+    late: int
+    clamped: int
+    forced: int
+    windows: list[_Stored]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Row).decode
+
+
+class WindowType(msgspec.Struct, frozen=True):
+    """The description of a `Window` class; a `oyez.state.Keyed` whose objects are `Windows`."""
+
+    state: StateType
+    """How a single window is encoded, decoded and migrated."""
+    shape: Shape
+    late: int
+
+    @property
+    def name(self) -> str:
+        """The kind of its rows."""
+        return self.state.name
+
+    def open(self, row: Kept) -> Windows:
+        """See `oyez.state.Keyed.open`."""
+        windows = Windows(self, row.key)
+        if row.data is None:
+            return windows
+        try:
+            found = _decode(row.data)
+        except msgspec.MsgspecError as error:
+            raise StateMismatch(
+                f"{self.name} {row.key} holds no windows: {error}: was it another kind of state "
+                "before? Give this class another name"
+            ) from error
+        windows.newest, windows.handled = found.newest, found.handled
+        windows.watermark, windows.armed = found.watermark, found.armed
+        windows.counts.late, windows.counts.clamped = found.late, found.clamped
+        windows.counts.forced = found.forced
+        for each in found.windows:
+            data = bytes(each.data)
+            one = self.state.open(Kept(kind=row.kind, key=row.key, shape=row.shape, data=data))
+            windows.opened.append(windows.frame(one, each.start, each.end))
+        return windows
+
+    def close(self, value: Windows, row: Kept) -> Kept | None:
+        """See `oyez.state.Keyed.close`."""
+        if value.forgotten:
+            return Kept(kind=row.kind, key=row.key, version=row.version) if row.version else None
+        try:
+            stored = [
+                _Stored(each.start, each.end, msgspec.Raw(self.state.encode(each.window)))
+                for each in value.opened
+            ]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise StateMismatch(f"{self.name} {row.key} can't be stored: {error}") from error
+        counts = value.counts
+        data = _encode(
+            _Row(
+                value.newest,
+                value.handled,
+                value.watermark,
+                value.armed,
+                counts.late,
+                counts.clamped,
+                counts.forced,
+                stored,
+            )
+        )
+        version = self.state.version
+        if data == row.data and row.shape == version:
+            return None
+        if len(data) > MAX_DATA:
+            raise StateMismatch(
+                f"{self.name} {row.key} is {len(data)} bytes in {len(stored)} open windows; at "
+                f"most {MAX_DATA} are allowed"
+            )
+        return Kept(kind=row.kind, key=row.key, version=row.version, shape=version, data=data)
+
+
+class _Open(msgspec.Struct):
+    """An open window with its span."""
+
+    start: int
+    end: int
+    window: Any
+
+
+class Windows:
+    """The open windows of one key. What its methods do depends on their arguments alone."""
+
+    def __init__(self, kind: WindowType, key: str) -> None:
+        self.kind = kind
+        self.key = key
+        self.newest = _NEVER
+        """The time of the newest event."""
+        self.handled = 0
+        """When it was handled."""
+        self.watermark = _NEVER
+        """All windows that end by this time have closed."""
+        self.armed = _NEVER
+        """The time for which the timer was set last."""
+        self.counts = Counts()
+        self.opened: list[_Open] = []
+        """By start; none ends before an earlier one."""
+        self.forgotten = False
+
+    def fold(self, event: object, at: int, now: int) -> list[object]:
+        """Add an event of time ``at`` that is handled at ``now``; return what is to be published.
+
+        It closes the windows that the event shows to be complete.
+        """
+        kind = self.kind
+        self.forgotten = False
+        if at > now + kind.late:
+            at = now + kind.late
+            self.counts.clamped += 1
+        if at > self.newest:
+            self.newest, self.handled = at, now
+        found = self._advance(self.newest - kind.late)
+        for start, end in kind.shape.spans(at):
+            opened = self._join(start, end) if kind.shape.joins else self._find(start, end)
+            if opened is not None:
+                opened.window.add(event)
+                found += _events(opened.window.early)
+            elif end <= self.watermark:
+                self.counts.late += 1
+                missed = self.frame(kind.state.new(self.key), start, end)
+                found += _events(missed.window.late, event)
+            else:
+                opened = self.frame(kind.state.new(self.key), start, end)
+                opened.window.add(event)
+                found += _events(opened.window.early)
+                self._insert(opened)
+                if len(self.opened) > MAX_OPEN:
+                    self.counts.forced += 1
+                    found += self._advance(self.opened[0].end)
+        return found
+
+    def close(self, now: int) -> list[object]:
+        """Close the windows that are complete at ``now`` without another event; as `fold`."""
+        if not self.opened:
+            self.forgotten = self.newest != _NEVER and now >= self.handled + FORGET
+            return []
+        return self._advance(self.newest - self.kind.late + now - self.handled)
+
+    def due(self) -> int | None:
+        """Return when `close` has something to do if no event comes; None for a new key."""
+        if self.newest == _NEVER or self.forgotten:
+            return None
+        if not self.opened:
+            return self.handled + FORGET
+        return self.handled + self.opened[0].end - self.newest + self.kind.late
+
+    def frame(self, window: Any, start: int, end: int) -> _Open:
+        """Return a window of the class with its span."""
+        opened = _Open(start, end, window)
+        vars(window)["counts"] = self.counts
+        return self._span(opened, start, end)
+
+    def _span(self, opened: _Open, start: int, end: int) -> _Open:
+        opened.start, opened.end = start, end
+        shape = self.kind.shape
+        zone = shape.zone if isinstance(shape, Days) else UTC
+        told = vars(opened.window)
+        told["start"], told["end"] = moment(start).astimezone(zone), moment(end).astimezone(zone)
+        return opened
+
+    def _advance(self, to: int) -> list[object]:
+        """Move the watermark forward, and close the windows that end by it."""
+        found: list[object] = []
+        if to > self.watermark:
+            self.watermark = to
+            while self.opened and self.opened[0].end <= to:
+                found += _events(self.opened.pop(0).window.close)
+        return found
+
+    def _find(self, start: int, end: int) -> _Open | None:
+        for each in reversed(self.opened):
+            if each.start == start and each.end == end:
+                return each
+        return None
+
+    def _join(self, start: int, end: int) -> _Open | None:
+        """Return the session that an event of this span belongs to, made one of all it connects."""
+        touched = [each for each in self.opened if each.start < end and start < each.end]
+        if not touched:
+            return None
+        first = touched[0]
+        for other in touched[1:]:
+            first.window.join(other.window)
+            self.opened.remove(other)
+        return self._span(first, min(start, first.start), max(end, *(each.end for each in touched)))
+
+    def _insert(self, opened: _Open) -> None:
+        self.opened.append(opened)
+        self.opened.sort(key=lambda each: (each.end, each.start))
+
+
+def window_type(cls: type) -> WindowType:
+    """Return the `WindowType` of a class. Raises DeclarationError for any other class."""
+    found: WindowType | None = vars(cls).get(_ATTRIBUTE)
+    if found is None:
+        raise DeclarationError(
+            f"{cls.__module__}.{cls.__qualname__} is not a window: subclass oyez.Window with "
+            "size=… or gap=…, and late=…"
+        )
+    return found
+
+
+def event_time(value: object, field: str) -> int:
+    """Return the time of an event: a datetime with an offset, or seconds since 1970.
+
+    Raises InvalidEvent naming the field.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if _FIRST.timestamp() <= value < _LAST.timestamp():
+            value = _EPOCH + timedelta(seconds=value)
+    elif not isinstance(value, datetime):
+        raise InvalidEvent(field, "expected a time: a datetime, or a number of seconds since 1970")
+    elif value.tzinfo is None:
+        raise InvalidEvent(field, 'expected a time with its offset from UTC, or "Z"')
+    if not isinstance(value, datetime) or not _FIRST <= value < _LAST:
+        raise InvalidEvent(
+            field, "expected a time in the years 1000 to 8999, in seconds if a number"
+        )
+    return micros(value)
+
+
+def micros(when: datetime) -> int:
+    """Return a time as microseconds since 1970."""
+    return (when - _EPOCH) // _MICROSECOND
+
+
+def moment(at: int) -> datetime:
+    """Return microseconds since 1970 as a time in UTC."""
+    return _EPOCH + timedelta(microseconds=at)
+
+
+def _events(method: Callable[..., Any], *event: object) -> Sequence[object]:
+    """Return what a method of a window returned, as a sequence of events."""
+    answer = method(*event)
+    if answer is None:
+        return ()
+    if is_event(type(answer)):
+        return (answer,)
+    if isinstance(answer, Iterable):
+        found = [each for each in answer if each is not None]
+        if all(is_event(type(each)) for each in found):
+            return found
+    raise TypeError(
+        f"{method.__qualname__} returned {type(answer).__name__}: expected an event, several "
+        "events or None"
+    )
+
+
+def _shape(
+    place: str, size: float | None, step: float | None, gap: float | None, tz: str | None
+) -> Shape:
+    if (size is None) == (gap is None):
+        raise DeclarationError(
+            f"{place}: declare either size=…, the length of its windows in seconds, or gap=…, the "
+            "seconds without an event that end a session"
+        )
+    if gap is not None:
+        if step is not None or tz is not None:
+            word = "step" if step is not None else "tz"
+            raise DeclarationError(f"{place}: {word}: is for windows of a size; leave it out")
+        return Gap(_duration(place, "gap", gap))
+    assert size is not None
+    length = _duration(place, "size", size)
+    stride = length if step is None else _duration(place, "step", step)
+    if stride > length:
+        raise DeclarationError(
+            f"{place}: step={step}: is more than size={size}, so some events would be in no window"
+        )
+    if -(-length // stride) > MAX_OPEN:
+        raise DeclarationError(
+            f"{place}: step={step}: each event would be in {-(-length // stride)} windows of "
+            f"size={size}; at most {MAX_OPEN} are allowed: use a longer step"
+        )
+    if tz is None:
+        return Steps(length, stride)
+    try:
+        zone = ZoneInfo(tz)
+    except (KeyError, ValueError, OSError) as error:
+        raise DeclarationError(
+            f'{place}: tz={tz!r}: expected the name of a time zone, such as "Europe/Berlin" '
+            "(pip install tzdata, where the system has none)"
+        ) from error
+    day = _DAY * _MICROS
+    if length % day or stride % day:
+        word = "size" if length % day else "step"
+        raise DeclarationError(
+            f"{place}: {word}: with tz windows are whole days: expected a multiple of {_DAY}"
+        )
+    return Days(length // day, stride // day, zone)
+
+
+def _duration(place: str, word: str, seconds: float) -> int:
+    if not 0.001 <= seconds <= LONGEST:
+        raise DeclarationError(
+            f"{place}: {word}={seconds}: expected 0.001 to {LONGEST} seconds (366 days)"
+        )
+    return round(seconds * _MICROS)
+
+
+def _lateness(place: str, late: float | None) -> int:
+    if late is None:
+        raise DeclarationError(
+            f"{place}: add late=…, how many seconds an event may come after newer ones of its key; "
+            "a window stays open for so long"
+        )
+    if not 0 <= late <= LONGEST:
+        raise DeclarationError(f"{place}: late={late}: expected 0 to {LONGEST} seconds (366 days)")
+    return round(late * _MICROS)
+
+
+def _check_methods(place: str, cls: type[Any], shape: Shape) -> None:
+    for field in msgspec.structs.fields(cls):
+        if field.name in _RESERVED:
+            raise DeclarationError(f"{place}: field {field.name}: Oyez uses this name itself")
+    methods: list[tuple[Callable[..., Any], Callable[..., Any], str]] = [
+        (cls.add, Window.add, "add(self, event), which adds an event to a window"),
+        (cls.close, Window.close, "close(self), which returns what a closed window announces"),
+    ]
+    if shape.joins:
+        methods.append(
+            (
+                cls.join,
+                Window.join,
+                "join(self, other), which adds a session that became part of it",
+            )
+        )
+    for own, inherited, remedy in methods:
+        if own is inherited:
+            raise DeclarationError(f"{place}: define {remedy}")
