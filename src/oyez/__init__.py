@@ -11,18 +11,23 @@ from oyez.parameters import Context
 from oyez.service import Service
 from oyez.state import State, migrates
 from oyez.transaction import After, Transaction
+from oyez.view import GONE, Gone, View, applies
 
 __all__ = [
+    "GONE",
     "After",
     "Command",
     "Context",
     "Event",
+    "Gone",
     "InvalidEvent",
     "OyezError",
     "Retry",
     "Service",
     "State",
     "Transaction",
+    "View",
+    "applies",
     "event",
     "migrates",
     "parse",

@@ -16,8 +16,10 @@ from oyez.handler import Handler, Retry, compile_handler
 from oyez.ports import Kept, Row, Store
 from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, origin
+from oyez.view import View, ViewType, compile_view, view_of
 
 F = TypeVar("F", bound=Callable[..., Any])
+V = TypeVar("V", bound=type[View])
 
 
 class Bound(Protocol):
@@ -70,6 +72,8 @@ class Service:
         self.handlers: list[Handler] = []
         self.kinds: dict[str, Keyed] = {}
         """The kinds of keyed state that its handlers change, by name."""
+        self.views: dict[ViewType, Handler] = {}
+        """Its views, each with the handler that applies their events."""
         self.providers: list[Provider] = []
         self._publishes = tuple(describe(cls) for cls in publishes)
         self._bound: Bound | None = None
@@ -138,6 +142,19 @@ class Service:
             return function
 
         return subscribe
+
+    def view(self, cls: V) -> V:
+        """Keep a view: its table, its positions and its rows. Usable as a decorator.
+
+        Raises DeclarationError.
+        """
+        kind = view_of(cls)
+        if any(kind.view == other.view for other in self.views):
+            raise DeclarationError(
+                f"service {self.name} has two views named {kind.view}: give one another table"
+            )
+        self.views[kind] = compile_view(kind, self.name)
+        return cls
 
     def provides(self, function: F) -> F:
         """Register a function that provides handler parameters of its return type.

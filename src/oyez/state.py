@@ -22,6 +22,7 @@ A row is stored as MessagePack, which, unlike JSON, holds every float and bytes 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
@@ -30,7 +31,7 @@ import msgspec
 
 from oyez.errors import DeclarationError, InvalidEvent, NewerState, StateMismatch
 from oyez.event import MAX_DATA, MAX_KEY, describe
-from oyez.ports import Kept
+from oyez.ports import Kept, Parameters
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _ATTRIBUTE = "__oyez_state__"
@@ -68,12 +69,25 @@ class Keyed(Protocol):
         ...
 
 
+class Tabled(ABC):
+    """A kind of keyed state (`Keyed`) that a table of the service shows as well."""
+
+    @abstractmethod
+    def write(self, value: Any, row: Kept) -> tuple[str, Parameters]:
+        """Return the statement that goes with a row that `Keyed.close` returned for the object.
+
+        Raises StateMismatch for what the table can't hold.
+        """
+
+
 class Fold:
     """The keyed state of one unit of work: one object for each row, opened on its first use."""
 
     def __init__(self) -> None:
         self._rows: dict[Place, Kept] = {}
         self._opened: dict[Place, tuple[Keyed, Any]] = {}
+        self.tables: dict[str, list[Parameters]] = {}
+        """The statements, each with its parameter sets, that go with the rows that `changed`."""
 
     def missing(self, places: Iterable[Place]) -> list[Place]:
         """Return those of the places that have no row here, in order and each once."""
@@ -99,12 +113,16 @@ class Fold:
         return value
 
     def changed(self) -> list[Kept]:
-        """Return the rows that changed. Raises what `Keyed.close` raises."""
+        """Return the rows that changed, and fill ``tables``. Raises what `Keyed.close` raises."""
         found = []
+        self.tables = {}
         for place, (kind, value) in self._opened.items():
             row = kind.close(value, self._rows[place])
             if row is not None:
                 found.append(row)
+                if isinstance(kind, Tabled):
+                    sql, parameters = kind.write(value, row)
+                    self.tables.setdefault(sql, []).append(parameters)
         return found
 
 

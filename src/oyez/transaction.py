@@ -184,8 +184,8 @@ class UnitOfWork:
         Raises what `StoreTransaction.commit` raises, and StateMismatch.
         """
         self.closed = True
-        self.changes.writes = self._drain()
         self.changes.kept = self.states.changed()
+        self.changes.writes = [*self._drain(), *self.states.tables.items()]
         try:
             await self._store.commit(self.changes)
         finally:

@@ -20,16 +20,20 @@ import oyez.testing
 
 def test_oyez() -> None:
     assert oyez.__all__ == [
+        "GONE",
         "After",
         "Command",
         "Context",
         "Event",
+        "Gone",
         "InvalidEvent",
         "OyezError",
         "Retry",
         "Service",
         "State",
         "Transaction",
+        "View",
+        "applies",
         "event",
         "migrates",
         "parse",
