@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 from oyez import Context, Event, Retry, Service, Transaction, event
-from oyez.inspection.lint import CODES, Fault, as_value, check
+from oyez.inspection.lint import CODES, as_value, check
+from oyez.inspection.lint.sarif import sarif
+from oyez.inspection.lint.system import Fault, System
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
@@ -150,7 +152,7 @@ def found(*breaks: Callable[[Service, Service], None], **options: tuple[str, ...
     orders, payments = shop()
     for each in breaks:
         each(orders, payments)
-    return check({"orders": orders, "payments": payments}, **options)
+    return check(System({"orders": orders, "payments": payments}, **options))
 
 
 def test_a_system_without_a_fault_has_none() -> None:
@@ -190,8 +192,8 @@ def test_a_stream_of_another_system_needs_no_publisher() -> None:
     async def rated(event: Rated, tx: Transaction) -> None: ...
 
     services = {"orders": orders, "payments": payments}
-    assert check(services, system="shop") == []
-    assert [each.code for each in check(services, system="bank")] == ["E02"]
+    assert check(System(services, name="shop")) == []
+    assert [each.code for each in check(System(services, name="bank"))] == ["E02"]
 
 
 def test_a_permit_silences_its_rule_and_must_give_a_reason() -> None:
@@ -243,7 +245,7 @@ def test_types_of_fields_are_compared_as_json(theirs: object, mine: object, why:
     async def take(event, tx: Transaction): ...  # type: ignore[no-untyped-def]
 
     payments.on(kind)(take)
-    faults = check({"orders": orders, "payments": payments})
+    faults = check(System({"orders": orders, "payments": payments}))
     assert [each.text.partition(": ")[2] for each in faults] == ([why] if why else [])
 
 
@@ -253,7 +255,7 @@ def test_an_older_version_than_is_published_can_not_be_read() -> None:
 
     orders, _ = shop()
     till = Service("till", publishes=(Newer, Placed))
-    faults = check({"orders": orders, "till": till}, external=("t.placed",))
+    faults = check(System({"orders": orders, "till": till}, external=("t.placed",)))
     assert [each.text.partition(": ")[2] for each in faults] == [
         "version 2 is published, and 1 is handled"
     ]
@@ -276,7 +278,7 @@ def test_a_large_system_is_checked() -> None:
 
                 kind = classes[(index + offset * 37) % 500]
                 service.on(kind, name=f"h{index}-{offset}")(take)
-    faults = check(services)
+    faults = check(System(services))
     assert {each.code for each in faults} <= {"E01"}
 
 
@@ -314,9 +316,31 @@ def test_the_command_ends_with_1_for_an_error_alone(tmp_path: Path) -> None:
     (tmp_path / "oyez.toml").write_text(toml.replace('"till"', '"till"\nexternal = ["till.sold"]'))
     assert run("--strict", cwd=tmp_path).returncode == 0
     assert run("--format", "svg", cwd=tmp_path).returncode == 2
+    (tmp_path / "oyez.toml").write_text(toml)
+    log = json.loads(run("--format", "sarif", cwd=tmp_path).stdout)
+    (result,) = log["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"] == {
+        "artifactLocation": {"uri": "desk.py"},
+        "region": {"startLine": 5},
+    }
 
 
 def test_as_value_is_json() -> None:
     value = as_value(found(unsaid), {"lost": "no module"})
     assert json.loads(json.dumps(value)) == value
     assert value["ok"] is False
+
+
+def test_sarif_has_what_its_schema_requires() -> None:
+    log = json.loads(json.dumps(sarif(found(unsaid), {"lost": "no module"}, CODES)))
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    assert run["tool"]["driver"]["name"] == "oyez"
+    assert [each["id"] for each in run["tool"]["driver"]["rules"]] == list(CODES)
+    (result,) = run["results"]
+    assert (result["ruleId"], result["level"]) == ("E02", "error")
+    assert result["message"]["text"].startswith("nobody publishes t.plased")
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False
+    (note,) = invocation["toolExecutionNotifications"]
+    assert note["message"]["text"] == "lost can't be imported: no module"

@@ -9,18 +9,23 @@ from oyez.cli.invocation import json_option
 from oyez.cli.printing import Cell, print_json, print_line, print_table, warn, write
 from oyez.inspection.drawing import mermaid, svg
 from oyez.inspection.form import escape
+from oyez.inspection.lint import CODES, lint
 from oyez.inspection.lint import as_value as lint_as_value
-from oyez.inspection.lint import lint
+from oyez.inspection.lint.sarif import sarif
+from oyez.inspection.lint.system import Fault
 from oyez.inspection.topology import Topology, as_value, survey
 from oyez.project import Project
+
+_DRAWN = ("table", "mermaid", "svg", "json")
+_CHECKED = ("text", "json", "github", "sarif")
 
 
 @click.command("topology")
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "mermaid", "svg", "json", "github"]),
-    help="What to print; github is for --check in a workflow.  [default: table]",
+    type=click.Choice([*_DRAWN, *_CHECKED]),
+    help=f"{', '.join(_DRAWN)}; with --check: {', '.join(_CHECKED)}.  [default: the first]",
 )
 @click.option("--check", is_flag=True, help="Look for faults between services instead.")
 @click.option("--strict", is_flag=True, help="With --check: warnings fail too.")
@@ -34,15 +39,18 @@ def command(
     They are read from the services' code; no service needs to run. With --check, faults between
     services are listed instead, and the exit code is 1 if one of them is an error.
     """
+    style = "json" if as_json else style
+    if style is not None and style not in (_CHECKED if check else _DRAWN):
+        raise click.UsageError(f"--format {style} is {'not ' if check else ''}for --check")
     if check:
-        _check(context, "json" if as_json else style, strict)
+        _check(context, style, strict)
         return
-    if strict or style == "github":
-        raise click.UsageError(f"{'--strict' if strict else '--format github'} needs --check")
+    if strict:
+        raise click.UsageError("--strict is for --check")
     topology = survey(Project.open())
     for gap in topology.gaps:
         warn(str(gap))
-    if as_json or style == "json":
+    if style == "json":
         print_json(as_value(topology))
     elif style == "mermaid":
         write(mermaid(topology))
@@ -53,31 +61,41 @@ def command(
 
 
 def _check(context: click.Context, style: str | None, strict: bool) -> None:
-    if style in ("mermaid", "svg"):
-        raise click.UsageError(f"--check can't print {style}")
-    faults, failed = lint(Project.open())
+    project = Project.open()
+    services, failed = project.services()
     for name, reason in failed.items():
         warn(f"{name} can't be imported and is left out: {reason}")
+    faults = lint(project, services)
     if style == "json":
         print_json(lint_as_value(faults, failed))
+    elif style == "sarif":
+        print_json(sarif(faults, failed, CODES))
     elif style == "github":
-        for each in faults:
-            place = f"file={each.file},line={each.line}," if each.file else ""
-            text = f"{each.text}: {each.remedy}".replace("%", "%25").replace("\n", "%0A")
-            write(f"::{each.level} {place}title={each.code}::{text}\n")
+        _print_annotations(faults)
     else:
-        for each in faults:
-            place = f"{each.file}:{each.line}: " if each.file else ""
-            print_line(
-                Text.assemble(
-                    (f"{each.code} {each.level:<8}", _STYLES[each.level]),
-                    escape(f"{place}{each.text} → {each.remedy}"),
-                )
-            )
-        errors = sum(each.level == "error" for each in faults)
-        print_line(Text(f"{_count(errors, 'error')}, {_count(len(faults) - errors, 'warning')}"))
+        _print_faults(faults)
     if failed or any(strict or each.level == "error" for each in faults):
         context.exit(1)
+
+
+def _print_annotations(faults: list[Fault]) -> None:
+    for each in faults:
+        place = f"file={each.file},line={each.line}," if each.file else ""
+        text = f"{each.text}: {each.remedy}".replace("%", "%25").replace("\n", "%0A")
+        write(f"::{each.level} {place}title={each.code}::{text}\n")
+
+
+def _print_faults(faults: list[Fault]) -> None:
+    for each in faults:
+        place = f"{each.file}:{each.line}: " if each.file else ""
+        print_line(
+            Text.assemble(
+                (f"{each.code} {each.level:<8}", _STYLES[each.level]),
+                escape(f"{place}{each.text} → {each.remedy}"),
+            )
+        )
+    errors = sum(each.level == "error" for each in faults)
+    print_line(Text(f"{_count(errors, 'error')}, {_count(len(faults) - errors, 'warning')}"))
 
 
 def _count(number: int, noun: str) -> str:

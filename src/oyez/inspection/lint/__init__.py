@@ -1,0 +1,96 @@
+"""The lint of a whole system: faults between services that no service can see alone.
+
+A pure function of the services' declarations: no source is parsed, no service runs. Each rule has a
+code, by which a handler permits what is meant to be so: ``@service.on(…, allow={"E14": "why"})``.
+The guide has them all.
+
+Types that come from outside, or that are only handled there, are named in ``system.external``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from oyez.inspection.lint import events, handlers
+from oyez.inspection.lint.system import Fault, System, fault, named
+from oyez.project import Project
+from oyez.service import Service
+
+CODES = {
+    "E00": "a permit that is not needed, or that gives no reason",
+    "E01": "an event that nobody handles",
+    "E02": "an event that is handled and that nobody publishes",
+    "E04": "an event that two services publish",
+    "E05": "publisher and handler order an event by different keys",
+    "E06": "a handler keeps the order of events that have no key",
+    "E14": "events that lead to themselves",
+    "E16": "a handler outside of a transaction that can't give its calls an idempotency key",
+    "E17": "retries that go on for longer than duplicates are recognised",
+    "E18": "a handler expects fields or a version that the publisher does not have",
+}
+"""What each rule reports."""
+
+_RULES = (*events.RULES, *handlers.RULES)
+
+
+def lint(project: Project, services: Mapping[str, Service]) -> list[Fault]:
+    """Return the faults between the imported services of a project.
+
+    Files are relative to the project's folder.
+    """
+    settings = project.config.system
+    found = check(System(services, name=settings.name, external=settings.external))
+    root = project.config.root.resolve()
+    return [_relative(each, root) for each in found]
+
+
+def check(system: System) -> list[Fault]:
+    """Return the faults of a system, in the order of their codes."""
+    faults: list[Fault] = []
+    permits = {
+        (service.name, handler.name, code): (handler, why)
+        for service, handler in system.handlers
+        for code, why in handler.allow.items()
+    }
+    used: set[tuple[str, str, str]] = set()
+    for rule in _RULES:
+        for found, handler in rule(system):
+            permit = None if handler is None else (handler.service, handler.name, found.code)
+            if permit in permits:
+                used.add(permit)
+            else:
+                faults.append(found)
+    for permit, (handler, why) in permits.items():
+        if permit not in used or not why.strip():
+            problem = "is not needed" if permit not in used else "gives no reason"
+            faults.append(
+                fault(
+                    "E00",
+                    "warning",
+                    handler.function,
+                    f"{named(handler)}: the permit of {permit[2]} {problem}",
+                    "remove it" if permit not in used else "state why it is meant to be so",
+                )
+            )
+    return sorted(faults, key=lambda each: (each.code, each.file, each.line, each.text))
+
+
+def as_value(faults: Iterable[Fault], failed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the faults as a value for JSON; ``failed`` are services that can't be imported."""
+    listed = [msgspec.structs.asdict(each) for each in faults]
+    return {
+        "ok": not failed and all(each["level"] != "error" for each in listed),
+        "failed": dict(failed),
+        "faults": listed,
+    }
+
+
+def _relative(fault: Fault, root: Path) -> Fault:
+    file = Path(fault.file)
+    if fault.file and file.is_relative_to(root):
+        return msgspec.structs.replace(fault, file=str(file.relative_to(root)))
+    return fault

@@ -1,0 +1,160 @@
+"""The shapes of events and keyed state: fields and their types, as JSON Schema has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from oyez.event import EventType
+
+_ABSENT = "absent"
+"""The type of a field that need not be there."""
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+def why_misfit(published: EventType, handled: EventType) -> str:
+    """Return why data of the one class does not fit the other; empty if nothing is known of it."""
+    if published.cls is handled.cls:
+        return ""
+    if handled.version < published.version:
+        return f"version {published.version} is published, and {handled.version} is handled"
+    there, here = _fields(published.cls), _fields(handled.cls)
+    if there is None or here is None:
+        return ""
+    required, expected = here
+    _, given = there
+    missing = sorted(required - given.keys())
+    if missing:
+        return f"it has no field {', '.join(missing)}"
+    for field in sorted(expected.keys() & given.keys()):
+        mine, theirs = _numbers(expected[field]), _numbers(given[field])
+        if mine and theirs and not mine & theirs:
+            return (
+                f"the field {field} is {' or '.join(sorted(theirs))}, and "
+                f"{' or '.join(sorted(mine))} is expected"
+            )
+    return ""
+
+
+def types_of(kind: EventType, field: str) -> set[str]:
+    """Return the JSON types that a field of an event may have; empty where that is unknown."""
+    found = _fields(kind.cls)
+    return set() if found is None else found[1].get(field, set())
+
+
+def _fields(cls: type) -> tuple[set[str], dict[str, set[str]]] | None:
+    """The required fields, and the JSON types of each; None for a class that msgspec can't read."""
+    try:
+        (reference,), components = msgspec.json.schema_components((cls,))
+    except TypeError:
+        return None
+    schema = _resolved(reference, components)
+    fields = {
+        name: _types(_resolved(field, components), components)
+        for name, field in schema.get("properties", {}).items()
+    }
+    return set(schema.get("required", ())), fields
+
+
+def _resolved(schema: Any, components: Mapping[str, Any]) -> Any:
+    reference = schema.get("$ref")
+    return components[reference.rpartition("/")[2]] if reference else schema
+
+
+def _types(schema: Any, components: Mapping[str, Any]) -> set[str]:
+    """The JSON types that a schema allows; empty where it does not tell."""
+    if "anyOf" in schema:
+        parts = [_types(_resolved(each, components), components) for each in schema["anyOf"]]
+        return set().union(*parts) if all(parts) else set()
+    found = schema.get("type")
+    if found is None and "enum" in schema:
+        return {"string" if isinstance(each, str) else "number" for each in schema["enum"]}
+    return {found} if isinstance(found, str) else set(found or ())
+
+
+def _numbers(types: set[str]) -> set[str]:
+    return {"number" if name == "integer" else name for name in types}
+
+
+# -- keyed state -----------------------------------------------------------------------------------
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """The shape of a kind of keyed state, as it is recorded in a file."""
+
+    version: int
+    fields: dict[str, str]
+    """The types of each field, and of what is in it, such as ``lines[].sku``."""
+
+
+def shape_of(cls: type, version: int) -> Shape:
+    """Return the shape of a class; without fields where JSON Schema has no word for one of them."""
+    try:
+        (reference,), components = msgspec.json.schema_components((cls,))
+    except TypeError:
+        return Shape(version, {})
+    found: dict[str, set[str]] = {}
+    _walk(reference, components, "", found, frozenset())
+    return Shape(version, {path: " | ".join(sorted(types)) for path, types in found.items()})
+
+
+def why_changed(recorded: Shape, declared: Shape) -> str:
+    """Return why a row of the recorded shape does not fit the declared one; empty if it does."""
+    for path, text in recorded.fields.items():
+        now = declared.fields.get(path)
+        if now is None:
+            return f"its field {path} is gone"
+        allowed = set(now.split(" | "))
+        if "number" in allowed:
+            allowed.add("integer")
+        if not set(text.split(" | ")) <= allowed:
+            return f"its field {path} was {text} and is {now}"
+    for path in declared.fields.keys() - recorded.fields.keys():
+        owner, dot, _ = path.rpartition(".")
+        if dot and owner in recorded.fields and _ABSENT not in declared.fields[path].split(" | "):
+            return f"its field {path} is new and has no default"
+    return ""
+
+
+def _walk(
+    schema: Any,
+    components: Mapping[str, Any],
+    path: str,
+    found: dict[str, set[str]],
+    within: frozenset[str],
+) -> None:
+    """Add the types of a schema, and of what is in it, by path; ``within`` ends a recursive one."""
+    reference = schema.get("$ref", "")
+    if reference in within:
+        return
+    if reference:
+        within, schema = within | {reference}, _resolved(schema, components)
+    if "anyOf" in schema:
+        for each in schema["anyOf"]:
+            _walk(each, components, path, found, within)
+        return
+    if path:
+        found.setdefault(path, set()).update(_words(schema))
+    required = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        inner = f"{path}.{name}" if path else name
+        _walk(field, components, inner, found, within)
+        if path and name not in required:  # at the top all have a default
+            found.setdefault(inner, set()).add(_ABSENT)
+    inside = [("[]", schema.get("items")), ("{}", schema.get("additionalProperties"))]
+    inside += [(f"[{index}]", each) for index, each in enumerate(schema.get("prefixItems", ()))]
+    for mark, each in inside:
+        if isinstance(each, dict):
+            _walk(each, components, path + mark, found, within)
+
+
+def _words(schema: Any) -> set[str]:
+    if "enum" in schema:
+        return {repr(each) for each in schema["enum"]}
+    detail = schema.get("format") or schema.get("contentEncoding")
+    known = schema.get("type", "any")
+    names = [known] if isinstance(known, str) else known
+    return {f"{name} ({detail})" if detail else name for name in names}

@@ -1,0 +1,102 @@
+"""What the rules of the lint read: the declarations of all services, and how a fault is told."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from oyez.event import EventType
+from oyez.handler import Handler
+from oyez.inspection.lint.shapes import Shape
+from oyez.service import Service
+
+Level = Literal["warning", "error"]
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """A fault between services."""
+
+    code: str
+    level: Level
+    file: str
+    """The file of the declaration at fault, empty if it has none."""
+    line: int
+    text: str
+    remedy: str
+
+
+Found = Iterator[tuple[Fault, Handler | None]]
+"""Faults, each with the handler that may permit it."""
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """One event type that a handler subscribes to."""
+
+    service: Service
+    handler: Handler
+    kind: EventType
+
+
+class System:
+    """The declarations of all services, by event type.
+
+    ``external``, ``erasure`` and ``outward`` are settings, ``recorded`` the shapes of keyed state
+    as they were last recorded, by service and kind; None if they never were.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[str, Service],
+        *,
+        name: str = "",
+        external: Iterable[str] = (),
+        erasure: str | None = None,
+        outward: Iterable[str] = (),
+        recorded: Mapping[str, Mapping[str, Shape]] | None = None,
+    ) -> None:
+        self.services = services
+        self.name = name
+        self.external = frozenset(external)
+        self.erasure = erasure
+        self.outward = frozenset(outward)
+        self.recorded = recorded
+        self.published: dict[str, dict[str, EventType]] = {}
+        self.handled: dict[str, list[Heard]] = {}
+        for service in services.values():
+            for kind in service.publishes:
+                self.published.setdefault(kind.name, {})[service.name] = kind
+            for handler in service.handlers:
+                for kind in handler.events:
+                    self.handled.setdefault(kind.name, []).append(Heard(service, handler, kind))
+
+    @property
+    def all_handled(self) -> list[Heard]:
+        """Every subscription, by type."""
+        return [each for name in sorted(self.handled) for each in self.handled[name]]
+
+    @property
+    def handlers(self) -> list[tuple[Service, Handler]]:
+        """Every handler, with its service."""
+        return [(each, handler) for each in self.services.values() for handler in each.handlers]
+
+
+def fault(code: str, level: Level, declared: Any, text: str, remedy: str) -> Fault:
+    """Return a fault at the place where ``declared``, a class or function, is declared."""
+    try:
+        file, line = inspect.getsourcefile(declared) or "", inspect.getsourcelines(declared)[1]
+    except (OSError, TypeError):
+        file, line = "", 0
+    return Fault(code=code, level=level, file=file, line=line, text=text, remedy=remedy)
+
+
+def named(handler: Handler) -> str:
+    """Return a handler's name for texts."""
+    return f"{handler.service}.{handler.name}"
+
+
+def permitting(handlers: Sequence[Handler], code: str) -> Handler | None:
+    """Return the one of the handlers at fault that permits it, or else the first."""
+    return next((each for each in handlers if code in each.allow), next(iter(handlers), None))
