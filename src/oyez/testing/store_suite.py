@@ -35,6 +35,7 @@ from oyez.errors import (
     StoreRefused,
     Superseded,
 )
+from oyez.partitioning import partition_of
 from oyez.ports import (
     Announcement,
     Changes,
@@ -836,6 +837,42 @@ class StoreSuite:
                 ("Minute", "a", "pay"),
                 ("Order", "b", "pay"),
             ]
+
+    async def test_due_timers_are_taken_in_their_order_by_kind_and_place(
+        self, tmp_path: Path
+    ) -> None:
+        """And those armed in the future of a clock that was set back can be shifted."""
+        async with self._open(tmp_path) as (store,):
+            part = partition_of("a", tables.PLACES)
+            other = next(k for k in "bcdefghi" if partition_of(k, tables.PLACES) != part)
+            writes: Writes = []
+            for n in (3, 1, 2, 4):
+                writes += arm("Order", "a", str(n), n, 0.0)
+            writes += arm("Minute", "a", "1", 1.0, 0.0) + arm("Order", other, "1", 1.0, 0.0)
+            await store.begin().commit(Changes(writes=writes))
+
+            async def take(now: float, limit: int) -> list[str]:
+                tx = store.begin()
+                asked = {"part": part, "kind": "Order", "now": now, "limit": limit}
+                rows = await tx.fetch(tables.TAKE_TIMERS, asked, [])
+                await tx.commit(Changes())
+                return sorted(row["name"] for row in rows)
+
+            assert await take(3.0, 2) == ["1", "2"]
+            assert await take(3.0, 2) == ["3"]
+            assert await take(3.0, 2) == []
+            next_timer = tables.NEXT_TIMER.format(kind="one")
+            both = f"{next_timer} union all {tables.NEXT_TIMER.format(kind='two')}"
+            asked = {"part": part, "one": "Order", "two": "Minute"}
+            found = await store.fetch(both, asked)
+            assert [(row["kind"], row["due"]) for row in found] == [("Order", 4.0), ("Minute", 1.0)]
+            shifted = {"part": part, "latest": -10.0, "now": -20.0}
+            assert await store.fetch(tables.AHEAD, {"part": part, "latest": 0.0}) == []
+            assert await store.fetch(tables.AHEAD, {"part": part, "latest": -10.0}) != []
+            await store.begin().commit(Changes(writes=[(tables.SHIFT_TIMERS, [shifted])]))
+            assert [row["due"] for row in await store.fetch(both, asked)] == [-16.0, -19.0]
+            (row,) = await store.fetch(tables.OVERDUE_TIMERS, {"now": -19.0})
+            assert (row["part"], row["timers"], row["oldest"]) == (part, 1, -19.0)
 
     # -- parked events -----------------------------------------------------------------------------
 
