@@ -221,7 +221,11 @@ class DeadLetter(msgspec.Struct, kw_only=True):
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """An event in the outbox. ``due`` is 0.0 for at once, else seconds since 1970."""
+    """An event in the outbox. ``due`` is 0.0 for at once, else seconds since 1970.
+
+    An event of a later time has its id as ``event_id``, and perhaps a ``name``: it takes the place
+    of one in the outbox that has the name. Neither is read back.
+    """
 
     stream: str
     key: str | None
@@ -229,6 +233,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
     due: float = 0.0
     seq: int = 0
+    event_id: str | None = None
+    name: str | None = None
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,14 @@ OUTBOX_HEAD = f"""select seq from oyez_outbox
  where due <= :now and state = {Outbox.WAITING:d} order by due, seq limit 1"""
 NEXT_ANNOUNCEMENT = f"""select min(due) as due from oyez_outbox
  where due > :now and state = {Outbox.WAITING:d}"""
+TAKE = f"""update oyez_outbox set due = 0, event_id = null, name = null
+ where seq = :seq and due > 0 and state <> {Outbox.REFUSED:d}"""
+"""From here on it is published as any other, and can't be cancelled."""
+CANCEL = f"""delete from oyez_outbox
+ where event_id = :id and due > 0 and state <> {Outbox.REFUSED:d} returning seq"""
+DELETE_NAMED = f"""delete from oyez_outbox
+ where name = :name and due > 0 and state <> {Outbox.REFUSED:d}"""
+CANCEL_NAMED = f"{DELETE_NAMED} returning seq"
 REFUSE = f"update oyez_outbox set state = {Outbox.REFUSED:d} where seq = :seq"
 HOLD = f"""update oyez_outbox set state = {Outbox.BEHIND:d}
  where state = {Outbox.WAITING:d} and stream = :stream and key = :key

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 MAX_DELAY = 366 * 86_400.0
 """The longest delay, in seconds, of an event."""
+MAX_NAME = 512
+"""A longer name (characters) of a later event is refused."""
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context, version 00, section 3.2."""
@@ -82,11 +85,12 @@ class Announcer:
         span: str = "",
         recipient: str | None = None,
         expires: float | None = None,
+        name: str | None = None,
     ) -> Announcement:
         """Return the outbox row of an event. Raises InvalidEvent naming the invalid field.
 
         ``recipient`` is the only service it is for, by default the one that a command asks;
-        ``expires`` is in seconds since 1970.
+        ``expires`` is in seconds since 1970; ``name`` identifies an event that is due later.
         """
         kind = describe(type(event))
         ambient = self.ambient
@@ -129,7 +133,15 @@ class Announcer:
                 f"{kind.name} is {size} bytes with its headers, and the broker takes {limit}: "
                 "set system.claim_check, so that large data is kept outside the broker",
             )
-        return Announcement(stream=self.stream, key=key, headers=headers, data=data, due=due)
+        return Announcement(
+            stream=self.stream,
+            key=key,
+            headers=headers,
+            data=data,
+            due=due,
+            event_id=event_id if due else None,
+            name=name if due else None,
+        )
 
     def span(self, parent: str | None) -> str:
         """Return the traceparent of a new span: a child of that one, or the root of a trace."""
@@ -154,7 +166,7 @@ class UnitOfWork:
         self.states = Fold()
         self._waves: list[dict[str, list[Parameters]]] = []
         self._reached: dict[str, int] = {}
-        self._announced_at: dict[str, int] = {}
+        self._announced_at: dict[str, list[Announcement]] = {}
         self._loop = asyncio._get_running_loop()
         self._visitor: asyncio.Task[Any] | None = None
         self.closed = False
@@ -214,13 +226,13 @@ class UnitOfWork:
     async def savepoint(self, name: str) -> None:
         """Set a savepoint for `rollback_to`."""
         await self.run(f"savepoint {name}", [()])
-        self._announced_at[name] = len(self.changes.announced)
+        self._announced_at[name] = list(self.changes.announced)
 
     async def rollback_to(self, name: str) -> None:
         """Undo all writes and events since the savepoint, queued ones included."""
         self._check()
         self._drain()
-        del self.changes.announced[self._announced_at[name] :]
+        self.changes.announced[:] = self._announced_at[name]
         await self._store.rollback_to(name)
 
     def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
@@ -260,6 +272,14 @@ class UnitOfWork:
     async def _fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         self._check()
         return await self._store.fetch(sql, parameters, self._drain())
+
+    def _withdraw(self, which: Callable[[Announcement], bool]) -> bool:
+        """Remove later events that this unit has not stored yet; return whether there were any."""
+        announced = self.changes.announced
+        left = [each for each in announced if not each.due or not which(each)]
+        withdrawn = len(left) < len(announced)
+        announced[:] = left
+        return withdrawn
 
     def _drain(self) -> Writes:
         writes = [(sql, rows) for wave in self._waves for sql, rows in wave.items()]
@@ -357,11 +377,15 @@ class Transaction:
         event: object,
         *,
         delay: float | None = None,
+        at: datetime | None = None,
+        name: str | None = None,
         key: str | None = None,
         expires: float | None = None,
     ) -> str:
-        """Publish an event with the commit, or ``delay`` seconds later; return its id.
+        """Publish an event with the commit, or ``delay`` seconds later, or ``at`` a time.
 
+        Returns its id. ``at`` has a time zone; a time that is past is at once. A later event of
+        its type may have a ``name``: it takes the place of one of that name that still waits.
         ``key`` overrides the event's own. A command that is not handled until ``expires`` seconds
         from now becomes a dead letter of its service instead. Raises InvalidEvent naming the
         invalid field.
@@ -369,11 +393,8 @@ class Transaction:
         unit = self._unit
         if unit.closed:
             raise TransactionClosed("this transaction has ended; the event was not announced")
-        due = 0.0
-        if delay is not None:
-            if not 0 <= delay <= MAX_DELAY:
-                raise InvalidEvent("delay", f"expected 0 to {MAX_DELAY:.0f} seconds, found {delay}")
-            due = unit.changes.time + delay if delay else 0.0
+        due = _due(unit.changes.time, delay, at, name)
+        full = None if name is None else _full_name(type(event), name)
         if expires is not None:
             if describe(type(event)).to is None:
                 raise InvalidEvent("expires", "is for a Command; an event does not expire")
@@ -390,9 +411,32 @@ class Transaction:
             key,
             self._span or self.traceparent,
             expires=expires,
+            name=full,
         )
+        if full is not None:
+            unit._withdraw(lambda each: each.name == full)
+            if not due:
+                self.execute(tables.DELETE_NAMED, name=full)
         unit.changes.announced.append(announcement)
         return announcement.headers["id"]
+
+    async def cancel(self, event: str | type, *, name: str | None = None) -> bool:
+        """Cancel a later event, by its id or by its class and ``name``, with the commit.
+
+        True: it will never be published, if this transaction commits. False: it has been, or will
+        be, or there is none. It reads, as `fetch` does.
+        """
+        unit = self._unit
+        if isinstance(event, str):
+            waiting = unit._withdraw(lambda each: each.event_id == event)
+            rows = await unit._fetch(tables.CANCEL, {"id": event})
+        elif name is None:
+            raise InvalidEvent("name", "is missing: cancel an id, or a class and a name")
+        else:
+            full = _full_name(event, name)
+            waiting = unit._withdraw(lambda each: each.name == full)
+            rows = await unit._fetch(tables.CANCEL_NAMED, {"name": full})
+        return waiting or bool(rows)
 
     def publish_all(self, events: Iterable[object]) -> None:
         """Publish several events in their order."""
@@ -433,16 +477,52 @@ class After:
         self._check()
         self._tx.execute(sql, **parameters)
 
-    def publish(self, event: object, *, delay: float | None = None, key: str | None = None) -> str:
-        """Queue an event for the commit, or for ``delay`` seconds from now; return its id.
+    def publish(
+        self,
+        event: object,
+        *,
+        delay: float | None = None,
+        at: datetime | None = None,
+        name: str | None = None,
+        key: str | None = None,
+    ) -> str:
+        """Queue an event for the commit, for ``delay`` seconds from now, or ``at`` a time.
 
-        ``key`` overrides the event's own. Raises InvalidEvent naming the invalid field, and
+        Returns its id; arguments and errors as for `Transaction.publish`. Raises
         TransactionClosed when the handler has ended.
         """
         self._check()
         self._tx.unit.restamp()
-        return self._tx.publish(event, delay=delay, key=key)
+        return self._tx.publish(event, delay=delay, at=at, name=name, key=key)
 
     def _check(self) -> None:
         if self._tx.unit.closed:
             raise TransactionClosed("the handler has ended; this write or event was not recorded")
+
+
+def _due(now: float, delay: float | None, at: datetime | None, name: str | None) -> float:
+    """Return when an event is to be published; 0.0 for at once. Raises InvalidEvent."""
+    if delay is None and at is None:
+        if name is not None:
+            raise InvalidEvent("name", "is for a later event: add delay or at")
+        return 0.0
+    if delay is not None:
+        if at is not None:
+            raise InvalidEvent("at", "is given beside delay: leave out one of them")
+        if not 0 <= delay <= MAX_DELAY:
+            raise InvalidEvent("delay", f"expected 0 to {MAX_DELAY:.0f} seconds, found {delay}")
+        return now + delay if delay else 0.0
+    assert at is not None
+    if at.utcoffset() is None:
+        raise InvalidEvent("at", f"has no time zone: {at}; for UTC, add tzinfo=datetime.UTC")
+    due = at.timestamp()
+    if due > now + MAX_DELAY:
+        raise InvalidEvent("at", f"expected at most {MAX_DELAY:.0f} seconds from now, found {at}")
+    return due if due > now else 0.0
+
+
+def _full_name(cls: type, name: str) -> str:
+    """Return the name of a later event, which is unique in its store. Raises InvalidEvent."""
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise InvalidEvent("name", f"expected 1 to {MAX_NAME} printable characters")
+    return f"{describe(cls).name}/{name}"

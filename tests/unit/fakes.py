@@ -159,6 +159,9 @@ class Contents:
         for row in changes.kept:
             self._keep(row)
         for announced in changes.announced:
+            self.outbox = [
+                row for row in self.outbox if row["name"] is None or row["name"] != announced.name
+            ]
             self.outbox.append(
                 {**msgspec.structs.asdict(announced), "seq": self.number(), "state": Outbox.WAITING}
             )
@@ -630,6 +633,13 @@ def _next_announcement(contents: Contents, asked: Parameters) -> list[Row]:
     return _least([row["due"] for row in rows])
 
 
+def _take(contents: Contents, asked: Parameters) -> list[Row]:
+    for row in contents.outbox:
+        if row["seq"] == asked["seq"] and row["due"] > 0 and row["state"] != Outbox.REFUSED:
+            row.update(due=0.0, event_id=None, name=None)
+    return []
+
+
 def _refuse(contents: Contents, asked: Parameters) -> list[Row]:
     for row in contents.outbox:
         if row["seq"] == asked["seq"]:
@@ -784,6 +794,7 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.HASTEN: _hasten,
     tables.DELETE_HANDLED: _delete_handled,
     tables.OUTBOX_HEAD: _outbox_head,
+    tables.TAKE: _take,
     tables.NEXT_ANNOUNCEMENT: _next_announcement,
     tables.REFUSE: _refuse,
     tables.HOLD: _hold,

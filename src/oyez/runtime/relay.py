@@ -93,7 +93,7 @@ class Relay:
         """Publish due rows; return the number of rows that were published or refused."""
         if self._held is None or self._held:
             await self._look_at_held()
-        rows = _bounded(await self._store.outbox(0, self._ambient.now(), LIMIT))
+        rows = _bounded(await self._take())
         if self._held:
             behind = [row for row in rows if _chain(row) in self._held]
             if behind:
@@ -109,6 +109,20 @@ class Relay:
         await self._commits.save(Changes(claim=self.claim, sent=[row.seq for row in rows]))
         self._emit(rows, start)
         return len(rows)
+
+    async def _take(self) -> list[Announcement]:
+        """Return what is to be published, in commit order, with delayed events that are due.
+
+        These are marked as taken first, in a commit of its own. Who cancels one, deletes it before
+        that commit or not at all, so what was cancelled is never published.
+        """
+        rows = await self._store.outbox(0, self._ambient.now(), LIMIT)
+        due: list[Parameters] = [{"seq": row.seq} for row in rows if row.due > 0]
+        if not due:
+            return rows
+        await self._commits.save(Changes(claim=self.claim, writes=[(tables.TAKE, due)]))
+        rows = await self._store.outbox(0, self._ambient.now(), LIMIT)
+        return [row for row in rows if row.due == 0]
 
     async def _send_one_by_one(self, rows: list[Announcement], start: float) -> int:
         """Publish rows one by one, and make dead letters of the refused ones.

@@ -139,7 +139,7 @@ create index oyez_timer_due on oyez_timer (part, kind, due);
 alter table oyez_outbox add column event_id text;
 alter table oyez_outbox add column name text;
 create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not null;
-create index oyez_outbox_name on oyez_outbox (name) where name is not null;
+create unique index oyez_outbox_name on oyez_outbox (name) where name is not null;
 """,
 )
 """The schema as steps: a change is a new step at the end; steps are never edited."""
@@ -153,7 +153,11 @@ _FENCE = """update oyez_cursor set position = coalesce(:position, position)
  where stream = :stream and partition = :partition and reader = :reader
   and owner = :owner and epoch = :epoch"""
 _HANDLED = "insert into oyez_inbox (event_id, source, handler, seen, reader) values (?, ?, ?, ?, ?)"
-_ANNOUNCED = "insert into oyez_outbox (due, stream, key, headers, data) values (?, ?, ?, ?, ?)"
+_ANNOUNCED = """insert into oyez_outbox (due, stream, key, headers, data, event_id, name)
+ values (?, ?, ?, ?, ?, ?, ?)
+ on conflict (name) where name is not null do update set due = excluded.due,
+  stream = excluded.stream, key = excluded.key, headers = excluded.headers, data = excluded.data,
+  event_id = excluded.event_id"""
 _SENT = "delete from oyez_outbox where seq = ?"
 _PARKED = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, state, stream,
   partition, position, chain, due, attempt, history, key, headers, data)
@@ -386,7 +390,10 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
     if changes.announced:
         connection.executemany(
             _ANNOUNCED,
-            [(a.due, a.stream, a.key, _encode(a.headers), a.data) for a in changes.announced],
+            [
+                (a.due, a.stream, a.key, _encode(a.headers), a.data, a.event_id, a.name)
+                for a in changes.announced
+            ],
         )
     if changes.sent:
         connection.executemany(_SENT, [(seq,) for seq in changes.sent])

@@ -631,6 +631,51 @@ class StoreSuite:
             assert [row.due for row in await store.outbox(0, 1_003.0, 512)] == [1_001, 1_002, 1_003]
             assert (await _left(store))["outbox"] == most
 
+    async def test_a_later_announcement_is_replaced_by_its_name(self, tmp_path: Path) -> None:
+        """In whatever transaction, and no other one is."""
+        async with self._open(tmp_path) as (store,):
+            for number, name in ((1, "t/a"), (2, "t/b"), (3, "t/a"), (4, None), (5, None)):
+                one = _announcement(number, due=10.0 + number)
+                named = msgspec.structs.replace(one, event_id=str(number), name=name)
+                await store.begin().commit(Changes(announced=[named]))
+            rows = await store.outbox(0, 99.0, 100)
+            assert sorted(row.headers["id"] for row in rows) == ["2", "3", "4", "5"]
+            assert sorted(row.due for row in rows) == [12.0, 13.0, 14.0, 15.0]
+
+    async def test_a_later_announcement_is_cancelled_until_it_is_taken(
+        self, tmp_path: Path
+    ) -> None:
+        """Of a cancel and a take at the same time, one finds the row."""
+        async with self._open(tmp_path, 2) as (store, other):
+
+            async def cancel(sql: str, **asked: Any) -> bool:
+                tx = other.begin()
+                found = await tx.fetch(sql, asked, [])
+                await tx.commit(Changes())
+                return bool(found)
+
+            async def take() -> None:
+                due: list[Mapping[str, Any]] = [{"seq": row.seq} for row in rows]
+                await store.begin().commit(Changes(writes=[(tables.TAKE, due)]))
+
+            for number in range(40):
+                one = _announcement(number, due=5.0 + number)
+                named = msgspec.structs.replace(one, event_id=str(number), name=f"t/{number}")
+                await store.begin().commit(Changes(announced=[named]))
+            assert await cancel(tables.CANCEL, id="0")
+            assert not await cancel(tables.CANCEL, id="0")
+            assert await cancel(tables.CANCEL_NAMED, name="t/1")
+            assert not await cancel(tables.CANCEL_NAMED, name="t/1")
+            rows = await store.outbox(0, 99.0, 100)
+            cancels = [cancel(tables.CANCEL, id=str(number)) for number in range(2, 40)]
+            _, *cancelled = await asyncio.gather(take(), *cancels)
+            left = {row.headers["id"] for row in await store.outbox(0, 0.0, 100)}
+            assert left == {
+                str(n) for n, gone in zip(range(2, 40), cancelled, strict=True) if not gone
+            }
+            assert not await cancel(tables.CANCEL, id="2")
+            assert not await cancel(tables.CANCEL_NAMED, name="t/2")
+
     # -- dead letters ------------------------------------------------------------------------------
 
     async def test_a_redrive_older_than_the_inbox_remembers_wants_to_be_meant(

@@ -26,10 +26,13 @@ _HANDLED_ANNOUNCED_SENT = """with handled as (
 ), sent as (
   delete from oyez_outbox where seq = any($5::bigint[])
 )
-insert into oyez_outbox (due, stream, key, headers, data)
-select due, stream, key, headers, data
-from unnest($6::float8[], $7::text[], $8::text[], $9::bytea[], $10::bytea[]) with ordinality
-  a (due, stream, key, headers, data, n) order by n"""
+insert into oyez_outbox (due, stream, key, headers, data, event_id, name)
+select due, stream, key, headers, data, event_id, name
+from unnest($6::float8[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $12::text[],
+  $13::text[]) with ordinality a (due, stream, key, headers, data, event_id, name, n) order by n
+ on conflict (name) where name is not null do update set due = excluded.due,
+  stream = excluded.stream, key = excluded.key, headers = excluded.headers, data = excluded.data,
+  event_id = excluded.event_id"""
 _DEAD = """insert into oyez_dead (event_id, source, type, handler, stream, partition, position, key,
   reason, traceback, attempts, history, headers, data, time, reader)
 select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[],
@@ -107,13 +110,15 @@ async def apply(connection: Connection, changes: Changes) -> None:
     if changes.kept:
         await keep(connection, changes.kept, now)
     if changes.handled or changes.announced or changes.sent:
+        announced = _columns([_announced(each) for each in changes.announced], 7)
         await connection.execute(
             _HANDLED_ANNOUNCED_SENT,
             now,
             *_columns(changes.handled, 3),
             changes.sent,
-            *_columns([_announced(a) for a in changes.announced], 5),
+            *announced[:5],
             "" if changes.claim is None else changes.claim.reader,
+            *announced[5:],
         )
     if changes.dead:
         await connection.execute(_DEAD, *_columns([_dead(letter) for letter in changes.dead], 16))
@@ -168,7 +173,9 @@ def _columns(rows: list[Any], count: int) -> list[tuple[Any, ...]]:
 
 
 def _announced(one: Announcement) -> tuple[Any, ...]:
-    return (one.due, one.stream, one.key, _encode(one.headers), one.data)
+    return (
+        one.due, one.stream, one.key, _encode(one.headers), one.data, one.event_id, one.name
+    )  # fmt: skip
 
 
 def _parked(one: Parked) -> tuple[Any, ...]:

@@ -110,7 +110,7 @@ create index oyez_timer_due on oyez_timer (part, kind, due);
 alter table oyez_outbox add column event_id text;
 alter table oyez_outbox add column name text;
 create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not null;
-create index oyez_outbox_name on oyez_outbox (name) where name is not null;
+create unique index oyez_outbox_name on oyez_outbox (name) where name is not null;
 """,
 )
 """The tables, step by step: what changes them is appended, never edited into an earlier step."""
