@@ -322,6 +322,11 @@ def kind_of(cls: type) -> StateType:
     return found
 
 
+def redefine(cls: type, kind: StateType) -> None:
+    """Give a class another `StateType`: for a metaclass whose classes declare more than fields."""
+    setattr(cls, _ATTRIBUTE, kind)
+
+
 def is_state(cls: object) -> bool:
     """Return whether it is a subclass of `State`."""
     return isinstance(cls, type) and _ATTRIBUTE in vars(cls)

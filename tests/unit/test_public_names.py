@@ -29,6 +29,7 @@ def test_oyez() -> None:
         "InvalidEvent",
         "OyezError",
         "Retry",
+        "Saga",
         "Service",
         "State",
         "Transaction",
