@@ -28,6 +28,8 @@
     │   ├── BrokerCorrupt     permanent   a record on disk fails its checksum
     │   └── BrokerRefused     permanent   the broker can't do the request, e.g. partition count
     │       └── RecordRefused             it does not accept this one record
+    ├── HistoryMissing        permanent   records that a view is made of have been deleted
+    ├── Stale                 transient   a view does not have what its reader has seen yet
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
@@ -169,6 +171,26 @@ class BrokerRefused(BrokerError):
 
 class RecordRefused(BrokerRefused):
     """The broker does not accept this one record, although it accepts others."""
+
+
+class HistoryMissing(OyezError):
+    """A view can't be filled: retention has deleted the beginning of its history."""
+
+
+class Stale(OyezError):
+    """A view has not applied an event that its reader knows of; ``seconds`` is how long it waited.
+
+    It may be read again soon, or as it is, without ``after``.
+    """
+
+    transient = True
+
+    def __init__(self, view: str, seconds: float) -> None:
+        super().__init__(
+            f"view {view} has not applied the event to read after within {seconds:.1f} s: read "
+            "again soon, or without after"
+        )
+        self.seconds = seconds
 
 
 class HandlerTimeout(OyezError):

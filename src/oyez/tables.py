@@ -204,6 +204,21 @@ SHIFT_TIMERS = """update oyez_timer set due = due - (armed - :now), armed = :now
 OVERDUE_TIMERS = """select part, count(*) as timers, min(due) as oldest from oyez_timer
  where due <= :now group by part"""
 
+# -- views -----------------------------------------------------------------------------------------
+
+VIEW_MARKS = """select name, digest, applied from oyez_migration where name like 'oyez:view:%'
+ order by name"""
+"""The active version of each view, and the scripts of the tables of all versions."""
+MARK_FIRST = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)
+ on conflict (name) do nothing returning name"""
+FILLED = f"""select
+ (select count(*) from oyez_cursor a left join oyez_cursor n
+   on n.stream = a.stream and n.partition = a.partition and n.reader = :reader
+  where a.reader = :active and coalesce(n.position, -1) < a.position) as behind,
+ (select count(*) from oyez_inbox where reader = :reader and state > {Inbox.HANDLED:d}) as parked,
+ (select count(*) from oyez_dead where reader = :reader and state = '{Letter.DEAD}') as dead"""
+"""What a version of a view lacks to take the place of the active one."""
+
 # -- marks -----------------------------------------------------------------------------------------
 
 MARK = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)

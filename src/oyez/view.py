@@ -409,7 +409,7 @@ def compile_view(kind: ViewType, service: str) -> Handler:
         needs_context=False,
         states=(parameter.correlation,),
         reads=False,
-        retry=Retry(),
+        retry=Retry(attempts=1),  # what is pure fails again
         timeout=None,
         concurrency=32,
         ordered=True,

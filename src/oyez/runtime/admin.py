@@ -39,7 +39,7 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
         return _verdict(process.health.liveness())
 
     async def readyz(_: Request) -> Response:
-        reasons = process.health.readiness()
+        reasons = [*process.health.readiness(), *process.views.problems()]
         if process.stopping:
             reasons.append("draining")
         return _verdict(reasons, process.health.warnings())

@@ -33,8 +33,6 @@ SWEEP = 0.5
 """Seconds between two sweeps unless the bell rings."""
 CRASHES = 2
 """The number of owners that died at one position, from which it is passed with care (`Lane`)."""
-READER = ""
-"""The reader of these claims: the service itself."""
 
 Place = tuple[str, int]
 _NO_ORIGIN = Origin()
@@ -75,11 +73,14 @@ class Claims:
         reports: Reports,
         work: Bell,
         grace: float,
+        reader: str = "",
     ) -> None:
         """``lanes`` is filled and emptied here and read elsewhere; ``grace`` is in seconds.
 
         ``reads`` returns whether a stream is read, by its name; ``reading`` and ``timers`` return
         the runner of a lane, the latter None for a service without timers.
+        ``reader`` is that of the claims: by default the service itself, which claims the relay as
+        well.
         """
         self.lanes = lanes
         self.relay: Relay | None = None
@@ -88,6 +89,7 @@ class Claims:
         self.adrift: dict[Place, float] = {}
         """Partitions that the last sweep found unread, each with the time since then."""
         self._owner = owner
+        self._reader = reader
         self._parked = parked
         self._reads = reads
         self._reading = reading
@@ -150,7 +152,7 @@ class Claims:
         await self._store.bury()
         now = self._ambient.now()
         alive = [row["owner"] for row in await self._store.fetch(tables.LIVING, {"now": now})]
-        rows = await self._store.fetch(tables.CURSORS, {"reader": READER})
+        rows = await self._store.fetch(tables.CURSORS, {"reader": self._reader})
         cursors = {(row["stream"], row["partition"]): row for row in rows}
         await self._drop_lost(cursors)
         for lane in list(self.lanes.values()):
@@ -168,7 +170,7 @@ class Claims:
         since = self._ambient.monotonic()
         self.adrift = {place: self.adrift.get(place, since) for place in free}
         taken = free[: max(0, share - len(self.lanes))]
-        if self.relay is None and _RELAY not in taken_by_others:
+        if not self._reader and self.relay is None and _RELAY not in taken_by_others:
             taken.append(_RELAY)
         if self._owner in alive:
             await self._take(taken, now)
@@ -236,7 +238,7 @@ class Claims:
         try:
             tx.execute(tables.FORGET_REPLICAS, then=now - 60.0)
             for stream, partition in places:
-                cursor = {"stream": stream, "partition": partition, "reader": READER}
+                cursor = {"stream": stream, "partition": partition, "reader": self._reader}
                 tx.execute(tables.ADD_CURSOR, **cursor)
                 row = await tx.fetch_one(tables.CLAIM, **cursor, owner=self._owner, now=now)
                 if row is not None:
@@ -249,7 +251,13 @@ class Claims:
 
     async def _begin(self, place: Place, row: Row) -> None:
         stream, partition = place
-        claim = Claim(stream=stream, partition=partition, owner=self._owner, epoch=row["epoch"])
+        claim = Claim(
+            stream=stream,
+            partition=partition,
+            owner=self._owner,
+            epoch=row["epoch"],
+            reader=self._reader,
+        )
         if place == _RELAY:
             self.relay = Relay(
                 claim,

@@ -111,8 +111,10 @@ class Lane:
 
     @property
     def name(self) -> str:
-        """The stream and partition, for messages."""
-        return f"{self.claim.stream}[{self.claim.partition}]"
+        """The reader, if it is not the service, stream and partition, for messages."""
+        claim = self.claim
+        reader = f"{claim.reader} of " if claim.reader else ""
+        return f"{reader}{claim.stream}[{claim.partition}]"
 
     @property
     def moved(self) -> float:
@@ -182,5 +184,6 @@ class Lane:
     def _has_saved(self, position: Position) -> None:
         self.position = max(self.position, position)
         self._saved = position
-        self._broker.handled(self.claim.stream, self.claim.partition, position)
+        if not self.claim.reader:  # the broker's own tools show the service alone
+            self._broker.handled(self.claim.stream, self.claim.partition, position)
         self.saved_at = self._ambient.monotonic()

@@ -150,7 +150,8 @@ class ParkedEvents:
                 continue
             for parked in await self._store.due(self._owner, name, now, 100):
                 lane = self._lanes.get((parked.stream, parked.partition))
-                if lane is not None and not lane.fenced:
+                mine = lane is not None and lane.claim.reader == parked.reader
+                if lane is not None and mine and not lane.fenced:
                     error = OyezError(
                         f"{self._reports.service} has no handler {name}: redrive it to another "
                         "with --handler, or discard it"

@@ -32,6 +32,7 @@ from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer, Reading
 from oyez.runtime.reports import Reports
 from oyez.runtime.timers import Timers
+from oyez.runtime.views import Views
 from oyez.runtime.watch import Follower, Watch
 from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
@@ -130,6 +131,17 @@ class ServiceProcess:
             work=self._work,
             grace=settings.grace,
         )
+        self.views = Views(
+            service.views,
+            self.owner,
+            system=settings.system,
+            calls=lambda handlers: Calls(handlers, ambient, self._threads),
+            broker=broker,
+            commits=self.commits,
+            ambient=ambient,
+            reports=self.reports,
+            grace=settings.grace,
+        )
         self.health = Health(
             self.owner,
             self.claims,
@@ -153,12 +165,16 @@ class ServiceProcess:
         try:
             await self.store.open()
             await self.store.migrate(read_migrations(self.service, self.settings.root))
+            await self.views.prepare()
             await self._check_positions()
             await self._open_broker()
+            self.views.check()
             await self._make_resources()
             await self.store.keep(self.owner, self.settings.lease, admin)
             self.store.on_commit(self._committed)
             self.broker.on_streams(self.claims.ring)
+            for view in self.views.rebuilds:
+                self.broker.on_streams(view.claims.ring)
             if self.service.publishes:
                 await self._create_stream()
         except BaseException:
@@ -168,6 +184,7 @@ class ServiceProcess:
         self._started = True
         self.claims.start()
         self.parked.start()
+        self.views.start()
         self.health.start()
         self.housekeeping.start()
         self.reports.emit(
@@ -196,11 +213,13 @@ class ServiceProcess:
         try:
             async with self.ambient.timeout(end - now()):
                 await self.claims.stop()
+                await self.views.stop()
         except TimeoutError:
             self.claims.kill()
-        await self._within(
-            max(0.0, end - now()) + LEAVE, "parked events", self.parked.stop(end - now())
-        )
+            self.views.kill()
+        for parked in (self.parked.stop, self.views.end_parked):
+            left = end - now()
+            await self._within(max(0.0, left) + LEAVE, "parked events", parked(left))
         self.service.attach(None)
         await self._let_go()
         self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
@@ -212,11 +231,14 @@ class ServiceProcess:
         self.health.stop()
         self.housekeeping.stop()
         self.claims.kill()
+        self.views.kill()
         await self.parked.stop(0.0)
+        await self.views.end_parked(0.0)
 
     def _committed(self) -> None:
         self.watch.ring()
         self._work.ring()
+        self.views.ring()
         if self.claims.relay is not None:
             self.claims.relay.ring()
         for timers in self.claims.timers:

@@ -33,6 +33,7 @@ from oyez.runtime.calls import Begun
 from oyez.runtime.dead import list_dead
 from oyez.runtime.http import with_origin
 from oyez.runtime.process import ProcessSettings, ServiceProcess
+from oyez.runtime.rebuild import Rebuild
 from oyez.service import Service
 from oyez.signals import Signal, Signals
 from oyez.stores.sqlite import SqliteStore
@@ -162,12 +163,33 @@ class System:
                 end = (await self.broker.ends(stream))[partition]
                 if lane.position < end or not lane.idle:
                     return f"{name} is at {lane.position} of {end} in {stream}[{partition}]"
+            for view in process.views.rebuilds:
+                waits = await self._behind(name, view, streams)
+                if waits:
+                    return waits
             if process.parked.running:
                 return f"{name} runs {process.parked.running} parked events"
             rows = await process.store.fetch(tables.BUSY, {"now": self.ambient.now()})
             if rows[0]["busy"]:
                 return f"{name} has {rows[0]['busy']} events in its outbox or parked and due"
         return ""
+
+    async def _behind(self, name: str, view: Rebuild, streams: Mapping[str, int]) -> str:
+        """Return what a view of a service still has to read; empty for nothing."""
+        wanted = {
+            (stream, partition)
+            for stream, partitions in streams.items()
+            if view.handlers.read(stream)
+            for partition in range(partitions)
+        }
+        if wanted != view.lanes.keys():
+            view.claims.ring()
+            return f"{view.kind.name} of {name} has not claimed {sorted(wanted - set(view.lanes))}"
+        for (stream, partition), lane in view.lanes.items():
+            end = (await self.broker.ends(stream))[partition]
+            if (lane.position < end or not lane.idle) and (stream, partition) not in view.missing:
+                return f"{lane.name} of {name} is at {lane.position} of {end}"
+        return f"{name} runs parked events of a view" if view.parked.running else ""
 
 
 class Running(Protocol):
