@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints, overload
 
 import msgspec
 
 from oyez import tables
-from oyez.errors import DeclarationError
+from oyez.errors import DeclarationError, Stale
 from oyez.event import SERVICE, EventType, describe
+from oyez.freshness import Known, known_from, pending
 from oyez.handler import Handler, Retry, compile_handler
 from oyez.ports import Kept, Row, Store
 from oyez.state import By, Keyed, S, kind_of
-from oyez.transaction import Announcer, Transaction, UnitOfWork, origin
-from oyez.view import View, ViewType, compile_view, view_of
+from oyez.transaction import Announcer, Transaction, UnitOfWork, committed_here, origin
+from oyez.view import View, ViewType, compile_view, is_view, view_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound=type[View])
+
+R = TypeVar("R", bound=View)
+
+POLL = 0.025
+"""Seconds between two looks for an event that another replica may have applied."""
 
 
 class Bound(Protocol):
@@ -35,6 +41,10 @@ class Bound(Protocol):
 
     def changes(self, every: float | None) -> AsyncIterator[None]:
         """Return the iterator of `Service.changes`."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for a commit of this process, at most that many seconds."""
         ...
 
 
@@ -185,6 +195,9 @@ class Service:
         try:
             yield unit.transaction(origin.get())
             await unit.commit()
+            told = committed_here.get()
+            if told is not None:
+                told += unit.changes.announced
         finally:
             await unit.rollback()
 
@@ -208,15 +221,58 @@ class Service:
         """Query a snapshot of the committed data; blocks no transaction."""
         return await self._running().store.fetch(sql, parameters)
 
-    async def read(self, cls: type[S], key: str) -> S | None:
-        """Return a copy of the committed state of a key, or None; changes of it are not written."""
+    @overload
+    async def read(self, cls: type[S], key: str) -> S | None: ...
+
+    @overload
+    async def read(
+        self, cls: type[R], key: str, *, after: str = "", wait: float = 2.0
+    ) -> R | None: ...
+
+    async def read(self, cls: type[Any], key: str, *, after: str = "", wait: float = 2.0) -> Any:
+        """Return a copy of the committed state, or the row of a view, of a key, or None.
+
+        Changes of it are not written. ``after`` is the header ``Oyez-After`` of an earlier answer:
+        the view is read when it has applied the events named there, for which it waits up to
+        ``wait`` seconds. Raises Stale after that, InvalidEvent for any other text in ``after``,
+        and StateMismatch for a row of another version that does not fit the class.
+        """
+        if is_view(cls):
+            return await self._read_view(view_of(cls), key, known_from(after), wait)
         kind = kind_of(cls)
-        place = {"kind": kind.name, "key": key}
-        rows = await self._running().store.fetch(tables.STATE, place)
-        if not rows:
-            return None
-        state: S = kind.open(Kept(kind=kind.name, key=key, **rows[0]))
-        return state
+        row = await self._kept(kind.name, key)
+        return None if row is None else kind.open(row)
+
+    async def _read_view(
+        self, kind: ViewType, key: str, known: Sequence[Known], wait: float
+    ) -> Any:
+        bound = self._running()
+        ambient = bound.announcer.ambient
+        types = {event.name for event in self.views[kind].events} if kind in self.views else set()
+        pend = pending(known, types, ambient.now())
+        end = ambient.monotonic() + wait
+        while True:
+            rows = await bound.store.fetch(tables.ACTIVE, {"name": f"oyez:view:{kind.view}"})
+            version = int(rows[0]["version"]) if rows else kind.version
+            reader = kind.of(version)
+            pend = [event for event in pend if not await self._applied(event, reader)]
+            if not pend:
+                break
+            left = end - ambient.monotonic()
+            if left <= 0:
+                raise Stale(kind.view, wait)
+            await bound.wait(min(left, POLL))
+        row = await self._kept(reader, key)
+        return None if row is None else kind.read(version, row)
+
+    async def _applied(self, event: Known, reader: str) -> bool:
+        asked = {"reader": reader, "event_id": event.id, "source": event.source}
+        (row,) = await self._running().store.fetch(tables.APPLIED, asked)
+        return bool(row["applied"])
+
+    async def _kept(self, kind: str, key: str) -> Kept | None:
+        rows = await self._running().store.fetch(tables.STATE, {"kind": kind, "key": key})
+        return Kept(kind=kind, key=key, **rows[0]) if rows else None
 
     def attach(self, bound: Bound | None) -> None:
         """Attach the service to a running process, or detach it with None; for the runtime."""

@@ -41,6 +41,8 @@ PLACES = 8
 """The number of these places: the partitions of `TIMERS`."""
 POSITIONS = "oyez:broker"
 """The row of ``oyez_migration`` with the kind of broker that the positions belong to."""
+INBOX_RETENTION = 7 * 86_400.0
+"""Seconds for which inbox entries are kept, which is the age limit of a safe redrive."""
 
 
 class Inbox(IntEnum):
@@ -218,6 +220,11 @@ FILLED = f"""select
  (select count(*) from oyez_inbox where reader = :reader and state > {Inbox.HANDLED:d}) as parked,
  (select count(*) from oyez_dead where reader = :reader and state = '{Letter.DEAD}') as dead"""
 """What a version of a view lacks to take the place of the active one."""
+ACTIVE = "select digest as version from oyez_migration where name = :name"
+"""The version that a view shows; ``name`` is ``oyez:view:`` and the view's name."""
+APPLIED = f"""select count(*) as applied from oyez_inbox
+ where reader = :reader and handler = :reader and event_id = :event_id and source = :source
+  and state = {Inbox.HANDLED:d}"""
 
 # -- marks -----------------------------------------------------------------------------------------
 

@@ -63,6 +63,10 @@ origin: ContextVar[Origin] = ContextVar("oyez_origin", default=Origin())  # noqa
 """The origin of work that no event caused: set per HTTP request by the service's process."""
 
 
+committed_here: ContextVar[list[Announcement] | None] = ContextVar("oyez_committed", default=None)
+"""A list that takes the events that a request publishes, once their transaction has committed."""
+
+
 class Announcer:
     """A factory of the outbox rows of one service, with source, stream, ids and trace."""
 

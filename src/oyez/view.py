@@ -167,7 +167,11 @@ class ViewType(Tabled):
     @property
     def name(self) -> str:
         """The kind of its rows, the reader of its positions and inbox, and the handler."""
-        return f"view:{self.view}@{self.version}"
+        return self.of(self.version)
+
+    def of(self, version: int) -> str:
+        """Return what `name` is for another version of the view."""
+        return f"view:{self.view}@{version}"
 
     @property
     def table(self) -> str:
@@ -193,6 +197,21 @@ class ViewType(Tabled):
             raise StateMismatch(
                 f"{self.view} {row.key} does not fit its class: {error}: raise the view's version, "
                 "so that it is filled again"
+            ) from error
+
+    def read(self, version: int, row: Kept) -> Any:
+        """Return the row of a version of the view; fields that only the class has are defaults.
+
+        Raises StateMismatch for one that does not fit the class.
+        """
+        if version == self.version:
+            return self.open(row).row
+        try:
+            return msgspec.convert(msgspec.msgpack.decode(row.data or b""), self.cls)
+        except msgspec.MsgspecError as error:
+            raise StateMismatch(
+                f"version {version} of {self.view} is the active one, and {row.key} does not fit "
+                f"version {self.version}, which is still being filled: {error}"
             ) from error
 
     def close(self, value: Entry, row: Kept) -> Kept | None:

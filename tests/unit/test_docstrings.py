@@ -35,9 +35,15 @@ def classes_of(text: str) -> list[ast.ClassDef]:
 
 
 def methods_of(cls: ast.ClassDef) -> list[Method]:
-    """The public methods and properties of a class."""
+    """The public methods and properties of a class, each overloaded one once."""
     found = [node for node in cls.body if isinstance(node, Method)]
-    return [node for node in found if not node.name.startswith("_")]
+    return [node for node in found if not (node.name.startswith("_") or is_overload(node))]
+
+
+def is_overload(method: Method) -> bool:
+    return any(
+        isinstance(each, ast.Name) and each.id == "overload" for each in method.decorator_list
+    )
 
 
 def signature_of(method: Method) -> tuple[str, ...]:

@@ -1,11 +1,16 @@
 """Views in a running service: filled from the beginning, and swapped when a version is complete."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from oyez import GONE, Event, Gone, Retry, Service, View, applies
-from oyez.errors import BrokerRefused, StoreRefused
+from oyez.errors import BrokerRefused, InvalidEvent, Stale, StoreRefused
 from oyez.runtime.dead import discard
 from oyez.runtime.process import ServiceProcess
 from oyez.runtime.views import Versions
@@ -21,6 +26,10 @@ class Placed(Event, type="test.placed", key="order"):
 
 
 class Shipped(Event, type="test.shipped", key="order"):
+    order: str
+
+
+class Noted(Event, type="test.noted", key="order"):
     order: str
 
 
@@ -249,3 +258,103 @@ class TestVersions:
                 assert await rows(system) == [("b", "c", 1, "placed")]
             finally:
                 await process.drain()
+
+
+class TestReads:
+    """`Service.read` of a view, and the token of an answer."""
+
+    async def test_a_request_reads_what_it_has_written(self) -> None:
+        service = desk()
+
+        async def place(request: Request) -> Response:
+            async with service.transaction() as tx:
+                tx.publish(Placed(order="a", cents=7))
+                tx.publish(Noted(order="a"))
+                tx.publish(Shipped(order="a"))
+                tx.publish(Placed(order="b"), delay=60.0)
+            return PlainTextResponse("accepted", status_code=202)
+
+        async def look(request: Request) -> Response:
+            after = request.headers["oyez-after"]
+            row = await service.read(orders_of(service), "a", after=after)
+            assert row is not None
+            return PlainTextResponse(row.status)
+
+        service.http = Starlette(
+            routes=[Route("/", place, methods=["POST"]), Route("/", look, methods=["GET"])]
+        )
+        async with running(service) as system, system.http("desk") as http:
+            answer = await http.post("/")
+            token = answer.headers["oyez-after"]
+            assert [entry.split(";")[2] for entry in token.split(", ")] == [
+                "test.placed",
+                "test.noted",
+                "test.shipped",
+            ]
+            seen = await http.get("/", headers={"oyez-after": token})
+            assert (seen.text, "oyez-after" in seen.headers) == ("shipped", False)
+
+    async def test_a_view_that_does_not_catch_up_in_time_is_stale(self) -> None:
+        service = desk()
+        cls = orders_of(service)
+        async with running(service) as system:
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            assert await service.read(cls, "a") == cls(order="a", customer="c")
+            assert await service.read(cls, "z") is None
+            unknown = f"/test/till;{system.ambient.new_id()}"
+            reading = asyncio.create_task(service.read(cls, "a", after=unknown, wait=0.05))
+            for _ in range(4):
+                await system.ambient.advance(0.025)
+            with pytest.raises(Stale, match="view orders_seen has not applied") as caught:
+                await reading
+            assert caught.value.seconds == 0.05
+            assert caught.value.transient
+
+    async def test_what_the_inbox_can_not_tell_of_counts_as_seen(self) -> None:
+        service = desk()
+        cls = orders_of(service)
+        async with running(service) as system:
+            event_id = await system.publish(Placed(order="a"))
+            await system.settled()
+            (row,) = await system.fetch("desk", "select source from oyez_inbox")
+            for token in (
+                f"{row['source']};{event_id}",
+                f"{row['source']};{event_id};test.placed",
+                f"/test/till;{system.ambient.new_id()};test.noted",
+                "/test/till;01890000-0000-7000-8000-000000000000",
+                "",
+            ):
+                assert await service.read(cls, "a", after=token, wait=0.0) is not None
+            for wrong in ("x", "a;b;c;d", "a; b", ", ".join(["a;b"] * 17)):
+                with pytest.raises(InvalidEvent, match="after: expected the header Oyez-After"):
+                    await service.read(cls, "a", after=wrong)
+
+    async def test_while_a_version_is_filled_the_active_one_is_read(self) -> None:
+        class Simple(View, table="orders_seen", key="order"):
+            order: str
+            status: str = "as of old"
+
+            @applies
+            def placed(self, event: Placed) -> None: ...
+
+        service = Service("desk")
+        service.view(Simple)
+        async with running(service) as system:
+            await system.publish(Placed(order="a", cents=-1))
+            await system.settled()
+            newer = desk(orders(2))
+            cls = orders_of(newer)
+            process = await deploy(system, newer)
+            try:
+                await system.settled()
+                await system.advance(2.0)
+                assert await newer.read(cls, "a") == cls(order="a", status="as of old")
+            finally:
+                await process.drain()
+
+
+def orders_of(service: Service) -> Any:
+    """The class of the service's only view."""
+    (kind,) = service.views
+    return kind.cls

@@ -26,10 +26,10 @@ from oyez.inspection.lint import lint
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
 from oyez.project import Project
-from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.migrations import read_migrations
 from oyez.service import Service
 from oyez.sqlite import OLDEST_SQLITE, refuse_network_file_system
+from oyez.tables import INBOX_RETENTION
 
 AHEAD = 5.0
 """Seconds by which the newest event may be ahead of this machine's clock."""

@@ -16,10 +16,7 @@ from oyez.ambient import Ambient
 from oyez.envelope import open_record, parse_time
 from oyez.errors import InvalidEvent, NotRedriven
 from oyez.ports import Changes, Row, Store, StoreTransaction, Writes
-from oyez.tables import Letter
-
-INBOX_RETENTION = 7 * 86_400.0
-"""Seconds for which inbox entries are kept, which is the age limit of a safe redrive."""
+from oyez.tables import INBOX_RETENTION, Letter
 
 
 async def list_dead(

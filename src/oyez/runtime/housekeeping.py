@@ -5,9 +5,9 @@ from __future__ import annotations
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.ports import Changes, Store
-from oyez.runtime.dead import INBOX_RETENTION
 from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
+from oyez.tables import INBOX_RETENTION
 
 DEAD_RETENTION = 90 * 86_400.0
 """Seconds for which redriven and discarded dead letters are kept."""

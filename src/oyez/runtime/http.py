@@ -1,5 +1,8 @@
 """The service's HTTP side: its own ASGI app, with the request's origin around each call.
 
+An answer names the last events that its request published in the header ``Oyez-After``; see
+`oyez.freshness`.
+
 A request that fails because the store is out of reach is answered with 503: it is valid, and may be
 sent again.
 """
@@ -11,7 +14,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oyez.errors import StoreUnavailable
-from oyez.transaction import TRACEPARENT, Origin, origin
+from oyez.freshness import token_of
+from oyez.ports import Announcement
+from oyez.transaction import TRACEPARENT, Origin, committed_here, origin
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -38,7 +43,16 @@ def with_origin(app: App) -> App:
                     traceparent=trace if TRACEPARENT.fullmatch(trace) else None,
                 )
             )
-            await _answer(app, scope, receive, send)
+            published: list[Announcement] = []
+            committed_here.set(published)
+
+            async def stamp(message: Any) -> None:
+                if message["type"] == "http.response.start" and (token := token_of(published)):
+                    after = (b"oyez-after", token.encode())
+                    message = {**message, "headers": [*message.get("headers", ()), after]}
+                await send(message)
+
+            await _answer(app, scope, receive, stamp)
         else:
             await app(scope, receive, send)
 

@@ -325,6 +325,9 @@ class ServiceProcess:
     def changes(self, every: float | None) -> AsyncIterator[None]:
         return Follower(self.watch, every)
 
+    async def wait(self, seconds: float) -> None:
+        await self.watch.wait(seconds)
+
     def _reading(self, consumer: Callable[[Lane], Consumer], lane: Lane) -> Reading:
         return Reading(
             lane, consumer(lane), broker=self.broker, ambient=self.ambient, reports=self.reports

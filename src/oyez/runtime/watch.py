@@ -29,12 +29,27 @@ class Watch:
         self._owner = owner
         # The response to a browser that has left may be dropped unfinished: it must not stay here.
         self._followers: WeakSet[Follower] = WeakSet()
+        self._waiters: set[asyncio.Event] = set()
         self._task: asyncio.Task[None] | None = None
 
     def ring(self) -> None:
         """Wake every follower after a commit."""
         for follower in self._followers:
             follower.event.set()
+        for waiter in self._waiters:
+            waiter.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for a commit of this process, at most that many seconds."""
+        waiter = asyncio.Event()
+        self._waiters.add(waiter)
+        try:
+            async with self.ambient.timeout(seconds):
+                await waiter.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiters.discard(waiter)
 
     def join(self, follower: Follower) -> None:
         """Add a follower until it is garbage collected. Safe to call twice."""

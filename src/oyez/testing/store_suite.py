@@ -47,7 +47,8 @@ from oyez.ports import (
     StoreTransaction,
     Writes,
 )
-from oyez.runtime.dead import INBOX_RETENTION, discard, list_dead, redrive
+from oyez.runtime.dead import discard, list_dead, redrive
+from oyez.tables import INBOX_RETENTION
 from oyez.testing.crash import run_and_kill
 from oyez.timers import arm, disarm, disarm_all
 

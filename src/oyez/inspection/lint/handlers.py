@@ -7,7 +7,7 @@ from collections.abc import Callable
 from oyez.handler import Retry
 from oyez.inspection.lint.system import Found, System, fault, named
 from oyez.parameters import ContextParameter, ProvidedParameter
-from oyez.runtime.dead import INBOX_RETENTION
+from oyez.tables import INBOX_RETENTION
 
 
 def _not_idempotent(system: System) -> Found:

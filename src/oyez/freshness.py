@@ -1,0 +1,75 @@
+"""Reading one's own writes: tokens that name the events to be applied before a read copy is read.
+
+A token is what the header ``Oyez-After`` of an answer holds: ``source;id;type`` of the last event
+of each type that the request published, separated by commas. It names events, not positions, since
+an answer is sent before the broker has the event. The type may be left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable
+from uuid import UUID
+
+import msgspec
+
+from oyez.errors import InvalidEvent
+from oyez.ports import Announcement
+from oyez.tables import INBOX_RETENTION
+
+MOST = 16
+"""The number of events that a token may name."""
+
+_ENTRY = re.compile(r"([^\s;,]{1,500});([^\s;,]{1,200})(?:;([^\s;,]{1,200}))?")
+
+
+class Known(msgspec.Struct, frozen=True):
+    """An event that a reader knows of. ``type`` is empty where the token does not say."""
+
+    source: str
+    id: str
+    type: str = ""
+
+
+def token_of(announced: Iterable[Announcement]) -> str:
+    """Return the token of published events; empty without any that is published at once."""
+    last = {
+        one.headers["type"]: f"{one.headers['source']};{one.headers['id']};{one.headers['type']}"
+        for one in announced
+        if not one.due
+    }
+    return ", ".join(list(last.values())[-MOST:])
+
+
+def known_from(token: str) -> list[Known]:
+    """Return the events that a token names. Raises InvalidEvent for any other text."""
+    entries = [entry.strip() for entry in token.split(",")] if token.strip() else []
+    found = [_ENTRY.fullmatch(entry) for entry in entries[: MOST + 1]]
+    if len(found) > MOST or not all(found):
+        raise InvalidEvent(
+            "after",
+            f"expected the header Oyez-After of an answer, that is up to {MOST} of "
+            "source;event-id;type, separated by commas",
+        )
+    return [Known(match[1], match[2], match[3] or "") for match in found if match]
+
+
+def pending(known: Iterable[Known], types: Container[str], now: float) -> list[Known]:
+    """Return those events whose handling an inbox can tell of, where only ``types`` are handled.
+
+    Older events have been handled, and their inbox rows deleted.
+    """
+    return [
+        event
+        for event in known
+        if (not event.type or event.type in types) and now - _time(event.id) < INBOX_RETENTION
+    ]
+
+
+def _time(event_id: str) -> float:
+    """Return the time in a UUIDv7, in seconds since 1970; infinity for any other id."""
+    try:
+        number = UUID(event_id)
+    except ValueError:
+        return float("inf")
+    return (number.int >> 80) / 1000 if number.version == 7 else float("inf")
