@@ -8,6 +8,7 @@ from oyez.errors import InvalidEvent, OyezError
 from oyez.event import Command, Event, event
 from oyez.handler import Retry
 from oyez.parameters import Context
+from oyez.personal import Personal
 from oyez.saga import Saga
 from oyez.service import Service
 from oyez.state import State, migrates
@@ -23,6 +24,7 @@ __all__ = [
     "Gone",
     "InvalidEvent",
     "OyezError",
+    "Personal",
     "Retry",
     "Saga",
     "Service",

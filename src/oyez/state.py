@@ -132,6 +132,8 @@ class Correlation(msgspec.Struct, frozen=True):
     kind: Keyed
     key_of: Callable[[Any, str | None], str]
     """(event, the event's own key) -> key. Raises InvalidEvent where there is none."""
+    by: By | None = None
+    """What the key is made of; None for the event's own key."""
 
 
 def correlate(
@@ -158,9 +160,11 @@ def correlate(
                 'add it, or name another one with @service.on(…, by="field")'
             )
         get = attrgetter(field)
-        return Correlation(kind, lambda event, key: _checked(get(event), f"$.{field}", kind.name))
+        return Correlation(
+            kind, lambda event, key: _checked(get(event), f"$.{field}", kind.name), by
+        )
     function = by
-    return Correlation(kind, lambda event, key: _checked(function(event), "$", kind.name))
+    return Correlation(kind, lambda event, key: _checked(function(event), "$", kind.name), by)
 
 
 class StateType(msgspec.Struct, frozen=True):

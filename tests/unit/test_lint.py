@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 import pytest
 
-from oyez import Context, Event, Retry, Service, Transaction, event
+from oyez import Context, Event, Personal, Retry, Service, State, Transaction, event, migrates
 from oyez.inspection.lint import CODES, as_value, check
+from oyez.inspection.lint.keyed import Recorded
 from oyez.inspection.lint.sarif import sarif
+from oyez.inspection.lint.shapes import Shape, shape_of, why_changed
 from oyez.inspection.lint.system import Fault, System
+from oyez.personal import personal_fields
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
@@ -54,6 +58,23 @@ class Wanting(Event, type="t.placed", key="order"):
 
 class Rated(Event, type="bank.rated", key="order", stream="bank.rates"):
     order: str
+
+
+class Counted(Event, type="t.placed", key="order"):
+    order: str
+    cents: int
+
+
+class Tab(State, key="order"):
+    cents: int = 0
+
+
+class Amounts(State):
+    last: str = ""
+
+
+class Card(State, key="order"):
+    holder: Annotated[str, Personal] = ""
 
 
 class Gateway:
@@ -109,9 +130,34 @@ def order_lost(orders: Service, payments: Service) -> None:
     async def closed(event: Closed, tx: Transaction) -> None: ...
 
 
+def changes_in_any_order(orders: Service, payments: Service) -> None:
+    order_lost(orders, payments)
+    payments.handlers.pop()
+
+    @payments.on(Closed, by="day")
+    async def closed(event: Closed, tab: Tab) -> None: ...
+
+
+def row_not_found(orders: Service, payments: Service) -> None:
+    @payments.on(Counted, name="counted", by="cents")
+    async def counted(event: Counted, amounts: Amounts) -> Paid | None: ...
+
+    @payments.on(Placed, name="placed", by="note")
+    async def placed(event: Placed, amounts: Amounts) -> None: ...
+
+
 def feeds_itself(orders: Service, payments: Service) -> None:
     @orders.on(Paid, name="again")
     async def again(event: Paid, tx: Transaction) -> Placed: ...
+
+
+def outward(orders: Service, payments: Service) -> None:
+    @orders.provides
+    async def gateway() -> AsyncIterator[Gateway]:
+        yield Gateway()
+
+    @orders.on(Paid, name="tell")
+    async def tell(event: Paid, gateway: Gateway, tab: Tab) -> None: ...
 
 
 def not_idempotent(orders: Service, payments: Service) -> None:
@@ -129,6 +175,16 @@ def misfit(orders: Service, payments: Service) -> None:
     async def wanting(event: Wanting, tx: Transaction) -> None: ...
 
 
+def not_forgotten(orders: Service, payments: Service) -> None:
+    @payments.on(Placed, name="card")
+    async def card(event: Placed, card: Card) -> None: ...
+
+
+def changed(orders: Service, payments: Service) -> None:
+    @payments.on(Placed, name="tab")
+    async def tab(event: Placed, tab: Tab) -> None: ...
+
+
 def unneeded(orders: Service, payments: Service) -> None:
     @payments.on(Placed, name="fine", allow={"E14": "it ends"})
     async def fine(event: Placed, tx: Transaction) -> None: ...
@@ -141,14 +197,21 @@ TWINS: dict[str, Callable[[Service, Service], None]] = {
     "E04": two_owners,
     "E05": key_differs,
     "E06": order_lost,
+    "E13": row_not_found,
     "E14": feeds_itself,
+    "E15": outward,
     "E16": not_idempotent,
     "E17": retries_too_long,
     "E18": misfit,
+    "E19": not_forgotten,
+    "E20": changed,
 }
+RECORDED: Recorded = {"payments": {"Tab": Shape(1, {"cents": "string"})}}
+OPTIONS: dict[str, dict[str, Any]] = {"E20": {"recorded": RECORDED}}
+ERRORS = ("E02", "E04", "E05", "E13", "E14", "E18", "E20")
 
 
-def found(*breaks: Callable[[Service, Service], None], **options: tuple[str, ...]) -> list[Fault]:
+def found(*breaks: Callable[[Service, Service], None], **options: Any) -> list[Fault]:
     orders, payments = shop()
     for each in breaks:
         each(orders, payments)
@@ -162,13 +225,13 @@ def test_a_system_without_a_fault_has_none() -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_twin_breaks_its_own_rule_alone(code: str) -> None:
-    faults = found(TWINS[code])
+    faults = found(TWINS[code], **OPTIONS.get(code, {}))
     assert {each.code for each in faults} == {code}
     for each in faults:
         assert each.file == __file__
         assert each.line > 0
         assert each.remedy
-        assert each.level == ("error" if code in ("E02", "E04", "E05", "E14", "E18") else "warning")
+        assert each.level == ("error" if code in ERRORS else "warning")
 
 
 def test_faults_name_what_is_wrong() -> None:
@@ -204,6 +267,138 @@ def test_a_permit_silences_its_rule_and_must_give_a_reason() -> None:
             async def again(event: Paid, tx: Transaction) -> Placed: ...
 
         assert [each.code for each in found(ends)] == codes
+
+
+def test_keyed_state_that_changes_in_any_order_is_an_error() -> None:
+    (lost,) = found(changes_in_any_order)
+    assert (lost.code, lost.level) == ("E06", "error")
+    assert lost.text.endswith("t.closed, which has no key: Tab changes in any order")
+
+
+def test_a_row_is_found_by_one_type() -> None:
+    (fault,) = found(row_not_found)
+    assert fault.text == (
+        "payments.placed finds Amounts by t.placed.note, which is null or string; t.placed.cents "
+        "is integer"
+    )
+
+
+def test_what_a_plain_provider_makes_is_outward_if_it_is_named() -> None:
+    def call(orders: Service, payments: Service) -> None:
+        @payments.on(Placed, name="call")
+        async def call(event: Placed, tx: Transaction, gateway: Gateway) -> None: ...
+
+    assert found(call) == []
+    for name in ("Gateway", f"{__name__}.Gateway"):
+        assert [each.code for each in found(call, outward=(name,))] == ["E15"]
+
+
+def test_personal_data_is_forgotten_where_the_event_is_handled() -> None:
+    (fault,) = found(not_forgotten, erasure="t.lost")
+    assert fault.text == (
+        "payments keeps personal data in Card (holder), and does not handle t.lost"
+    )
+    assert found(not_forgotten, erasure="t.placed") == []
+
+
+@dataclass
+class Address:
+    street: Annotated[str, Personal]
+    town: str
+
+
+class Contact(msgspec.Struct):
+    home: Address
+    next: Contact | None = None
+
+
+class Book(State, key="order"):
+    contacts: dict[str, list[Contact]] = msgspec.field(default_factory=dict)
+    phone: Annotated[str | None, Personal()] = None
+    note: Annotated[str, "of no person"] = ""
+
+
+def test_personal_data_is_found_within_other_classes() -> None:
+    assert personal_fields(Book) == ["contacts.home.street", "phone"]
+
+
+def test_keyed_state_is_compared_with_its_record() -> None:
+    def codes(recorded: Recorded | None) -> list[tuple[str, str]]:
+        return [(each.level, each.text) for each in found(changed, recorded=recorded)]
+
+    assert codes(None) == []
+    same = {"payments": {"Tab": Shape(1, {"cents": "integer"})}}
+    assert codes(same) == []
+    assert codes(same | {"gone": {"Tab": Shape(1, {})}}) == []
+    assert codes({}) == [("warning", "Tab of payments is not recorded as it is")]
+    assert codes({"payments": {"Tab": Shape(1, {})}}) == codes({})
+    assert codes(RECORDED) == [
+        (
+            "error",
+            "Tab of payments was changed, and rows do not fit it: its field cents was string and "
+            "is integer",
+        )
+    ]
+    newer = {"payments": {"Tab": Shape(2, {"cents": "integer"})}}
+    assert codes(newer)[0][1].endswith("rows do not fit it: its version was 2 and is 1")
+    renamed = {"payments": same["payments"] | {"Bill": Shape(1, {})}}
+    assert codes(renamed) == [
+        ("warning", "Bill of payments is recorded, and no handler has it any more")
+    ]
+
+
+class Euros(State, key="order", version=2, name="Tab"):
+    euros: float = 0.0
+
+    @migrates(1)
+    def _(old: dict[str, Any]) -> dict[str, Any]:  # noqa: N805
+        return {"euros": old["cents"] / 100}
+
+
+def test_a_new_version_may_have_other_fields() -> None:
+    def raised(orders: Service, payments: Service) -> None:
+        @payments.on(Placed, name="tab")
+        async def tab(event: Placed, tab: Euros) -> None: ...
+
+    (fault,) = found(raised, recorded=RECORDED)
+    assert (fault.level, fault.text) == ("warning", "Tab of payments is not recorded as it is")
+
+
+class Item(msgspec.Struct):
+    sku: str
+    note: str | None = None
+
+
+class Widened(msgspec.Struct):
+    sku: str | int
+    note: str | None = None
+    count: int = 1
+
+
+class Narrowed(msgspec.Struct):
+    sku: str
+    count: int
+    note: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (int, float, ""),
+        (float, int, "its field value was number and is integer"),
+        (str, str | None, ""),
+        (str | None, str, "its field value was null | string and is string"),
+        (str, bytes, "its field value was string and is string (base64)"),
+        (list[Item], list[Widened], ""),
+        (list[Widened], list[Item], "its field value[].sku was integer | string and is string"),
+        (dict[str, Item], dict[str, Narrowed], "its field value{}.count is new and has no default"),
+        (list[Item] | None, dict[str, Item], "its field value was array | null and is object"),
+        (tuple[int, str], tuple[int, int], "its field value[1] was string and is integer"),
+    ],
+)
+def test_a_shape_that_holds_what_it_held_fits(before: Any, after: Any, why: str) -> None:
+    old, new = (msgspec.defstruct("Shaped", [("value", kind, None)]) for kind in (before, after))
+    assert why_changed(shape_of(old, 1), shape_of(new, 1)) == why
 
 
 def test_a_circle_that_a_handler_may_end_is_a_warning() -> None:
@@ -323,6 +518,38 @@ def test_the_command_ends_with_1_for_an_error_alone(tmp_path: Path) -> None:
         "artifactLocation": {"uri": "desk.py"},
         "region": {"startLine": 5},
     }
+
+
+def test_the_command_records_keyed_state(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "oyez", "topology", "--check", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    def declare(field: str) -> None:
+        (tmp_path / "desk.py").write_text(
+            "from oyez import Event, Service, State\n"
+            'class Sold(Event, type="till.sold", key="item"):\n    item: str\n'
+            f'class Count(State, key="item"):\n    {field} = 0\n'
+            'service = Service("desk", publishes=(Sold,))\n'
+            "@service.on(Sold)\nasync def record(event: Sold, count: Count) -> None: ...\n"
+        )
+
+    (tmp_path / "oyez.toml").write_text(
+        '[system]\nname = "till"\n[services.desk]\napp = "desk:service"\n'
+    )
+    declare("sold: int")
+    assert run("--record").returncode == 0
+    record = tmp_path / "contracts" / "state.json"
+    assert json.loads(record.read_text()) == {
+        "desk": {"Count": {"version": 1, "fields": {"sold": "integer"}}}
+    }
+    declare("sales: int")
+    bad = run()
+    assert (bad.returncode, bad.stdout.count("E20 error")) == (1, 1)
+    assert run("--record", "--strict").returncode == 0
+    record.write_text("{")
+    assert run().returncode == 2
+    assert "state.json: Input data was truncated" in run().stderr
 
 
 def test_as_value_is_json() -> None:

@@ -28,6 +28,7 @@ def test_oyez() -> None:
         "Gone",
         "InvalidEvent",
         "OyezError",
+        "Personal",
         "Retry",
         "Saga",
         "Service",

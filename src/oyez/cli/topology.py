@@ -11,6 +11,7 @@ from oyez.inspection.drawing import mermaid, svg
 from oyez.inspection.form import escape
 from oyez.inspection.lint import CODES, lint
 from oyez.inspection.lint import as_value as lint_as_value
+from oyez.inspection.lint.keyed import write_record
 from oyez.inspection.lint.sarif import sarif
 from oyez.inspection.lint.system import Fault
 from oyez.inspection.topology import Topology, as_value, survey
@@ -29,10 +30,21 @@ _CHECKED = ("text", "json", "github", "sarif")
 )
 @click.option("--check", is_flag=True, help="Look for faults between services instead.")
 @click.option("--strict", is_flag=True, help="With --check: warnings fail too.")
+@click.option(
+    "--record",
+    is_flag=True,
+    help="With --check: record the fields of keyed state in contracts/state.json, to be compared "
+    "with from then on.",
+)
 @json_option
 @click.pass_context
 def command(
-    context: click.Context, style: str | None, check: bool, strict: bool, as_json: bool
+    context: click.Context,
+    style: str | None,
+    check: bool,
+    strict: bool,
+    record: bool,
+    as_json: bool,
 ) -> None:
     """Show the publishers and handlers of each event type.
 
@@ -43,10 +55,10 @@ def command(
     if style is not None and style not in (_CHECKED if check else _DRAWN):
         raise click.UsageError(f"--format {style} is {'not ' if check else ''}for --check")
     if check:
-        _check(context, style, strict)
+        _check(context, style, strict, record)
         return
-    if strict:
-        raise click.UsageError("--strict is for --check")
+    if strict or record:
+        raise click.UsageError(f"--{'strict' if strict else 'record'} is for --check")
     topology = survey(Project.open())
     for gap in topology.gaps:
         warn(str(gap))
@@ -60,9 +72,11 @@ def command(
         _print(topology)
 
 
-def _check(context: click.Context, style: str | None, strict: bool) -> None:
+def _check(context: click.Context, style: str | None, strict: bool, record: bool) -> None:
     project = Project.open()
     services, failed = project.services()
+    if record:
+        write_record(project.config, services)
     for name, reason in failed.items():
         warn(f"{name} can't be imported and is left out: {reason}")
     faults = lint(project, services)

@@ -23,6 +23,7 @@ _APP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9.-]*))):([0-9]{1,5})")
 _SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
 _TYPE = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+_CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
 
 
@@ -187,15 +188,23 @@ def methods() -> Rule:
 
 def types() -> Rule:
     """Return the rule of a list of event types."""
+    return _each("a list of event types", _TYPE)
 
+
+def names() -> Rule:
+    """Return the rule of a list of names of classes."""
+    return _each('a list of classes such as "Gateway" or "shop.payments.Gateway"', _CLASS)
+
+
+def _each(expected: str, pattern: re.Pattern[str]) -> Rule:
     def read(value: object) -> tuple[str, ...]:
         if not isinstance(value, list):
             raise ValueError
-        if any(not isinstance(each, str) or not _TYPE.fullmatch(each) for each in value):
+        if any(not isinstance(each, str) or not pattern.fullmatch(each) for each in value):
             raise ValueError
         return tuple(dict.fromkeys(value))
 
-    return Rule("a list of event types", read)
+    return Rule(expected, read)
 
 
 def streams() -> Rule:
@@ -226,6 +235,7 @@ def command() -> Rule:
 
 
 ADDRESS = Rule('an address "HOST:PORT", the port from 0 to 65535', Listen.parse)
+TYPE = pattern("an event type", _TYPE)
 APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)
 BROKER = url("broker", adapters.BROKERS)

@@ -39,6 +39,7 @@ class SystemSettings(_Settings, frozen=True, kw_only=True):
     data: Annotated[str, rules.text("a folder")] = ".oyez"
     log: Annotated[Literal["console", "json"], rules.one_of("console", "json")] = "console"
     external: Annotated[tuple[str, ...], rules.types()] = ()
+    erasure: Annotated[str | None, rules.TYPE] = None
 
 
 class ServiceSettings(_Settings, frozen=True, kw_only=True):
@@ -114,6 +115,16 @@ class ConsoleSettings(_Settings, frozen=True, kw_only=True):
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8081)
 
 
+class LintSettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[lint]``: what `oyez topology --check` can't see for itself.
+
+    ``outward`` names provided classes, such as ``Gateway`` or ``shop.payments.Gateway``, that
+    reach beyond the service.
+    """
+
+    outward: Annotated[tuple[str, ...], rules.names()] = ()
+
+
 class BridgeSettings(_Settings, frozen=True, kw_only=True):
     """A table ``[bridges.NAME]``: streams that are carried from one broker to another.
 
@@ -155,6 +166,7 @@ class Config(_Settings, frozen=True, kw_only=True):
     services: dict[str, ServiceSettings] = {}
     gateway: GatewaySettings | None = None
     console: ConsoleSettings | None = None
+    lint: LintSettings | None = None
     bridges: dict[str, BridgeSettings] = {}
     companions: dict[str, Companion] = {}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from oyez.inspection.lint import events, handlers
+from oyez.inspection.lint import events, handlers, keyed
 from oyez.inspection.lint.system import Fault, System, fault, named
 from oyez.project import Project
 from oyez.service import Service
@@ -27,24 +27,37 @@ CODES = {
     "E04": "an event that two services publish",
     "E05": "publisher and handler order an event by different keys",
     "E06": "a handler keeps the order of events that have no key",
+    "E13": "events find one row of keyed state by values of different types",
     "E14": "events that lead to themselves",
+    "E15": "what is outside of the service is called within a transaction",
     "E16": "a handler outside of a transaction that can't give its calls an idempotency key",
     "E17": "retries that go on for longer than duplicates are recognised",
     "E18": "a handler expects fields or a version that the publisher does not have",
+    "E19": "personal data that a service keeps, and is not told to forget",
+    "E20": "keyed state whose rows no longer fit it",
 }
 """What each rule reports."""
 
-_RULES = (*events.RULES, *handlers.RULES)
+_RULES = (*events.RULES, *handlers.RULES, *keyed.RULES)
 
 
 def lint(project: Project, services: Mapping[str, Service]) -> list[Fault]:
     """Return the faults between the imported services of a project.
 
-    Files are relative to the project's folder.
+    Files are relative to the project's folder. Raises ConfigurationError for a record of keyed
+    state that can't be read.
     """
-    settings = project.config.system
-    found = check(System(services, name=settings.name, external=settings.external))
-    root = project.config.root.resolve()
+    config = project.config
+    system = System(
+        services,
+        name=config.system.name,
+        external=config.system.external,
+        erasure=config.system.erasure,
+        outward=config.lint.outward if config.lint is not None else (),
+        recorded=keyed.read_record(config),
+    )
+    found = check(system)
+    root = config.root.resolve()
     return [_relative(each, root) for each in found]
 
 

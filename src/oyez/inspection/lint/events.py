@@ -84,12 +84,14 @@ def _order_lost(system: System) -> Found:
     for each in system.all_handled:
         handler = each.handler
         if handler.transactional and handler.ordered and each.kind.key_field is None:
+            states = ", ".join(state.kind.name for state in handler.states)
+            text = f"{named(handler)} keeps the order of {each.kind.name}, which has no key"
             yield (
                 fault(
                     "E06",
-                    "warning",
+                    "error" if states else "warning",
                     handler.function,
-                    f"{named(handler)} keeps the order of {each.kind.name}, which has no key",
+                    text + (f": {states} changes in any order" if states else ""),
                     'give the event a key, or subscribe with order="none"',
                 ),
                 handler,

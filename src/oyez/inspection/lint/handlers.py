@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from oyez.handler import Retry
@@ -10,8 +11,32 @@ from oyez.parameters import ContextParameter, ProvidedParameter
 from oyez.tables import INBOX_RETENTION
 
 
+def _outward(system: System) -> Found:
+    for service, handler in system.handlers:
+        if not handler.transactional:
+            continue
+        makers = {each.provides: each.function for each in service.providers}
+        for parameter in handler.parameters:
+            wanted = parameter.filled_by
+            if not isinstance(wanted, type) or not isinstance(parameter, ProvidedParameter):
+                continue
+            names = {wanted.__qualname__, f"{wanted.__module__}.{wanted.__qualname__}"}
+            if inspect.isasyncgenfunction(makers.get(wanted)) or names & system.outward:
+                yield (
+                    fault(
+                        "E15",
+                        "warning",
+                        handler.function,
+                        f"{named(handler)} has a transaction and {wanted.__qualname__}: the store "
+                        "waits for what is outside, and that is not undone with it",
+                        "call it in a handler without a transaction, and announce what came of it",
+                    ),
+                    handler,
+                )
+
+
 def _not_idempotent(system: System) -> Found:
-    for handler in {id(each.handler): each.handler for each in system.all_handled}.values():
+    for _, handler in system.handlers:
         kinds = [type(parameter) for parameter in handler.parameters]
         if (
             not handler.transactional
@@ -32,7 +57,7 @@ def _not_idempotent(system: System) -> Found:
 
 
 def _retries_too_long(system: System) -> Found:
-    for handler in {id(each.handler): each.handler for each in system.all_handled}.values():
+    for _, handler in system.handlers:
         total = _total(handler.retry)
         if total > INBOX_RETENTION:
             yield (
@@ -49,6 +74,7 @@ def _retries_too_long(system: System) -> Found:
 
 
 RULES: tuple[Callable[[System], Found], ...] = (
+    _outward,
     _not_idempotent,
     _retries_too_long,
 )

@@ -1,0 +1,190 @@
+"""Rules on keyed state: how its events find a row, what a row holds, and what it held before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from oyez.config import Config
+from oyez.errors import ConfigurationError
+from oyez.event import EventType
+from oyez.handler import Handler
+from oyez.inspection.lint.shapes import Shape, shape_of, types_of, why_changed
+from oyez.inspection.lint.system import Found, System, fault, named, permitting
+from oyez.personal import personal_fields
+from oyez.service import Service
+from oyez.state import Keyed, StateType
+
+Recorded = dict[str, dict[str, Shape]]
+"""The shapes of keyed state, by service and kind."""
+
+
+def _row_not_found(system: System) -> Found:
+    for service in system.services.values():
+        for kind in service.kinds.values():
+            keys = [
+                (handler, event, field, types)
+                for handler, event, field in _keys(service, kind)
+                if (types := types_of(event, field))
+            ]
+            for (_, one, field, types), (handler, other, another, others) in combinations(keys, 2):
+                if types & others:
+                    continue
+                yield (
+                    fault(
+                        "E13",
+                        "error",
+                        handler.function,
+                        f"{named(handler)} finds {kind.name} by {other.name}.{another}, which is "
+                        f"{' or '.join(sorted(others))}; {one.name}.{field} is "
+                        f"{' or '.join(sorted(types))}",
+                        "give both one type: as texts they may differ, and lead to two rows",
+                    ),
+                    handler,
+                )
+
+
+def _keys(service: Service, kind: Keyed) -> list[tuple[Handler, EventType, str]]:
+    """Return the fields by which events find a row of this kind."""
+    found = []
+    for handler in service.handlers:
+        for state in handler.states:
+            for event in handler.events if state.kind.name == kind.name else ():
+                field = event.key_field if state.by is None else state.by
+                if isinstance(field, str):
+                    found.append((handler, event, field))
+    return found
+
+
+def _not_forgotten(system: System) -> Found:
+    for service in system.services.values():
+        if any(kind.name == system.erasure for each in service.handlers for kind in each.events):
+            continue
+        for kind in service.kinds.values():
+            fields = personal_fields(kind.cls) if isinstance(kind, StateType) else []
+            if fields:
+                wanted = system.erasure or "the event that system.erasure is to name"
+                yield (
+                    fault(
+                        "E19",
+                        "warning",
+                        _declared(kind),
+                        f"{service.name} keeps personal data in {kind.name} "
+                        f"({', '.join(fields)}), and does not handle {wanted}",
+                        "handle it, and delete the row or empty these fields",
+                    ),
+                    permitting(_users(service, kind), "E19"),
+                )
+
+
+def _shape_changed(system: System) -> Found:
+    if system.recorded is None:
+        return
+    for service in system.services.values():
+        recorded = system.recorded.get(service.name, {})
+        declared = _shapes(service)
+        for name, shape in declared.items():
+            before = recorded.get(name)
+            kind = service.kinds[name]
+            problem = "" if before is None else _why_unfit(before, shape)
+            if before == shape:
+                continue
+            remedy = "oyez topology --check --record"
+            text = f"{name} of {service.name} is not recorded as it is"
+            if problem:
+                text = f"{name} of {service.name} was changed, and rows do not fit it: {problem}"
+                remedy = f"raise its version, and add @migrates({shape.version})"
+            yield (
+                fault("E20", "error" if problem else "warning", _declared(kind), text, remedy),
+                permitting(_users(service, kind), "E20"),
+            )
+        for name in recorded.keys() - declared.keys():
+            yield (
+                fault(
+                    "E20",
+                    "warning",
+                    None,
+                    f"{name} of {service.name} is recorded, and no handler has it any more",
+                    "keep the name of a kind with class(State, name=…), or drop it from the record "
+                    "with oyez topology --check --record",
+                ),
+                None,
+            )
+
+
+def _why_unfit(before: Shape, now: Shape) -> str:
+    if now.version < before.version:
+        return f"its version was {before.version} and is {now.version}"
+    return why_changed(before, now) if now.version == before.version else ""
+
+
+RULES: tuple[Callable[[System], Found], ...] = (
+    _row_not_found,
+    _not_forgotten,
+    _shape_changed,
+)
+
+
+def _users(service: Service, kind: Keyed) -> list[Handler]:
+    return [
+        each
+        for each in service.handlers
+        if any(state.kind.name == kind.name for state in each.states)
+    ]
+
+
+def _declared(kind: Keyed) -> Any:
+    return getattr(kind, "cls", kind)
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+def read_record(config: Config) -> Recorded | None:
+    """Return the recorded shapes; None where there is no record. Raises ConfigurationError."""
+    file = _file(config)
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Recorded)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(
+            f"{file}: {error}: restore it, or remove it and run oyez topology --check --record"
+        ) from error
+
+
+def write_record(config: Config, services: Mapping[str, Service]) -> None:
+    """Record the shapes of these services' keyed state; those of other services stay as they are.
+
+    Raises ConfigurationError.
+    """
+    before = read_record(config) or {}
+    known = {name: before[name] for name in config.services if name in before}
+    record = known | {name: _shapes(each) for name, each in services.items()}
+    file = _file(config)
+    data = msgspec.json.encode(
+        {name: each for name, each in record.items() if each}, order="sorted"
+    )
+    try:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(msgspec.json.format(data, indent=2) + b"\n")
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from error
+
+
+def _file(config: Config) -> Path:
+    return config.root / "contracts" / "state.json"
+
+
+def _shapes(service: Service) -> dict[str, Shape]:
+    return {
+        name: shape_of(kind.cls, kind.version)
+        for name, kind in service.kinds.items()
+        if isinstance(kind, StateType)
+    }
