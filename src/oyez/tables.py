@@ -253,6 +253,9 @@ OLDEST_ANNOUNCED = """select due, headers from oyez_outbox where due <= :now
  order by seq limit 1"""
 ANNOUNCED = """select seq, due, stream, headers, state from oyez_outbox where seq > :after
  order by seq limit :limit"""
+TIMER_KINDS = "select distinct kind from oyez_timer order by kind"
+STUCK_SAGAS = """select kind, count(*) as sagas, min(key) as key from oyez_saga
+ where status = 'stuck' group by kind order by kind"""
 HANDLED_BY = """select event_id, source, handler, seen, state, position, due, attempt, history
  from oyez_inbox where event_id in ({ids})"""
 """``{ids}`` stands for the names of as many parameters as there are event ids."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from oyez.cli.invocation import json_option
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import Cell, print_json, print_line, print_table, warn, write
 from oyez.inspection.drawing import mermaid, svg
 from oyez.inspection.form import escape
 from oyez.inspection.lint import CODES, lint
 from oyez.inspection.lint import as_value as lint_as_value
 from oyez.inspection.lint.keyed import write_record
+from oyez.inspection.lint.live import look
 from oyez.inspection.lint.sarif import sarif
 from oyez.inspection.lint.system import Fault
 from oyez.inspection.topology import Topology, as_value, survey
@@ -30,6 +31,7 @@ _CHECKED = ("text", "json", "github", "sarif")
 )
 @click.option("--check", is_flag=True, help="Look for faults between services instead.")
 @click.option("--strict", is_flag=True, help="With --check: warnings fail too.")
+@click.option("--live", is_flag=True, help="With --check: look into the brokers and stores, too.")
 @click.option(
     "--record",
     is_flag=True,
@@ -43,6 +45,7 @@ def command(
     style: str | None,
     check: bool,
     strict: bool,
+    live: bool,
     record: bool,
     as_json: bool,
 ) -> None:
@@ -55,10 +58,11 @@ def command(
     if style is not None and style not in (_CHECKED if check else _DRAWN):
         raise click.UsageError(f"--format {style} is {'not ' if check else ''}for --check")
     if check:
-        _check(context, style, strict, record)
+        _check(context, style, strict=strict, live=live, record=record)
         return
-    if strict or record:
-        raise click.UsageError(f"--{'strict' if strict else 'record'} is for --check")
+    for option, given in (("strict", strict), ("live", live), ("record", record)):
+        if given:
+            raise click.UsageError(f"--{option} is for --check")
     topology = survey(Project.open())
     for gap in topology.gaps:
         warn(str(gap))
@@ -72,14 +76,19 @@ def command(
         _print(topology)
 
 
-def _check(context: click.Context, style: str | None, strict: bool, record: bool) -> None:
+def _check(
+    context: click.Context, style: str | None, *, strict: bool, live: bool, record: bool
+) -> None:
     project = Project.open()
     services, failed = project.services()
-    if record:
-        write_record(project.config, services)
     for name, reason in failed.items():
         warn(f"{name} can't be imported and is left out: {reason}")
-    faults = lint(project, services)
+    if record:
+        write_record(project.config, services)
+    standing, gaps = run_async(look(project, services)) if live else (None, [])
+    for gap in gaps:
+        warn(str(gap))
+    faults = lint(project, services, standing)
     if style == "json":
         print_json(lint_as_value(faults, failed))
     elif style == "sarif":
@@ -88,7 +97,7 @@ def _check(context: click.Context, style: str | None, strict: bool, record: bool
         _print_annotations(faults)
     else:
         _print_faults(faults)
-    if failed or any(strict or each.level == "error" for each in faults):
+    if failed or gaps or any(strict or each.level == "error" for each in faults):
         context.exit(1)
 
 

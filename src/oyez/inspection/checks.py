@@ -23,6 +23,7 @@ from oyez.inspection import history
 from oyez.inspection.form import span, utc_time
 from oyez.inspection.lag import ServiceLag, measure
 from oyez.inspection.lint import lint
+from oyez.inspection.lint.live import look
 from oyez.listening import bind
 from oyez.ports import Broker, Position, Store
 from oyez.project import Project
@@ -86,7 +87,8 @@ async def _all(project: Project) -> AsyncIterator[CheckResult]:
         yield _folder(folder)
     for secret in _secrets(project):
         yield _secret(secret)
-    for fault in lint(project, services):
+    standing, _ = await look(project, services)  # what is out of reach is told of below
+    for fault in lint(project, services, standing):
         level: Literal["warning", "problem"] = "problem" if fault.level == "error" else "warning"
         yield CheckResult(f"topology {fault.code}", level, fault.text, fault.remedy)
     yield _clock(project.ambient.now())

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from oyez.inspection.lint import events, handlers, keyed
+from oyez.inspection.lint.live import Standing, check_live
 from oyez.inspection.lint.system import Fault, System, fault, named
 from oyez.project import Project
 from oyez.service import Service
@@ -35,17 +36,26 @@ CODES = {
     "E18": "a handler expects fields or a version that the publisher does not have",
     "E19": "personal data that a service keeps, and is not told to forget",
     "E20": "keyed state whose rows no longer fit it",
+    "E21": "a service is to read events from the beginning that are deleted",
+    "E22": "numbers of partitions that don't suit the state or the replicas",
+    "E23": "what waits for a handler that is gone, and sagas that are stuck",
 }
 """What each rule reports."""
+LIVE = ("E21", "E22", "E23")
+"""The rules that need the running system."""
 
 _RULES = (*events.RULES, *handlers.RULES, *keyed.RULES)
 
 
-def lint(project: Project, services: Mapping[str, Service]) -> list[Fault]:
+def lint(
+    project: Project,
+    services: Mapping[str, Service],
+    standing: Mapping[str, Standing] | None = None,
+) -> list[Fault]:
     """Return the faults between the imported services of a project.
 
-    Files are relative to the project's folder. Raises ConfigurationError for a record of keyed
-    state that can't be read.
+    With ``standing``, from `look`, also those of the running system. Files are relative to the
+    project's folder. Raises ConfigurationError for a record of keyed state that can't be read.
     """
     config = project.config
     system = System(
@@ -56,27 +66,29 @@ def lint(project: Project, services: Mapping[str, Service]) -> list[Fault]:
         outward=config.lint.outward if config.lint is not None else (),
         recorded=keyed.read_record(config),
     )
-    found = check(system)
+    found = check(system, standing)
     root = config.root.resolve()
     return [_relative(each, root) for each in found]
 
 
-def check(system: System) -> list[Fault]:
-    """Return the faults of a system, in the order of their codes."""
+def check(system: System, standing: Mapping[str, Standing] | None = None) -> list[Fault]:
+    """Return the faults of a system, in the order of their codes; see `lint`."""
     faults: list[Fault] = []
     permits = {
         (service.name, handler.name, code): (handler, why)
         for service, handler in system.handlers
         for code, why in handler.allow.items()
+        if standing is not None or code not in LIVE
     }
     used: set[tuple[str, str, str]] = set()
-    for rule in _RULES:
-        for found, handler in rule(system):
-            permit = None if handler is None else (handler.service, handler.name, found.code)
-            if permit in permits:
-                used.add(permit)
-            else:
-                faults.append(found)
+    every = [found for rule in _RULES for found in rule(system)]
+    every += check_live(system, standing) if standing is not None else ()
+    for found, handler in every:
+        permit = None if handler is None else (handler.service, handler.name, found.code)
+        if permit in permits:
+            used.add(permit)
+        else:
+            faults.append(found)
     for permit, (handler, why) in permits.items():
         if permit not in used or not why.strip():
             problem = "is not needed" if permit not in used else "gives no reason"
