@@ -10,6 +10,7 @@ from oyez.handler import Retry
 from oyez.parameters import Context
 from oyez.personal import Personal
 from oyez.saga import Saga
+from oyez.schedule import Tick
 from oyez.service import Service
 from oyez.state import State, migrates
 from oyez.transaction import After, Transaction
@@ -29,6 +30,7 @@ __all__ = [
     "Saga",
     "Service",
     "State",
+    "Tick",
     "Transaction",
     "View",
     "applies",

@@ -22,6 +22,7 @@ from oyez.parameters import (
     Parameter,
     recognize,
 )
+from oyez.schedule import Schedule
 from oyez.state import By, Correlation
 from oyez.timers import MADE_HERE
 from oyez.transaction import Transaction
@@ -88,6 +89,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     stream: str | None
     allow: Mapping[str, str]
     """The rules of `oyez topology --check` that it may break, by code, with the reason."""
+    schedule: Schedule | None = None
+    """When it runs; None for a handler of events."""
 
     @property
     def layout(self) -> tuple[object, ...]:

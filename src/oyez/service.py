@@ -15,6 +15,7 @@ from oyez.event import SERVICE, EventType, describe
 from oyez.freshness import Known, known_from, pending
 from oyez.handler import Handler, Retry, compile_handler
 from oyez.ports import Kept, Row, Store
+from oyez.schedule import Missed, Tick, schedule
 from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, committed_here, origin
 from oyez.view import View, ViewType, compile_view, is_view, view_of
@@ -121,6 +122,12 @@ class Service:
         DeclarationError.
         """
 
+        if Tick in events:
+            raise DeclarationError(
+                f"service {self.name}: ticks are made by schedules: subscribe with "
+                '@service.every("0 6 * * *")'
+            )
+
         def subscribe(function: F) -> F:
             handler = compile_handler(
                 function,
@@ -136,19 +143,7 @@ class Service:
                 by=by,
                 allow=allow,
             )
-            if any(handler.name == other.name for other in self.handlers):
-                raise DeclarationError(
-                    f"service {self.name} has two handlers named {handler.name}: give one "
-                    "@service.on(…, name=…)"
-                )
-            for each in handler.states:
-                known = self.kinds.setdefault(each.kind.name, each.kind)
-                if known is not each.kind:
-                    raise DeclarationError(
-                        f"service {self.name} has two kinds of state named {each.kind.name}: give "
-                        "one class(State, name=…)"
-                    )
-            self.handlers.append(handler)
+            self._add(handler)
             return function
 
         return subscribe
@@ -165,6 +160,59 @@ class Service:
             )
         self.views[kind] = compile_view(kind, self.name)
         return cls
+
+    def every(
+        self,
+        cron: str | None = None,
+        *,
+        seconds: float | None = None,
+        tz: str | None = None,
+        missed: Missed = "once",
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = 30.0,
+        allow: Mapping[str, str] | None = None,
+    ) -> Callable[[F], F]:
+        """Call the decorated function with a `Tick` at these times: once for all replicas.
+
+        ``cron`` has five fields (minute, hour, day of month, month, day of week) in the time zone
+        ``tz``, by default UTC; or else ``seconds`` is the interval, counted from 1970. Of ticks
+        that were missed, since no process ran, ``missed`` calls it ``"once"`` for all of them, for
+        ``"all"`` one by one, or for none (``"skip"``). ``name`` identifies the schedule: keep it
+        when you rename the function. The rest is as for `on`. Raises DeclarationError.
+        """
+
+        def subscribe(function: F) -> F:
+            handler = compile_handler(
+                function,
+                [Tick],
+                service=self.name,
+                name=name,
+                retry=retry,
+                timeout=timeout,
+                allow=allow,
+            )
+            place = f"{function.__module__}.{function.__qualname__}"
+            times = schedule(place, handler.name, cron, seconds, tz, missed)
+            self._add(msgspec.structs.replace(handler, schedule=times))
+            return function
+
+        return subscribe
+
+    def _add(self, handler: Handler) -> None:
+        if any(handler.name == other.name for other in self.handlers):
+            raise DeclarationError(
+                f"service {self.name} has two handlers named {handler.name}: give one "
+                "@service.on(…, name=…)"
+            )
+        for each in handler.states:
+            known = self.kinds.setdefault(each.kind.name, each.kind)
+            if known is not each.kind:
+                raise DeclarationError(
+                    f"service {self.name} has two kinds of state named {each.kind.name}: give "
+                    "one class(State, name=…)"
+                )
+        self.handlers.append(handler)
 
     def provides(self, function: F) -> F:
         """Register a function that provides handler parameters of its return type.

@@ -202,7 +202,9 @@ TAKE_TIMERS = """delete from oyez_timer where part = :part and due <= :now
  returning key, name, due"""
 AHEAD = "select 1 as found from oyez_timer where part = :part and armed > :latest limit 1"
 SHIFT_TIMERS = """update oyez_timer set due = due - (armed - :now), armed = :now
- where part = :part and armed > :latest"""
+ where part = :part and armed > :latest and kind <> :calendar"""
+SCHEDULES = "select key, name, due from oyez_timer where part = :part and kind = :kind"
+NEWEST = "select owner from oyez_replica where until > :now order by started desc, owner limit 1"
 OVERDUE_TIMERS = """select part, count(*) as timers, min(due) as oldest from oyez_timer
  where due <= :now group by part"""
 

@@ -33,6 +33,7 @@ def test_oyez() -> None:
         "Saga",
         "Service",
         "State",
+        "Tick",
         "Transaction",
         "View",
         "applies",

@@ -18,6 +18,7 @@ from oyez.inspection.reach import Gap, imported
 from oyez.ports import Broker, Position, Row, Store
 from oyez.project import Project
 from oyez.service import Service
+from oyez.timers import MADE_HERE
 
 LOOKED_AT = 2_048
 """The limit of records after a position that are searched for one with a handler."""
@@ -250,7 +251,7 @@ async def _oldest(
     if service is None or broker is None or end is None:
         return None, False
     readers = [handler for handler in service.handlers if handler.subscribes(place[0], system)]
-    wanted = {kind.name for handler in readers for kind in handler.events}
+    wanted = {kind.name for handler in readers for kind in handler.events} - MADE_HERE
     looked = 0
     reached = position
     async with aclosing(history.read(broker, place, end, position)) as batches:

@@ -11,6 +11,7 @@ from oyez.event import EventType
 from oyez.inspection.reach import Gap, imported
 from oyez.project import Project
 from oyez.service import Service
+from oyez.timers import MADE_HERE
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +76,8 @@ def flows(services: Iterable[Service]) -> dict[str, Flow]:
             published.setdefault(kind.name, []).append((service.name, kind))
         for handler in service.handlers:
             for kind in handler.events:
+                if kind.name in MADE_HERE:
+                    continue
                 handled.setdefault(kind.name, []).append((service.name, handler.name, kind))
     return {
         name: Flow(

@@ -27,6 +27,10 @@ class Handlers:
             for state in handler.states
         }
         """The handler of the timers of each kind."""
+        self.schedules = {
+            handler.name: handler.schedule for handler in self if handler.schedule is not None
+        }
+        """The schedules, by their name, which is that of their handler."""
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._handlers.values())

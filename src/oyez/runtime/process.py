@@ -123,7 +123,7 @@ class ServiceProcess:
             self.parked,
             reads=self.reads,
             reading=partial(self._reading, consumer or self._batches),
-            timers=self._timers if self.handlers.timed else None,
+            timers=self._timers if self.handlers.timed or self.handlers.schedules else None,
             broker=broker,
             commits=self.commits,
             ambient=ambient,

@@ -2,7 +2,7 @@
 
 The places `oyez.tables.TIMERS` are claimed and shared like partitions. One fenced commit deletes
 the rows that are due and parks an event for each, so a timer fires once, whoever dies, and
-`oyez.runtime.parked` runs it.
+`oyez.runtime.parked` runs it. A tick of a schedule is a timer that arms the next in that commit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from oyez.envelope import JSON, SPECVERSION, format_time
 from oyez.errors import Fenced
 from oyez.event import Event, describe
 from oyez.handler import Handler
-from oyez.ports import Parked, Row
+from oyez.partitioning import partition_of
+from oyez.ports import Parked, Row, Writes
 from oyez.runtime.batches import PARKED_LIMIT
 from oyez.runtime.commits import Commits
 from oyez.runtime.handlers import Handlers
 from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
+from oyez.schedule import EVERY
 from oyez.signals import BatchHandled
-from oyez.tables import TIMERS
-from oyez.timers import Timer
+from oyez.tables import PLACES, TIMERS
+from oyez.timers import Timer, arm, disarm_all
 from oyez.transaction import Origin, Transaction, UnitOfWork
 
 LIMIT = 512
@@ -58,6 +60,8 @@ class Timers:
         self.lane = lane
         self.due: float | None = None
         """The time of the next timer that has a handler here; None without one."""
+        self._ticks: dict[str, float] = {}
+        """The time of the next tick of each schedule of this place, by its name."""
         self._handlers = handlers
         self._source = source
         self._commits = commits
@@ -99,9 +103,11 @@ class Timers:
         now = self._ambient.now()
         start = self._ambient.monotonic()
         asked = {"part": self.lane.claim.partition, **self._kinds}
-        rows = await self._commits.store.fetch(self._next, asked)
+        rows = await self._commits.store.fetch(self._next, asked) if self._next else []
         times = {row["kind"]: row["due"] for row in rows if row["due"] is not None}
         self._looked = start
+        if self._ticks:
+            times[EVERY] = min(self._ticks.values())
         self.due = min(times.values(), default=None)
         return [kind for kind, due in times.items() if due <= now]
 
@@ -116,7 +122,7 @@ class Timers:
             for kind in await self.look():
                 while lane.chains.total >= PARKED_LIMIT and not lane.leaving:
                     await lane.chains.wait(POLL)
-                fired += await self._fire(kind)
+                fired += await (self._tick() if kind == EVERY else self._fire(kind))
         except Fenced:
             lane.lose()
             self._loop.end()
@@ -159,6 +165,29 @@ class Timers:
         finally:
             await unit.rollback()
         return len(rows)
+
+    async def _tick(self) -> int:
+        """Fire the schedule that is due first and arm its next tick, in one commit."""
+        name, due = min(self._ticks.items(), key=lambda each: (each[1], each[0]))
+        schedule, handler = self._handlers.schedules[name], self._handlers[name]
+        unit = self._commits.unit(self.lane.claim)
+        events: list[Parked] = []
+        try:
+            tx = unit.transaction(_NO_ORIGIN)
+            firing = schedule.fire(due, unit.changes.time)
+            if firing.tick is not None:
+                time = firing.tick.scheduled.isoformat().replace("+00:00", "Z")
+                event_id = f"{name}@{time}"
+                # After a clock that was set back, its times come again.
+                if not await self._seen(tx, handler, [event_id]):
+                    events.append(self._event(handler, event_id, name, firing.tick, tx.time))
+            writes = arm(EVERY, name, schedule.spec, firing.next, unit.changes.time)
+            _execute(tx, writes)
+            await self._park(unit, events)
+        finally:
+            await unit.rollback()
+        self._ticks[name] = firing.next
+        return 1
 
     async def _park(self, unit: UnitOfWork, events: list[Parked]) -> None:
         lane = self.lane
@@ -238,12 +267,49 @@ class Timers:
         now = self._ambient.now()
         offset = now - self._ambient.monotonic()
         if self._offset is None or offset < self._offset - SKEW:
-            asked = {"part": self.lane.claim.partition, "latest": now + SKEW}
-            if await self._commits.store.fetch(tables.AHEAD, asked):
-                unit = self._commits.unit(self.lane.claim)
-                try:
-                    unit.transaction(_NO_ORIGIN).execute(tables.SHIFT_TIMERS, **asked, now=now)
-                    await unit.commit()
-                finally:
-                    await unit.rollback()
+            unit = self._commits.unit(self.lane.claim)
+            try:
+                tx = unit.transaction(_NO_ORIGIN)
+                asked = {"part": self.lane.claim.partition, "latest": now + SKEW}
+                if await self._commits.store.fetch(tables.AHEAD, asked):
+                    tx.execute(tables.SHIFT_TIMERS, **asked, now=now, calendar=EVERY)
+                self._ticks = await self._agree(tx, now)
+                await unit.commit()
+            finally:
+                await unit.rollback()
         self._offset = offset
+
+    async def _agree(self, tx: Transaction, now: float) -> dict[str, float]:
+        """Make the stored schedules of this place those of the code; return their next ticks.
+
+        A schedule that is unknown here may be of a newer version of the service, so only the newest
+        process deletes one.
+        """
+        part = self.lane.claim.partition
+        rows = await self._commits.store.fetch(tables.SCHEDULES, {"part": part, "kind": EVERY})
+        stored: dict[str, dict[str, float]] = {}
+        for row in rows:
+            stored.setdefault(row["key"], {})[row["name"]] = row["due"]
+        ticks = {}
+        for name, schedule in self._handlers.schedules.items():
+            if partition_of(name, PLACES) != part:
+                continue
+            found = stored.pop(name, {})
+            due = schedule.following(now)
+            if [*found] == [schedule.spec] and found[schedule.spec] <= due:
+                due = found[schedule.spec]
+            else:
+                _execute(tx, [*disarm_all(EVERY, name), *arm(EVERY, name, schedule.spec, due, now)])
+            ticks[name] = due
+        if stored:
+            newest = await self._commits.store.fetch(tables.NEWEST, {"now": now})
+            if newest == [{"owner": self.lane.claim.owner}]:
+                for name in stored:
+                    _execute(tx, disarm_all(EVERY, name))
+        return ticks
+
+
+def _execute(tx: Transaction, writes: Writes) -> None:
+    for sql, sets in writes:
+        for parameters in sets:
+            tx.execute(sql, **parameters)

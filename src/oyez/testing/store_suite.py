@@ -912,7 +912,7 @@ class StoreSuite:
             asked = {"part": part, "one": "Order", "two": "Minute"}
             found = await store.fetch(both, asked)
             assert [(row["kind"], row["due"]) for row in found] == [("Order", 4.0), ("Minute", 1.0)]
-            shifted = {"part": part, "latest": -10.0, "now": -20.0}
+            shifted = {"part": part, "latest": -10.0, "now": -20.0, "calendar": "oyez:every"}
             assert await store.fetch(tables.AHEAD, {"part": part, "latest": 0.0}) == []
             assert await store.fetch(tables.AHEAD, {"part": part, "latest": -10.0}) != []
             await store.begin().commit(Changes(writes=[(tables.SHIFT_TIMERS, [shifted])]))

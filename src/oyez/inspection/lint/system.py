@@ -12,6 +12,7 @@ from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.inspection.lint.shapes import Shape
 from oyez.service import Service
+from oyez.timers import MADE_HERE
 
 Level = Literal["warning", "error"]
 
@@ -70,6 +71,8 @@ class System:
                 self.published.setdefault(kind.name, {})[service.name] = kind
             for handler in service.handlers:
                 for kind in handler.events:
+                    if kind.name in MADE_HERE:
+                        continue
                     self.handled.setdefault(kind.name, []).append(Heard(service, handler, kind))
 
     @property
