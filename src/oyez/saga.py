@@ -115,6 +115,8 @@ class Asked(msgspec.Struct):
     """How often it, or what undoes it, was asked."""
     due: float = 0.0
     """When it is taken for unanswered."""
+    timer: str = ""
+    """The timer that fires then."""
     command: str = ""
     """The id of the event that asked it last."""
 
@@ -141,8 +143,8 @@ class Progress(msgspec.Struct):
     failure: Failed | None = None
     steps: dict[str, Asked] = {}
     """The steps that were asked, in this order."""
-    timers: dict[str, float] = {}
-    """The saga's own timers that are set, with their times."""
+    timers: dict[str, str] = {}
+    """The saga's own timers that are set, each with its name of now; see `named`."""
     early: list[Early] = []
     stuck: str = ""
     """Why it is stuck, if it is."""
@@ -161,6 +163,13 @@ class Progress(msgspec.Struct):
         """The steps whose answer, or whose undoing's answer, it waits for, with commas."""
         open_ = (Stage.ASKED, Stage.UNDOING)
         return ", ".join(name for name, asked in self.steps.items() if asked.stage in open_)
+
+    def named(self, timer: str) -> str:
+        """Return a timer's name with the number of this transition.
+
+        So one that fired before it was set anew is told from the new one, whatever the clock.
+        """
+        return f"{timer}#{self.transitions}"
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -501,13 +510,16 @@ class Saga(State, metaclass=SagaMeta):
                 f"{_place(type(self))}: after({name!r}): expected 0 to {LONGEST:.0f} seconds, "
                 f"found {seconds}"
             )
-        self.progress.timers[name] = turn.outputs.timers[name] = turn.now + seconds
+        self.cancel(name)
+        full = self.progress.timers[name] = self.progress.named(name)
+        turn.outputs.timers[full] = turn.now + seconds
 
     def cancel(self, name: str) -> None:
         """Cancel the timer ``name``, if it is set."""
         turn = self._turn("cancel")
-        if self.progress.timers.pop(name, None) is not None:
-            turn.outputs.timers[name] = None
+        full = self.progress.timers.pop(name, None)
+        if full is not None:
+            turn.outputs.timers[full] = None
 
     def ending(self, name: str, reason: str = "") -> None:
         """End the saga here, when this method has returned.

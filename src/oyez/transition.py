@@ -56,8 +56,6 @@ AGAIN = 20
 """How often an undo or a pivot without an answer is asked again."""
 FIRST, LONGEST_PAUSE = 60.0, 3_600.0
 """The shortest and the longest pause between two of them, in seconds."""
-_EPSILON = 0.001
-"""By which two times differ that are not the same one, in seconds."""
 
 
 def transition(
@@ -326,28 +324,25 @@ class _Transition:
         if progress.phase not in (Status.RUNNING, Status.UNDOING):
             return False
         if event.name.startswith(STEP):
-            asked = progress.steps.get(event.name.removeprefix(STEP))
-            due = None
-            if asked is not None and asked.stage in (Stage.ASKED, Stage.UNDOING):
-                due = asked.due
-        else:
-            due = progress.timers.get(event.name)
-        return due is not None and event.due > due - _EPSILON
+            asked = progress.steps.get(_base(event.name).removeprefix(STEP))
+            return asked is not None and asked.timer == event.name
+        return progress.timers.get(_base(event.name)) == event.name
 
     def _fire(self, event: Timer) -> str:
         """Handle a timer; return the step it belongs to, if it does."""
         if event.name == START:
             self._give_up()
             return ""
-        if not event.name.startswith(STEP):
-            del self._progress.timers[event.name]
-            function = self._kind.timers.get(event.name)
+        name = _base(event.name)
+        if not name.startswith(STEP):
+            del self._progress.timers[name]
+            function = self._kind.timers.get(name)
             if function is not None and self._progress.phase is Status.RUNNING:
                 self._call(function)
             else:
-                self._note(f"only noted: timer {event.name}")
+                self._note(f"only noted: timer {name}")
             return ""
-        name = event.name.removeprefix(STEP)
+        name = name.removeprefix(STEP)
         step = self._kind.steps.get(name)
         if step is not None:  # else it is stuck in a moment
             asked = self._progress.steps[name]
@@ -371,7 +366,7 @@ class _Transition:
         reason = f"{event.type} became a dead letter: {event.reason}"
         self._note(reason)
         if asked.stage is Stage.UNDOING or self._is_forward(step):
-            asked.due = self.outputs.timers[STEP + step.name] = self._now + pause(asked.tries)
+            self._arm(step.name, asked, pause(asked.tries))
         else:
             self._give_up_on(step, asked, reason)
 
@@ -463,7 +458,7 @@ class _Transition:
         within = what.within
         if asked.tries > 1:
             within = max(within, pause(asked.tries - 1))
-        asked.due = self.outputs.timers[STEP + step.name] = self._now + within
+        self._arm(step.name, asked, within)
         asked.command = ""
         if event is None:
             return
@@ -519,12 +514,22 @@ class _Transition:
     def _settle(self, name: str, asked: Asked, stage: Stage) -> None:
         progress = self._progress
         asked.stage = stage
-        self.outputs.timers[STEP + name] = None
+        self._disarm(asked)
         if progress.stuck_on == name:
             self._free()
         failure = progress.failure
         if stage is Stage.DONE and failure is not None and failure.step == name:
             progress.failure = None
+
+    def _arm(self, name: str, asked: Asked, seconds: float) -> None:
+        self._disarm(asked)
+        asked.timer = self._progress.named(STEP + name)
+        asked.due = self.outputs.timers[asked.timer] = self._now + seconds
+
+    def _disarm(self, asked: Asked) -> None:
+        if asked.timer:
+            self.outputs.timers[asked.timer] = None
+            asked.timer = ""
 
     def _stick(self, name: str, why: str) -> None:
         self._progress.stuck = why
@@ -588,6 +593,11 @@ class _Transition:
         self.outputs.log.append(
             Entry(progress.transitions, self._now, event_id, kind, step, self._effects)
         )
+
+
+def _base(timer: str) -> str:
+    """Return the name of a timer without the number of the transition that set it."""
+    return timer.rpartition("#")[0]
 
 
 def _weigh(early: Early) -> int:

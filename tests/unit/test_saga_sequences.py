@@ -29,7 +29,6 @@ from test_saga import (
     Released,
     Reserve,
     Reserved,
-    Ship,
     Shipped,
 )
 

@@ -89,8 +89,9 @@ class Instance:
                 if name in done:
                     progress.steps[name] = Asked(Stage.DONE, self.now, 1)
                 if name in waiting:
-                    due = self.timers[STEP + name] = self.now + step.within
-                    progress.steps[name] = Asked(Stage.ASKED, self.now, 1, due, name)
+                    timer = progress.named(STEP + name)
+                    due = self.timers[timer] = self.now + step.within
+                    progress.steps[name] = Asked(Stage.ASKED, self.now, 1, due, timer, name)
                     for each in published_types(get_type_hints(step.function).get("return")):
                         self._commands[name] = each.name
 
