@@ -19,6 +19,7 @@ from oyez.schedule import Missed, Tick, schedule
 from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, committed_here, origin
 from oyez.view import View, ViewType, compile_view, is_view, view_of
+from oyez.window import Window, compile_window
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound=type[View])
@@ -199,20 +200,36 @@ class Service:
 
         return subscribe
 
-    def _add(self, handler: Handler) -> None:
-        if any(handler.name == other.name for other in self.handlers):
-            raise DeclarationError(
-                f"service {self.name} has two handlers named {handler.name}: give one "
-                "@service.on(…, name=…)"
+    def window(
+        self,
+        cls: type[Window],
+        *events: type,
+        time: str | None = None,
+        by: By | None = None,
+        retry: Retry | None = None,
+        stream: str | None = None,
+        allow: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add these events to the windows of a class, and publish what its methods return.
+
+        ``time`` is the field with the time of an event, a datetime or a number of seconds since
+        1970; by default it is the time of publishing. ``by`` is the key of the window, if not the
+        one that the class names: a field, or a function of the event. The name of the class
+        identifies the window in the store: pass it ``name`` when you rename the class. The other
+        arguments are those of `on`. Raises DeclarationError.
+        """
+        self._add(
+            compile_window(
+                cls,
+                events,
+                service=self.name,
+                time=time,
+                by=by,
+                retry=retry,
+                stream=stream,
+                allow=allow,
             )
-        for each in handler.states:
-            known = self.kinds.setdefault(each.kind.name, each.kind)
-            if known is not each.kind:
-                raise DeclarationError(
-                    f"service {self.name} has two kinds of state named {each.kind.name}: give "
-                    "one class(State, name=…)"
-                )
-        self.handlers.append(handler)
+        )
 
     def provides(self, function: F) -> F:
         """Register a function that provides handler parameters of its return type.
@@ -325,6 +342,21 @@ class Service:
     def attach(self, bound: Bound | None) -> None:
         """Attach the service to a running process, or detach it with None; for the runtime."""
         self._bound = bound
+
+    def _add(self, handler: Handler) -> None:
+        if any(handler.name == other.name for other in self.handlers):
+            raise DeclarationError(
+                f"service {self.name} has two handlers named {handler.name}: give one "
+                "@service.on(…, name=…)"
+            )
+        for each in handler.states:
+            known = self.kinds.setdefault(each.kind.name, each.kind)
+            if known is not each.kind:
+                raise DeclarationError(
+                    f"service {self.name} has two kinds of state named {each.kind.name}: give "
+                    "one class(State, name=…)"
+                )
+        self.handlers.append(handler)
 
     def _running(self) -> Bound:
         if self._bound is None:

@@ -30,17 +30,23 @@ whole microseconds since 1970 here, so that they add up exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, dataclass_transform
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol, dataclass_transform, get_args, get_type_hints
 from zoneinfo import ZoneInfo
 
 import msgspec
 
+from oyez.envelope import Envelope, parse_time
 from oyez.errors import DeclarationError, InvalidEvent, StateMismatch
-from oyez.event import MAX_DATA, is_event
+from oyez.event import MAX_DATA, describe, is_event
+from oyez.handler import Handler, Retry, published_types
+from oyez.parameters import Declared, EventParameter, Made, Parameter, Source
 from oyez.ports import Kept
-from oyez.state import StateMeta, StateType
+from oyez.state import By, Correlation, StateMeta, StateType, correlate
+from oyez.timers import Timer, arm
+from oyez.transaction import Transaction
 
 MAX_OPEN = 64
 """The number of open windows of a key. One more closes the oldest, and is counted."""
@@ -48,6 +54,8 @@ LONGEST = 366 * 86_400
 """The longest window, gap and lateness, in seconds."""
 FORGET = 7 * 86_400_000_000
 """After so long without an open window a key is forgotten; a later event begins anew."""
+SLACK = 500_000
+"""The timer fires so much later than it could: an event that comes in time saves it."""
 
 _ATTRIBUTE = "__oyez_window__"
 _RESERVED = ("start", "end", "counts")
@@ -249,6 +257,7 @@ class _Row(msgspec.Struct, array_like=True):
     handled: int
     watermark: int
     armed: int
+    awaited: int
     late: int
     clamped: int
     forced: int
@@ -285,7 +294,8 @@ class WindowType(msgspec.Struct, frozen=True):
                 "before? Give this class another name"
             ) from error
         windows.newest, windows.handled = found.newest, found.handled
-        windows.watermark, windows.armed = found.watermark, found.armed
+        windows.watermark = found.watermark
+        windows.armed, windows.awaited = found.armed, found.awaited
         windows.counts.late, windows.counts.clamped = found.late, found.clamped
         windows.counts.forced = found.forced
         for each in found.windows:
@@ -312,6 +322,7 @@ class WindowType(msgspec.Struct, frozen=True):
                 value.handled,
                 value.watermark,
                 value.armed,
+                value.awaited,
                 counts.late,
                 counts.clamped,
                 counts.forced,
@@ -351,6 +362,8 @@ class Windows:
         """All windows that end by this time have closed."""
         self.armed = _NEVER
         """The time for which the timer was set last."""
+        self.awaited = _NEVER
+        """The start of the window that it was set for."""
         self.counts = Counts()
         self.opened: list[_Open] = []
         """By start; none ends before an earlier one."""
@@ -363,6 +376,7 @@ class Windows:
         """
         kind = self.kind
         self.forgotten = False
+        self.handled = min(self.handled, now)
         if at > now + kind.late:
             at = now + kind.late
             self.counts.clamped += 1
@@ -390,6 +404,7 @@ class Windows:
 
     def close(self, now: int) -> list[object]:
         """Close the windows that are complete at ``now`` without another event; as `fold`."""
+        self.handled = min(self.handled, now)  # a clock that was set back waits anew
         if not self.opened:
             self.forgotten = self.newest != _NEVER and now >= self.handled + FORGET
             return []
@@ -402,6 +417,21 @@ class Windows:
         if not self.opened:
             return self.handled + FORGET
         return self.handled + self.opened[0].end - self.newest + self.kind.late
+
+    def arm(self, *, fired: bool) -> int | None:
+        """Return the time to set the timer for; None to leave it. ``fired``: it is not set.
+
+        It is left while it is early for a window that grows, and so fires once in a while instead
+        of being set by every event.
+        """
+        due = self.due()
+        if due is None:
+            return None
+        awaited = self.opened[0].start if self.opened else _NEVER
+        if not fired and awaited == self.awaited and self.armed <= due + 2 * SLACK:
+            return None
+        self.armed, self.awaited = due + SLACK, awaited
+        return self.armed
 
     def frame(self, window: Any, start: int, end: int) -> _Open:
         """Return a window of the class with its span."""
@@ -486,6 +516,177 @@ def micros(when: datetime) -> int:
 def moment(at: int) -> datetime:
     """Return microseconds since 1970 as a time in UTC."""
     return _EPOCH + timedelta(microseconds=at)
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What the handler of a window has besides the event."""
+
+    windows: Windows
+    tx: Transaction
+    envelope: Envelope
+
+
+class TurnParameter(Parameter):
+    """The second parameter of the handler of a window: a `Turn`."""
+
+    word = "window"
+    transactional = True
+    contextual = True
+
+    def __init__(self, declared: Declared, correlation: Correlation) -> None:
+        super().__init__(declared)
+        self._correlation = correlation
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """Return False: `compile_window` alone makes it."""
+        return False
+
+    @property
+    def correlation(self) -> Correlation:
+        """The windows that each event belongs to."""
+        return self._correlation
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """See `Parameter.source`."""
+        kind, key_of = self._correlation.kind, self._correlation.key_of
+
+        def make(event: Any, tx: Transaction, context: Any) -> Turn:
+            windows = tx.unit.states.of(kind, key_of(event, tx.key))
+            return Turn(windows, tx, context.envelope)
+
+        return Made(make)
+
+
+def compile_window(
+    cls: type[Window],
+    events: Sequence[type],
+    *,
+    service: str,
+    time: str | None = None,
+    by: By | None = None,
+    retry: Retry | None = None,
+    stream: str | None = None,
+    allow: Mapping[str, str] | None = None,
+) -> Handler:
+    """Return the handler that adds events to a window. Raises DeclarationError with the remedy."""
+    kind = window_type(cls)
+    place = f"{cls.__module__}.{cls.__qualname__}"
+
+    def error(problem: str) -> DeclarationError:
+        return DeclarationError(f"{place}: {problem}")
+
+    if not events:
+        raise error("service.window() needs at least one event class after it")
+    streams = {stream} if stream is not None else {describe(each).stream for each in events}
+    if len(streams) > 1:
+        raise error("its events name different streams: choose one with stream=…")
+    own = correlate(kind, by if by is not None else kind.state.key_field, events, error)
+    correlation = Correlation(
+        kind,
+        lambda event, key: event.key if type(event) is Timer else own.key_of(event, key),
+    )
+    declared = Declared(
+        place=place,
+        handler=f"{service}.{kind.name}",
+        name="event",
+        annotation=None,
+        events=tuple(events),
+        batch=False,
+        blocking=False,
+    )
+    return Handler(
+        service=service,
+        name=kind.name,
+        events=(*(describe(each) for each in events), describe(Timer)),
+        publishes=_published(place, cls),
+        function=_fold(cls, _time_of(time, events, error)),
+        parameters=(EventParameter(declared), TurnParameter(declared, correlation)),
+        transactional=True,
+        needs_context=True,
+        states=(correlation,),
+        reads=False,
+        retry=retry or Retry(),
+        timeout=None,
+        concurrency=32,
+        ordered=True,
+        batch=False,
+        blocking=False,
+        generator=False,
+        stream=streams.pop(),
+        allow=dict(allow or {}),
+    )
+
+
+def _fold(cls: type[Window], time_of: Callable[[Any, Envelope], int]) -> Callable[[Any, Turn], Any]:
+    async def fold(event: Any, turn: Turn) -> list[object]:
+        windows, tx = turn.windows, turn.tx
+        clock = tx.unit.changes.time
+        now = round(clock * _MICROS)
+        fired = type(event) is Timer
+        if fired:
+            # What became due since then has a timer of its own, which may have to wait.
+            found = windows.close(min(now, round(event.due * _MICROS)))
+        else:
+            found = windows.fold(event, time_of(event, turn.envelope), now)
+        due = windows.arm(fired=fired)
+        if due is not None:
+            for sql, rows in arm(windows.kind.name, windows.key, "close", due / _MICROS, clock):
+                for row in rows:
+                    tx.execute(sql, **row)
+        return found
+
+    vars(fold)["__wrapped__"] = cls  # where its declaration is, for whoever points to it
+    return fold
+
+
+def _time_of(
+    field: str | None, events: Sequence[type], error: Callable[[str], DeclarationError]
+) -> Callable[[Any, Envelope], int]:
+    if field is None:
+        return _sent
+    for each in events:
+        if field not in describe(each).fields:
+            raise error(
+                f"{each.__qualname__} has no field {field}, the time of its events: add it, name "
+                "another one with time=…, or leave out time=… for the time of publishing"
+            )
+        annotation = _hints(each, error).get(field)
+        if not {datetime, int, float} & {annotation, *get_args(annotation)}:
+            raise error(
+                f"{each.__qualname__}.{field} is the time of its events: declare it as a datetime, "
+                "or as an int or float of seconds since 1970"
+            )
+    get = attrgetter(field)
+    return lambda event, envelope: event_time(get(event), f"$.{field}")
+
+
+def _sent(event: object, envelope: Envelope) -> int:
+    if envelope.time is None:
+        raise InvalidEvent("time", "is missing, and its window is found by it")
+    return event_time(parse_time(envelope.time), "time")
+
+
+def _published(place: str, cls: type[Window]) -> tuple[Any, ...]:
+    def error(problem: str) -> DeclarationError:
+        return DeclarationError(f"{place}: {problem}")
+
+    found = [
+        kind
+        for method in (cls.close, cls.early, cls.late)
+        for kind in published_types(_hints(method, error).get("return"))
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _hints(declared: Any, error: Callable[[str], DeclarationError]) -> dict[str, Any]:
+    try:
+        return get_type_hints(declared)
+    except NameError as missing:
+        raise error(
+            f"the annotations of {declared.__qualname__} can't be resolved ({missing}): import the "
+            "types at the top of the module"
+        ) from missing
 
 
 def _events(method: Callable[..., Any], *event: object) -> Sequence[object]:

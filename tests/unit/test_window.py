@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oyez import Event
+from oyez import Event, Service
 from oyez.errors import DeclarationError, InvalidEvent, NewerState, StateMismatch
 from oyez.event import MAX_DATA
 from oyez.ports import Kept
 from oyez.state import kind_of, migrates
+from oyez.testing import running
 from oyez.window import FORGET, MAX_OPEN, Window, Windows, event_time, micros, window_type
 
 SECOND = 1_000_000
@@ -263,6 +265,7 @@ class TestLate:
         assert [one.window.numbers for one in value.opened] == [[0, 2], [1]]
         value.close(55 * SECOND)  # and a clock that was set back, neither
         assert (value.watermark, len(value.opened)) == (56 * SECOND, 2)
+        assert value.due() == 55 * SECOND + 60 * SECOND - 66 * SECOND + 10 * SECOND
 
     def test_the_oldest_closes_where_too_many_are_open(self) -> None:
         class Long(Remembering, size=1, late=1000): ...
@@ -617,3 +620,166 @@ class TestAnyOrder:
         assert len(spans) == len(set(spans))
         added = sum(len(numbers) for _, _, numbers in closed(found))
         assert added + value.counts.late == belongs
+
+
+class At(Event, type="test.at", key="sensor"):
+    sensor: str
+    number: int
+    at: float
+
+
+class Sensor(Window, key="sensor", size=60, late=10):
+    numbers: list[int] = []  # noqa: RUF012 - copied for each
+
+    def add(self, event: At) -> None:
+        self.numbers.append(event.number)
+
+    def close(self) -> Closed:
+        start, end = self.start.timestamp(), self.end.timestamp()
+        return Closed(sensor=self.key, start=start, end=end, numbers=sorted(self.numbers))
+
+    def late(self, event: At) -> Told:
+        return Told(sensor=self.key, start=self.start.timestamp(), number=event.number)
+
+
+class Moment(Event, type="test.moment"):
+    place: str
+    at: datetime | None = None
+    text: str = ""
+
+
+class Named(Window, size=60, late=10, name="Named"):
+    def add(self, event: At) -> None: ...
+    def close(self) -> None: ...
+
+
+class TestSubscribed:
+    """Wrong subscriptions name the class and the remedy."""
+
+    @pytest.mark.parametrize(
+        ("cls", "events", "options", "message"),
+        [
+            (Sensor, (), {}, "needs at least one event class"),
+            (Reading, (At,), {}, "Reading is not a window: subclass oyez.Window"),
+            (Named, (Moment,), {}, "Moment has no key to find its Named by"),
+            (Sensor, (Reading, Moment), {}, "Moment has no field sensor, by which its Sensor"),
+            (Sensor, (Moment,), {"by": "spot"}, "Moment has no field spot, by which its Sensor"),
+            (Sensor, (Reading,), {"time": "at"}, "Reading has no field at, the time of its"),
+            (Sensor, (Moment,), {"by": "place", "time": "text"}, r"Moment\.text is the time of"),
+        ],
+    )
+    def test_wrongly(self, cls: Any, events: Any, options: Any, message: str) -> None:
+        with pytest.raises(DeclarationError, match=message) as caught:
+            Service("desk").window(cls, *events, **options)
+        assert cls.__qualname__ in str(caught.value)
+
+    def test_streams_that_differ(self) -> None:
+        class There(Event, type="test.there", key="sensor", stream="test.elsewhere"):
+            sensor: str
+
+        service = Service("desk")
+        with pytest.raises(DeclarationError, match="its events name different streams"):
+            service.window(Sensor, At, There)
+        service.window(Sensor, At, There, stream="test.one")
+        assert service.handlers[0].stream == "test.one"
+
+    def test_annotations_that_mean_nothing(self) -> None:
+        class Odd(Named, size=60, late=10):
+            def close(self) -> Missing: ...  # type: ignore[name-defined]  # noqa: F821
+
+        with pytest.raises(DeclarationError, match=r"Odd\.close can't be resolved.*at the top"):
+            Service("desk").window(Odd, At)
+
+    def test_once(self) -> None:
+        class Same(Named, size=60, late=10, name="Sensor"): ...
+
+        service = Service("desk")
+        service.window(Sensor, At)
+        with pytest.raises(DeclarationError, match="two handlers named Sensor"):
+            service.window(Same, At)
+
+    def test_what_it_publishes_and_where_it_stands(self) -> None:
+        service = Service("desk")
+        service.window(Sensor, At, time="at")
+        (handler,) = service.handlers
+        assert [kind.cls for kind in handler.publishes] == [Closed, Told]
+        assert inspect.getsourcelines(handler.function) == inspect.getsourcelines(Sensor)
+
+
+def measuring() -> Service:
+    service = Service("desk")
+    service.window(Sensor, At, time="at")
+    return service
+
+
+class TestInProcess:
+    """Windows on the whole runtime, under a virtual clock."""
+
+    async def test_windows_close_by_events_and_at_last_by_the_clock(self) -> None:
+        async with running(measuring()) as system:
+            start = system.ambient.now() // 60 * 60 + 60
+            await system.advance(start - system.ambient.now())
+            for second in range(0, 100, 10):
+                for sensor in "ab":
+                    event = At(sensor=sensor, number=second, at=start + second)
+                    await system.publish(event)
+                await system.advance(10.0)
+            await system.publish(At(sensor="c", number=1, at=start + 100))
+            await system.settled()
+            found = {event.sensor: event for event in system.announced(Closed)}
+            assert found == {
+                sensor: Closed(sensor=sensor, start=start, end=start + 60,
+                               numbers=[0, 10, 20, 30, 40, 50])
+                for sensor in "ab"
+            }  # fmt: skip
+            await system.advance(start + 120 + 10 - system.ambient.now() - 0.5)
+            assert len(system.announced(Closed)) == 2
+            await system.advance(1.5)  # within late + 1 s
+            last = {event.sensor: event.numbers for event in system.announced(Closed)[2:]}
+            assert last == {"a": [60, 70, 80, 90], "b": [60, 70, 80, 90], "c": [1]}
+            await system.publish(At(sensor="c", number=2, at=start + 119))
+            await system.settled()
+            assert system.announced(Told) == [Told(sensor="c", start=start + 60, number=2)]
+            assert await system.dead("desk") == []
+            timers = await system.fetch("desk", "select key, due from oyez_timer order by key")
+            assert [row["key"] for row in timers] == ["a", "b", "c"]
+            assert all(row["due"] > start + FORGET / SECOND for row in timers)
+
+    async def test_an_event_that_comes_twice_counts_once(self) -> None:
+        async with running(measuring()) as system:
+            now = system.ambient.now()
+            await system.publish(At(sensor="a", number=1, at=now))
+            await system.settled()
+            (envelope,) = [each for each in system.history() if each.type == "test.at"]
+            await system.publish_raw(envelope.headers(), envelope.data, key="a")
+            await system.advance(120.0)
+            assert [event.numbers for event in system.announced(Closed)] == [[1]]
+
+    async def test_the_time_is_that_of_publishing_by_default(self) -> None:
+        service = Service("desk")
+        service.window(Sensor, At, by=lambda event: event.number)
+        async with running(service) as system:
+            now = system.ambient.now()
+            await system.publish(At(sensor="a", number=7, at=0))
+            await system.advance(120.0)
+            (event,) = system.announced(Closed)
+            assert event.start <= now < event.end
+            assert event.sensor == "7"
+
+    async def test_what_has_no_time_becomes_a_dead_letter(self) -> None:
+        class Place(Named, size=60, late=10): ...
+
+        service = Service("desk")
+        service.window(Place, Moment, time="at", by="place")
+        service.window(Named, Moment, by="place")
+        async with running(service) as system:
+            await system.publish(Moment(place="a"))
+            await system.settled()
+            await system.publish_raw(
+                {"specversion": "1.0", "id": "1", "source": "/x", "type": "test.moment"},
+                b'{"place": "b", "at": "2026-07-01T00:00:00Z"}',
+            )
+            await system.settled()
+            letters = {row["handler"]: row["reason"] for row in await system.dead("desk")}
+            assert "$.at: expected a time: a datetime" in letters["Place"]
+            assert "time: is missing, and its window is found by it" in letters["Named"]
