@@ -91,6 +91,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """The rules of `oyez topology --check` that it may break, by code, with the reason."""
     schedule: Schedule | None = None
     """When it runs; None for a handler of events."""
+    waits: bool = False
+    """Whether its timers wait until all that was published before their time is handled."""
 
     @property
     def layout(self) -> tuple[object, ...]:

@@ -615,6 +615,7 @@ def compile_window(
         generator=False,
         stream=streams.pop(),
         allow=dict(allow or {}),
+        waits=True,
     )
 
 

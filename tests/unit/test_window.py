@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,11 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oyez import Event, Service
+from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import DeclarationError, InvalidEvent, NewerState, StateMismatch
 from oyez.event import MAX_DATA
-from oyez.ports import Kept
+from oyez.ports import Batch, Kept, Position, Record
+from oyez.runtime.process import ProcessSettings, ServiceProcess
+from oyez.signals import Signals
 from oyez.state import kind_of, migrates
-from oyez.testing import running
+from oyez.stores.sqlite import SqliteStore
+from oyez.testing import VirtualAmbient, running
+from oyez.transaction import Announcer, Origin
 from oyez.window import FORGET, MAX_OPEN, Window, Windows, event_time, micros, window_type
 
 SECOND = 1_000_000
@@ -783,3 +791,86 @@ class TestInProcess:
             letters = {row["handler"]: row["reason"] for row in await system.dead("desk")}
             assert "$.at: expected a time: a datetime" in letters["Place"]
             assert "time: is missing, and its window is found by it" in letters["Named"]
+
+
+class Slow(MemoryBroker):
+    """A memory broker that gives no records of a stream before it is told to."""
+
+    def __init__(self, ambient: VirtualAmbient) -> None:
+        super().__init__(ambient)
+        self.open_again = asyncio.Event()
+        self.open_again.set()
+
+    async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
+        async for batch in super().read(stream, partition, after):
+            await self.open_again.wait()
+            yield batch
+
+
+class TestRestarted:
+    """A process that ends, and another one that begins with the same store."""
+
+    @asynccontextmanager
+    async def process(
+        self, broker: MemoryBroker, path: Path, *, crash: bool = False
+    ) -> AsyncIterator[ServiceProcess]:
+        process = ServiceProcess(
+            measuring(),
+            ProcessSettings(system="test"),
+            broker=broker,
+            store=SqliteStore(path, self.ambient, inline=True, durable=False),
+            ambient=self.ambient,
+            signals=Signals(),
+        )
+        await process.start()
+        await self.ambient.advance(2.0)
+        yield process
+        if crash:
+            await process.kill()
+            await process.store.leave(process.owner)  # its lease ends
+            await process.store.close()
+        else:
+            await process.drain()
+
+    async def publish(self, broker: MemoryBroker, *events: At) -> None:
+        announcer = Announcer("test", "outside", self.ambient)
+        for event in events:
+            row = announcer.announce(event, Origin(), "2027-01-01T00:00:00Z", 0.0, None)
+            await broker.publish(
+                [Record(stream="test.outside", key=row.key, headers=row.headers, data=row.data)]
+            )
+
+    def closed(self, broker: MemoryBroker) -> list[tuple[str, float, list[int]]]:
+        """The windows on the broker: sensor, start in seconds since the first, numbers."""
+        found = [
+            msgspec.json.decode(record.data or b"", type=Closed)
+            for log in broker.logs.get("test.desk", [])
+            for record in log
+        ]
+        return sorted((e.sensor, e.start - self.start, e.numbers) for e in found)
+
+    @pytest.mark.parametrize("crash", [False, True])
+    async def test_after_a_downtime_nothing_closes_before_the_backlog_is_handled(
+        self, tmp_path: Path, crash: bool
+    ) -> None:
+        self.ambient = VirtualAmbient()
+        broker, path = Slow(self.ambient), tmp_path / "desk.db"
+        self.start = start = self.ambient.now() // 60 * 60
+        async with self.process(broker, path, crash=crash):
+            await self.publish(broker, *(At(sensor=s, number=1, at=start + 5) for s in "ab"))
+            await self.ambient.advance(5.0)
+        await self.publish(
+            broker,
+            *(At(sensor="a", number=n, at=start + at) for n, at in ((2, 55), (3, 65), (4, 59))),
+        )
+        await self.ambient.advance(3600.0)
+        assert self.closed(broker) == []
+        broker.open_again.clear()
+        async with self.process(broker, path):
+            await self.ambient.advance(30.0)
+            assert ("a", 0, [1]) not in self.closed(broker)
+            broker.open_again.set()
+            await self.ambient.advance(2.0)
+            assert ("b", 0, [1]) in self.closed(broker)
+            await self.ambient.advance(90.0)
+            assert self.closed(broker) == [("a", 0, [1, 2, 4]), ("a", 60, [3]), ("b", 0, [1])]

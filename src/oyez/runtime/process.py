@@ -17,6 +17,7 @@ from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import BrokerError, OyezError, StoreError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
+from oyez.runtime.backlog import Backlog
 from oyez.runtime.batches import Batches
 from oyez.runtime.calls import THREADS, Calls
 from oyez.runtime.claims import Claims, Place
@@ -101,6 +102,7 @@ class ServiceProcess:
             THREADS, thread_name_prefix=f"{service.name}-handler"
         )
         self.watch = Watch(store, ambient, self.owner)
+        self._backlog = Backlog(settings.system, self.lanes, broker, store, ambient)
         self.commits = Commits(store, self.announcer, ambient, self.committed)
         calls = Calls(self.handlers, ambient, self._threads)
         self.watchdog = Watchdog(calls, self.reports, settings.grace)
@@ -338,6 +340,7 @@ class ServiceProcess:
             lane,
             self.handlers,
             source=self.announcer.source,
+            backlog=self._backlog,
             commits=self.commits,
             ambient=self.ambient,
             reports=self.reports,

@@ -19,6 +19,7 @@ from oyez.event import Event, describe
 from oyez.handler import Handler
 from oyez.partitioning import partition_of
 from oyez.ports import Parked, Row, Writes
+from oyez.runtime.backlog import Backlog
 from oyez.runtime.batches import PARKED_LIMIT
 from oyez.runtime.commits import Commits
 from oyez.runtime.handlers import Handlers
@@ -52,6 +53,7 @@ class Timers:
         handlers: Handlers,
         *,
         source: str,
+        backlog: Backlog,
         commits: Commits,
         ambient: Ambient,
         reports: Reports,
@@ -64,12 +66,15 @@ class Timers:
         """The time of the next tick of each schedule of this place, by its name."""
         self._handlers = handlers
         self._source = source
+        self._backlog = backlog
         self._commits = commits
         self._ambient = ambient
         self._reports = reports
         self._loop = Loop(lane.name, self._step, ambient, reports.trouble)
         self._looked = -IDLE
         """The time of the last query, on the monotonic clock."""
+        self._held = -IDLE
+        """The time at which due timers had to wait for a backlog, if nobody looked since."""
         self._offset: float | None = None
         """The wall clock's lead over the monotonic one at the last step."""
         self._kinds = {f"kind{number}": kind for number, kind in enumerate(handlers.timed)}
@@ -105,7 +110,7 @@ class Timers:
         asked = {"part": self.lane.claim.partition, **self._kinds}
         rows = await self._commits.store.fetch(self._next, asked) if self._next else []
         times = {row["kind"]: row["due"] for row in rows if row["due"] is not None}
-        self._looked = start
+        self._looked, self._held = start, -IDLE
         if self._ticks:
             times[EVERY] = min(self._ticks.values())
         self.due = min(times.values(), default=None)
@@ -114,6 +119,8 @@ class Timers:
     async def _step(self) -> float | None:
         lane = self.lane
         start = self._ambient.monotonic()
+        if self._held + POLL > start:
+            return self._held + POLL - start
         if self._looked + POLL > start and self._wait() > 0:
             return min(self._looked + POLL - start, self._wait())
         try:
@@ -122,7 +129,10 @@ class Timers:
             for kind in await self.look():
                 while lane.chains.total >= PARKED_LIMIT and not lane.leaving:
                     await lane.chains.wait(POLL)
-                fired += await (self._tick() if kind == EVERY else self._fire(kind))
+                if kind == EVERY:
+                    fired += await self._tick()
+                else:
+                    fired += await self._fire(kind, await self._latest(kind))
         except Fenced:
             lane.lose()
             self._loop.end()
@@ -139,7 +149,10 @@ class Timers:
                 )
             )
             return None
-        return min(IDLE, self._wait())
+        if self._wait() > 0:
+            return min(IDLE, self._wait())
+        self._held = start
+        return POLL
 
     def _wait(self) -> float:
         """Return the seconds until the next timer is due."""
@@ -147,8 +160,15 @@ class Timers:
 
     # -- firing ------------------------------------------------------------------------------------
 
-    async def _fire(self, kind: str) -> int:
-        """Fire due timers of a kind in one commit; return their number."""
+    async def _latest(self, kind: str) -> float:
+        """Return the time up to which timers of a kind may fire."""
+        handler = self._handlers.timed[kind]
+        if not handler.waits:
+            return inf
+        return await self._backlog.handled(handler, self.lane.claim.partition)
+
+    async def _fire(self, kind: str, latest: float) -> int:
+        """Fire timers of a kind that are due, and were by ``latest``; return their number."""
         lane = self.lane
         unit = self._commits.unit(lane.claim)
         try:
@@ -157,7 +177,7 @@ class Timers:
                 tables.TAKE_TIMERS,
                 part=lane.claim.partition,
                 kind=kind,
-                now=unit.changes.time,
+                now=min(unit.changes.time, latest),
                 limit=max(1, min(LIMIT, PARKED_LIMIT - lane.chains.total)),
             )
             events = await self._timers(tx, kind, rows)
