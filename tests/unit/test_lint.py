@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from oyez import Context, Event, Personal, Retry, Service, State, Transaction, event, migrates
+from oyez import (
+    Command,
+    Context,
+    Event,
+    Personal,
+    Retry,
+    Service,
+    State,
+    Transaction,
+    event,
+    migrates,
+)
 from oyez.config import load
 from oyez.inspection.lint import CODES, as_value, check, lint
 from oyez.inspection.lint.keyed import Recorded
@@ -81,6 +92,10 @@ class Card(State, key="order"):
     holder: Annotated[str, Personal] = ""
 
 
+class Pack(Command, type="t.pack", key="order", to="payments"):
+    order: str
+
+
 class Gateway:
     """What a service provides to call the outside."""
 
@@ -112,6 +127,14 @@ def unheard(orders: Service, payments: Service) -> None:
 def unsaid(orders: Service, payments: Service) -> None:
     @payments.on(Plased)
     async def misspelt(event: Plased, tx: Transaction) -> None: ...
+
+
+def misdirected(orders: Service, payments: Service) -> None:
+    @payments.on(Placed, name="ask")
+    async def ask(event: Placed, tx: Transaction) -> Pack: ...
+
+    @orders.on(Pack)
+    async def pack(event: Pack, tx: Transaction) -> None: ...
 
 
 def two_owners(orders: Service, payments: Service) -> None:
@@ -206,6 +229,7 @@ TWINS: dict[str, Callable[[Service, Service], None]] = {
     "E00": unneeded,
     "E01": unheard,
     "E02": unsaid,
+    "E03": misdirected,
     "E04": two_owners,
     "E05": key_differs,
     "E06": order_lost,
@@ -231,7 +255,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "E22": {"orders": UNEVEN},
     "E23": {"orders": Standing(replicas=1, stored=Stored(stuck=(("Fulfilment", 2, "4711"),)))},
 }
-ERRORS = ("E02", "E04", "E05", "E13", "E14", "E18", "E20", "E21", "E23")
+ERRORS = ("E02", "E03", "E04", "E05", "E13", "E14", "E18", "E20", "E21", "E23")
 PLACELESS = ("E23",)
 
 
@@ -299,6 +323,35 @@ def test_a_permit_silences_its_rule_and_must_give_a_reason() -> None:
             async def again(event: Paid, tx: Transaction) -> Placed: ...
 
         assert [each.code for each in found(ends)] == codes
+
+
+def test_a_command_is_done_by_one_handler_of_its_service() -> None:
+    assert [each.text for each in found(misdirected)] == [
+        "t.pack asks payments, which has no handler of it",
+        "orders.pack handles t.pack, which asks payments",
+    ]
+
+    def asks(orders: Service, payments: Service) -> None:
+        for service in (orders, payments):  # whoever wants it may ask for it
+
+            @service.on(Paid if service is orders else Placed, name="ask")
+            async def ask(event, tx: Transaction) -> Pack: ...  # type: ignore[no-untyped-def]
+
+    def pack(orders: Service, payments: Service) -> None:
+        @payments.on(Pack, name="pack")
+        async def pack(event: Pack, tx: Transaction) -> None: ...
+
+    def twice(orders: Service, payments: Service) -> None:
+        @payments.on(Pack, name="count")
+        async def count(event: Pack, tx: Transaction) -> None: ...
+
+    assert found(asks, pack) == []
+    assert [each.code for each in found(asks)] == ["E03"]
+    assert found(asks, external=("t.pack",)) == []
+    (second,) = found(asks, pack, twice)
+    assert (
+        second.text == "payments.count handles t.pack, which asks payments: payments.pack does that"
+    )
 
 
 def test_keyed_state_that_changes_in_any_order_is_an_error() -> None:

@@ -25,6 +25,7 @@ CODES = {
     "E00": "a permit that is not needed, or that gives no reason",
     "E01": "an event that nobody handles",
     "E02": "an event that is handled and that nobody publishes",
+    "E03": "a command that other handlers than one of its service handle, or none",
     "E04": "an event that two services publish",
     "E05": "publisher and handler order an event by different keys",
     "E06": "a handler keeps the order of events that have no key",

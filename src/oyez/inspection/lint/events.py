@@ -15,6 +15,8 @@ from oyez.inspection.lint.system import Found, System, fault, named
 def _unheard(system: System) -> Found:
     for name in sorted(system.published.keys() - system.handled.keys() - system.external):
         for service, kind in system.published[name].items():
+            if kind.to is not None:
+                continue
             yield (
                 fault(
                     "E01",
@@ -48,9 +50,44 @@ def _unsaid(system: System) -> Found:
             )
 
 
+def _misdirected(system: System) -> Found:
+    for name in sorted((system.published.keys() | system.handled.keys()) - system.external):
+        owned = [*system.published.get(name, {}).values()]
+        handled = system.handled.get(name, [])
+        to = next((kind.to for kind in (*owned, *(each.kind for each in handled)) if kind.to), None)
+        if to is None:
+            continue
+        mine = [each for each in handled if each.service.name == to]
+        for each in handled:
+            if each not in mine[:1]:
+                problem = f": {named(mine[0].handler)} does that" if each in mine else ""
+                yield (
+                    fault(
+                        "E03",
+                        "error",
+                        each.handler.function,
+                        f"{named(each.handler)} handles {name}, which asks {to}{problem}",
+                        "one handler of the service that is asked does it: tell others by an event",
+                    ),
+                    each.handler,
+                )
+        if owned and not mine:
+            yield (
+                fault(
+                    "E03",
+                    "error",
+                    owned[0].cls,
+                    f"{name} asks {to}, which has no handler of it",
+                    f"handle it in {to}, or correct to=",
+                ),
+                None,
+            )
+
+
 def _two_owners(system: System) -> Found:
     for name, owners in sorted(system.published.items()):
-        if len(owners) > 1 and name not in system.external:
+        is_command = any(kind.to for kind in owners.values())
+        if len(owners) > 1 and name not in system.external and not is_command:
             yield (
                 fault(
                     "E04",
@@ -170,6 +207,7 @@ def _misfit(system: System) -> Found:
 RULES: tuple[Callable[[System], Found], ...] = (
     _unheard,
     _unsaid,
+    _misdirected,
     _two_owners,
     _key_differs,
     _order_lost,

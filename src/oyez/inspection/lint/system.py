@@ -12,7 +12,9 @@ from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.inspection.lint.shapes import Shape
 from oyez.service import Service
-from oyez.timers import MADE_HERE
+
+OWN = "oyez."
+"""How the names of types begin that a service gets from Oyez itself, such as timers."""
 
 Level = Literal["warning", "error"]
 
@@ -71,7 +73,7 @@ class System:
                 self.published.setdefault(kind.name, {})[service.name] = kind
             for handler in service.handlers:
                 for kind in handler.events:
-                    if kind.name in MADE_HERE:
+                    if kind.name.startswith(OWN):
                         continue
                     self.handled.setdefault(kind.name, []).append(Heard(service, handler, kind))
 
