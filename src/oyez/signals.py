@@ -16,6 +16,7 @@ EventsMissed            retention deleted records before they were handled: serv
 Claimed, Released       a replica took or gave up a partition: service, stream, partition, epoch
 ClaimLost               a commit was fenced, as another replica owns the partition: the same fields
 LagMeasured             the lag of a partition: service, stream, partition, records
+ViewMeasured            how far a view is behind: service, view, version, seconds
 Stalled, Resumed        a partition with lag makes no progress, or does again: service, stream,
                         partition, seconds
 Trouble                 broker or store raised an error, to be retried: service, part, error
@@ -140,6 +141,14 @@ class LagMeasured(Signal, frozen=True, kw_only=True):
     stream: str
     partition: int
     records: int | None
+
+
+class ViewMeasured(Signal, frozen=True, kw_only=True):
+    """The oldest event that a view has not applied, in this process, is ``seconds`` old."""
+
+    view: str
+    version: int
+    seconds: float
 
 
 class Stalled(Signal, frozen=True, kw_only=True):

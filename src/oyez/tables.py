@@ -224,6 +224,19 @@ FILLED = f"""select
 """What a version of a view lacks to take the place of the active one."""
 ACTIVE = "select digest as version from oyez_migration where name = :name"
 """The version that a view shows; ``name`` is ``oyez:view:`` and the view's name."""
+LIVE_READERS = """select count(*) as living from oyez_cursor c
+ join oyez_replica r on r.owner = c.owner and r.until > :now where c.reader = :reader"""
+LEAVE_VERSION = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)
+ on conflict (name) do update set digest = excluded.digest, applied = excluded.applied"""
+DELETE_STATE = """delete from oyez_state where kind = :kind and key in
+ (select key from oyez_state where kind = :kind order by key limit 1000) returning key"""
+LAST_READ = "select coalesce(max(seq), 0) as last from oyez_inbox"
+DELETE_READ = """delete from oyez_inbox
+ where reader = :reader and seq > :after and seq <= :last"""
+DELETE_CURSORS = "delete from oyez_cursor where reader = :reader"
+DELETE_MARKS = """delete from oyez_migration where name = :name
+ or substr(name, 1, length(cast(:name as text)) + 2) = cast(:name as text) || ' ('"""
+"""The marks of a version's table and of its indexes."""
 APPLIED = f"""select count(*) as applied from oyez_inbox
  where reader = :reader and handler = :reader and event_id = :event_id and source = :source
   and state = {Inbox.HANDLED:d}"""

@@ -272,14 +272,6 @@ class ViewType(Tabled):
             scripts.append((f"{mark} ({', '.join(fields)})", sql))
         return scripts
 
-    def show(self) -> tuple[str, str]:
-        """Return the statements that make the SQL view show this version."""
-        names = _quoted([each.name for each in self.columns])
-        return (
-            f"drop view if exists {self.view}",
-            f"create view {self.view} as select {names} from {self.table}",
-        )
-
 
 def apply(kind: ViewType, row: Any, event: object, key: str | None = None) -> Any:
     """Return the row after an event, or `GONE`; ``row`` is None where there is none yet.

@@ -234,13 +234,6 @@ class TestTables:
             ),
         ]
 
-    def test_the_sql_view_shows_one_version(self) -> None:
-        assert KIND.show() == (
-            "drop view if exists orders_seen",
-            'create view orders_seen as select "order", "customer", "cents", "status"'
-            " from orders_seen__2",
-        )
-
 
 class TestDeclared:
     """Wrong declarations name the class and the remedy."""

@@ -1,22 +1,29 @@
 """Views in a running service: filled from the beginning, and swapped when a version is complete."""
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from oyez import GONE, Event, Gone, Retry, Service, View, applies
+from oyez import GONE, Event, Gone, Retry, Service, View, applies, tables
 from oyez.errors import BrokerRefused, InvalidEvent, Stale, StoreRefused
+from oyez.ports import Changes
+from oyez.runtime import views
+from oyez.runtime.admin import admin
 from oyez.runtime.dead import discard
 from oyez.runtime.process import ServiceProcess
 from oyez.runtime.views import Versions
+from oyez.signals import Signal, Trouble, ViewMeasured
 from oyez.stores.sqlite import SqliteStore
 from oyez.testing import running
 from oyez.testing.harness import System
+
+G = TypeVar("G", bound=Signal)
 
 
 class Placed(Event, type="test.placed", key="order"):
@@ -258,6 +265,119 @@ class TestVersions:
                 assert await rows(system) == [("b", "c", 1, "placed")]
             finally:
                 await process.drain()
+
+    async def test_going_back_lasts_until_a_newer_version(self) -> None:
+        async with running(desk()) as system:
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            process = await deploy(system, desk(orders(2, weight=7)))
+            await system.settled()
+            await system.advance(2.0)
+            assert await rows(system) == [("a", "c", 0, "placed", 7)]
+            assert await views.go_back(process.store, "orders_seen", system.ambient.now()) == 1
+            await system.advance(2.0)
+            assert await rows(system) == [("a", "c", 0, "placed")]
+            assert process.views.versions["orders_seen"].left == 2
+            with pytest.raises(StoreRefused, match="orders_seen has no older version to go back"):
+                await views.go_back(process.store, "orders_seen", system.ambient.now())
+            with pytest.raises(StoreRefused, match="view odd has no older version"):
+                await views.go_back(process.store, "odd", system.ambient.now())
+            process = await deploy(system, desk(orders(3, width=9)))
+            await system.settled()
+            await system.advance(2.0)
+            assert await rows(system) == [("a", "c", 0, "placed", 9)]
+            await process.drain()
+
+    async def test_what_was_replaced_is_dropped_and_can_begin_anew(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(views, "KEPT", 100.0)
+        async with running(desk()) as system:
+            for number in range(3):
+                await system.publish(Placed(order=str(number)))
+            await system.settled()
+            process = await deploy(system, desk(orders(2, weight=7)))
+            await system.settled()
+            await system.advance(62.0)
+            assert len(await rows(system, "orders_seen__1")) == 3
+            await system.advance(62.0)
+            assert process.views.versions["orders_seen"].tables == (2,)
+            left = [
+                await system.fetch("desk", f"select * from {table} where {column} like '%@1%'")
+                for table, column in (
+                    ("oyez_state", "kind"),
+                    ("oyez_inbox", "reader"),
+                    ("oyez_cursor", "reader"),
+                    ("oyez_migration", "name"),
+                    ("sqlite_master", "name"),
+                )
+            ]
+            assert left == [[], [], [], [], []]
+            assert len(await rows(system)) == 3
+            process = await deploy(system, desk())
+            await system.settled()
+            assert len(await rows(system, "orders_seen__1")) == 3
+            assert process.views.versions["orders_seen"].active == 2
+            await process.drain()
+
+    async def test_a_version_that_is_being_dropped_does_not_begin(self) -> None:
+        async with running(desk()) as system:
+            process = system.processes["desk"]
+            mark = {"name": "oyez:view:orders_seen@1", "mark": "dropping", "now": 0.0}
+            await process.store.begin().commit(Changes(writes=[(tables.CHANGE_MARK, [mark])]))
+            with pytest.raises(StoreRefused, match="version 1 is being dropped"):
+                await process.views.prepare()
+
+
+class TestHistory:
+    """What retention has left of a stream."""
+
+    async def test_a_view_is_not_filled_from_the_middle(self) -> None:
+        service = desk()
+        async with running(service) as system:
+            process = system.processes["desk"]
+            broker = system.broker
+
+            async def starts(stream: str) -> list[int]:
+                return [3] * len(broker.logs.get(stream, []))
+
+            broker.starts = starts  # type: ignore[method-assign]
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            ((stream, partition),) = process.views.rebuilds[0].missing
+            assert process.views.problems() == [
+                "view orders_seen version 1 can't be filled: retention has deleted the first 3 "
+                f"records of {stream}[{partition}]"
+            ]
+            assert await rows(system) == []
+            app = admin(process, token="t", metrics=str)
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+                answer = await http.get("/readyz")
+            assert answer.status_code == 503
+            assert "the first 3 records" in answer.text
+            assert any("view:orders_seen@1" in t.error for t in heard(system, Trouble))
+            del broker.starts
+            await system.advance(10.0)
+            assert process.views.problems() == []
+            assert await rows(system) == [("a", "c", 0, "placed")]
+
+    async def test_how_far_a_view_is_behind_is_measured(self) -> None:
+        async with running(desk()) as system:
+            await system.publish(Placed(order="a"))
+            await system.advance(6.0)
+            last = heard(system, ViewMeasured)[-1]
+            assert (last.view, last.version, last.seconds) == ("orders_seen", 1, 0.0)
+            view = system.processes["desk"].views.rebuilds[0]
+            for lane in view.lanes.values():
+                lane.position = min(lane.position, 0)
+            await system.ambient.advance(20.0)
+            assert 15.0 <= await view.staleness() <= 30.0
+
+
+def heard(system: System, kind: type[G]) -> list[G]:
+    """The signals of that kind."""
+    return [signal for signal in system.signals if isinstance(signal, kind)]
 
 
 class TestReads:

@@ -18,10 +18,13 @@ _HELP = {
     "oyez_fenced_total": "Commits refused because another replica owns the partition.",
     "oyez_trouble_total": "Errors of broker or store that are retried.",
     "oyez_lag_records": "Lag of an owned partition in records; absent where unknown.",
+    "oyez_view_stale_seconds": "Age of the oldest event that a view has not applied here.",
     "oyez_stalled_partitions": "Partitions that make no progress though there is lag.",
     "oyez_owned_partitions": "Partitions that this process owns.",
     "oyez_batch_seconds": "Time from the arrival of a batch to its commit.",
 }
+
+_UNKNOWN = ("oyez_lag_records", "oyez_view_stale_seconds")
 
 
 class Metrics:
@@ -53,6 +56,8 @@ class Metrics:
                 self._add("oyez_trouble_total", 1, part=part.partition("[")[0])
             case signals.LagMeasured(stream=stream, partition=partition, records=records):
                 self._set("oyez_lag_records", records, stream=stream, partition=str(partition))
+            case signals.ViewMeasured(view=view, version=version, seconds=seconds):
+                self._set("oyez_view_stale_seconds", seconds, view=view, version=str(version))
             case signals.Stalled():
                 self._add("oyez_stalled_partitions", 1)
             case signals.Resumed():
@@ -74,8 +79,8 @@ class Metrics:
                 continue
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            # An unknown lag is not a lag of 0.
-            samples = named[name] or ([] if name == "oyez_lag_records" else [("", 0.0)])
+            # An unknown lag is not a lag of 0, nor is a view that does not exist fresh.
+            samples = named[name] or ([] if name in _UNKNOWN else [("", 0.0)])
             lines += [f"{name}{labels} {value:g}" for labels, value in samples]
         return "\n".join(lines) + "\n"
 

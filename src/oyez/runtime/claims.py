@@ -32,7 +32,7 @@ from oyez.transaction import Origin
 SWEEP = 0.5
 """Seconds between two sweeps unless the bell rings."""
 CRASHES = 2
-"""The number of owners that died at one position, from which it is passed with care (`Lane`)."""
+"""What ``crashes`` of `Claims` is for a service; see `Lane`."""
 
 Place = tuple[str, int]
 _NO_ORIGIN = Origin()
@@ -74,13 +74,15 @@ class Claims:
         work: Bell,
         grace: float,
         reader: str = "",
+        crashes: int = CRASHES,
     ) -> None:
         """``lanes`` is filled and emptied here and read elsewhere; ``grace`` is in seconds.
 
         ``reads`` returns whether a stream is read, by its name; ``reading`` and ``timers`` return
         the runner of a lane, the latter None for a service without timers.
         ``reader`` is that of the claims: by default the service itself, which claims the relay as
-        well.
+        well. ``crashes`` is the number of owners that died at one position, from which it is passed
+        with care.
         """
         self.lanes = lanes
         self.relay: Relay | None = None
@@ -90,6 +92,7 @@ class Claims:
         """Partitions that the last sweep found unread, each with the time since then."""
         self._owner = owner
         self._reader = reader
+        self._crashes = crashes
         self._parked = parked
         self._reads = reads
         self._reading = reading
@@ -280,7 +283,7 @@ class Claims:
             reports=self._reports,
             work=self._work,
             suspects=row["crashes"] > 0,
-            careful=row["crashes"] >= CRASHES,
+            careful=row["crashes"] >= self._crashes,
         )
         if stream == TIMERS and self._timers is not None:
             runner: Runner = self._timers(lane)

@@ -22,10 +22,19 @@ from oyez.runtime.handlers import Handlers
 from oyez.runtime.loop import Loop
 from oyez.runtime.rebuild import Rebuild
 from oyez.runtime.reports import Reports
+from oyez.signals import ViewMeasured
 from oyez.view import ViewType
 
 ROUND = 1.0
 """Seconds between two looks at the versions."""
+MEASURE = 5.0
+"""Seconds between two measurements of how far the views are behind."""
+SWEEP = 60.0
+"""Seconds between two looks for versions to be dropped."""
+KEPT = 86_400.0
+"""Seconds for which a version is kept after another one has taken its place."""
+_DROPPING = "dropping"
+_AT_ONCE = 10_000
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -76,6 +85,10 @@ async def prepare(store: Store, kinds: Sequence[ViewType], ambient: Ambient) -> 
     known = {row["name"]: row["digest"] for row in await store.fetch(tables.VIEW_MARKS, {})}
     for kind in kinds:
         scripts = kind.migrations()
+        if known.get(f"oyez:{kind.name}") == _DROPPING:
+            raise StoreRefused(
+                f"view {kind.view}: version {kind.version} is being dropped: start again soon"
+            )
         for name, sql in scripts:
             if known.get(name, "") not in ("", sha256(sql.encode()).hexdigest()):
                 raise StoreRefused(
@@ -92,14 +105,17 @@ async def _show_first(store: Store, kind: ViewType, now: float) -> None:
     try:
         added = await begun.fetch(tables.MARK_FIRST, _mark(kind.view, kind.version, now), [])
         if added:
-            await begun.commit(Changes(writes=showing(kind), time=now))
+            await begun.commit(Changes(writes=showing(kind.view, kind.version), time=now))
     finally:
         await begun.rollback()
 
 
-def showing(kind: ViewType) -> Writes:
-    """Return the statements that make the SQL view show the version of ``kind``."""
-    return [(sql, [{}]) for sql in kind.show()]
+def showing(view: str, version: int) -> Writes:
+    """Return the statements that make the SQL view show that version."""
+    return [
+        (f"drop view if exists {view}", [{}]),
+        (f"create view {view} as select * from {view}__{version}", [{}]),
+    ]
 
 
 def _mark(view: str, version: int, now: float) -> Parameters:
@@ -142,6 +158,8 @@ class Views:
             )
             for kind, handler in views.items()
         ]
+        self._reports = reports
+        self._measured = self._swept = ambient.monotonic()
         self._loop = Loop("views", self._step, ambient, reports.trouble)
 
     @property
@@ -210,7 +228,26 @@ class Views:
         await self._look()
         for each in self._rebuilds:
             await self._swap(each.kind)
+        now = self._ambient.monotonic()
+        if now - self._measured >= MEASURE:
+            self._measured = now
+            await self._measure()
+        if now - self._swept >= SWEEP:
+            self._swept = now
+            for each in self._rebuilds:
+                await drop_old(self._store, each.kind.view, self._ambient)
         return ROUND
+
+    async def _measure(self) -> None:
+        for each in self._rebuilds:
+            self._reports.emit(
+                ViewMeasured(
+                    service=self._reports.service,
+                    view=each.kind.view,
+                    version=each.kind.version,
+                    seconds=await each.staleness(),
+                )
+            )
 
     async def _look(self) -> None:
         self.versions = versions_in(await self._store.fetch(tables.VIEW_MARKS, {}))
@@ -227,7 +264,9 @@ class Views:
         begun = self._store.begin()
         try:
             if await _still(begun, kind.view, found.active, asked):
-                await begun.commit(Changes(writes=switch(kind, self._ambient.now())))
+                now = self._ambient.now()
+                writes = _switch(kind.view, kind.version, now)
+                await begun.commit(Changes(writes=writes, time=now))
         finally:
             await begun.rollback()
         await self._look()
@@ -240,6 +279,84 @@ async def _still(begun: StoreTransaction, view: str, active: int, asked: Paramet
     return found.active == active and not any(row.values())
 
 
-def switch(kind: ViewType, now: float) -> Writes:
-    """Return the statements that make the version of ``kind`` the active one."""
-    return [*showing(kind), (tables.CHANGE_MARK, [_mark(kind.view, kind.version, now)])]
+def _switch(view: str, version: int, now: float) -> Writes:
+    """Return the statements that make a version the active one."""
+    return [*showing(view, version), (tables.CHANGE_MARK, [_mark(view, version, now)])]
+
+
+async def go_back(store: Store, view: str, now: float) -> int:
+    """Make the version before the active one the active one again; return it.
+
+    The one that it was stays inactive. Raises StoreRefused where there is no older one.
+    """
+    begun = store.begin()
+    try:
+        rows = await begun.fetch(tables.VIEW_MARKS, {}, [])
+        whole = [row for row in rows if row["digest"] != _DROPPING]
+        found = versions_in(whole).get(view)
+        older = [] if found is None else [each for each in found.tables if each < found.active]
+        if found is None or not older:
+            raise StoreRefused(
+                f"view {view} has no older version to go back to: each is kept for "
+                f"{KEPT / 3600:.0f} hours after it was replaced"
+            )
+        left: Parameters = {"name": f"oyez:view:{view}@left", "mark": str(found.active), "now": now}
+        writes = [*_switch(view, older[-1], now), (tables.LEAVE_VERSION, [left])]
+        await begun.commit(Changes(writes=writes, time=now))
+    finally:
+        await begun.rollback()
+    return older[-1]
+
+
+async def drop_old(store: Store, view: str, ambient: Ambient) -> list[int]:
+    """Drop the versions that were replaced `KEPT` seconds ago and are read by no replica.
+
+    Returns those.
+    """
+    now = ambient.now()
+    found = versions_in(await store.fetch(tables.VIEW_MARKS, {}))[view]
+    if now - found.since < KEPT:
+        return []
+    dropped = []
+    for version in found.tables:
+        reader = f"view:{view}@{version}"
+        if version >= found.active:
+            continue
+        (row,) = await store.fetch(tables.LIVE_READERS, {"reader": reader, "now": now})
+        if not row["living"]:
+            await _drop(store, f"{view}__{version}", reader, ambient)
+            dropped.append(version)
+    return dropped
+
+
+async def _drop(store: Store, table: str, reader: str, ambient: Ambient) -> None:
+    """Drop a version's table and all that is kept of it, a part at a time.
+
+    Until the last part nobody can begin it anew: half of its inbox would be half of its rows.
+    """
+    now = ambient.now()
+    mark = {"name": f"oyez:{reader}", "mark": _DROPPING, "now": now}
+    await store.begin().commit(Changes(writes=[(tables.CHANGE_MARK, [mark])], time=now))
+    while await _fetch(store, tables.DELETE_STATE, {"kind": reader}):
+        await ambient.sleep(0)  # other transactions may write between two parts
+    (row,) = await store.fetch(tables.LAST_READ, {})
+    for after in range(0, row["last"], _AT_ONCE):
+        part = {"reader": reader, "after": after, "last": after + _AT_ONCE}
+        await store.begin().commit(Changes(writes=[(tables.DELETE_READ, [part])], time=now))
+        await ambient.sleep(0)
+    last: Writes = [
+        (f"drop table if exists {table}", [{}]),
+        (tables.DELETE_CURSORS, [{"reader": reader}]),
+        (tables.DELETE_MARKS, [{"name": f"oyez:{reader}"}]),
+    ]
+    await store.begin().commit(Changes(writes=last, time=now))
+
+
+async def _fetch(store: Store, sql: str, parameters: Parameters) -> list[Row]:
+    begun = store.begin()
+    try:
+        rows = await begun.fetch(sql, parameters, [])
+        await begun.commit(Changes())
+    finally:
+        await begun.rollback()
+    return rows

@@ -1,0 +1,91 @@
+"""A view on both stores is what its history says, whatever happens while it is filled."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import viewed
+
+from oyez.runtime.dead import list_dead
+from oyez.runtime.process import ServiceProcess
+from servers import server
+
+PARKED = "select count(*) as parked from oyez_inbox where state > 0"
+DEADLINE = 200.0
+"""Seconds that a test waits, at most, for what must come."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """The URL of a store of this test's own."""
+    if request.param == "sqlite":
+        yield "sqlite:desk.db"
+        return
+    found, schema = server("postgresql"), f"test_{uuid4().hex[:12]}"
+    yield f"{found.url}?schema={schema}"
+    connection = await asyncpg.connect(found.url)
+    await connection.execute(f"drop schema if exists {schema} cascade")
+    await connection.close()
+
+
+async def caught_up(process: ServiceProcess) -> None:
+    """Wait until the view has applied all that is in the streams.
+
+    A batch at which the process died twice is parked, and its events run one by one.
+    """
+    (view,) = process.views.rebuilds
+    end = time.monotonic() + DEADLINE
+    while True:
+        streams = await process.broker.streams()
+        behind = [
+            (stream, partition)
+            for stream, partitions in streams.items()
+            for partition, last in enumerate(await process.broker.ends(stream))
+            if (stream, partition) not in view.lanes
+            or view.lanes[stream, partition].position < last
+        ]
+        rows = await process.store.fetch(PARKED, {})
+        if streams and not behind and not rows[0]["parked"]:
+            return
+        assert time.monotonic() < end, f"{behind} not read, {rows[0]['parked']} parked"
+        await asyncio.sleep(0.02)
+
+
+def kill_after(folder: Path, store: str, batches: int) -> None:
+    """Fill the view in a process, and ``kill -9`` it after that many batches."""
+    command = [sys.executable, viewed.__file__, str(folder), store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        try:
+            lines = [child.stdout.readline() for _ in range(batches)]
+        finally:
+            child.kill()
+    assert all(lines), "it ended by itself"
+
+
+@pytest.mark.timeout(300)
+async def test_a_view_that_is_killed_while_it_is_filled_equals_its_history(
+    tmp_path: Path, store: str
+) -> None:
+    count = 100_000
+    await viewed.publish(tmp_path, count)
+    for batches in (3, 40, 1, 77, 20):
+        await asyncio.to_thread(kill_after, tmp_path, store, batches)
+    async with viewed.process(tmp_path, store) as process:
+        await caught_up(process)
+        assert await list_dead(process.store) == []
+        rows = await process.store.fetch('select * from order_weights order by "order"', {})
+        expected = viewed.folded(count)
+        assert len(rows) == len(expected)
+        for found, wanted in zip(rows, expected, strict=True):
+            assert found == wanted
+        (kept,) = await process.store.fetch("select count(*) as rows from oyez_state", {})
+        assert kept["rows"] == len(expected)
