@@ -568,7 +568,7 @@ def correlation(kind: SagaType) -> Correlation:
             return event.key
         return known.key_of(event, key)
 
-    return Correlation(kind, key_of)
+    return Correlation(kind, key_of, by)
 
 
 class _Declaration:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from oyez.inspection.lint import events, handlers, keyed
+from oyez.inspection.lint import events, handlers, keyed, sagas
 from oyez.inspection.lint.live import Standing, check_live
 from oyez.inspection.lint.system import Fault, System, fault, named
 from oyez.project import Project
@@ -29,6 +29,11 @@ CODES = {
     "E04": "an event that two services publish",
     "E05": "publisher and handler order an event by different keys",
     "E06": "a handler keeps the order of events that have no key",
+    "E08": "a command that may overtake the one that it is to undo",
+    "E09": "a step of a saga that can't be undone, or that is not to be",
+    "E10": "a step that is given up before its receiver has",
+    "E11": "an answer that the service which is asked does not publish",
+    "E12": "a saga with no way to an end",
     "E13": "events find one row of keyed state by values of different types",
     "E14": "events that lead to themselves",
     "E15": "what is outside of the service is called within a transaction",
@@ -45,7 +50,7 @@ CODES = {
 LIVE = ("E21", "E22", "E23")
 """The rules that need the running system."""
 
-_RULES = (*events.RULES, *handlers.RULES, *keyed.RULES)
+_RULES = (*events.RULES, *handlers.RULES, *keyed.RULES, *sagas.RULES)
 
 
 def lint(

@@ -9,7 +9,8 @@ from typing import get_args, get_origin, get_type_hints
 from oyez.event import EventType, is_event
 from oyez.handler import Handler
 from oyez.inspection.lint.shapes import why_misfit
-from oyez.inspection.lint.system import Found, System, fault, named
+from oyez.inspection.lint.system import OWN, Found, System, fault, named
+from oyez.saga import SagaType
 
 
 def _unheard(system: System) -> Found:
@@ -34,9 +35,11 @@ def _unsaid(system: System) -> Found:
         near = difflib.get_close_matches(name, list(system.published), n=1)
         hint = f"; {near[0]} is published" if near else ""
         for each in system.handled[name]:
-            stream = each.handler.stream
+            stream, states = each.handler.stream, each.handler.states
             if stream is not None and not stream.startswith(f"{system.name}."):
                 continue
+            if any(isinstance(s.kind, SagaType) and name in s.kind.answers for s in states):
+                continue  # E11 knows who was asked
             yield (
                 fault(
                     "E02",
@@ -138,6 +141,8 @@ def _order_lost(system: System) -> Found:
 def _feeds_itself(system: System) -> Found:
     edges: dict[str, list[tuple[str, Handler]]] = {}
     for each in system.all_handled:
+        if any(kind.name.startswith(OWN) for kind in each.handler.events):
+            continue  # with timers, a saga or window goes on by what it stored, and ends
         for kind in each.handler.publishes:
             edges.setdefault(each.kind.name, []).append((kind.name, each.handler))
     for circle in _circles(edges):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from oyez.handler import Retry
-from oyez.inspection.lint.system import Found, System, fault, named
+from oyez.inspection.lint.system import Found, System, fault, named, waits
 from oyez.parameters import ContextParameter, ProvidedParameter
 from oyez.tables import INBOX_RETENTION
 
@@ -58,7 +57,7 @@ def _not_idempotent(system: System) -> Found:
 
 def _retries_too_long(system: System) -> Found:
     for _, handler in system.handlers:
-        total = _total(handler.retry)
+        total = waits(handler.retry)
         if total > INBOX_RETENTION:
             yield (
                 fault(
@@ -78,15 +77,3 @@ RULES: tuple[Callable[[System], Found], ...] = (
     _not_idempotent,
     _retries_too_long,
 )
-
-
-def _total(retry: Retry) -> float:
-    """The seconds of all waits between attempts, at most."""
-    total = 0.0
-    for attempt in range(1, retry.attempts):
-        planned = retry.first * retry.factor ** (attempt - 1)
-        if planned >= retry.longest or retry.factor == 1.0:
-            total += min(planned, retry.longest) * (retry.attempts - attempt)
-            break
-        total += planned
-    return total * (1 + retry.jitter)

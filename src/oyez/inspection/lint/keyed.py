@@ -14,8 +14,9 @@ from oyez.errors import ConfigurationError
 from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.inspection.lint.shapes import Shape, shape_of, types_of, why_changed
-from oyez.inspection.lint.system import Found, System, fault, named, permitting
+from oyez.inspection.lint.system import OWN, Found, System, fault, named, permitting
 from oyez.personal import personal_fields
+from oyez.saga import SagaType
 from oyez.service import Service
 from oyez.state import Keyed, StateType
 
@@ -55,7 +56,7 @@ def _keys(service: Service, kind: Keyed) -> list[tuple[Handler, EventType, str]]
         for state in handler.states:
             for event in handler.events if state.kind.name == kind.name else ():
                 field = event.key_field if state.by is None else state.by
-                if isinstance(field, str):
+                if isinstance(field, str) and not event.name.startswith(OWN):
                     found.append((handler, event, field))
     return found
 
@@ -184,7 +185,7 @@ def _file(config: Config) -> Path:
 
 def _shapes(service: Service) -> dict[str, Shape]:
     return {
-        name: shape_of(kind.cls, kind.version)
+        name: shape_of(kind.cls, kind.version, kind.steps if isinstance(kind, SagaType) else ())
         for name, kind in service.kinds.items()
         if isinstance(kind, StateType)
     }

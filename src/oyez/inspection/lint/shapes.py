@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -82,23 +82,26 @@ def _numbers(types: set[str]) -> set[str]:
 # -- keyed state -----------------------------------------------------------------------------------
 
 
-class Shape(msgspec.Struct, frozen=True):
+class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
     """The shape of a kind of keyed state, as it is recorded in a file."""
 
     version: int
     fields: dict[str, str]
     """The types of each field, and of what is in it, such as ``lines[].sku``."""
+    steps: tuple[str, ...] = ()
+    """The names of a saga's steps, in alphabetical order."""
 
 
-def shape_of(cls: type, version: int) -> Shape:
+def shape_of(cls: type, version: int, steps: Iterable[str] = ()) -> Shape:
     """Return the shape of a class; without fields where JSON Schema has no word for one of them."""
     try:
         (reference,), components = msgspec.json.schema_components((cls,))
     except TypeError:
-        return Shape(version, {})
+        return Shape(version, {}, tuple(sorted(steps)))
     found: dict[str, set[str]] = {}
     _walk(reference, components, "", found, frozenset())
-    return Shape(version, {path: " | ".join(sorted(types)) for path, types in found.items()})
+    fields = {path: " | ".join(sorted(types)) for path, types in found.items()}
+    return Shape(version, fields, tuple(sorted(steps)))
 
 
 def why_changed(recorded: Shape, declared: Shape) -> str:
@@ -116,7 +119,8 @@ def why_changed(recorded: Shape, declared: Shape) -> str:
         owner, dot, _ = path.rpartition(".")
         if dot and owner in recorded.fields and _ABSENT not in declared.fields[path].split(" | "):
             return f"its field {path} is new and has no default"
-    return ""
+    gone = sorted(set(recorded.steps) - set(declared.steps))
+    return f"its step {gone[0]} is gone" if gone else ""
 
 
 def _walk(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from oyez.event import EventType
-from oyez.handler import Handler
+from oyez.handler import Handler, Retry
 from oyez.inspection.lint.shapes import Shape
 from oyez.service import Service
 
@@ -100,6 +101,25 @@ def fault(code: str, level: Level, declared: Any, text: str, remedy: str) -> Fau
 def named(handler: Handler) -> str:
     """Return a handler's name for texts."""
     return f"{handler.service}.{handler.name}"
+
+
+def worst_case(handler: Handler) -> float:
+    """Return the seconds until a handler is done with an event, or gives up, at most."""
+    if handler.timeout is None:
+        return math.inf
+    return waits(handler.retry) + handler.retry.attempts * handler.timeout
+
+
+def waits(retry: Retry) -> float:
+    """Return the seconds of all waits between attempts, at most."""
+    total = 0.0
+    for attempt in range(1, retry.attempts):
+        planned = retry.first * retry.factor ** (attempt - 1)
+        if planned >= retry.longest or retry.factor == 1.0:
+            total += min(planned, retry.longest) * (retry.attempts - attempt)
+            break
+        total += planned
+    return total * (1 + retry.jitter)
 
 
 def permitting(handlers: Sequence[Handler], code: str) -> Handler | None:
