@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ def _row_not_found(system: System) -> Found:
                 for handler, event, field in _keys(service, kind)
                 if (types := types_of(event, field))
             ]
-            for (_, one, field, types), (handler, other, another, others) in combinations(keys, 2):
+            for handler, other, another, others in keys[1:]:
+                _, one, field, types = keys[0]
                 if types & others:
                     continue
                 yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -45,6 +46,7 @@ def types_of(kind: EventType, field: str) -> set[str]:
     return set() if found is None else found[1].get(field, set())
 
 
+@lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
 def _fields(cls: type) -> tuple[set[str], dict[str, set[str]]] | None:
     """The required fields, and the JSON types of each; None for a class that msgspec can't read."""
     try:
