@@ -22,7 +22,7 @@ def why_misfit(published: EventType, handled: EventType) -> str:
         return ""
     if handled.version < published.version:
         return f"version {published.version} is published, and {handled.version} is handled"
-    there, here = _fields(published.cls), _fields(handled.cls)
+    there, here = _fields(published), _fields(handled)
     if there is None or here is None:
         return ""
     required, expected = here
@@ -42,15 +42,15 @@ def why_misfit(published: EventType, handled: EventType) -> str:
 
 def types_of(kind: EventType, field: str) -> set[str]:
     """Return the JSON types that a field of an event may have; empty where that is unknown."""
-    found = _fields(kind.cls)
+    found = _fields(kind)
     return set() if found is None else found[1].get(field, set())
 
 
 @lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
-def _fields(cls: type) -> tuple[set[str], dict[str, set[str]]] | None:
+def _fields(kind: EventType) -> tuple[set[str], dict[str, set[str]]] | None:
     """The required fields, and the JSON types of each; None for a class that msgspec can't read."""
     try:
-        (reference,), components = msgspec.json.schema_components((cls,))
+        (reference,), components = msgspec.json.schema_components((kind.cls,))
     except TypeError:
         return None
     schema = _resolved(reference, components)
