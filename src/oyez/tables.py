@@ -271,6 +271,9 @@ ANNOUNCED = """select seq, due, stream, headers, state from oyez_outbox where se
 TIMER_KINDS = "select distinct kind from oyez_timer order by kind"
 STUCK_SAGAS = """select kind, count(*) as sagas, min(key) as key from oyez_saga
  where status = 'stuck' group by kind order by kind"""
+SCHEDULED = f"""select event_id, name, due, key, headers from oyez_outbox
+ where due > 0 and state = {Outbox.WAITING:d} order by due, seq limit :limit"""
+NEXT_TIMERS = "select kind, key, name, due from oyez_timer order by due limit :limit"
 HANDLED_BY = """select event_id, source, handler, seen, state, position, due, attempt, history
  from oyez_inbox where event_id in ({ids})"""
 """``{ids}`` stands for the names of as many parameters as there are event ids."""

@@ -245,6 +245,8 @@ def fresh(tmp_path: Path) -> Iterator[Till]:
         ("dead", "redrive", "nobody", "1"),
         ("dead", "discard", "nobody", "1", "--why", "x"),
         ("lag", "nobody"),
+        ("schedule", "list", "nobody"),
+        ("schedule", "cancel", "nobody", "1"),
         ("run", "nobody"),
         ("publish", "till.paid", '{"sale":"1","cents":1}', "--service", "nobody"),
     ],
@@ -628,6 +630,23 @@ def test_dead_letters_of_a_service_that_is_down(fresh: Till) -> None:
 
 
 # -- lag -------------------------------------------------------------------------------------------
+
+
+def test_a_scheduled_event_is_listed_and_cancelled_once(till: Till) -> None:
+    till.publish("later", 1)
+
+    def listed() -> list[dict[str, Any]]:
+        later = till.json("schedule", "list", "desk", "--limit", "10000")["later"]
+        return [each for each in later if each["key"] == "later"]
+
+    (one,) = until(listed)
+    assert (one["what"], one["kind"], one["name"]) == ("event", "till.reminder", None)
+    assert one["id"] in till.oyez("schedule", "list", "desk", "--limit", "10000")
+    assert till.oyez("schedule", "cancel", "desk", one["id"]) == f"cancelled: desk {one['id']}\n"
+    assert listed() == []
+    error = till.oyez("schedule", "cancel", "desk", one["id"], code=1)
+    assert "it has been published or cancelled" in error
+    assert till.oyez("schedule", "list", "idle") == "nothing is scheduled\n"
 
 
 def test_lag_tells_owners_positions_and_ages(till: Till) -> None:

@@ -22,6 +22,7 @@ _COMMANDS = {
     "tail": "Follow events live.",
     "flow": "Show the journey of an order as a tree.",
     "dead": "List, show, redrive or discard dead letters.",
+    "schedule": "List what is due later, or cancel an event of it.",
     "lag": "Show partitions, owners, positions and lag.",
     "topology": "Show who publishes what and who reacts.",
     "doctor": "Check configuration, files, connections and migrations.",
