@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -222,18 +222,22 @@ class Fails(SqliteStore):
         return await super().fetch(sql, parameters)
 
 
+Start = Callable[[Service], Awaitable[ServiceProcess]]
+
+
 @asynccontextmanager
 async def replicas(
-    path: Path, ambient: VirtualAmbient, count: int, **settings: Any
-) -> AsyncIterator[tuple[list[ServiceProcess], MemoryBroker]]:
+    path: Path, ambient: VirtualAmbient, count: int, service: Service | None = None
+) -> AsyncIterator[tuple[list[ServiceProcess], Start]]:
+    """So many processes of one service on one file, and what starts one more."""
     broker = MemoryBroker(ambient, partitions=4)
     await broker.create("test.outside", 4)
     started: list[ServiceProcess] = []
 
-    for _ in range(count):
+    async def start(service: Service) -> ServiceProcess:
         process = ServiceProcess(
-            make(),
-            ProcessSettings(system="test", **settings),
+            service,
+            ProcessSettings(system="test"),
             broker=broker,
             store=Fails(path, ambient, inline=True, durable=False),
             ambient=ambient,
@@ -241,8 +245,12 @@ async def replicas(
         )
         await process.start()
         started.append(process)
+        return process
+
+    for _ in range(count):
+        await start(service or make())
     try:
-        yield started, broker
+        yield started, start
     finally:
         for process in started:
             if not process.draining:
@@ -261,6 +269,32 @@ async def test_places_are_shared_like_partitions(tmp_path: Path) -> None:
             + [("test.outside", n) for n in range(4)]
             + [(TIMERS, n) for n in range(PLACES)]
         )
+
+
+async def test_places_that_an_older_version_does_not_know_are_not_left_to_it(
+    tmp_path: Path,
+) -> None:
+    """While a deployment replaces replicas one by one; once it is over, shares are equal again."""
+    ambient = VirtualAmbient()
+    older = Service("orders")
+
+    @older.on(Placed)
+    async def placed(event: Placed, tx: Transaction) -> None: ...
+
+    async with replicas(tmp_path / "a.db", ambient, 1, older) as (processes, start):
+        await ambient.advance(5.0)
+        new = await start(make())
+        await ambient.advance(18.0)
+        held = {part for stream, part in new.lanes if stream == TIMERS}
+        assert held == set(range(PLACES))
+        assert new.health.readiness() == []
+        before = dict(new.lanes)
+        await ambient.advance(20.0)
+        assert new.lanes == before
+        await processes[0].drain()
+        await start(make())
+        await ambient.advance(20.0)
+        assert [len(process.lanes) for process in processes[1:]] == [10, 10]
 
 
 async def test_due_timers_that_do_not_fire_fail_readiness(tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ from oyez.transaction import Origin
 
 SWEEP = 0.5
 """Seconds between two sweeps unless the bell rings."""
+ADRIFT = 10.0
+"""Seconds after which a place that no replica takes as its share is taken beyond the share.
+
+Another version of the service may not know the place, while both run.
+"""
 CRASHES = 2
 """What ``crashes`` of `Claims` is for a service; see `Lane`."""
 
@@ -105,6 +110,9 @@ class Claims:
         self._work = work
         self._grace = grace
         self._loop = Loop("claims", self._step, ambient, reports.trouble)
+        self._alive: list[str] = []
+        self._extra: set[Place] = set()
+        """Places that were taken beyond the share since the replicas changed."""
         self._streams: dict[str, int] = {}
         self._runners: dict[Place, Runner] = {}
 
@@ -161,9 +169,12 @@ class Claims:
         for lane in list(self.lanes.values()):
             if lane.idle:
                 await lane.save()
+        if alive != self._alive:
+            self._alive, self._extra = alive, set()
         share = _share(len(wanted), alive, self._owner)
-        if len(self.lanes) > share and _someone_lacks(wanted, cursors, alive):
-            for place in sorted(self.lanes, key=_by_partition)[share:]:
+        shared = sorted(self.lanes.keys() - self._extra, key=_by_partition)
+        if len(shared) > share and _someone_lacks(wanted, cursors, alive):
+            for place in shared[share:]:
                 await self._release(place)
         # A claim in our own name without a lane is one whose answer was lost: claim it again.
         taken_by_others = {
@@ -172,7 +183,11 @@ class Claims:
         free = [place for place in wanted if place not in taken_by_others | self.lanes.keys()]
         since = self._ambient.monotonic()
         self.adrift = {place: self.adrift.get(place, since) for place in free}
-        taken = free[: max(0, share - len(self.lanes))]
+        room = max(0, share - len(self.lanes.keys() - self._extra))
+        taken = free[:room]
+        left = [place for place in free[room:] if since - self.adrift[place] > ADRIFT]
+        self._extra.update(left)
+        taken += left
         if not self._reader and self.relay is None and _RELAY not in taken_by_others:
             taken.append(_RELAY)
         if self._owner in alive:
