@@ -12,8 +12,11 @@ import pytest
 from oyez.config import load
 from oyez.errors import BrokerUnavailable
 from oyez.inspection.lag import as_value, measure_all
-from oyez.ports import Broker, Changes, Record
+from oyez.partitioning import partition_of
+from oyez.ports import Broker, Changes, Record, Writes
 from oyez.project import Project
+from oyez.tables import PLACES, TIMERS
+from oyez.timers import arm
 
 TOML = """
 [system]
@@ -47,6 +50,28 @@ async def project(tmp_path: Path, broker: str = FILE) -> Project:
                 Record(stream="till.desk", key=None, headers={}, data=b"{}") for _ in range(3)
             ])  # fmt: skip
     return found
+
+
+async def test_the_lag_of_timers_is_how_many_are_due(tmp_path: Path) -> None:
+    """Their places are no stream, so no broker is asked about them."""
+    found = await project(tmp_path)
+    now = found.ambient.now()
+    sql = "insert into oyez_cursor (stream, partition) values (:stream, :partition)"
+    places: list[Mapping[str, Any]] = [
+        {"stream": TIMERS, "partition": part} for part in range(PLACES)
+    ]
+    store = found.store("desk")
+    await store.open()
+    due = arm("Order", "a", "one", now - 9, now) + arm("Order", "a", "two", now - 5, now)
+    writes: Writes = [(sql, places), *due, *arm("Order", "a", "three", now + 3600, now)]
+    await store.begin().commit(Changes(writes=writes))
+    await store.close()
+    (desk,) = (await measure_all(found, ["desk"])).services
+    timers = [each for each in desk.partitions if each.stream == TIMERS]
+    part = partition_of("a", PLACES)
+    assert [each.lag for each in timers] == [2 * (n == part) for n in range(PLACES)]
+    assert (timers[part].oldest, timers[part].oldest_known) == (pytest.approx(now - 9), True)
+    assert desk.lag == 4
 
 
 async def test_what_is_known_and_what_is_not(tmp_path: Path) -> None:
