@@ -199,7 +199,8 @@ NEXT_TIMER = """select :{kind} as kind, min(due) as due from oyez_timer
 TAKE_TIMERS = """delete from oyez_timer where part = :part and due <= :now
  and (kind, key, name) in (select kind, key, name from oyez_timer
   where part = :part and kind = :kind and due <= :now order by due limit :limit)
- returning key, name, due"""
+ returning key, name, due, (select s.correlationid from oyez_state s
+  where s.kind = oyez_timer.kind and s.key = oyez_timer.key) as correlationid"""
 AHEAD = "select 1 as found from oyez_timer where part = :part and armed > :latest limit 1"
 SHIFT_TIMERS = """update oyez_timer set due = due - (armed - :now), armed = :now
  where part = :part and armed > :latest and kind <> :calendar"""

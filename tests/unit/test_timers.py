@@ -137,6 +137,23 @@ async def test_a_timer_armed_again_for_the_moment_at_which_it_fired_fires_again(
         assert seen == [now] * 3
 
 
+async def test_what_a_timer_causes_belongs_to_the_journey_of_its_state() -> None:
+    service = make()
+    async with running(service) as system:
+        now = system.ambient.now()
+        async with service.transaction() as tx:
+            (await tx.load(Order, "a")).lapsed = 7
+        async with service.transaction() as tx:
+            tx.execute("update oyez_state set correlationid = 'journey'")
+            for order in "ab":
+                execute(tx, arm("Order", order, "pay", now + 1.0, now))
+        await system.advance(1.0)
+        events = {event.key: event for event in system.history()}
+        assert events["a"].correlationid == "journey"
+        assert events["a"].causationid == "Order/a/pay@2027-01-15T08:00:01.000000Z"
+        assert events["b"].correlationid == events["b"].causationid
+
+
 async def test_after_the_clock_was_set_back_a_timer_waits_no_longer_than_its_time() -> None:
     async with running(make()) as system:
         await system.publish(Placed(order="a"))

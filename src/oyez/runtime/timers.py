@@ -235,6 +235,7 @@ class Timers:
                 row["key"],
                 Timer(kind=kind, key=row["key"], name=row["name"], due=row["due"]),
                 tx.time,
+                row["correlationid"],
             )
             for event_id, row in sorted(named, key=lambda each: each[1]["due"])
         ]
@@ -252,8 +253,29 @@ class Timers:
             if (row["source"], row["handler"]) == (self._source, handler.name)
         }
 
-    def _event(self, handler: Handler, event_id: str, key: str, event: Event, time: str) -> Parked:
+    def _event(
+        self,
+        handler: Handler,
+        event_id: str,
+        key: str,
+        event: Event,
+        time: str,
+        correlationid: str | None = None,
+    ) -> Parked:
         kind = describe(type(event))
+        headers = {
+            "specversion": SPECVERSION,
+            "id": event_id,
+            "source": self._source,
+            "type": kind.name,
+            "time": time,
+            "datacontenttype": JSON,
+            "dataschema": kind.dataschema,
+            "subject": key,
+            "partitionkey": key,
+        }
+        if correlationid is not None:
+            headers["correlationid"] = correlationid
         return Parked(
             event_id=event_id,
             source=self._source,
@@ -266,17 +288,7 @@ class Timers:
             attempt=0,
             history=[],
             key=key,
-            headers={
-                "specversion": SPECVERSION,
-                "id": event_id,
-                "source": self._source,
-                "type": kind.name,
-                "time": time,
-                "datacontenttype": JSON,
-                "dataschema": kind.dataschema,
-                "subject": key,
-                "partitionkey": key,
-            },
+            headers=headers,
             data=msgspec.json.encode(event),
         )
 
