@@ -15,6 +15,8 @@ from oyez.event import SERVICE, EventType, describe
 from oyez.freshness import Known, known_from, pending
 from oyez.handler import Handler, Retry, compile_handler
 from oyez.ports import Kept, Row, Store
+from oyez.saga import Saga
+from oyez.saga_handler import compile_saga
 from oyez.schedule import Missed, Tick, schedule
 from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, committed_here, origin
@@ -28,6 +30,7 @@ R = TypeVar("R", bound=View)
 
 POLL = 0.025
 """Seconds between two looks for an event that another replica may have applied."""
+G = TypeVar("G", bound=Saga)
 
 
 class Bound(Protocol):
@@ -230,6 +233,14 @@ class Service:
                 allow=allow,
             )
         )
+
+    def saga(self, cls: type[G]) -> type[G]:
+        """Run a `Saga` in this service; decorates its class.
+
+        Its handler has the saga's name. Raises DeclarationError.
+        """
+        self._add(compile_saga(cls, self.name))
+        return cls
 
     def provides(self, function: F) -> F:
         """Register a function that provides handler parameters of its return type.

@@ -104,7 +104,7 @@ class Fold:
         opened = self._opened.get(place)
         if opened is not None:
             value = opened[1]
-            if not _is_deleted(value):
+            if not is_deleted(value):
                 return value
             value = kind.open(Kept(kind=kind.name, key=key))
         else:
@@ -217,7 +217,7 @@ class StateType(msgspec.Struct, frozen=True):
 
     def close(self, value: Any, row: Kept) -> Kept | None:
         """See `Keyed.close`."""
-        if _is_deleted(value):
+        if is_deleted(value):
             if not row.version:
                 return None
             return Kept(kind=row.kind, key=row.key, version=row.version)
@@ -389,5 +389,6 @@ def _checked(key: object, field: str, kind: str) -> str:
     return text
 
 
-def _is_deleted(value: Any) -> bool:
+def is_deleted(value: Any) -> bool:
+    """Return whether it is keyed state whose row is to be deleted."""
     return isinstance(value, State) and "deleted" in value.__dict__

@@ -11,7 +11,8 @@ A store creates nine tables; `STEPS` in each store module has the columns in its
 - ``oyez_dead``: dead letters.
 - ``oyez_state``: keyed state, by (kind, key); see `oyez.state`. A saga's rows have a ``status`` as
   well, and are also the view ``oyez_saga``.
-- ``oyez_saga_log``: one row for each transition of a saga.
+- ``oyez_saga_log``: one row for each transition of a saga, by (kind, key, version), where
+  ``version`` is the number of the transition.
 - ``oyez_timer``: what is to happen at a time, by (kind, key, name). ``part`` is the place
   (``oyez:timers``) that fires it, ``armed`` the time at which it was set.
 - ``oyez_migration``: the migrations that have run, and marks of Oyez's own (names with ``oyez:``).
@@ -241,6 +242,18 @@ DELETE_MARKS = """delete from oyez_migration where name = :name
 APPLIED = f"""select count(*) as applied from oyez_inbox
  where reader = :reader and handler = :reader and event_id = :event_id and source = :source
   and state = {Inbox.HANDLED:d}"""
+
+# -- sagas -----------------------------------------------------------------------------------------
+
+LOG_SAGA = """insert into oyez_saga_log (kind, key, version, at, event_id, type, step, outputs)
+ values (:kind, :key, :number, :at, :event_id, :type, :step, :outputs)"""
+SAGA_LOG = """select version as number, at, event_id, type, step, outputs from oyez_saga_log
+ where kind = :kind and key = :key order by version"""
+FORGET_SAGA = "delete from oyez_saga_log where kind = :kind and key = :key"
+_ENDED = """(kind, key) in
+ (select kind, key from oyez_state where ended < :then order by ended limit 1000)"""
+DELETE_ENDED_LOG = f"delete from oyez_saga_log where {_ENDED}"
+DELETE_ENDED = f"delete from oyez_state where {_ENDED} and ended < :then returning key"
 
 # -- marks -----------------------------------------------------------------------------------------
 

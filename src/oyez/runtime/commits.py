@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from oyez.ambient import Ambient
-from oyez.ports import Changes, Claim, Store
-from oyez.transaction import Announcer, UnitOfWork
+from oyez.envelope import format_time, open_record
+from oyez.errors import InvalidEvent
+from oyez.event import describe
+from oyez.ports import Changes, Claim, Parked, Store
+from oyez.saga import CommandDied
+from oyez.transaction import Announcer, Origin, UnitOfWork
 
 
 class Commits:
@@ -35,3 +39,28 @@ class Commits:
         """Commit changes of Oyez's own. Raises what `StoreTransaction.commit` raises."""
         changes.time = self._ambient.now()
         await self.store.begin().commit(changes)
+
+    def tell_sender(self, changes: Changes, event: Parked, kind: str, reason: str) -> None:
+        """Announce to the sender of a command that it becomes a dead letter with these changes.
+
+        ``kind`` is its type. Any other event, and one from another system, is left alone.
+        """
+        try:
+            envelope = open_record(event.headers, event.data)
+        except InvalidEvent:
+            return
+        system = self._announcer.source.rpartition("/")[0]
+        home, _, sender = envelope.source.rpartition("/")
+        key = envelope.key
+        if (
+            envelope.recipient is None
+            or kind == describe(CommandDied).name
+            or home != system
+            or key is None
+        ):
+            return
+        died = CommandDied(command_id=envelope.id, type=kind, key=key, reason=reason)
+        time = format_time(self._ambient.now())
+        changes.announced.append(
+            self._announcer.announce(died, Origin.of(envelope), time, 0.0, key, recipient=sender)
+        )

@@ -188,6 +188,7 @@ class Execution:
                     reader=event.reader,
                 )
             )
+            self._commits.tell_sender(changes, event, kind, result.reason)
             await lane.commit(changes, position)
             if event.seq:
                 lane.chains.remove(event.chain)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.ports import Changes, Store
+from oyez.ports import Changes, Store, Writes
 from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
 from oyez.tables import INBOX_RETENTION
 
 DEAD_RETENTION = 90 * 86_400.0
 """Seconds for which redriven and discarded dead letters are kept."""
+SAGA_RETENTION = 7 * 86_400.0
+"""Seconds for which sagas that have ended are kept, with their logs."""
 ROUND = 60.0
 """Seconds between two rounds."""
 
 
 class Housekeeping:
-    """The retention of inbox rows and of settled dead letters."""
+    """The retention of inbox rows, of settled dead letters and of sagas that have ended."""
 
     def __init__(self, store: Store, ambient: Ambient, reports: Reports) -> None:
         self._store = store
@@ -34,22 +38,25 @@ class Housekeeping:
     async def keep(self) -> None:
         """Delete the rows that have expired."""
         now = self._ambient.now()
-        for sql, age in (
-            (tables.DELETE_HANDLED, INBOX_RETENTION),
-            (tables.DELETE_SETTLED_LETTERS, DEAD_RETENTION),
+        for age, statements in (
+            (INBOX_RETENTION, [tables.DELETE_HANDLED]),
+            (DEAD_RETENTION, [tables.DELETE_SETTLED_LETTERS]),
+            (SAGA_RETENTION, [tables.DELETE_ENDED_LOG, tables.DELETE_ENDED]),
         ):
-            while await self._delete(sql, now - age):
+            while await self._delete(statements, now - age):
                 await self._ambient.sleep(0)  # other transactions may write between two rounds
 
     async def _step(self) -> float:
         await self.keep()
         return ROUND
 
-    async def _delete(self, sql: str, then: float) -> bool:
-        """Delete a bounded number of rows; return whether there were any."""
+    async def _delete(self, statements: Sequence[str], then: float) -> bool:
+        """Delete a bounded number of rows; return whether the last statement found any."""
+        *before, last = statements
         begun = self._store.begin()
         try:
-            deleted = await begun.fetch(sql, {"then": then}, [])
+            writes: Writes = [(sql, [{"then": then}]) for sql in before]
+            deleted = await begun.fetch(last, {"then": then}, writes)
             await begun.commit(Changes(time=self._ambient.now()))
         finally:
             await begun.rollback()

@@ -118,6 +118,7 @@ create table oyez_state (
   primary key (kind, key)
 ) without rowid;
 create index oyez_state_status on oyez_state (kind, status, changed) where status is not null;
+create index oyez_state_ended on oyez_state (ended) where ended is not null;
 create view oyez_saga as
  select kind, key, version, shape, data, changed, status, step, started, ended, correlationid
  from oyez_state where status is not null;
