@@ -15,6 +15,7 @@ from oyez.service import Service
 from oyez.state import State, migrates
 from oyez.transaction import After, Transaction
 from oyez.view import GONE, Gone, View, applies
+from oyez.window import Window
 
 __all__ = [
     "GONE",
@@ -33,6 +34,7 @@ __all__ = [
     "Tick",
     "Transaction",
     "View",
+    "Window",
     "applies",
     "event",
     "migrates",

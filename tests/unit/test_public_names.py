@@ -36,6 +36,7 @@ def test_oyez() -> None:
         "Tick",
         "Transaction",
         "View",
+        "Window",
         "applies",
         "event",
         "migrates",
