@@ -281,6 +281,16 @@ class WindowType(msgspec.Struct, frozen=True):
         """The kind of its rows."""
         return self.state.name
 
+    @property
+    def cls(self) -> type[Any]:
+        """The class."""
+        return self.state.cls
+
+    @property
+    def version(self) -> int:
+        """The version of its fields."""
+        return self.state.version
+
     def open(self, row: Kept) -> Windows:
         """See `oyez.state.Keyed.open`."""
         windows = Windows(self, row.key)
@@ -585,6 +595,7 @@ def compile_window(
     correlation = Correlation(
         kind,
         lambda event, key: event.key if type(event) is Timer else own.key_of(event, key),
+        own.by,
     )
     declared = Declared(
         place=place,
@@ -637,7 +648,9 @@ def _fold(cls: type[Window], time_of: Callable[[Any, Envelope], int]) -> Callabl
                     tx.execute(sql, **row)
         return found
 
-    vars(fold)["__wrapped__"] = cls  # where its declaration is, for whoever points to it
+    # Whoever points to it, or asks what it returns, means the class.
+    vars(fold)["__wrapped__"] = cls
+    fold.__annotations__ = {}
     return fold
 
 

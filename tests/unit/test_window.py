@@ -21,6 +21,8 @@ from oyez import Event, Service
 from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import DeclarationError, InvalidEvent, NewerState, StateMismatch
 from oyez.event import MAX_DATA
+from oyez.inspection.lint import check
+from oyez.inspection.lint.system import System
 from oyez.ports import Batch, Kept, Position, Record
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
@@ -711,7 +713,13 @@ class TestSubscribed:
         service.window(Sensor, At, time="at")
         (handler,) = service.handlers
         assert [kind.cls for kind in handler.publishes] == [Closed, Told]
-        assert inspect.getsourcelines(handler.function) == inspect.getsourcelines(Sensor)
+        (fault,) = (
+            each
+            for each in check(System({"desk": service}, name="shop"))
+            if "nobody publishes test.at" in each.text
+        )
+        assert fault.file == inspect.getsourcefile(Sensor)
+        assert fault.line == inspect.getsourcelines(Sensor)[1]
 
 
 def measuring() -> Service:

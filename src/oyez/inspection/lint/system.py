@@ -91,6 +91,7 @@ class System:
 
 def fault(code: str, level: Level, declared: Any, text: str, remedy: str) -> Fault:
     """Return a fault at the place where ``declared``, a class or function, is declared."""
+    declared = inspect.unwrap(declared)  # to the class that a handler was made of
     try:
         file, line = inspect.getsourcefile(declared) or "", inspect.getsourcelines(declared)[1]
     except (OSError, TypeError):
