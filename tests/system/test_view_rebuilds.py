@@ -14,6 +14,10 @@ import asyncpg
 import pytest
 import viewed
 
+from oyez import tables
+from oyez.errors import Stale
+from oyez.ports import Changes
+from oyez.runtime import views
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 from servers import server
@@ -89,3 +93,56 @@ async def test_a_view_that_is_killed_while_it_is_filled_equals_its_history(
             assert found == wanted
         (kept,) = await process.store.fetch("select count(*) as rows from oyez_state", {})
         assert kept["rows"] == len(expected)
+
+
+async def test_a_version_takes_the_place_of_another_and_gives_it_back(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await viewed.publish(tmp_path, 500)
+    shown = 'select * from order_weights order by "order" limit 1'
+    async with viewed.process(tmp_path, store) as process:
+        await caught_up(process)
+        (row,) = await process.store.fetch(shown, {})
+        assert list(row) == ["order", "cents", "note", "times", "heavy", "weights"]
+        (last,) = await process.store.fetch("select event_id, source from oyez_inbox limit 1", {})
+        token = f"{last['source']};{last['event_id']}"
+        found = await process.service.read(viewed.Orders, row["order"], after=token)
+        assert found is not None
+        assert viewed.view_of(viewed.Orders).values(found) == row
+        unknown = f"{last['source']};{process.ambient.new_id()}"
+        with pytest.raises(Stale):
+            await process.service.read(viewed.Orders, row["order"], after=unknown, wait=0.05)
+    async with viewed.process(tmp_path, store, view=viewed.Newer) as process:
+        await active(process, 2)
+        (row,) = await process.store.fetch(shown, {})
+        assert list(row) == ["order", "cents"]
+        assert await views.go_back(process.store, "order_weights", process.ambient.now()) == 1
+        await active(process, 1)
+        (row,) = await process.store.fetch(shown, {})
+        assert len(row) == 6
+        monkeypatch.setattr(views, "KEPT", 0.0)
+        assert await views.drop_old(process.store, "order_weights", process.ambient) == []
+        mark = {"name": "oyez:view:order_weights", "mark": "2", "now": 0.0}
+        again = [*views.showing("order_weights", 2), (tables.CHANGE_MARK, [mark])]
+        await process.store.begin().commit(Changes(writes=again))
+        assert await views.drop_old(process.store, "order_weights", process.ambient) == [1]
+        for table, column in (
+            ("oyez_state", "kind"),
+            ("oyez_inbox", "reader"),
+            ("oyez_cursor", "reader"),
+            ("oyez_migration", "name"),
+        ):
+            sql = f"select count(*) as rows from {table} where {column} like '%weights@1%'"
+            assert await process.store.fetch(sql, {}) == [{"rows": 0}]
+    async with viewed.process(tmp_path, store) as process:
+        await caught_up(process)
+        rows = await process.store.fetch('select * from order_weights__1 order by "order"', {})
+        assert rows == viewed.folded(500)
+
+
+async def active(process: ServiceProcess, version: int) -> None:
+    """Wait until that version is the active one."""
+    end = time.monotonic() + DEADLINE
+    while process.views.versions["order_weights"].active != version:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)

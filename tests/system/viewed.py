@@ -59,9 +59,18 @@ class Orders(View, table="order_weights", key="order", index=("cents",)):
         self.heavy = event.grams > 900
 
 
-def desk() -> Service:
+class Newer(View, table="order_weights", key="order", version=2):
+    order: str
+    cents: int = 0
+
+    @applies
+    def placed(self, event: Placed) -> None:
+        self.take(event)
+
+
+def desk(view: type[View] = Orders) -> Service:
     service = Service("desk")
-    service.view(Orders)
+    service.view(view)
     return service
 
 
@@ -125,11 +134,11 @@ def broker_in(folder: Path):  # type: ignore[no-untyped-def]
 
 @asynccontextmanager
 async def process(
-    folder: Path, store: str, signals: Signals | None = None
+    folder: Path, store: str, signals: Signals | None = None, view: type[View] = Orders
 ) -> AsyncIterator[ServiceProcess]:
     ambient = SystemAmbient()
     made = ServiceProcess(
-        desk(),
+        desk(view),
         ProcessSettings(system="test", partitions=PARTITIONS, lease=0.6, root=folder),
         broker=broker_in(folder),
         store=connect_store(store, ambient, root=folder),
