@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -22,6 +23,14 @@ from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 from servers import server
 
+TOML = """[system]
+name = "test"
+broker = "embedded:events.db"
+
+[services.desk]
+app = "desk:service"
+store = "{store}"
+"""
 PARKED = "select count(*) as parked from oyez_inbox where state > 0"
 DEADLINE = 200.0
 """Seconds that a test waits, at most, for what must come."""
@@ -98,6 +107,8 @@ async def test_a_view_that_is_killed_while_it_is_filled_equals_its_history(
 async def test_a_version_takes_the_place_of_another_and_gives_it_back(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    assert await asyncio.to_thread(oyez, tmp_path, "view", "list") == "no views\n"
     await viewed.publish(tmp_path, 500)
     shown = 'select * from order_weights order by "order" limit 1'
     async with viewed.process(tmp_path, store) as process:
@@ -116,8 +127,13 @@ async def test_a_version_takes_the_place_of_another_and_gives_it_back(
         await active(process, 2)
         (row,) = await process.store.fetch(shown, {})
         assert list(row) == ["order", "cents"]
-        assert await views.go_back(process.store, "order_weights", process.ambient.now()) == 1
+        assert await listed(tmp_path) == [(1, "old", 0, False), (2, "active", 0, True)]
+        table = await asyncio.to_thread(oyez, tmp_path, "view", "list")
+        assert "no replica reads it" in table
+        said = await asyncio.to_thread(oyez, tmp_path, "view", "back", "desk", "order_weights")
+        assert said == "order_weights shows version 1\n"
         await active(process, 1)
+        assert await listed(tmp_path) == [(1, "active", 0, False), (2, "left", 0, True)]
         (row,) = await process.store.fetch(shown, {})
         assert len(row) == 6
         monkeypatch.setattr(views, "KEPT", 0.0)
@@ -138,6 +154,27 @@ async def test_a_version_takes_the_place_of_another_and_gives_it_back(
         await caught_up(process)
         rows = await process.store.fetch('select * from order_weights__1 order by "order"', {})
         assert rows == viewed.folded(500)
+
+
+def oyez(folder: Path, *arguments: str) -> str:
+    """What a command prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "oyez", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def listed(folder: Path) -> list[tuple[int, str, int, bool]]:
+    """What is listed of each version: its number, its state, what it lacks, whether it is read."""
+    found = json.loads(await asyncio.to_thread(oyez, folder, "view", "list", "desk", "--json"))
+    assert {each["view"] for each in found["views"]} == {"order_weights"}
+    return [(v["version"], v["state"], v["behind"], v["read"]) for v in found["views"]]
 
 
 async def active(process: ServiceProcess, version: int) -> None:
