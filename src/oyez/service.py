@@ -101,6 +101,11 @@ class Service:
             found.extend(handler.publishes)
         return tuple({kind.name: kind for kind in found}.values())
 
+    @property
+    def subscriptions(self) -> list[Handler]:
+        """Its handlers, and those that apply the events of its views."""
+        return [*self.handlers, *self.views.values()]
+
     def on(
         self,
         *events: type,

@@ -409,6 +409,7 @@ def compile_view(kind: ViewType, service: str) -> Handler:
     async def apply_event(event: object, entry: Entry) -> None:
         entry.apply(event)
 
+    vars(apply_event)["__wrapped__"] = kind.cls  # where it is declared, for `inspect`
     return Handler(
         service=service,
         name=kind.name,

@@ -9,6 +9,9 @@ import pytest
 
 from oyez import GONE, Event, Gone, Service, View, applies
 from oyez.errors import DeclarationError, StateMismatch
+from oyez.inspection.lint import check
+from oyez.inspection.lint.system import System
+from oyez.inspection.topology import flows
 from oyez.ports import Kept
 from oyez.state import Fold
 from oyez.view import apply, compile_view, is_view, view_of
@@ -322,3 +325,13 @@ class TestDeclared:
             service.view(Placed)  # type: ignore[type-var]
         assert is_view(Orders)
         assert not is_view(View)
+
+    def test_a_view_is_a_subscription_of_its_service(self) -> None:
+        till, desk = Service("till", publishes=(Placed, Shipped)), Service("desk")
+        desk.view(Orders)
+        found = flows([till, desk])
+        assert found["test.placed"].handlers == (("desk", "view:orders_seen@2"),)
+        (fault,) = check(System({"till": till, "desk": desk}, name="test"))
+        assert fault.code == "E02"
+        assert "test.erased" in fault.text
+        assert fault.file == __file__

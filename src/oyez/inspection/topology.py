@@ -74,7 +74,7 @@ def flows(services: Iterable[Service]) -> dict[str, Flow]:
     for service in services:
         for kind in service.publishes:
             published.setdefault(kind.name, []).append((service.name, kind))
-        for handler in service.handlers:
+        for handler in service.subscriptions:
             for kind in handler.events:
                 if kind.name in MADE_HERE:
                     continue

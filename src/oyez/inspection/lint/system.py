@@ -72,7 +72,7 @@ class System:
         for service in services.values():
             for kind in service.publishes:
                 self.published.setdefault(kind.name, {})[service.name] = kind
-            for handler in service.handlers:
+            for handler in service.subscriptions:
                 for kind in handler.events:
                     if kind.name.startswith(OWN):
                         continue
