@@ -186,6 +186,10 @@ DELETE_SETTLED_LETTERS = f"""delete from oyez_dead where id in
 STATE = """select version, shape, data from oyez_state
  where kind = :kind and key = :key and version > 0"""
 
+STATES = """select key, version, shape, data from oyez_state
+ where kind = :kind and key > :after and version > 0 order by key limit :limit"""
+COUNT_STATE = "select count(*) as rows from oyez_state where kind = :kind"
+
 # -- timers ----------------------------------------------------------------------------------------
 
 ARM = """insert into oyez_timer (kind, key, name, due, part, armed)
@@ -235,6 +239,10 @@ DELETE_STATE = """delete from oyez_state where kind = :kind and key in
 LAST_READ = "select coalesce(max(seq), 0) as last from oyez_inbox"
 DELETE_READ = """delete from oyez_inbox
  where reader = :reader and seq > :after and seq <= :last"""
+UNAPPLIED = f"""select event_id, source from oyez_inbox
+ where reader = :reader and state > {Inbox.HANDLED:d}
+ union select event_id, source from oyez_dead
+ where reader = :reader and state <> '{Letter.REDRIVEN}'"""
 DELETE_CURSORS = "delete from oyez_cursor where reader = :reader"
 DELETE_MARKS = """delete from oyez_migration where name = :name
  or substr(name, 1, length(cast(:name as text)) + 2) = cast(:name as text) || ' ('"""

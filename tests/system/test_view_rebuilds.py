@@ -156,8 +156,8 @@ async def test_a_version_takes_the_place_of_another_and_gives_it_back(
         assert rows == viewed.folded(500)
 
 
-def oyez(folder: Path, *arguments: str) -> str:
-    """What a command prints."""
+def oyez(folder: Path, *arguments: str, code: int = 0) -> str:
+    """What a command prints that ends with ``code``."""
     done = subprocess.run(
         [sys.executable, "-m", "oyez", *arguments],
         cwd=folder,
@@ -166,7 +166,7 @@ def oyez(folder: Path, *arguments: str) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -183,3 +183,36 @@ async def active(process: ServiceProcess, version: int) -> None:
     while process.views.versions["order_weights"].active != version:
         assert time.monotonic() < end
         await asyncio.sleep(0.02)
+
+
+async def test_drift_is_found(tmp_path: Path, store: str) -> None:
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    (tmp_path / "desk.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(viewed.__file__).parent)!r})\n"
+        "from viewed import desk\nservice = desk()\n"
+    )
+    await viewed.publish(tmp_path, 3000)
+    async with viewed.process(tmp_path, store) as process:
+        await caught_up(process)
+        said = await asyncio.to_thread(oyez, tmp_path, "view", "verify", "desk", "order_weights")
+        assert said == "150 rows of order_weights version 1 are what the history says\n"
+        verify = ("view", "verify", "desk", "order_weights", "--json")
+        said = await asyncio.to_thread(oyez, tmp_path, *verify, "--sample", "15")
+        assert 0 < json.loads(said)["rows"] < 75
+        table = "order_weights__1"
+        drifts = [
+            f"""update {table} set cents = -7 where "order" = 'o000001'""",
+            f"""delete from {table} where "order" = 'o000002'""",
+            f"""insert into {table} ("order", cents) values ('stray', 1)""",
+        ]
+        await process.store.begin().commit(Changes(writes=[(sql, [{}]) for sql in drifts]))
+        said = await asyncio.to_thread(oyez, tmp_path, *verify, code=1)
+        found = json.loads(said)["differences"]
+        assert [(each["key"], each["field"]) for each in found] == [
+            ("o000001", "cents"),
+            ("o000002", ""),
+            ("stray", ""),
+        ]
+        assert found[0]["found"] == -7
+        said = await asyncio.to_thread(oyez, tmp_path, *verify, "--key", "o000003")
+        assert json.loads(said)["rows"] == 1

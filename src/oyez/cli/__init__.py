@@ -23,7 +23,7 @@ _COMMANDS = {
     "flow": "Show the journey of an order as a tree.",
     "dead": "List, show, redrive or discard dead letters.",
     "schedule": "List what is due later, or cancel an event of it.",
-    "view": "List views and their versions, or go back a version.",
+    "view": "List views, compare one with the history, or go back a version.",
     "lag": "Show partitions, owners, positions and lag.",
     "topology": "Show who publishes what and who reacts.",
     "doctor": "Check configuration, files, connections and migrations.",

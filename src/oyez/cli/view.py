@@ -1,4 +1,4 @@
-"""``oyez view``: the views of services, their versions, and the way back to the one before."""
+"""``oyez view``: the views of services, their versions and drift, and the way back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from rich.text import Text
 
 from oyez.cli.invocation import json_option, refuse, run_async
 from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
+from oyez.errors import OyezError
+from oyez.inspection.drift import as_value as as_json_value
+from oyez.inspection.drift import verify
 from oyez.inspection.views import ViewVersion, as_value, list_views
 from oyez.project import Project
 from oyez.runtime.views import go_back
 
+_SHOWN = 20
+"""The number of differing fields that are printed as a table."""
+
 
 @click.group("view")
 def command() -> None:
-    """List views and their versions, or go back to the version before.
+    """List views and their versions, compare one with the history, or go back a version.
 
     These commands open the service's store themselves, whether the service runs or not.
     """
@@ -64,6 +70,44 @@ def _note(each: ViewVersion) -> Cell:
     if each.missing:
         return Text(f"retention has deleted its first {each.missing} records", style="red")
     return None if each.read else "no replica reads it"
+
+
+@command.command("verify")
+@click.argument("service")
+@click.argument("view")
+@click.option(
+    "--sample", type=click.IntRange(1, 100_000_000), default=1_000, help="About so many rows."
+)
+@click.option("--key", help="The row of this key alone.")
+@json_option
+def verify_(service: str, view: str, sample: int, key: str | None, as_json: bool) -> None:
+    """Compare rows of VIEW with the history, and print the fields that differ.
+
+    It reads the whole history, and folds the events of some keys in memory. Exit code 1 if any row
+    differs.
+    """
+    found = run_async(verify(Project.open(), service, view, sample=sample, key=key))
+    for gap in found.gaps:
+        warn(str(gap))
+    if as_json:
+        print_json(as_json_value(found))
+    elif found.differences:
+        shown = found.differences[:_SHOWN]
+        print_table(
+            "KEY FIELD HISTORY VIEW".split(),
+            [
+                [each.key, each.field or "(row)", repr(each.expected), repr(each.found)]
+                for each in shown
+            ],
+        )
+    rows = len({each.key for each in found.differences})
+    if found.differences:
+        raise OyezError(
+            f"{rows} of {found.rows} rows of {view} version {found.version} differ from the "
+            "history: raise its version, so that it is filled again"
+        )
+    if not as_json:
+        print_line(f"{found.rows} rows of {view} version {found.version} are what the history says")
 
 
 @command.command("back")

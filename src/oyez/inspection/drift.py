@@ -1,0 +1,235 @@
+"""Compares a view with its history: folds the history again, in memory, for some of its rows.
+
+The rows are a sample by the checksum of their keys, so a row that is missing is found as well. A
+row that changes meanwhile is left out: the rest is compared as of the same positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from oyez import tables
+from oyez.contract import decode
+from oyez.envelope import open_record
+from oyez.errors import ConfigurationError, EventError
+from oyez.inspection import history
+from oyez.inspection.reach import Gap
+from oyez.ports import Broker, Kept, Position, Store
+from oyez.project import Project
+from oyez.service import Service
+from oyez.view import GONE, ViewType, apply
+
+_PAGE = 5_000
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A field of a row that is not what the history says."""
+
+    key: str
+    field: str
+    """Empty for a row that is there and should not be, or the other way round."""
+    expected: Any
+    found: Any
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a comparison."""
+
+    view: str
+    version: int
+    rows: int
+    """The number of rows compared, those included that neither side has any more."""
+    left_out: int
+    """The number of rows that changed meanwhile."""
+    differences: tuple[Difference, ...]
+    gaps: tuple[Gap, ...]
+    """Partitions whose last records were deleted by retention."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The chosen rows of a view, with the positions that they are as of."""
+
+    rows: dict[str, Any]
+    columns: dict[str, dict[str, Any]]
+    places: dict[history.Place, Position]
+    unapplied: set[tuple[str, str]]
+    """Parked events and dead letters: (event id, source)."""
+    moved: set[str]
+    """Keys whose rows changed meanwhile."""
+
+
+async def verify(
+    project: Project, service: str, view: str, *, sample: int = 1_000, key: str | None = None
+) -> Verified:
+    """Compare about ``sample`` rows of a view, or the one of ``key``, with the history.
+
+    It reads the whole history. Raises ConfigurationError where the service's code has no such view,
+    StoreError and BrokerError.
+    """
+    code = project.service(service)
+    kind = _kind(code, view)
+    async with project.opened_store(service) as store, project.opened_broker(service) as broker:
+        chosen = await _chooser(store, kind, sample, key)
+        snapshot = await _snapshot(store, kind, chosen)
+        short: list[history.Place] = []
+        expected = await _fold(code, kind, broker, snapshot, chosen, short)
+    keys = {*expected, *snapshot.rows, *snapshot.columns} - snapshot.moved
+    found = [
+        difference
+        for each in sorted(keys)
+        for difference in _differences(kind, each, expected.get(each), snapshot)
+    ]
+    return Verified(
+        view=view,
+        version=kind.version,
+        rows=len(keys),
+        left_out=len(snapshot.moved),
+        differences=tuple(found),
+        gaps=tuple(history.deleted(short)),
+    )
+
+
+def _kind(service: Service, view: str) -> ViewType:
+    for kind in service.views:
+        if kind.view == view:
+            return kind
+    known = ", ".join(kind.view for kind in service.views) or "none"
+    raise ConfigurationError(f"service {service.name} has no view {view}; its views: {known}")
+
+
+async def _chooser(
+    store: Store, kind: ViewType, sample: int, key: str | None
+) -> Callable[[str], bool]:
+    if key is not None:
+        return lambda each: each == key
+    (row,) = await store.fetch(tables.COUNT_STATE, {"kind": kind.name})
+    every = max(1, row["rows"] // sample)
+    return lambda each: crc32(each.encode()) % every == 0
+
+
+async def _snapshot(store: Store, kind: ViewType, chosen: Callable[[str], bool]) -> Snapshot:
+    before = await _state(store, kind, chosen)
+    reader = {"reader": kind.name}
+    cursors = await store.fetch(tables.CURSORS, reader)
+    unapplied = await store.fetch(tables.UNAPPLIED, reader)
+    columns = await _columns(store, kind, chosen)
+    after = await _state(store, kind, chosen)
+    return Snapshot(
+        rows={key: kind.open(row).row for key, row in before.items()},
+        columns=columns,
+        places={(row["stream"], row["partition"]): row["position"] for row in cursors},
+        unapplied={(row["event_id"], row["source"]) for row in unapplied},
+        moved={
+            key
+            for key in {*before, *after}
+            if key not in before or key not in after or before[key].version != after[key].version
+        },
+    )
+
+
+async def _state(store: Store, kind: ViewType, chosen: Callable[[str], bool]) -> dict[str, Kept]:
+    found: dict[str, Kept] = {}
+    after = ""
+    while True:
+        asked = {"kind": kind.name, "after": after, "limit": _PAGE}
+        page = await store.fetch(tables.STATES, asked)
+        for row in page:
+            if chosen(row["key"]):
+                found[row["key"]] = Kept(kind=kind.name, **row)
+        if len(page) < _PAGE:
+            return found
+        after = page[-1]["key"]
+
+
+async def _columns(
+    store: Store, kind: ViewType, chosen: Callable[[str], bool]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    after = ""
+    sql = (
+        f'select * from {kind.table} where "{kind.key_field}" > :after'
+        f' order by "{kind.key_field}" limit :limit'
+    )
+    while True:
+        page = await store.fetch(sql, {"after": after, "limit": _PAGE})
+        found.update((row[kind.key_field], row) for row in page if chosen(row[kind.key_field]))
+        if len(page) < _PAGE:
+            return found
+        after = page[-1][kind.key_field]
+
+
+async def _fold(
+    service: Service,
+    kind: ViewType,
+    broker: Broker,
+    snapshot: Snapshot,
+    chosen: Callable[[str], bool],
+    short: list[history.Place],
+) -> dict[str, Any]:
+    """Return the rows of the chosen keys as the history says, None for those that are gone."""
+    handler = service.views[kind]
+    (correlation,) = handler.states
+    kinds = {each.name: each for each in handler.events}
+    rows: dict[str, Any] = {}
+    seen = set(snapshot.unapplied)
+    async for _, record in history.merged([(None, broker, snapshot.places)], short):
+        if history.attributes(record).get("type") not in kinds:
+            continue
+        try:
+            envelope = open_record(record.headers, record.data)
+            event = decode(kinds[envelope.type], envelope.data, envelope.dataschema)
+            key = correlation.key_of(event, envelope.key)
+        except EventError:
+            continue  # a dead letter
+        identity = (envelope.id, envelope.source)
+        if not chosen(key) or identity in seen:
+            continue
+        seen.add(identity)
+        row = apply(kind, rows.get(key), event, key)
+        rows[key] = None if row is GONE else row
+    return rows
+
+
+def _differences(
+    kind: ViewType, key: str, expected: Any, snapshot: Snapshot
+) -> Iterator[Difference]:
+    row, columns = snapshot.rows.get(key), snapshot.columns.get(key)
+    for found in (row, columns):
+        if (expected is None) != (found is None):
+            yield Difference(key=key, field="", expected=_plain(expected), found=_plain(found))
+            return
+    if expected is None:
+        return
+    wanted = kind.values(expected)
+    assert columns is not None
+    for column in kind.columns:
+        mine, theirs = getattr(expected, column.name), getattr(row, column.name)
+        if mine != theirs:
+            yield Difference(
+                key=key, field=column.name, expected=_plain(mine), found=_plain(theirs)
+            )
+        elif wanted[column.name] != columns[column.name]:
+            yield Difference(
+                key=key,
+                field=column.name,
+                expected=_plain(wanted[column.name]),
+                found=_plain(columns[column.name]),
+            )
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def as_value(verified: Verified) -> dict[str, Any]:
+    """Return the result as a value for JSON."""
+    value = msgspec.structs.asdict(verified)
+    return {
+        **{name: each for name, each in value.items() if name != "gaps"},
+        "differences": [msgspec.structs.asdict(each) for each in verified.differences],
+        "gaps": [str(gap) for gap in verified.gaps],
+    }
