@@ -554,6 +554,14 @@ def saga_kind(cls: type) -> SagaType:
     return kind
 
 
+def read_progress(data: bytes) -> Progress:
+    """Return where the instance of a row stands, without its class. Raises StateMismatch."""
+    try:
+        return _decode(data).progress
+    except msgspec.MsgspecError as error:
+        raise StateMismatch(f"the row of a saga can't be read: {error}") from error
+
+
 def correlation(kind: SagaType) -> Correlation:
     """Return how events find their instance. Raises DeclarationError where one can't."""
 

@@ -257,6 +257,14 @@ LOG_SAGA = """insert into oyez_saga_log (kind, key, version, at, event_id, type,
  values (:kind, :key, :number, :at, :event_id, :type, :step, :outputs)"""
 SAGA_LOG = """select version as number, at, event_id, type, step, outputs from oyez_saga_log
  where kind = :kind and key = :key order by version"""
+_SAGAS = """select kind, key, status, step, started, ended, changed, correlationid{more}
+ from oyez_saga"""
+SAGAS = f"""{_SAGAS.format(more="")}
+ where changed <= :before and (status = :status or (status <> 'ended'
+  and cast(:status as text) = '')) order by changed, kind, key limit :limit"""
+"""The sagas of a status; with an empty one, those that have not ended."""
+SAGAS_OF_KEY = f"{_SAGAS.format(more=', data')} where key = :key order by kind"
+TIMERS_OF = "select name, due from oyez_timer where kind = :kind and key = :key order by due"
 FORGET_SAGA = "delete from oyez_saga_log where kind = :kind and key = :key"
 _ENDED = """(kind, key) in
  (select kind, key from oyez_state where ended < :then order by ended limit 1000)"""

@@ -1,0 +1,241 @@
+"""The instances of a system's sagas, running or not: listed, shown, and set going again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from oyez import tables
+from oyez.errors import ConfigurationError, NotCreated, OyezError
+from oyez.inspection.form import utc_time
+from oyez.inspection.reach import Gap
+from oyez.ports import Row
+from oyez.project import Project
+from oyez.saga import Outputs, Progress, Saga, SagaType, Status, read_progress
+from oyez.saga_handler import carry_out
+from oyez.transaction import Announcer, Origin, UnitOfWork
+
+Operation = Callable[[SagaType, Saga, float], Outputs]
+"""What an operator does to an instance, at a time: `oyez.transition.retry`, say."""
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance of a saga. Times are in seconds since 1970."""
+
+    service: str
+    saga: str
+    key: str
+    status: str
+    step: str
+    """The steps whose answer it waits for."""
+    started: float | None
+    ended: float | None
+    changed: float
+    correlationid: str | None
+
+
+class Instances(msgspec.Struct, frozen=True, kw_only=True):
+    """Instances of several services."""
+
+    instances: tuple[Instance, ...]
+    """By service, the one that was not changed for longest first."""
+    more: bool
+    """Whether some were left out."""
+    gaps: tuple[Gap, ...]
+    """Stores that could not be read."""
+
+
+class Logged(msgspec.Struct, frozen=True, kw_only=True):
+    """A transition of an instance."""
+
+    number: int
+    at: float
+    event_id: str
+    type: str
+    step: str
+    effects: list[str]
+
+
+class WholeInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance with its progress, its log and the timers that are set."""
+
+    instance: Instance
+    progress: Progress
+    log: tuple[Logged, ...]
+    timers: tuple[tuple[str, float], ...]
+    """The names, and their times."""
+
+
+async def list_instances(
+    project: Project,
+    services: Iterable[str],
+    *,
+    status: str = "",
+    older: float = 0.0,
+    limit: int = 100,
+) -> Instances:
+    """Return the instances of each service, at most ``limit`` of each.
+
+    Without a ``status``, those that have not ended. ``older`` leaves out what was changed in so
+    many seconds. A service that never ran has none.
+    """
+    before = project.ambient.now() - older
+    found: list[Instance] = []
+    gaps: list[Gap] = []
+    more = False
+    for name in services:
+        asked = {"status": status, "before": before, "limit": limit + 1}
+        try:
+            async with project.opened_store(name) as store:
+                rows = await store.fetch(tables.SAGAS, asked)
+        except NotCreated:
+            continue
+        except OyezError as error:
+            gaps.append(Gap.of("store", name, error, name))
+            continue
+        more = more or len(rows) > limit
+        found += [_instance(name, row) for row in rows[:limit]]
+    return Instances(instances=tuple(found), more=more, gaps=tuple(gaps))
+
+
+async def find_instance(
+    project: Project, key: str, *, service: str = "", saga: str = ""
+) -> WholeInstance:
+    """Return the instance of a key, in any service unless one is named.
+
+    Raises OyezError when there is none, or more than one.
+    """
+    names = [project.settings(service).name] if service else list(project.config.services)
+    found: list[WholeInstance] = []
+    for name in names:
+        try:
+            async with project.opened_store(name) as store:
+                for row in await store.fetch(tables.SAGAS_OF_KEY, {"key": key}):
+                    if saga and row["kind"] != saga:
+                        continue
+                    place = {"kind": row["kind"], "key": key}
+                    log = await store.fetch(tables.SAGA_LOG, place)
+                    timers = await store.fetch(tables.TIMERS_OF, place)
+                    found.append(_whole(name, row, log, timers))
+        except NotCreated:
+            continue
+    if not found:
+        of = f" of {saga}" if saga else ""
+        raise OyezError(f"no saga{of} has the key {key}: `oyez saga list` shows what there is")
+    if len(found) > 1:
+        places = ", ".join(f"{each.instance.service} {each.instance.saga}" for each in found)
+        raise OyezError(
+            f"{len(found)} sagas have the key {key} ({places}): name one with --service or --saga"
+        )
+    return found[0]
+
+
+async def operate(project: Project, found: Instance, operation: Operation) -> Progress:
+    """Do something to an instance, in one commit with its effects; return where it stands then.
+
+    Whatever the service does meanwhile comes before or after. Raises what the operation raises,
+    and ConfigurationError when the service does not declare the saga.
+    """
+    service = project.service(found.service)
+    kind = service.kinds.get(found.saga)
+    if not isinstance(kind, SagaType):
+        raise ConfigurationError(
+            f"{found.service} does not declare the saga {found.saga}: run this with the version "
+            "of the service that does"
+        )
+    announcer = Announcer(project.config.system.name, found.service, project.ambient)
+    async with project.opened_store(found.service) as store:
+        unit = UnitOfWork(store, announcer)
+        try:
+            tx = unit.transaction(Origin(correlationid=found.correlationid), found.key)
+            await unit.load([(kind.name, found.key)], alone=True)
+            saga: Saga = unit.states.of(kind, found.key)
+            carry_out(kind, saga, operation(kind, saga, unit.changes.time), tx)
+            unit.changes.ring = True
+            await unit.commit()
+        finally:
+            await unit.rollback()
+    return saga.progress
+
+
+def as_value(instance: Instance) -> dict[str, Any]:
+    """Return an instance as a value for JSON."""
+    return {
+        **msgspec.structs.asdict(instance),
+        "started": utc_time(instance.started),
+        "ended": utc_time(instance.ended),
+        "changed": utc_time(instance.changed),
+    }
+
+
+def whole_as_value(whole: WholeInstance) -> dict[str, Any]:
+    """Return a whole instance as a value for JSON."""
+    progress = whole.progress
+    return {
+        **as_value(whole.instance),
+        "end": progress.end,
+        "stuck": progress.stuck,
+        "failure": None if progress.failure is None else msgspec.to_builtins(progress.failure),
+        "steps": [
+            {
+                "name": name,
+                "stage": asked.stage.value,
+                "asked": utc_time(asked.at),
+                "tries": asked.tries,
+                "command": asked.command,
+            }
+            for name, asked in progress.steps.items()
+        ],
+        "early": [each.headers for each in progress.early],
+        "timers": [{"name": name, "due": utc_time(due)} for name, due in whole.timers],
+        "log": [{**msgspec.structs.asdict(each), "at": utc_time(each.at)} for each in whole.log],
+    }
+
+
+def mermaid(kind: SagaType) -> str:
+    """Return a saga's steps as a Mermaid flowchart: what is asked, undone, and reached."""
+    lines = ["flowchart LR", "  start([start])"]
+    for name, step in kind.steps.items():
+        shape = f"{name}{{{{{name}}}}}" if step.pivot else f"{name}[{name}]"
+        lines.append(f"  {shape}")
+        lines += [f"  {before} --> {name}" for before in step.behind or ("start",)]
+        if step.undone_by is not None:
+            lines.append(f"  {name} -. undo .-> {step.undone_by.name}[/{step.undone_by.name}/]")
+    behind = {before for step in kind.steps.values() for before in step.behind}
+    for name in kind.ends:
+        lines.append(f"  end_{name}([{name}])")
+    lines += [f"  {name} --> end_{kind.complete}" for name in kind.steps if name not in behind]
+    if kind.undone:
+        undos = [step.undone_by.name for step in kind.steps.values() if step.undone_by is not None]
+        lines += [f"  {name} --> end_{kind.undone}" for name in undos]
+    return "\n".join(lines) + "\n"
+
+
+STATUSES = tuple(each.value for each in Status if each.value)
+"""Every status that an instance in a store may have."""
+
+
+def _instance(service: str, row: Row) -> Instance:
+    names = [name for name in Instance.__struct_fields__ if name not in ("service", "saga")]
+    return Instance(service=service, saga=row["kind"], **{name: row[name] for name in names})
+
+
+def _whole(service: str, row: Row, log: list[Row], timers: list[Row]) -> WholeInstance:
+    return WholeInstance(
+        instance=_instance(service, row),
+        progress=read_progress(row["data"]),
+        log=tuple(
+            Logged(
+                number=each["number"],
+                at=each["at"],
+                event_id=each["event_id"],
+                type=each["type"],
+                step=each["step"],
+                effects=msgspec.json.decode(each["outputs"], type=list[str]),
+            )
+            for each in log
+        ),
+        timers=tuple((each["name"], each["due"]) for each in timers),
+    )
