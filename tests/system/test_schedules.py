@@ -1,0 +1,156 @@
+"""Schedules and timers of real processes that are killed: each fires once, none is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from servers import server
+
+TOML = """
+[system]
+name = "late"
+
+[services.jobs]
+app = "jobs:service"
+store = "{store}"
+lease = 1.0
+"""
+JOBS = """
+import json, os
+from oyez import Event, Service, State, Tick, Transaction
+from oyez.timers import Timer, arm
+
+class Counted(Event, type="late.counted", key="name"):
+    name: str
+
+class Count(State):
+    fired: int = 0
+
+service = Service("jobs", migrations="migrations")
+
+def note(*fields):
+    with open("notes", "a") as file:
+        file.write(json.dumps([*fields, os.getpid()]) + "\\n")
+
+@service.every(seconds=1, missed="all")
+async def tick(tick: Tick, tx: Transaction) -> Counted:
+    now = tx.unit.changes.time
+    name = str(int(tick.scheduled.timestamp()))
+    for sql, sets in arm("Count", name, "soon", now + 0.5, now):
+        for each in sets:
+            tx.execute(sql, **each)
+    tx.execute("insert into run (name) values (:name)", name=name)
+    note("tick", name)
+    return Counted(name=name)
+
+@service.on(Timer)
+async def fired(event: Timer, count: Count) -> None:
+    count.fired += 1
+    note("timer", event.key)
+"""
+RUNS = 8
+"""The number of ticks, at least, that come between two kills."""
+
+
+class Late:
+    """The project and its processes."""
+
+    def __init__(self, root: Path, store: str) -> None:
+        self.root = root
+        (root / "oyez.toml").write_text(TOML.format(store=store))
+        (root / "jobs.py").write_text(JOBS)
+        (root / "migrations").mkdir()
+        (root / "migrations" / "001_run.sql").write_text(
+            "create table run (name varchar(40) primary key);"
+        )
+        (root / "notes").touch()
+        self.environment = {**os.environ, "OYEZ_PROJECT": str(root)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start one more replica."""
+        with (self.root / f"log{len(self.processes)}").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "oyez", "run", "jobs"],
+                cwd=self.root,
+                env=self.environment,
+                stderr=log,
+            )
+        self.processes.append(process)
+
+    def dead(self) -> str:
+        """What `oyez dead list` says."""
+        command = [sys.executable, "-m", "oyez", "dead", "list", "jobs"]
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def notes(self, what: str) -> list[tuple[str, int]]:
+        """The names that were noted, each with the process that did."""
+        lines = (self.root / "notes").read_text().splitlines()
+        return [(name, pid) for kind, name, pid in map(json.loads, lines) if kind == what]
+
+    def stop(self) -> None:
+        """Let every process drain."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(30)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Return when the condition holds; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)  # between two looks at a condition with a deadline
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def late(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Late]:
+    store = "sqlite:jobs.db"
+    if request.param == "postgresql":
+        store = f"{server('postgresql').url}?schema=late_{uuid4().hex[:12]}"
+    made = Late(tmp_path, store)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def test_ticks_and_timers_survive_kill_9(late: Late) -> None:
+    """The owner of the schedule is killed, three times; a tick in flight may run again, once."""
+    late.start()
+    late.start()
+    for _ in range(3):
+        seen = len(late.notes("tick"))
+        until(lambda seen=seen: len(late.notes("tick")) >= seen + RUNS)  # type: ignore[misc]
+        owner = late.notes("tick")[-1][1]
+        (victim,) = [each for each in late.processes if each.pid == owner]
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        late.processes.remove(victim)
+        late.start()
+    seen = len(late.notes("tick"))
+    until(lambda: len(late.notes("tick")) >= seen + RUNS)
+    until(lambda: late.notes("timer")[-1:] and len(late.notes("timer")) >= seen)
+    late.stop()
+    ticks = [int(name) for name, _ in late.notes("tick")]
+    first, last = min(ticks), max(ticks)
+    assert sorted(set(ticks)) == list(range(first, last + 1))
+    assert len(ticks) <= last - first + 1 + 3
+    assert late.dead() == "no dead letters\n"  # the second of two effects would break a key
+    timers = {int(name) for name, _ in late.notes("timer")}
+    assert timers >= set(range(first, last - 3))
