@@ -23,19 +23,22 @@ from oyez import (
     Service,
     State,
     Transaction,
+    View,
+    applies,
     event,
     migrates,
 )
 from oyez.config import load
 from oyez.inspection.lint import CODES, as_value, check, lint
 from oyez.inspection.lint.keyed import Recorded
-from oyez.inspection.lint.live import Standing, Stored, look
+from oyez.inspection.lint.live import Kept, Standing, look
 from oyez.inspection.lint.sarif import sarif
 from oyez.inspection.lint.shapes import Shape, shape_of, why_changed
 from oyez.inspection.lint.system import Fault, System
 from oyez.personal import personal_fields
 from oyez.ports import Changes, Record
 from oyez.project import Project
+from oyez.window import Window, window_type
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
@@ -91,6 +94,11 @@ class Amounts(State):
 
 class Card(State, key="order"):
     holder: Annotated[str, Personal] = ""
+
+
+class Counts(Event, type="t.counts", key="order"):
+    order: str
+    cents: int
 
 
 class Pack(Command, type="t.pack", key="order", to="payments"):
@@ -248,13 +256,13 @@ TWINS: dict[str, Callable[[Service, Service], None]] = {
 }
 RECORDED: Recorded = {"payments": {"Tab": Shape(1, {"cents": "string"})}}
 BOTH = {"shop.orders": 8, "shop.payments": 8}
-GONE = Standing(replicas=1, partitions=BOTH, starts={("shop.orders", 3): 12}, stored=Stored())
-UNEVEN = Standing(replicas=1, partitions={"shop.orders": 8, "shop.payments": 4}, stored=Stored())
+GONE = Standing(replicas=1, partitions=BOTH, starts={("shop.orders", 3): 12}, stored=Kept())
+UNEVEN = Standing(replicas=1, partitions={"shop.orders": 8, "shop.payments": 4}, stored=Kept())
 OPTIONS: dict[str, dict[str, Any]] = {
     "E20": {"recorded": RECORDED},
     "E21": {"payments": GONE},
     "E22": {"orders": UNEVEN},
-    "E23": {"orders": Standing(replicas=1, stored=Stored(stuck=(("Fulfilment", 2, "4711"),)))},
+    "E23": {"orders": Standing(replicas=1, stored=Kept(stuck=(("Fulfilment", 2, "4711"),)))},
 }
 ERRORS = ("E02", "E03", "E04", "E05", "E13", "E14", "E18", "E20", "E21", "E23")
 PLACELESS = ("E23",)
@@ -271,7 +279,7 @@ def found(
         each(*services.values())
     standing = None
     if orders or payments:
-        idle = Standing(replicas=1, stored=Stored())
+        idle = Standing(replicas=1, stored=Kept())
         standing = {"orders": orders or idle, "payments": payments or idle}
     return check(System(services, name="shop", **options), standing)
 
@@ -490,7 +498,7 @@ def test_a_shape_that_holds_what_it_held_fits(before: Any, after: Any, why: str)
 def test_history_is_gone_only_for_who_is_still_to_read_it() -> None:
     (fault,) = found(payments=GONE)
     assert fault.text.startswith("payments has yet to read shop.orders from the beginning")
-    began = msgspec.structs.replace(GONE, stored=Stored(positions={("shop.orders", 3): 12}))
+    began = msgspec.structs.replace(GONE, stored=Kept(positions={"": {("shop.orders", 3): 12}}))
     assert found(payments=began) == []
     assert found(orders=GONE) == []  # what orders handles is in another stream
     assert found(payments=msgspec.structs.replace(GONE, stored=None)) == []
@@ -503,7 +511,7 @@ def test_a_replica_more_than_partitions_has_nothing_to_read() -> None:
 
 
 def test_what_waits_for_nobody_is_named() -> None:
-    stored = Stored(parked=("charge", "refund"), timers=("Tab", "oyez:schedule"))
+    stored = Kept(parked=("charge", "refund"), timers=("Tab", "oyez:schedule"))
     assert [each.text for each in found(payments=Standing(replicas=1, stored=stored))] == [
         "events are parked for payments.refund, which is no handler any more",
         "timers of payments are set for Tab, which no handler has any more",
@@ -558,8 +566,8 @@ async def test_a_running_system_is_looked_at(tmp_path: Path) -> None:
         await broker.publish([Record(stream="shop.orders", key="1", headers={}, data=b"{}")])
     standing, gaps = await look(project, services | {"away": Service("away")})
     assert [(gap.part, gap.name, gap.cause) for gap in gaps] == [("store", "away", "unreachable")]
-    assert standing["orders"].stored == Stored(
-        positions={("shop.payments", 0): 5},
+    assert standing["orders"].stored == Kept(
+        positions={"": {("shop.payments", 0): 5}},
         timers=("Tab",),
         stuck=(("Fulfilment", 1, "4711"),),
     )
@@ -570,6 +578,78 @@ async def test_a_running_system_is_looked_at(tmp_path: Path) -> None:
         "1 of Fulfilment in orders are stuck, such as 4711",
         "timers of orders are set for Tab, which no handler has any more",
     ]
+
+
+class Orders(View, table="orders", key="order"):
+    order: str
+    cents: int = 0
+    payer: Annotated[str, Personal] = ""
+
+    @applies
+    def placed(self, event: Placed) -> None: ...
+
+
+class Wide(View, table="orders", key="order"):
+    order: str
+    cents: int = 0
+    payer: str = ""
+    town: str = ""
+
+    @applies
+    def placed(self, event: Placed) -> None: ...
+
+    @applies(by="cents")
+    def counted(self, event: Counts) -> None: ...
+
+
+def test_views_are_handlers_and_keyed_state_as_well() -> None:
+    def viewed(view: type[View]) -> Callable[[Service, Service], None]:
+        def declare(orders: Service, payments: Service) -> None:
+            payments.handlers.clear()
+            orders.handlers.clear()
+            payments.view(view)
+
+        return declare
+
+    (kept,) = found(viewed(Orders))  # t.placed is not unheard
+    assert (kept.code, kept.file) == ("E19", __file__)
+    assert kept.text.startswith("payments keeps personal data in view:orders (payer)")
+    shape = shape_of(Orders, 1)
+    record = {"payments": {"view:orders": shape}}
+    unfit = "view:orders of payments was changed, and rows do not fit it: "
+    assert found(viewed(Orders), erasure="t.placed", recorded=record) == []
+    faults = found(viewed(Wide), recorded=record, external=("t.counts",))
+    assert [(each.code, each.text.removeprefix(unfit)) for each in faults] == [
+        (
+            "E13",
+            "payments.view:orders@1 finds view:orders by t.counts.cents, which is integer; "
+            "t.placed.order is string",
+        ),
+        ("E20", "its table has no column for the field town"),
+    ]
+    (gone,) = found(viewed(Orders), erasure="t.placed", payments=GONE)
+    assert gone.text.startswith("payments.view:orders@1 has yet to read shop.orders")
+    caught_up = Kept(positions={"view:orders@1": {("shop.orders", 3): 12}})
+    standing = msgspec.structs.replace(GONE, stored=caught_up)
+    assert found(viewed(Orders), erasure="t.placed", payments=standing) == []
+
+
+class Minute(Window, key="order", size=60, late=10):
+    payer: Annotated[str, Personal] = ""
+
+    def add(self, event: Placed) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_window_is_keyed_state_as_well() -> None:
+    def counted(orders: Service, payments: Service) -> None:
+        orders.kinds["Minute"] = window_type(Minute)
+
+    recorded = {"orders": {"Minute": Shape(1, {"payer": "integer"})}}
+    personal, changed = found(counted, recorded=recorded)
+    assert personal.text.startswith("orders keeps personal data in Minute (payer)")
+    assert changed.text.endswith("its field payer was integer and is string")
 
 
 def test_a_circle_that_a_handler_may_end_is_a_warning() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -13,11 +12,20 @@ from oyez.errors import ConfigurationError
 from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.inspection.lint.shapes import Shape, shape_of, types_of, why_changed
-from oyez.inspection.lint.system import OWN, Found, System, fault, named, permitting
+from oyez.inspection.lint.system import (
+    OWN,
+    Found,
+    Stored,
+    System,
+    fault,
+    named,
+    permitting,
+    stored_by,
+)
 from oyez.personal import personal_fields
 from oyez.saga import SagaType
 from oyez.service import Service
-from oyez.state import Keyed, StateType
+from oyez.view import ViewType
 
 Recorded = dict[str, dict[str, Shape]]
 """The shapes of keyed state, by service and kind."""
@@ -25,10 +33,10 @@ Recorded = dict[str, dict[str, Shape]]
 
 def _row_not_found(system: System) -> Found:
     for service in system.services.values():
-        for kind in service.kinds.values():
+        for kind in stored_by(service):
             keys = [
                 (handler, event, field, types)
-                for handler, event, field in _keys(service, kind)
+                for handler, event, field in _keys(kind)
                 if (types := types_of(event, field))
             ]
             for handler, other, another, others in keys[1:]:
@@ -49,36 +57,37 @@ def _row_not_found(system: System) -> Found:
                 )
 
 
-def _keys(service: Service, kind: Keyed) -> list[tuple[Handler, EventType, str]]:
+def _keys(kind: Stored) -> list[tuple[Handler, EventType, str]]:
     """Return the fields by which events find a row of this kind."""
     found = []
-    for handler in service.handlers:
-        for state in handler.states:
-            for event in handler.events if state.kind.name == kind.name else ():
-                field = event.key_field if state.by is None else state.by
-                if isinstance(field, str) and not event.name.startswith(OWN):
-                    found.append((handler, event, field))
+    for handler in kind.users:
+        (state,) = (each for each in handler.states if each.kind is kind.keyed)
+        for event in handler.events:
+            field = None if event.name.startswith(OWN) else kind.key_field(state, event)
+            if field is not None:
+                found.append((handler, event, field))
     return found
 
 
 def _not_forgotten(system: System) -> Found:
     for service in system.services.values():
-        if any(kind.name == system.erasure for each in service.handlers for kind in each.events):
+        handled = {kind.name for each in service.subscriptions for kind in each.events}
+        if system.erasure in handled:
             continue
-        for kind in service.kinds.values():
-            fields = personal_fields(kind.cls) if isinstance(kind, StateType) else []
+        for kind in stored_by(service):
+            fields = personal_fields(kind.cls)
             if fields:
                 wanted = system.erasure or "the event that system.erasure is to name"
                 yield (
                     fault(
                         "E19",
                         "warning",
-                        _declared(kind),
+                        kind.cls,
                         f"{service.name} keeps personal data in {kind.name} "
                         f"({', '.join(fields)}), and does not handle {wanted}",
                         "handle it, and delete the row or empty these fields",
                     ),
-                    permitting(_users(service, kind), "E19"),
+                    permitting(kind.users, "E19"),
                 )
 
 
@@ -87,21 +96,24 @@ def _shape_changed(system: System) -> Found:
         return
     for service in system.services.values():
         recorded = system.recorded.get(service.name, {})
-        declared = _shapes(service)
-        for name, shape in declared.items():
-            before = recorded.get(name)
-            kind = service.kinds[name]
-            problem = "" if before is None else _why_unfit(before, shape)
-            if before == shape:
+        declared = {each.name: each for each in stored_by(service)}
+        for kind in declared.values():
+            before, now = recorded.get(kind.name), _shape(kind)
+            if before == now:
                 continue
+            problem = "" if before is None else _why_unfit(kind, before, now)
             remedy = "oyez topology --check --record"
-            text = f"{name} of {service.name} is not recorded as it is"
+            text = f"{kind.name} of {service.name} is not recorded as it is"
             if problem:
-                text = f"{name} of {service.name} was changed, and rows do not fit it: {problem}"
-                remedy = f"raise its version, and add @migrates({shape.version})"
+                text = (
+                    f"{kind.name} of {service.name} was changed, and rows do not fit it: {problem}"
+                )
+                remedy = f"raise its version, and add @migrates({now.version})"
+                if isinstance(kind.keyed, ViewType):
+                    remedy = "raise its version: it is then filled again beside the old one"
             yield (
-                fault("E20", "error" if problem else "warning", _declared(kind), text, remedy),
-                permitting(_users(service, kind), "E20"),
+                fault("E20", "error" if problem else "warning", kind.cls, text, remedy),
+                permitting(kind.users, "E20"),
             )
         for name in recorded.keys() - declared.keys():
             yield (
@@ -117,10 +129,15 @@ def _shape_changed(system: System) -> Found:
             )
 
 
-def _why_unfit(before: Shape, now: Shape) -> str:
+def _why_unfit(kind: Stored, before: Shape, now: Shape) -> str:
     if now.version < before.version:
         return f"its version was {before.version} and is {now.version}"
-    return why_changed(before, now) if now.version == before.version else ""
+    if now.version > before.version:
+        return ""
+    added = sorted(now.fields.keys() - before.fields.keys())
+    if added and isinstance(kind.keyed, ViewType):
+        return f"its table has no column for the field {added[0]}"
+    return why_changed(before, now)
 
 
 RULES: tuple[Callable[[System], Found], ...] = (
@@ -128,18 +145,6 @@ RULES: tuple[Callable[[System], Found], ...] = (
     _not_forgotten,
     _shape_changed,
 )
-
-
-def _users(service: Service, kind: Keyed) -> list[Handler]:
-    return [
-        each
-        for each in service.handlers
-        if any(state.kind.name == kind.name for state in each.states)
-    ]
-
-
-def _declared(kind: Keyed) -> Any:
-    return getattr(kind, "cls", kind)
 
 
 # -- the record ------------------------------------------------------------------------------------
@@ -184,8 +189,9 @@ def _file(config: Config) -> Path:
 
 
 def _shapes(service: Service) -> dict[str, Shape]:
-    return {
-        name: shape_of(kind.cls, kind.version, kind.steps if isinstance(kind, SagaType) else ())
-        for name, kind in service.kinds.items()
-        if isinstance(kind, StateType)
-    }
+    return {each.name: _shape(each) for each in stored_by(service)}
+
+
+def _shape(kind: Stored) -> Shape:
+    steps = kind.keyed.steps if isinstance(kind.keyed, SagaType) else ()
+    return shape_of(kind.cls, kind.version, steps)

@@ -11,7 +11,7 @@ from oyez import tables
 from oyez.errors import NotCreated, OyezError
 from oyez.handler import Handler
 from oyez.inspection.history import Place
-from oyez.inspection.lint.system import Found, System, fault, permitting
+from oyez.inspection.lint.system import Found, System, fault, permitting, stored_by
 from oyez.inspection.reach import Gap, reached
 from oyez.ports import BEGINNING, Broker, Position, Store
 from oyez.project import Project
@@ -21,10 +21,11 @@ INTERNAL = "oyez:"
 """How the kinds of timers begin that are no service's own."""
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What the store of one service holds."""
 
-    positions: Mapping[Place, Position] = {}
+    positions: Mapping[str, Mapping[Place, Position]] = {}
+    """By reader: the service itself, which is empty, and its views."""
     parked: tuple[str, ...] = ()
     """The handlers that events are parked for."""
     timers: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """The partitions of every stream of its broker; empty if that is out of reach."""
     starts: Mapping[Place, Position] = {}
     """After which position all records are retained."""
-    stored: Stored | None = None
+    stored: Kept | None = None
     """None if its store is out of reach."""
 
 
@@ -54,13 +55,14 @@ async def look(
         partitions = await reach.ask(lambda site, broker: broker.streams())
         starts = await reach.ask(lambda site, broker: _starts(broker, partitions[site]))
         gaps = [gap for gap in reach.gaps if gap.cause != "not-created"]
-        for name in services:
+        for name, service in services.items():
+            readers = ["", *(view.name for view in service.views)]
             site = project.site(project.broker_url(name))
             found[name] = Standing(
                 replicas=project.settings(name).replicas,
                 partitions=partitions.get(site, {}),
                 starts=starts.get(site, {}),
-                stored=await _stored(project, name, gaps),
+                stored=await _stored(project, name, readers, gaps),
             )
     return found, gaps
 
@@ -75,23 +77,29 @@ async def _starts(broker: Broker, streams: Iterable[str]) -> dict[Place, Positio
     }
 
 
-async def _stored(project: Project, name: str, gaps: list[Gap]) -> Stored | None:
+async def _stored(
+    project: Project, name: str, readers: Iterable[str], gaps: list[Gap]
+) -> Kept | None:
     async with AsyncExitStack() as stack:
         try:
             store = await stack.enter_async_context(project.opened_store(name))
-            return await _read(store)
+            return await _read(store, readers)
         except NotCreated:
-            return Stored()
+            return Kept()
         except OyezError as error:
             gaps.append(Gap.of("store", name, error, f"the store of {name} is left out"))
             return None
 
 
-async def _read(store: Store) -> Stored:
-    cursors = await store.fetch(tables.CURSORS, {"reader": ""})
+async def _read(store: Store, readers: Iterable[str]) -> Kept:
+    positions = {}
+    for reader in readers:
+        cursors = await store.fetch(tables.CURSORS, {"reader": reader})
+        places = {(row["stream"], row["partition"]): row["position"] for row in cursors}
+        positions[reader] = places
     stuck = await store.fetch(tables.STUCK_SAGAS, {})
-    return Stored(
-        positions={(row["stream"], row["partition"]): row["position"] for row in cursors},
+    return Kept(
+        positions=positions,
         parked=tuple(r["handler"] for r in await store.fetch(tables.PARKED_HANDLERS, {})),
         timers=tuple(row["kind"] for row in await store.fetch(tables.TIMER_KINDS, {})),
         stuck=tuple((row["kind"], row["sagas"], row["key"]) for row in stuck),
@@ -111,34 +119,37 @@ def check_live(system: System, standing: Mapping[str, Standing]) -> Found:
 def _history_gone(system: System, service: Service, standing: Standing) -> Found:
     if standing.stored is None:
         return
-    for stream in sorted(standing.partitions):
-        readers = _readers(system, service, stream)
-        lost = [
-            partition
-            for (of, partition), start in standing.starts.items()
-            if of == stream
-            and start > BEGINNING
-            and standing.stored.positions.get((stream, partition), BEGINNING) == BEGINNING
-        ]
-        if readers and lost:
-            handler = permitting(readers, "E21")
-            yield (
-                fault(
-                    "E21",
-                    "error",
-                    readers[0].function,
-                    f"{service.name} has yet to read {stream} from the beginning, and the first "
-                    f"events of {len(lost)} partitions are deleted",
-                    "bring what they told into its store, and permit this from then on; or raise "
-                    "system.retention_days before it is needed",
-                ),
-                handler,
-            )
+    views = {kind.name: [handler] for kind, handler in service.views.items()}
+    for reader, handlers in {"": service.handlers, **views}.items():
+        positions = standing.stored.positions.get(reader, {})
+        who = f"{service.name}.{reader}" if reader else service.name
+        for stream in sorted(standing.partitions):
+            readers = [each for each in handlers if _reads(system, each, stream)]
+            lost = [
+                partition
+                for (of, partition), start in standing.starts.items()
+                if of == stream
+                and start > BEGINNING
+                and positions.get((stream, partition), BEGINNING) == BEGINNING
+            ]
+            if readers and lost:
+                yield (
+                    fault(
+                        "E21",
+                        "error",
+                        readers[0].function,
+                        f"{who} has yet to read {stream} from the beginning, and the first events "
+                        f"of {len(lost)} partitions are deleted",
+                        "bring what they told into its store, and permit this from then on; or "
+                        "raise system.retention_days before it is needed",
+                    ),
+                    permitting(readers, "E21"),
+                )
 
 
 def _uneven(system: System, service: Service, standing: Standing) -> Found:
-    for kind in service.kinds.values():
-        users = [h for h in service.handlers if any(s.kind.name == kind.name for s in h.states)]
+    for kind in stored_by(service):
+        users = kind.users
         counts = {
             stream: count
             for stream, count in standing.partitions.items()
@@ -177,9 +188,11 @@ def _idle_replicas(system: System, service: Service, standing: Standing) -> Foun
 
 
 def _orphans(system: System, service: Service, standing: Standing) -> Found:
-    stored = standing.stored or Stored()
-    handlers = {handler.name for handler in service.handlers}
+    stored = standing.stored or Kept()
+    handlers = {handler.name for handler in service.subscriptions}
     for name in sorted(set(stored.parked) - handlers):
+        if name.startswith("view:"):
+            continue  # of an earlier version, which goes with its table
         yield (
             fault(
                 "E23",
@@ -229,7 +242,7 @@ _RULES: tuple[Callable[[System, Service, Standing], Found], ...] = (
 
 
 def _readers(system: System, service: Service, stream: str) -> list[Handler]:
-    return [each for each in service.handlers if _reads(system, each, stream)]
+    return [each for each in service.subscriptions if _reads(system, each, stream)]
 
 
 def _reads(system: System, handler: Handler, stream: str) -> bool:

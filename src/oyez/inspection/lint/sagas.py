@@ -10,7 +10,15 @@ import msgspec
 
 from oyez.event import EventType, describe
 from oyez.handler import Handler, published_types
-from oyez.inspection.lint.system import Found, System, fault, named, permitting, worst_case
+from oyez.inspection.lint.system import (
+    Found,
+    System,
+    fault,
+    named,
+    permitting,
+    stored_by,
+    worst_case,
+)
 from oyez.saga import SagaType, Step
 from oyez.service import Service
 
@@ -54,10 +62,9 @@ def _ask(
 def _sagas(system: System) -> Iterator[tuple[SagaType, Handler | None]]:
     """Yield each saga, with the handler that runs it."""
     for service in system.services.values():
-        for kind in service.kinds.values():
-            if isinstance(kind, SagaType):
-                users = [h for h in service.handlers if any(s.kind is kind for s in h.states)]
-                yield kind, permitting(users, "")
+        for kind in stored_by(service):
+            if isinstance(kind.keyed, SagaType):
+                yield kind.keyed, permitting(kind.users, "")
 
 
 def _receivers(system: System, kind: EventType) -> list[tuple[Service, Handler]]:

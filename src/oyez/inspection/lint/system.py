@@ -13,6 +13,9 @@ from oyez.event import EventType
 from oyez.handler import Handler, Retry
 from oyez.inspection.lint.shapes import Shape
 from oyez.service import Service
+from oyez.state import Correlation, Keyed, StateType
+from oyez.view import ViewType
+from oyez.window import WindowType
 
 OWN = "oyez."
 """How the names of types begin that a service gets from Oyez itself, such as timers."""
@@ -42,6 +45,25 @@ class Heard(msgspec.Struct, frozen=True):
     service: Service
     handler: Handler
     kind: EventType
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A kind of keyed state: a `State`, saga, window or view."""
+
+    keyed: Keyed
+    name: str
+    """For a view, that of all its versions."""
+    cls: type
+    version: int
+    users: tuple[Handler, ...]
+    """The handlers that change it."""
+
+    def key_field(self, state: Correlation, event: EventType) -> str | None:
+        """Return the field by which an event finds its row, if it is a field."""
+        if isinstance(self.keyed, ViewType):
+            return self.keyed.methods[event.cls].by
+        by = event.key_field if state.by is None else state.by
+        return by if isinstance(by, str) else None
 
 
 class System:
@@ -86,7 +108,21 @@ class System:
     @property
     def handlers(self) -> list[tuple[Service, Handler]]:
         """Every handler, with its service."""
-        return [(each, handler) for each in self.services.values() for handler in each.handlers]
+        return [(each, handler) for each in self.services.values() for handler in each.subscriptions]
+
+
+def stored_by(service: Service) -> list[Stored]:
+    """Return the kinds of keyed state of a service, with its views."""
+    found = []
+    for keyed in (*service.kinds.values(), *service.views):
+        users = tuple(h for h in service.subscriptions if any(s.kind is keyed for s in h.states))
+        if isinstance(keyed, ViewType):
+            name = f"view:{keyed.view}"
+            found.append(Stored(keyed, name, keyed.cls, keyed.version, users))
+        elif isinstance(keyed, StateType | WindowType):
+            state = keyed.state if isinstance(keyed, WindowType) else keyed
+            found.append(Stored(keyed, keyed.name, state.cls, state.version, users))
+    return found
 
 
 def fault(code: str, level: Level, declared: Any, text: str, remedy: str) -> Fault:
