@@ -628,6 +628,7 @@ def test_views_are_handlers_and_keyed_state_as_well() -> None:
         ("E20", "its table has no column for the field town"),
     ]
     (gone,) = found(viewed(Orders), erasure="t.placed", payments=GONE)
+    assert gone.file == __file__
     assert gone.text.startswith("payments.view:orders@1 has yet to read shop.orders")
     caught_up = Kept(positions={"view:orders@1": {("shop.orders", 3): 12}})
     standing = msgspec.structs.replace(GONE, stored=caught_up)

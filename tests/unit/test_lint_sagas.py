@@ -283,6 +283,7 @@ def check_alone(saga: type[Saga], *published: type) -> list[Fault]:
 def test_events_find_one_instance_by_one_type() -> None:
     faults = {each.code: each for each in found(shop(fulfilment(sent=SentByNumber)))}
     assert faults.keys() == {"E13", "E18"}  # what shipping publishes is a text
+    assert {each.file for each in faults.values()} == {__file__}
     assert "t.sent.order, which is integer" in faults["E13"].text
 
 

@@ -102,7 +102,7 @@ def check(system: System, standing: Mapping[str, Standing] | None = None) -> lis
                 fault(
                     "E00",
                     "warning",
-                    handler.function,
+                    handler,
                     f"{named(handler)}: the permit of {permit[2]} {problem}",
                     "remove it" if permit not in used else "state why it is meant to be so",
                 )

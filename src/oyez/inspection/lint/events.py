@@ -44,7 +44,7 @@ def _unsaid(system: System) -> Found:
                 fault(
                     "E02",
                     "error",
-                    each.handler.function,
+                    each.handler,
                     f"nobody publishes {name}, which {named(each.handler)} handles{hint}",
                     "declare it in publishes or in a return annotation of its publisher, or name "
                     "it in system.external",
@@ -68,7 +68,7 @@ def _misdirected(system: System) -> Found:
                     fault(
                         "E03",
                         "error",
-                        each.handler.function,
+                        each.handler,
                         f"{named(each.handler)} handles {name}, which asks {to}{problem}",
                         "one handler of the service that is asked does it: tell others by an event",
                     ),
@@ -111,7 +111,7 @@ def _key_differs(system: System) -> Found:
                     fault(
                         "E05",
                         "error",
-                        each.handler.function,
+                        each.handler,
                         f"{named(each.handler)} orders {each.kind.name} by {_key(each.kind)}, and "
                         f"{owner} publishes it by {_key(kind)}",
                         "declare the publisher's key: it decides the partition",
@@ -130,7 +130,7 @@ def _order_lost(system: System) -> Found:
                 fault(
                     "E06",
                     "error" if states else "warning",
-                    handler.function,
+                    handler,
                     text + (f": {states} changes in any order" if states else ""),
                     'give the event a key, or subscribe with order="none"',
                 ),
@@ -154,7 +154,7 @@ def _feeds_itself(system: System) -> Found:
             fault(
                 "E14",
                 "error" if certain else "warning",
-                handlers[0].function,
+                handlers[0],
                 f"events lead to themselves: {path}"
                 + ("" if certain else "; whether the circle ends is up to the handlers"),
                 "break the circle, or permit it on one of its handlers if it ends",
@@ -200,7 +200,7 @@ def _misfit(system: System) -> Found:
                     fault(
                         "E18",
                         "error",
-                        each.handler.function,
+                        each.handler,
                         f"{named(each.handler)} can't read the {each.kind.name} of {owner}: "
                         f"{problem}",
                         "change the handler's class, or publish a new version",

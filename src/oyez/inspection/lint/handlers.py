@@ -25,7 +25,7 @@ def _outward(system: System) -> Found:
                     fault(
                         "E15",
                         "warning",
-                        handler.function,
+                        handler,
                         f"{named(handler)} has a transaction and {wanted.__qualname__}: the store "
                         "waits for what is outside, and that is not undone with it",
                         "call it in a handler without a transaction, and announce what came of it",
@@ -46,7 +46,7 @@ def _not_idempotent(system: System) -> Found:
                 fault(
                     "E16",
                     "warning",
-                    handler.function,
+                    handler,
                     f"{named(handler)} runs outside of a transaction, so it may run again, and has "
                     "no Context to take an idempotency key from",
                     "ask for Context and pass context.idempotency_key on",
@@ -63,7 +63,7 @@ def _retries_too_long(system: System) -> Found:
                 fault(
                     "E17",
                     "warning",
-                    handler.function,
+                    handler,
                     f"{named(handler)} retries for {total / 86_400:.0f} days; duplicates are "
                     f"recognised for {INBOX_RETENTION / 86_400:.0f}",
                     "allow fewer attempts, or redrive the dead letter later",

@@ -47,7 +47,7 @@ def _row_not_found(system: System) -> Found:
                     fault(
                         "E13",
                         "error",
-                        handler.function,
+                        handler,
                         f"{named(handler)} finds {kind.name} by {other.name}.{another}, which is "
                         f"{' or '.join(sorted(others))}; {one.name}.{field} is "
                         f"{' or '.join(sorted(types))}",

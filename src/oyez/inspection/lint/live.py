@@ -137,7 +137,7 @@ def _history_gone(system: System, service: Service, standing: Standing) -> Found
                     fault(
                         "E21",
                         "error",
-                        readers[0].function,
+                        readers[0],
                         f"{who} has yet to read {stream} from the beginning, and the first events "
                         f"of {len(lost)} partitions are deleted",
                         "bring what they told into its store, and permit this from then on; or "
@@ -161,7 +161,7 @@ def _uneven(system: System, service: Service, standing: Standing) -> Found:
                 fault(
                     "E22",
                     "warning",
-                    users[0].function,
+                    users[0],
                     f"{kind.name} of {service.name} is changed from streams of different numbers "
                     f"of partitions ({listed}), so by several replicas in turn",
                     "create them alike: what shares a key is then in reach of one replica",
@@ -179,7 +179,7 @@ def _idle_replicas(system: System, service: Service, standing: Standing) -> Foun
             fault(
                 "E22",
                 "warning",
-                service.handlers[0].function,
+                service.handlers[0],
                 f"{service.name} has {standing.replicas} replicas for {sum(counts)} partitions",
                 f"lower services.{service.name}.replicas: a partition has one reader",
             ),

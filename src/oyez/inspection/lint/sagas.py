@@ -90,7 +90,7 @@ def _overtakes(system: System) -> Found:
                                 fault(
                                     "E08",
                                     "error",
-                                    handler.function,
+                                    handler,
                                     f"{named(handler)} handles {kind.name} in any order, so that "
                                     f"in {saga.name} an undo may overtake what it undoes",
                                     'subscribe to it with order="key"',
@@ -200,7 +200,7 @@ def _no_answer(system: System) -> Found:
                     fault(
                         "E11",
                         "warning",
-                        handler.function,
+                        handler,
                         f"{named(handler)} may return None, and {ask.title} waits for its answer",
                         "answer in any case, also when there was nothing to do",
                     ),

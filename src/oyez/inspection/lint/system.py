@@ -12,6 +12,7 @@ import msgspec
 from oyez.event import EventType
 from oyez.handler import Handler, Retry
 from oyez.inspection.lint.shapes import Shape
+from oyez.saga import SagaType
 from oyez.service import Service
 from oyez.state import Correlation, Keyed, StateType
 from oyez.view import ViewType
@@ -108,7 +109,8 @@ class System:
     @property
     def handlers(self) -> list[tuple[Service, Handler]]:
         """Every handler, with its service."""
-        return [(each, handler) for each in self.services.values() for handler in each.subscriptions]
+        services = self.services.values()
+        return [(each, handler) for each in services for handler in each.subscriptions]
 
 
 def stored_by(service: Service) -> list[Stored]:
@@ -125,14 +127,20 @@ def stored_by(service: Service) -> list[Stored]:
     return found
 
 
-def fault(code: str, level: Level, declared: Any, text: str, remedy: str) -> Fault:
-    """Return a fault at the place where ``declared``, a class or function, is declared."""
-    declared = inspect.unwrap(declared)  # to the class that a handler was made of
+def fault(code: str, level: Level, at: Any, text: str, remedy: str) -> Fault:
+    """Return a fault at a declaration: a class, a function, a handler, or None if it is gone."""
+    declared = _declaration(at) if isinstance(at, Handler) else at
     try:
         file, line = inspect.getsourcefile(declared) or "", inspect.getsourcelines(declared)[1]
     except (OSError, TypeError):
         file, line = "", 0
     return Fault(code=code, level=level, file=file, line=line, text=text, remedy=remedy)
+
+
+def _declaration(handler: Handler) -> Any:
+    """Return what a handler was made of: its function, or the class of a saga or view."""
+    kinds = [each.kind for each in handler.states]
+    return next((k.cls for k in kinds if isinstance(k, SagaType | ViewType)), handler.function)
 
 
 def named(handler: Handler) -> str:
