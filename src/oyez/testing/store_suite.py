@@ -780,6 +780,49 @@ class StoreSuite:
             assert await store.fetch("select key from oyez_state", {}) == []
             assert (await _load(store, "a"))[0].version == 0
 
+    async def test_sagas_are_listed_and_those_that_ended_are_forgotten_with_their_logs(
+        self, tmp_path: Path
+    ) -> None:
+        """By status; only what ended before the given time is deleted."""
+        async with self._open(tmp_path) as (store,):
+            for key, fields in (
+                ("a", {"status": "running", "step": "pay", "started": 1.0}),
+                ("b", {"status": "ended", "step": "", "started": 1.0, "ended": 5.0}),
+                ("c", {"status": "ended", "step": "", "started": 1.0, "ended": 9.0}),
+                ("d", {}),
+            ):
+                await _change(store, key, data=b"1", shape=1, **fields)
+                entry = {
+                    "kind": "Kind", "key": key, "number": 1, "at": 1.0, "event_id": "e",
+                    "type": "t", "step": "", "outputs": b'["starts"]',
+                }  # fmt: skip
+                await store.begin().commit(Changes(writes=[(tables.LOG_SAGA, [entry])]))
+
+            async def listed(status: str = "", before: float = 1e12) -> list[str]:
+                asked = {"status": status, "before": before, "limit": 9}
+                return [row["key"] for row in await store.fetch(tables.SAGAS, asked)]
+
+            assert await listed() == ["a"]
+            assert sorted(await listed("ended")) == ["b", "c"]
+            assert await listed("ended", before=-1.0) == []
+            (row,) = await store.fetch(tables.SAGAS_OF_KEY, {"key": "b"})
+            assert (row["kind"], row["ended"], bytes(row["data"])) == ("Kind", 5.0, b"1")
+            begun = store.begin()
+            then = {"then": 6.0}
+            gone = await begun.fetch(tables.DELETE_ENDED, then, [(tables.DELETE_ENDED_LOG, [then])])
+            await begun.commit(Changes())
+            assert gone == [{"key": "b"}]
+            assert await listed("ended") == ["c"]
+            left = [
+                len(await store.fetch(tables.SAGA_LOG, {"kind": "Kind", "key": key}))
+                for key in "abcd"
+            ]
+            assert left == [1, 0, 1, 1]
+            place = {"kind": "Kind", "key": "a"}
+            await store.begin().commit(Changes(writes=[(tables.FORGET_SAGA, [place])]))
+            assert await store.fetch(tables.SAGA_LOG, place) == []
+            assert await store.fetch(tables.TIMERS_OF, place) == []
+
     async def test_state_is_written_with_the_rest_or_not_at_all(self, tmp_path: Path) -> None:
         """Also what a transaction that may read has loaded."""
         async with self._open(tmp_path) as (store,):
