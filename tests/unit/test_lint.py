@@ -38,7 +38,7 @@ from oyez.inspection.lint.system import Fault, System
 from oyez.personal import personal_fields
 from oyez.ports import Changes, Record
 from oyez.project import Project
-from oyez.window import Window, window_type
+from oyez.window import Window
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
@@ -99,6 +99,11 @@ class Card(State, key="order"):
 class Counts(Event, type="t.counts", key="order"):
     order: str
     cents: int
+
+
+class Deposited(Event, type="t.deposited", key="order"):
+    order: str
+    cents: str
 
 
 class Pack(Command, type="t.pack", key="order", to="payments"):
@@ -645,12 +650,18 @@ class Minute(Window, key="order", size=60, late=10):
 
 def test_a_window_is_keyed_state_as_well() -> None:
     def counted(orders: Service, payments: Service) -> None:
-        orders.kinds["Minute"] = window_type(Minute)
+        orders.window(Minute, Paid, Counts, by="order")
 
     recorded = {"orders": {"Minute": Shape(1, {"payer": "integer"})}}
-    personal, changed = found(counted, recorded=recorded)
+    personal, changed = found(counted, recorded=recorded, external=("t.counts",))
     assert personal.text.startswith("orders keeps personal data in Minute (payer)")
     assert changed.text.endswith("its field payer was integer and is string")
+
+    def mixed(orders: Service, payments: Service) -> None:
+        orders.window(Minute, Counted, Deposited, by="cents")
+
+    faults = found(mixed, erasure="t.placed", external=("t.deposited",))
+    assert [each.code for each in faults] == ["E13"]
 
 
 def test_a_circle_that_a_handler_may_end_is_a_warning() -> None:
