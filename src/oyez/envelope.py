@@ -49,6 +49,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     ``subject`` is the key. ``correlationid`` is shared by all events that result from one request,
     ``causationid`` is the id of the event that caused this one. ``recipient`` is the only service
     that the event is for, and ``expires`` the time after which that service does not handle it.
+    ``replayed`` names the replay in which it is handled once more, or was announced.
     """
 
     id: str

@@ -4,6 +4,7 @@
 
     OyezError
     ├── ConfigurationError    permanent   oyez.toml, environment or command line (exit code 2)
+    │   └── ReplayRefused                 a handler, or its history, can't be replayed
     ├── DeclarationError      permanent   an event, a handler or a service is declared wrongly
     ├── EventError            permanent   an event or envelope breaks the contract
     │   ├── InvalidEvent                  its data or an attribute is invalid; names the field
@@ -175,6 +176,10 @@ class RecordRefused(BrokerRefused):
 
 class HistoryMissing(OyezError):
     """A view can't be filled: retention has deleted the beginning of its history."""
+
+
+class ReplayRefused(ConfigurationError):
+    """A handler, or the history asked for, can't be replayed; the message names the remedy."""
 
 
 class Stale(OyezError):

@@ -87,6 +87,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """A plain ``def``: it runs on a thread."""
     generator: bool
     stream: str | None
+    replay: str | None
+    """``safe``: `oyez replay` may call it again, since that changes nothing; else None."""
     allow: Mapping[str, str]
     """The rules of `oyez topology --check` that it may break, by code, with the reason."""
     schedule: Schedule | None = None
@@ -160,6 +162,7 @@ def compile_handler(
     batch: bool = False,
     stream: str | None = None,
     by: By | None = None,
+    replay: str | None = None,
     allow: Mapping[str, str] | None = None,
 ) -> Handler:
     """Compile a handler from its signature. Raises DeclarationError naming the remedy."""
@@ -169,6 +172,8 @@ def compile_handler(
         raise DeclarationError(f"{place}: @service.on() needs at least one event class")
     if order not in ("key", "none"):
         raise DeclarationError(f'{place}: order: expected "key" or "none", found {order!r}')
+    if replay not in (None, "safe"):
+        raise DeclarationError(f'{place}: replay: expected "safe" or None, found {replay!r}')
     if concurrency < 1:
         raise DeclarationError(f"{place}: concurrency: expected 1 or more, found {concurrency}")
     if timeout is not None and timeout <= 0:
@@ -232,6 +237,7 @@ def compile_handler(
         blocking=not asynchronous,
         generator=inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
         stream=stream,
+        replay=replay,
         allow=dict(allow or {}),
     )
 

@@ -343,6 +343,12 @@ class StateParameter(Parameter):
                 raise self.declared.error(f"{self._kind.name} is there twice: remove one of them")
         _ = self.correlation
 
+    def under(self, name: str) -> StateParameter:
+        """Return it with its rows kept under another kind, of that name."""
+        other = StateParameter(self.declared)
+        other._kind = msgspec.structs.replace(self._kind, name=name)
+        return other
+
     def named(self, other: StateParameter) -> bool:
         """Return whether it is of the same kind of state."""
         return self._kind.name == other._kind.name

@@ -117,6 +117,7 @@ class Service:
         batch: bool = False,
         stream: str | None = None,
         by: By | None = None,
+        replay: str | None = None,
         allow: Mapping[str, str] | None = None,
     ) -> Callable[[F], F]:
         """Subscribe the decorated function to these event classes.
@@ -126,7 +127,8 @@ class Service:
         handler without a transaction. With ``order="none"`` events may overtake a failed one of
         their key. ``batch`` passes lists of events. ``stream`` is the only stream to read.
         ``by`` is the key of its `State`: the name of a field, or a function of the event; by
-        default what the `State` names.
+        default what the `State` names. ``replay="safe"`` lets `oyez replay` call it again for
+        events that it has handled: whatever it did for them, doing it twice changes nothing.
         ``allow`` permits it to break rules of `oyez topology --check`, with the reason. Raises
         DeclarationError.
         """
@@ -150,6 +152,7 @@ class Service:
                 batch=batch,
                 stream=stream,
                 by=by,
+                replay=replay,
                 allow=allow,
             )
             self._add(handler)

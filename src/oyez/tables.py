@@ -189,6 +189,17 @@ STATE = """select version, shape, data from oyez_state
 STATES = """select key, version, shape, data from oyez_state
  where kind = :kind and key > :after and version > 0 order by key limit :limit"""
 COUNT_STATE = "select count(*) as rows from oyez_state where kind = :kind"
+STATES = """select key, shape, data from oyez_state
+ where kind = :kind and version > 0 and key > :after order by key limit :limit"""
+STATE_COUNT = "select count(*) as rows from oyez_state where kind = :kind and version > 0"
+
+# -- replays ---------------------------------------------------------------------------------------
+
+IN_FLIGHT = f"""select seq, headers, data from oyez_inbox
+ where reader = '' and handler = :handler and state > {Inbox.HANDLED:d} and seq > :after
+ order by seq limit :limit"""
+LETTERS_OF = f"""select count(*) as letters from oyez_dead
+ where reader = :reader and handler = :handler and state <> '{Letter.REDRIVEN}'"""
 
 # -- timers ----------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     causationid: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    replayed: str | None = None
+    """The replay in which the event is handled once more; see `Envelope`."""
 
     @staticmethod
     def of(envelope: Envelope) -> Origin:
@@ -56,6 +58,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
             causationid=envelope.id,
             traceparent=parent if traced else None,
             tracestate=envelope.tracestate if traced else None,
+            replayed=envelope.replayed,
         )
 
 
@@ -129,6 +132,8 @@ class Announcer:
         headers["traceparent"] = span or self.span(since.traceparent)
         if since.tracestate:
             headers["tracestate"] = since.tracestate
+        if since.replayed is not None:
+            headers["replayed"] = since.replayed
         data = encode(kind, event)
         limit = self._limit()
         if limit and (size := weigh(headers, data)) > limit:

@@ -429,6 +429,7 @@ def compile_view(kind: ViewType, service: str) -> Handler:
         blocking=False,
         generator=False,
         stream=streams.pop(),
+        replay=None,
         allow={},
     )
 

@@ -292,12 +292,7 @@ class ServiceProcess:
             self.reports.trouble("streams", error)  # the first publish creates it
 
     async def _make_resources(self) -> None:
-        made: dict[type, object] = {Service: self.service, **self._provide}
-        for provider in self.service.providers:
-            if provider.provides not in made:
-                value = await self._resources.enter_async_context(_make(provider))
-                made[provider.provides] = value
-        self.handlers.bind(made)
+        self.handlers.bind(await provided(self.service, self._provide, self._resources))
 
     async def _let_go(self) -> None:
         await self._resources.aclose()
@@ -356,6 +351,20 @@ class ServiceProcess:
             ambient=self.ambient,
             reports=self.reports,
         )
+
+
+async def provided(
+    service: Service, given: Mapping[type, object], resources: AsyncExitStack
+) -> dict[type, object]:
+    """Return what the service provides to its handlers, by type; ``given`` replaces some of it.
+
+    It is cleaned up when ``resources`` are closed.
+    """
+    made: dict[type, object] = {Service: service, **given}
+    for provider in service.providers:
+        if provider.provides not in made:
+            made[provider.provides] = await resources.enter_async_context(_make(provider))
+    return made
 
 
 @asynccontextmanager

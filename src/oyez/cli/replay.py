@@ -1,0 +1,432 @@
+"""``oyez replay SERVICE``: a service's history, handled once more beside the running service."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+)
+
+from oyez import tables
+from oyez.cli.invocation import json_option, run_async
+from oyez.cli.printing import print_json, print_line, print_table, shorten, warn
+from oyez.envelope import parse_time
+from oyez.errors import BrokerRefused, InvalidEvent, ReplayRefused
+from oyez.listening import stop_signals
+from oyez.ports import BEGINNING, Broker, Changes, Position, Store
+from oyez.project import Project
+from oyez.runtime.comparison import Comparison, Difference
+from oyez.runtime.process import provided
+from oyez.runtime.replay import Chosen, Place, Replay, Stretch, choose, deleted, ends, kind_under
+from oyez.runtime.reports import Reports
+from oyez.service import Service
+from oyez.signals import EventDead, Signal, Signals, Trouble
+from oyez.stores.sqlite import SqliteStore
+
+SHOWN = 20
+"""The limit of differences that are shown."""
+WIDTH = 60
+"""The limit of characters of a value that is shown."""
+GRACE = 10.0
+"""Seconds that work in flight has to finish when it is interrupted."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for."""
+
+    service: str
+    handlers: Sequence[str]
+    begin: str
+    stretch: Stretch
+    name: str
+    announce: bool
+    as_json: bool
+
+
+@click.command("replay")
+@click.argument("service")
+@click.option("--from", "begin", metavar="TIME|POSITION|beginning", help="The first event.")
+@click.option("--to", "until", metavar="TIME|POSITION|now", default="now", help="The last event.")
+@click.option("--handler", "handlers", multiple=True, help="Only this handler; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; compare with the service's state.")
+@click.option("--name", help="A name for this replay, to continue it or to keep several.")
+@click.option("--outward", is_flag=True, help="Also safe handlers that act outside of the store.")
+@click.option("--announce", is_flag=True, help="Publish the events that handlers return.")
+@json_option
+def command(
+    service: str,
+    begin: str | None,
+    until: str,
+    handlers: tuple[str, ...],
+    dry_run: bool,
+    name: str | None,
+    outward: bool,
+    announce: bool,
+    as_json: bool,
+) -> None:
+    """Handle a service's history once more, beside the running service.
+
+    Handlers whose only effects are State and the events they return make that state anew, under
+    kinds of their own (Parcel@NAME); the service's rows are not touched. Other handlers are called
+    again if they are declared replay="safe". The same command goes on where it was interrupted.
+
+    TIME is as in RFC 3339, a POSITION applies to each partition. Exit codes: 0 done, 1 rows differ
+    or events failed, 2 refused.
+    """
+    project = Project.open()
+    if begin is None:
+        raise click.UsageError("Missing option '--from'.")
+    if dry_run and announce:
+        raise click.UsageError("--dry-run writes nothing: leave out --announce.")
+    if name is not None and not _NAME.fullmatch(name):
+        raise click.BadParameter("expected up to 40 of a-z, 0-9 and '-'", param_hint="--name")
+    asked = _Asked(
+        service=project.settings(service).name,
+        handlers=handlers,
+        begin=begin,
+        stretch=_stretch(begin, until),
+        name=name or sha256(repr((sorted(handlers), begin)).encode()).hexdigest()[:8],
+        announce=announce,
+        as_json=as_json,
+    )
+    found = project.service(service)
+    chosen = choose(found, handlers, outward=outward)
+    for why in chosen.refused.values():
+        warn(f"left out: {why}")
+    if dry_run:
+        code = run_async(_compare(project, asked, found, chosen))
+    else:
+        code = run_async(_replay(project, asked, found, chosen))
+    raise click.exceptions.Exit(code)
+
+
+def _stretch(begin: str, until: str) -> Stretch:
+    fields: dict[str, Any] = {}
+    for text, option, at, position in (
+        (begin, "--from", "since", "first"),
+        (until, "--to", "until", "last"),
+    ):
+        if text.isdecimal():
+            fields[position] = int(text)
+        elif text != ("beginning" if option == "--from" else "now"):
+            try:
+                fields[at] = parse_time(text).timestamp()
+            except InvalidEvent as error:
+                word = "beginning" if option == "--from" else "now"
+                raise click.BadParameter(
+                    f'expected a time as in RFC 3339, a position or "{word}", found {text!r}',
+                    param_hint=option,
+                ) from error
+    return Stretch(**fields)
+
+
+# -- a replay --------------------------------------------------------------------------------------
+
+
+async def _replay(project: Project, asked: _Asked, service: Service, chosen: Chosen) -> int:
+    broker_opened = project.opened_broker(asked.service)
+    async with broker_opened as broker, project.opened_store(asked.service) as store:
+        places = await _places(project, asked, broker, chosen)
+        await _mark(project, asked, store, chosen)
+        async with AsyncExitStack() as resources:
+            given = await provided(service, {}, resources) if chosen.safe else {}
+            failed: Counter[str] = Counter()
+            replay = Replay(
+                asked.name,
+                chosen.under(asked.name),
+                places,
+                asked.stretch,
+                system=project.config.system.name,
+                service=asked.service,
+                broker=broker,
+                store=store,
+                ambient=project.ambient,
+                reports=_reports(asked.service, failed),
+                provided=given,
+                announce=asked.announce,
+            )
+            try:
+                await _run(replay, _nothing)
+            except click.Abort:
+                warn("interrupted: the same command goes on from here")
+                raise
+        rows = {}
+        for kind in chosen.kinds:
+            fresh = kind_under(kind.name, asked.name)
+            (row,) = await store.fetch(tables.STATE_COUNT, {"kind": fresh})
+            rows[fresh] = row["rows"]
+    _print_replay(asked, replay, rows, failed)
+    return 1 if failed else 0
+
+
+async def _mark(project: Project, asked: _Asked, store: Store, chosen: Chosen) -> None:
+    """Note what this replay is; refuse to go on with another one of its name."""
+    name = f"oyez:replay:{asked.name}"
+    handlers = ", ".join(sorted(each.name for each in (*chosen.folds, *chosen.safe)))
+    mark = f"{handlers} from {asked.begin}"
+    now = project.ambient.now()
+    begun = store.begin()
+    try:
+        added = await begun.fetch(tables.MARK_FIRST, {"name": name, "mark": mark, "now": now}, [])
+        (found,) = await begun.fetch(tables.ACTIVE, {"name": name}, [])
+        if not added and found["version"] != mark:
+            raise ReplayRefused(
+                f"replay {asked.name} is one of {found['version']}, not of {mark}: give this one "
+                "another --name"
+            )
+        await begun.commit(Changes(time=now))
+    finally:
+        await begun.rollback()
+
+
+def _print_replay(
+    asked: _Asked, replay: Replay, rows: Mapping[str, int], failed: Mapping[str, int]
+) -> None:
+    if asked.as_json:
+        value = {"name": asked.name, "rows": rows, "withheld": replay.withheld, "failed": failed}
+        print_json(value)
+        return
+    done, _ = replay.progress
+    print_line(f"replay {asked.name}: {done} positions in {len(replay.passages)} partitions")
+    for kind, count in rows.items():
+        print_line(f"{kind}: {count} rows")
+    for kind, count in sorted(replay.withheld.items()):
+        print_line(f"withheld: {count} of {kind}")
+    for handler, count in sorted(failed.items()):
+        print_line(f"failed: {count} of {handler}, see `oyez dead list {asked.service}`")
+
+
+# -- a dry run -------------------------------------------------------------------------------------
+
+
+async def _compare(project: Project, asked: _Asked, service: Service, chosen: Chosen) -> int:
+    if not chosen.folds:
+        raise ReplayRefused(
+            "a dry run compares keyed state, which none of these handlers makes: "
+            + ", ".join(handler.name for handler in chosen.safe)
+        )
+    for handler in chosen.safe:
+        warn(f"left out: {handler.name} makes no keyed state that could be compared")
+    chosen = msgspec.structs.replace(chosen, safe=())
+    broker_opened = project.opened_broker(asked.service)
+    async with (
+        broker_opened as broker,
+        project.opened_store(asked.service) as live,
+        _scratch(project) as scratch,
+    ):
+        # No further than the service itself: what it has not handled it can't have.
+        reached = await _positions(live)
+        places = {
+            place: min(end, reached.get(place, BEGINNING))
+            for place, end in (await _places(project, asked, broker, chosen)).items()
+        }
+        comparison = Comparison(
+            chosen.folds,
+            system=project.config.system.name,
+            service=asked.service,
+            live=live,
+            scratch=scratch,
+            ambient=project.ambient,
+        )
+        await comparison.prepare()
+        failed: Counter[str] = Counter()
+        replay = Replay(
+            asked.name,
+            chosen.folds,
+            places,
+            asked.stretch,
+            system=project.config.system.name,
+            service=asked.service,
+            broker=broker,
+            store=scratch,
+            ambient=project.ambient,
+            reports=_reports(asked.service, failed),
+            outside=comparison.leave_out,
+        )
+
+        async def copy() -> None:
+            await comparison.copy(chosen.kinds)
+            now = await _positions(live)
+            await replay.reach({place: now.get(place, BEGINNING) for place in places})
+
+        await _run(replay, copy)
+        return await _report(asked, chosen, comparison, replay, failed, live)
+
+
+async def _positions(store: Store) -> dict[Place, Position]:
+    """Return the positions of the service itself."""
+    rows = await store.fetch(tables.CURSORS, {"reader": ""})
+    return {(row["stream"], row["partition"]): row["position"] for row in rows}
+
+
+@asynccontextmanager
+async def _scratch(project: Project) -> AsyncIterator[Store]:
+    with TemporaryDirectory(prefix="oyez-replay-") as folder:
+        store = SqliteStore(Path(folder) / "replay.db", project.ambient, durable=False)
+        try:
+            await store.open()
+            yield store
+        finally:
+            await store.close()
+
+
+async def _report(
+    asked: _Asked,
+    chosen: Chosen,
+    comparison: Comparison,
+    replay: Replay,
+    failed: Mapping[str, int],
+    live: Store,
+) -> int:
+    shown: list[Difference] = []
+    kinds: dict[str, Counter[str]] = {}
+    for kind in chosen.kinds:
+        count = kinds[kind.name] = Counter(added=0, missing=0, changed=0)
+        before = (comparison.rows, comparison.left_out)
+        async for each in comparison.differences(kind):
+            count[each.what] += 1
+            if len(shown) < SHOWN:
+                shown.append(each)
+        count["compared"] = comparison.rows - before[0]
+        count["left_out"] = comparison.left_out - before[1]
+    letters = 0
+    for handler in chosen.folds:
+        (row,) = await live.fetch(tables.LETTERS_OF, {"reader": "", "handler": handler.name})
+        letters += row["letters"]
+    differ = sum(
+        count[what] for count in kinds.values() for what in ("added", "missing", "changed")
+    )
+    if asked.as_json:
+        print_json(
+            {
+                "kinds": kinds,
+                "differences": [msgspec.to_builtins(each) for each in shown],
+                "withheld": replay.withheld,
+                "failed": failed,
+                "dead_letters": letters,
+            }
+        )
+        return 1 if differ or failed else 0
+    _print_differences(shown)
+    for name, count in kinds.items():
+        print_line(
+            f"{name}: {count['compared']} rows compared: {count['changed']} changed, "
+            f"{count['added']} added, {count['missing']} missing"
+        )
+        if count["left_out"]:
+            print_line(f"{name}: {count['left_out']} left out, as other events change them too")
+    for kind_name, number in sorted(replay.withheld.items()):
+        print_line(f"not announced: {number} of {kind_name}")
+    for name, number in sorted(failed.items()):
+        print_line(f"failed: {number} of {name}")
+    if differ and letters:
+        print_line(
+            f"the service has {letters} dead letters of these handlers, as `oyez dead` shows"
+        )
+    return 1 if differ or failed else 0
+
+
+def _print_differences(shown: Sequence[Difference]) -> None:
+    rows = []
+    for each in shown:
+        fields = ", ".join(
+            f"{name}: {shorten(repr(live), WIDTH)} → {shorten(repr(made), WIDTH)}"
+            for name, (live, made) in each.fields.items()
+        )
+        rows.append([each.kind, each.key, each.what, fields or None])
+    if rows:
+        print_table(["KIND", "KEY", "DIFFERENCE", "FIELDS (SERVICE → REPLAY)"], rows)
+        print_line("")
+
+
+async def _nothing() -> None:
+    """Do nothing more."""
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+
+async def _places(
+    project: Project, asked: _Asked, broker: Broker, chosen: Chosen
+) -> dict[Place, Position]:
+    """Return the partitions with their ends; refuse what the broker has not, or no longer has."""
+    if not broker.capabilities.history:
+        raise BrokerRefused("a replay is made of the history, and this broker keeps none")
+    places = await ends(broker, project.config.system.name, chosen, asked.stretch)
+    gone = await deleted(broker, places, asked.stretch)
+    if gone:
+        (stream, partition), count = max(gone.items(), key=lambda each: each[1])
+        raise ReplayRefused(
+            f"retention has deleted the beginning of {len(gone)} partitions, such as the first "
+            f"{count} records of {stream}[{partition}]: begin after them, with --from"
+        )
+    return places
+
+
+def _reports(service: str, failed: Counter[str]) -> Reports:
+    def heard(signal: Signal) -> None:
+        if isinstance(signal, Trouble):
+            warn(f"{signal.part}: {signal.error}")
+        elif isinstance(signal, EventDead):
+            failed[signal.handler or "(unreadable)"] += 1
+            if failed.total() <= SHOWN:
+                warn(f"{signal.handler}: event {signal.event_id} failed: {signal.reason}")
+
+    signals = Signals()
+    signals.listen(heard)
+    return Reports(service, signals)
+
+
+async def _run(replay: Replay, then: Callable[[], Awaitable[None]]) -> None:
+    """Run the replay to its end, and ``then``. Raises Abort on SIGTERM or Ctrl-C."""
+    stopped = asyncio.Event()
+    with stop_signals(stopped.set), _progress() as told:
+
+        async def work() -> None:
+            await replay.start()
+            await replay.finished(lambda: told(*replay.progress))
+            await then()
+
+        working = asyncio.create_task(work(), name="replay")
+        stop = asyncio.create_task(stopped.wait(), name="stop")
+        try:
+            await asyncio.wait([working, stop], return_when=asyncio.FIRST_COMPLETED)
+            interrupted = not working.done()
+            working.cancel()
+            await asyncio.wait([working])
+        finally:
+            stop.cancel()
+            await replay.stop(GRACE)
+    if interrupted:
+        raise click.Abort
+    working.result()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; yields what is told (done, of how many)."""
+    output = Console(stderr=True)
+    if not output.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output, transient=True) as progress:
+        task = progress.add_task("replay", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

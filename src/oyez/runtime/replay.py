@@ -1,0 +1,555 @@
+"""Handles a service's history once more, in a process of its own beside the running service.
+
+A replay has positions, an inbox and parked events of its own, under its own reader, so that it goes
+on where it stopped. It takes no part in the share of the service's replicas: whoever replays under
+a name last owns its positions, and a former process is fenced.
+
+Handlers whose only effects are keyed state and the events they return make that state anew, under
+other kinds or in another store. Any other handler is called again only if it is declared
+``replay="safe"``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from oyez import tables
+from oyez.ambient import Ambient
+from oyez.envelope import open_record, parse_time
+from oyez.errors import InvalidEvent, ReplayRefused
+from oyez.handler import Handler
+from oyez.parameters import ContextParameter, EventParameter, StateParameter
+from oyez.ports import BEGINNING, Batch, Broker, Claim, Position, Record, Store
+from oyez.runtime.batches import SAVE, Batches
+from oyez.runtime.calls import THREADS, Calls
+from oyez.runtime.claims import CRASHES
+from oyez.runtime.commits import Commits
+from oyez.runtime.execution import Execution
+from oyez.runtime.handlers import Handlers
+from oyez.runtime.lane import Chains, Lane
+from oyez.runtime.loop import Bell
+from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.reading import Reading
+from oyez.runtime.reports import Reports
+from oyez.service import Service
+from oyez.state import StateType
+from oyez.transaction import Announcer, Origin, UnitOfWork
+
+ROUND = 0.2
+"""Seconds between two looks at the lanes, unless one comes to its end."""
+QUIET = 1.0
+"""Seconds without a record after which the broker is asked whether there is one left."""
+
+Place = tuple[str, int]
+"""A stream and a partition."""
+
+
+# -- which handlers --------------------------------------------------------------------------------
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """The handlers of a replay."""
+
+    folds: tuple[Handler, ...] = ()
+    """Those that make keyed state anew."""
+    safe: tuple[Handler, ...] = ()
+    """Those that are called again as they are."""
+    refused: Mapping[str, str] = {}
+    """Why each of the others can't be replayed, by name."""
+
+    @property
+    def kinds(self) -> tuple[StateType, ...]:
+        """The kinds of keyed state that are made anew."""
+        found = [each.kind for handler in self.folds for each in handler.states]
+        return tuple({kind.name: kind for kind in found if isinstance(kind, StateType)}.values())
+
+    def under(self, name: str) -> tuple[Handler, ...]:
+        """Return all its handlers, those of ``folds`` with their state under kinds of that name."""
+        return tuple(_under(handler, name) for handler in self.folds) + self.safe
+
+
+def choose(service: Service, names: Collection[str] = (), *, outward: bool = False) -> Chosen:
+    """Return the handlers of these names, by default all that can be replayed.
+
+    ``outward`` permits those without a transaction. Raises ReplayRefused when one of the named, or
+    none at all, can be replayed.
+    """
+    known = {handler.name: handler for handler in service.handlers}
+    for name in names:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise ReplayRefused(f"{service.name} has no handler {name!r}; there are: {there}")
+    folds, safe = [], []
+    refused: dict[str, str] = {}
+    for handler in known.values():
+        if names and handler.name not in names:
+            continue
+        why = _objection(handler)
+        if why is None:
+            why = _incomplete(handler, service.handlers, names)
+            if why is None:
+                folds.append(handler)
+        elif handler.replay == "safe":
+            why = None
+            if handler.transactional or outward:
+                safe.append(handler)
+            else:
+                why = f"{handler.name} acts outside of the store: permit that with --outward"
+        if why is not None:
+            refused[handler.name] = why
+    if refused and (names or not (folds or safe)):
+        raise ReplayRefused("; ".join(refused.values()))
+    if not (folds or safe):
+        raise ReplayRefused(f"{service.name} has no handlers")
+    return Chosen(folds=tuple(folds), safe=tuple(safe), refused=refused)
+
+
+def _objection(handler: Handler) -> str | None:
+    """Return why a handler does more than to change keyed state and to return events, or None."""
+    name = handler.name
+    declare = 'declare it replay="safe" if that changes nothing'
+    if not handler.transactional:
+        return f"{name} acts outside of the store, and would do so twice: {declare}"
+    if handler.reads:
+        return f"{name} writes to tables by itself, and would do so twice: {declare}"
+    for each in handler.states:
+        if not isinstance(each.kind, StateType):
+            return f"{name} keeps {each.kind.name}, which is no State: it is not replayed"
+    for parameter in handler.parameters:
+        if not isinstance(parameter, EventParameter | ContextParameter | StateParameter):
+            return f"{name} is given {parameter.declared.name}, and may act with it: {declare}"
+    return None
+
+
+def _incomplete(handler: Handler, every: Sequence[Handler], names: Collection[str]) -> str | None:
+    """Return why the replay would not have all the handlers that make this one's state, or None."""
+    kinds = {each.kind.name for each in handler.states}
+    group: list[Handler] = []
+    while True:
+        found = [each for each in every if any(s.kind.name in kinds for s in each.states)]
+        if len(found) == len(group):
+            break
+        group = found
+        kinds = {state.kind.name for each in group for state in each.states}
+    shared = ", ".join(sorted(kinds))
+    for each in group:
+        why = _objection(each)
+        if why is not None:
+            return (
+                f"{handler.name} shares {shared} with {each.name}, which can't be replayed: {why}"
+            )
+    lacking = [each.name for each in group if names and each.name not in names]
+    if lacking:
+        asked = " ".join(f"--handler {name}" for name in lacking)
+        return f"{handler.name} makes {shared} only together with {', '.join(lacking)}: add {asked}"
+    return None
+
+
+def _under(handler: Handler, name: str) -> Handler:
+    parameters = tuple(
+        each.under(kind_under(each.correlation.kind.name, name))
+        if isinstance(each, StateParameter)
+        else each
+        for each in handler.parameters
+    )
+    states = tuple(each.correlation for each in parameters if each.correlation is not None)
+    return msgspec.structs.replace(handler, parameters=parameters, states=states)
+
+
+def kind_under(kind: str, name: str) -> str:
+    """Return the kind of the rows that a replay of that name makes."""
+    return f"{kind}@{name}"
+
+
+# -- which events ----------------------------------------------------------------------------------
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of history that is replayed; positions apply to each partition. All inclusive."""
+
+    since: float = -math.inf
+    """In seconds since 1970, as the broker recorded it."""
+    first: Position = BEGINNING
+    until: float = math.inf
+    last: Position | None = None
+
+    def covers(self, record: Record) -> bool:
+        """Return whether the record is within it."""
+        return (
+            record.position >= self.first
+            and (self.last is None or record.position <= self.last)
+            and self.since <= record.time <= self.until
+        )
+
+
+async def ends(
+    broker: Broker, system: str, chosen: Chosen, stretch: Stretch
+) -> dict[Place, Position]:
+    """Return the present end of each partition that the handlers read, within the stretch."""
+    found: dict[Place, Position] = {}
+    handlers = (*chosen.folds, *chosen.safe)
+    for stream in await broker.streams():
+        if any(handler.subscribes(stream, system) for handler in handlers):
+            for partition, end in enumerate(await broker.ends(stream)):
+                last = end if stretch.last is None else min(end, stretch.last)
+                found[stream, partition] = last
+    return found
+
+
+async def deleted(
+    broker: Broker, places: Mapping[Place, Position], stretch: Stretch
+) -> dict[Place, Position]:
+    """Return the partitions whose first records retention has deleted, with their number.
+
+    Those where the stretch begins later are left out.
+    """
+    found: dict[Place, Position] = {}
+    for stream in sorted({stream for stream, _ in places}):
+        for partition, start in enumerate(await broker.starts(stream)):
+            place = (stream, partition)
+            if not start or place not in places or start < stretch.first:
+                continue
+            if not await _begins_before(broker, place, start, stretch.since):
+                found[place] = start
+    return found
+
+
+async def _begins_before(broker: Broker, place: Place, start: Position, since: float) -> bool:
+    """Return whether the first record that is left is older than ``since``."""
+    if since == -math.inf:
+        return False
+    stream, partition = place
+    if (await broker.ends(stream))[partition] <= start:
+        return True  # nothing is left: what is deleted was old enough to be
+    batches = broker.read(stream, partition, start)
+    async for batch in batches:
+        return batch.records[0].time < since
+    return False
+
+
+class Passage:
+    """A consumer that passes on the records of a stretch, marked as replayed; see `Consumer`."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        batches: Batches,
+        mark: str,
+        stretch: Stretch,
+        end: Position,
+        *,
+        ambient: Ambient,
+        bell: Bell,
+        over: asyncio.Event,
+        outside: Callable[[Sequence[Record]], Awaitable[None]] | None,
+    ) -> None:
+        """``bell`` is rung at ``end``. There it waits for ``over``, unless there is an ``outside``.
+
+        ``outside`` is given the records that are not within the stretch, also those after ``end``.
+        """
+        self.lane = lane
+        self.begun = min(lane.position, end)
+        """The position at which it began."""
+        self.end = end
+        self.reached = lane.position
+        """The position of the last record that it has seen."""
+        self.seen_at = ambient.monotonic()
+        """The time of its last record, on the monotonic clock."""
+        self._batches = batches
+        self._mark = mark
+        self._stretch = stretch
+        self._ambient = ambient
+        self._bell = bell
+        self._over = over
+        self._outside = outside
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end."""
+        return self.lane.position >= self.end
+
+    def finish(self) -> None:
+        """Record that there is nothing left up to its end."""
+        self.lane.position = max(self.lane.position, self.end)
+
+    async def take(self, batch: Batch) -> int:
+        lane, events = self.lane, 0
+        if self.done and self._outside is None:
+            await self._over.wait()
+            return 0
+        inside: list[Record] = []
+        others: list[Record] = []
+        for record in batch.records:
+            covered = record.position <= self.end and self._stretch.covers(record)
+            (inside if covered else others).append(record)
+        if others and self._outside is not None:
+            await self._outside(others)
+        if inside:
+            events = await self._batches.take(Batch([_marked(each, self._mark) for each in inside]))
+        last = batch.records[-1].position
+        lane.position = max(lane.position, min(last, self.end))
+        self.reached = max(self.reached, last)
+        self.seen_at = self._ambient.monotonic()
+        if self.done:
+            self._bell.ring()
+        elif self.seen_at - lane.saved_at > SAVE:
+            await lane.save()
+        return events
+
+
+def _marked(record: Record, mark: str) -> Record:
+    """Return the record of an event that is handled once more.
+
+    A command that was there in time has not expired, however late it is replayed.
+    """
+    try:
+        envelope = open_record(record.headers, record.data)
+        expires = envelope.expires
+        if expires is not None and record.time <= parse_time(expires, "expires").timestamp():
+            expires = None
+    except InvalidEvent:
+        return record  # it becomes a dead letter, as it did before
+    envelope = msgspec.structs.replace(envelope, replayed=mark, expires=expires)
+    return msgspec.structs.replace(record, headers=envelope.headers(), data=envelope.data)
+
+
+# -- the replay ------------------------------------------------------------------------------------
+
+
+class Withheld(Commits):
+    """Commits without the announced events, which are counted by type."""
+
+    def __init__(self, store: Store, announcer: Announcer, ambient: Ambient) -> None:
+        super().__init__(store, announcer, ambient)
+        self._announcing = announcer
+        self.events: Counter[str] = Counter()
+        """The number of withheld events, by type."""
+
+    def unit(self, claim: Claim | None) -> UnitOfWork:
+        """Return a unit of work whose events are not published."""
+        unit = _Silent(self.store, self._announcing, lambda: None)
+        unit.counted = self.events
+        unit.changes.claim = claim
+        return unit
+
+
+class _Silent(UnitOfWork):
+    counted: Counter[str]
+
+    async def commit(self) -> None:
+        kinds = [each.headers["type"] for each in self.changes.announced]
+        self.changes.announced = []
+        await super().commit()
+        self.counted.update(kinds)
+
+
+class Replay:
+    """A replay in this process."""
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Sequence[Handler],
+        places: Mapping[Place, Position],
+        stretch: Stretch,
+        *,
+        system: str,
+        service: str,
+        broker: Broker,
+        store: Store,
+        ambient: Ambient,
+        reports: Reports,
+        provided: Mapping[type, object] | None = None,
+        announce: bool = False,
+        outside: Callable[[Sequence[Record]], Awaitable[None]] | None = None,
+    ) -> None:
+        """``places``: the partitions, each with its end. ``outside`` as in `Passage`.
+
+        Without ``announce``, the events that handlers publish are withheld.
+        """
+        self.reader = f"replay:{name}"
+        self.passages: dict[Place, Passage] = {}
+        announcer = Announcer(system, service, ambient, lambda: broker.capabilities.max_bytes)
+        self._withheld = Withheld(store, announcer, ambient)
+        self._commits = Commits(store, announcer, ambient) if announce else self._withheld
+        self._places = places
+        self._stretch = stretch
+        self._broker = broker
+        self._store = store
+        self._ambient = ambient
+        self._reports = reports
+        self._outside = outside
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{ambient.bits(32):08x}"
+        self._handlers = Handlers(system, service, handlers)
+        self._handlers.bind(provided or {})
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{service}-replay")
+        calls = Calls(self._handlers, ambient, self._threads)
+        self._execution = Execution(calls, self._commits, ambient, reports)
+        self._work, self._bell, self._over = Bell(ambient), Bell(ambient), asyncio.Event()
+        self._lanes: dict[Place, Lane] = {}
+        self._readings: list[Reading] = []
+        self._parked = ParkedEvents(
+            self._owner,
+            self._handlers,
+            self._execution,
+            self._lanes,
+            store=store,
+            ambient=ambient,
+            reports=reports,
+            work=self._work,
+        )
+
+    @property
+    def withheld(self) -> Counter[str]:
+        """The number of events, by type, that were not published."""
+        return self._withheld.events
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The number of positions that it has passed, and that it has to pass in this process."""
+        spans = [(each.lane.position, each.begun, each.end) for each in self.passages.values()]
+        return (
+            sum(min(position, end) - begun for position, begun, end in spans),
+            sum(end - begun for _, begun, end in spans),
+        )
+
+    async def start(self) -> None:
+        """Take over the positions of this replay, and read on from there.
+
+        Another process that replays under the same name is fenced.
+        """
+        for place in self._places:
+            await self._begin(place)
+        self._parked.start()
+
+    async def finished(self, told: Callable[[], None] = lambda: None) -> None:
+        """Wait until every partition is at its end, and no event is parked.
+
+        ``told`` is called after each round. Raises ReplayRefused when another process has taken
+        over.
+        """
+        while not all(each.done and not each.lane.chains.total for each in self._each()):
+            await self._bell.wait(ROUND)
+            await self._skip_gaps()
+            told()
+
+    async def reach(self, positions: Mapping[Place, Position]) -> None:
+        """Wait until ``outside`` has been given every record up to these positions.
+
+        Raises ReplayRefused when one of the partitions is none of this replay.
+        """
+        for place, position in positions.items():
+            if position and place not in self.passages:
+                raise ReplayRefused(f"stream {place[0]} was added meanwhile: replay again")
+        for place, position in positions.items():
+            each = self.passages.get(place)
+            while each and each.reached < position and not await self._is_quiet(each):
+                await self._bell.wait(ROUND)
+                self._each()
+
+    async def stop(self, grace: float) -> None:
+        """Stop within ``grace`` seconds, and save every position. Safe when called twice."""
+        self._over.set()
+        for reading in self._readings:
+            await reading.stop()
+        await self._parked.stop(grace)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        unit = self._commits.unit(None)
+        tx = unit.transaction(Origin())
+        for lane in self._lanes.values():
+            claim = lane.claim
+            tx.execute(tables.RELEASE, **msgspec.structs.asdict(claim))
+        await unit.commit()
+
+    def _each(self) -> Collection[Passage]:
+        """Return the passages. Raises ReplayRefused when one is fenced."""
+        if any(lane.fenced for lane in self._lanes.values()):
+            raise ReplayRefused(f"another process has taken over {self.reader}")
+        return self.passages.values()
+
+    async def _skip_gaps(self) -> None:
+        """Finish partitions whose last records are none of events, or were deleted meanwhile."""
+        for each in self.passages.values():
+            if not each.done and await self._is_quiet(each):
+                each.finish()
+
+    async def _is_quiet(self, passage: Passage) -> bool:
+        """Return whether no record is left."""
+        idle = self._ambient.monotonic() - passage.seen_at > QUIET
+        if not (passage.lane.idle and idle):
+            return False
+        claim = passage.lane.claim
+        passage.seen_at = self._ambient.monotonic()
+        at = max(passage.reached, passage.lane.position)
+        lag = await self._broker.lag(claim.stream, {claim.partition: at})
+        return lag.get(claim.partition, 0) == 0
+
+    async def _begin(self, place: Place) -> None:
+        stream, partition = place
+        cursor = {"stream": stream, "partition": partition, "reader": self.reader}
+        unit = self._commits.unit(None)
+        tx = unit.transaction(Origin())
+        try:
+            tx.execute(tables.ADD_CURSOR, **cursor)
+            asked = {**cursor, "owner": self._owner, "now": self._ambient.now()}
+            row = await tx.fetch_one(tables.CLAIM, **asked)
+            await unit.commit()
+        finally:
+            await unit.rollback()
+        assert row is not None  # a replay has no lease, so that its claims never stand
+        claim = Claim(
+            stream=stream,
+            partition=partition,
+            owner=self._owner,
+            epoch=row["epoch"],
+            reader=self.reader,
+        )
+        rows = await self._store.fetch(tables.BLOCKED, cursor)
+        position = row["position"]
+        if self._outside is None:  # nobody wants what lies before
+            position = max(position, min(self._stretch.first - 1, self._places[place]))
+        lane = self._lanes[place] = Lane(
+            claim,
+            position,
+            Chains({each["chain"]: each["parked"] for each in rows}, self._ambient),
+            broker=self._broker,
+            commits=self._commits,
+            ambient=self._ambient,
+            reports=self._reports,
+            work=self._work,
+            suspects=row["crashes"] > 0,
+            careful=row["crashes"] >= CRASHES,
+        )
+        batches = Batches(
+            lane,
+            self._handlers,
+            self._execution,
+            broker=self._broker,
+            commits=self._commits,
+            ambient=self._ambient,
+            reports=self._reports,
+        )
+        passage = self.passages[place] = Passage(
+            lane,
+            batches,
+            self.reader,
+            self._stretch,
+            self._places[place],
+            ambient=self._ambient,
+            bell=self._bell,
+            over=self._over,
+            outside=self._outside,
+        )
+        reading = Reading(
+            lane, passage, broker=self._broker, ambient=self._ambient, reports=self._reports
+        )
+        self._readings.append(reading)
+        reading.start()
