@@ -87,7 +87,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """A plain ``def``: it runs on a thread."""
     generator: bool
     stream: str | None
-    replay: str | None
+    replay: str | None = None
     """``safe``: `oyez replay` may call it again, since that changes nothing; else None."""
     allow: Mapping[str, str]
     """The rules of `oyez topology --check` that it may break, by code, with the reason."""

@@ -188,10 +188,7 @@ STATE = """select version, shape, data from oyez_state
 
 STATES = """select key, version, shape, data from oyez_state
  where kind = :kind and key > :after and version > 0 order by key limit :limit"""
-COUNT_STATE = "select count(*) as rows from oyez_state where kind = :kind"
-STATES = """select key, shape, data from oyez_state
- where kind = :kind and version > 0 and key > :after order by key limit :limit"""
-STATE_COUNT = "select count(*) as rows from oyez_state where kind = :kind and version > 0"
+COUNT_STATE = "select count(*) as rows from oyez_state where kind = :kind and version > 0"
 
 # -- replays ---------------------------------------------------------------------------------------
 

@@ -429,7 +429,6 @@ def compile_view(kind: ViewType, service: str) -> Handler:
         blocking=False,
         generator=False,
         stream=streams.pop(),
-        replay=None,
         allow={},
     )
 

@@ -170,7 +170,7 @@ async def _replay(project: Project, asked: _Asked, service: Service, chosen: Cho
         rows = {}
         for kind in chosen.kinds:
             fresh = kind_under(kind.name, asked.name)
-            (row,) = await store.fetch(tables.STATE_COUNT, {"kind": fresh})
+            (row,) = await store.fetch(tables.COUNT_STATE, {"kind": fresh})
             rows[fresh] = row["rows"]
     _print_replay(asked, replay, rows, failed)
     return 1 if failed else 0
