@@ -66,6 +66,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _MONDAY = date(1970, 1, 5).toordinal()
 _NEVER = -(1 << 62)
 _FIRST, _LAST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+_FIRST_SECOND, _LAST_SECOND = _FIRST.timestamp(), _LAST.timestamp()
 
 Span = tuple[int, int]
 """The start of a window, and its end, which is not part of it."""
@@ -198,16 +199,6 @@ class Window(msgspec.Struct, metaclass=WindowMeta, kw_only=True, dict=True):
             ...
 
         @property
-        def start(self) -> datetime:
-            """Its start, in UTC or the zone of ``tz``. A session starts with its first event."""
-            ...
-
-        @property
-        def end(self) -> datetime:
-            """Its end, which is not part of it. A session ends one gap after its last event."""
-            ...
-
-        @property
         def counts(self) -> Counts:
             """What was late, clamped or forced of this key until now."""
             ...
@@ -224,6 +215,18 @@ class Window(msgspec.Struct, metaclass=WindowMeta, kw_only=True, dict=True):
             version: int = 1,
             name: str | None = None,
         ) -> None: ...
+
+    @property
+    def start(self) -> datetime:
+        """Its start, in UTC or the zone of ``tz``. A session starts with its first event."""
+        start, _, zone = vars(self)["span"]
+        return moment(start).astimezone(zone)
+
+    @property
+    def end(self) -> datetime:
+        """Its end, which is not part of it. A session ends one gap after its last event."""
+        _, end, zone = vars(self)["span"]
+        return moment(end).astimezone(zone)
 
     def add(self, event: Any) -> None:
         """Add an event of this window."""
@@ -412,13 +415,18 @@ class Windows:
                     found += self._advance(self.opened[0].end)
         return found
 
-    def close(self, now: int) -> list[object]:
-        """Close the windows that are complete at ``now`` without another event; as `fold`."""
+    def close(self, now: int, *, due: int | None = None) -> list[object]:
+        """Close the windows that are complete at ``now`` without another event; as `fold`.
+
+        ``due`` is the time of the timer that fired: what became complete since then has one of its
+        own, which may have to wait for a backlog.
+        """
         self.handled = min(self.handled, now)  # a clock that was set back waits anew
+        by = now if due is None else min(now, due)
         if not self.opened:
-            self.forgotten = self.newest != _NEVER and now >= self.handled + FORGET
+            self.forgotten = self.newest != _NEVER and by >= self.handled + FORGET
             return []
-        return self._advance(self.newest - self.kind.late + now - self.handled)
+        return self._advance(self.newest - self.kind.late + by - self.handled)
 
     def due(self) -> int | None:
         """Return when `close` has something to do if no event comes; None for a new key."""
@@ -431,8 +439,9 @@ class Windows:
     def arm(self, *, fired: bool) -> int | None:
         """Return the time to set the timer for; None to leave it. ``fired``: it is not set.
 
-        It is left while it is early for a window that grows, and so fires once in a while instead
-        of being set by every event.
+        A timer that is early finds nothing to do and is set anew. So it is left early for a window
+        that grows, and set early for events from a backlog, each of which brings the end nearer:
+        otherwise every event would set it.
         """
         due = self.due()
         if due is None:
@@ -440,6 +449,8 @@ class Windows:
         awaited = self.opened[0].start if self.opened else _NEVER
         if not fired and awaited == self.awaited and self.armed <= due + 2 * SLACK:
             return None
+        if not fired and self.opened and self.newest + self.kind.late < self.handled:
+            due = min(due, max(self.handled, self.opened[0].end))
         self.armed, self.awaited = due + SLACK, awaited
         return self.armed
 
@@ -453,8 +464,7 @@ class Windows:
         opened.start, opened.end = start, end
         shape = self.kind.shape
         zone = shape.zone if isinstance(shape, Days) else UTC
-        told = vars(opened.window)
-        told["start"], told["end"] = moment(start).astimezone(zone), moment(end).astimezone(zone)
+        vars(opened.window)["span"] = (start, end, zone)
         return opened
 
     def _advance(self, to: int) -> list[object]:
@@ -505,8 +515,8 @@ def event_time(value: object, field: str) -> int:
     Raises InvalidEvent naming the field.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if _FIRST.timestamp() <= value < _LAST.timestamp():
-            value = _EPOCH + timedelta(seconds=value)
+        if _FIRST_SECOND <= value < _LAST_SECOND:
+            return round(value * _MICROS)
     elif not isinstance(value, datetime):
         raise InvalidEvent(field, "expected a time: a datetime, or a number of seconds since 1970")
     elif value.tzinfo is None:
@@ -637,8 +647,7 @@ def _fold(cls: type[Window], time_of: Callable[[Any, Envelope], int]) -> Callabl
         now = round(clock * _MICROS)
         fired = type(event) is Timer
         if fired:
-            # What became due since then has a timer of its own, which may have to wait.
-            found = windows.close(min(now, round(event.due * _MICROS)))
+            found = windows.close(now, due=round(event.due * _MICROS))
         else:
             found = windows.fold(event, time_of(event, turn.envelope), now)
         due = windows.arm(fired=fired)
@@ -706,7 +715,7 @@ def _hints(declared: Any, error: Callable[[str], DeclarationError]) -> dict[str,
 def _events(method: Callable[..., Any], *event: object) -> Sequence[object]:
     """Return what a method of a window returned, as a sequence of events."""
     answer = method(*event)
-    if answer is None:
+    if answer is None or answer == ():
         return ()
     if is_event(type(answer)):
         return (answer,)

@@ -251,6 +251,30 @@ class TestLate:
         assert closed(value.fold(Reading(number=2), 70 * SECOND, year)) == [(0, 60, [0, 1])]
         assert value.counts.late == 0
 
+    def test_events_seldom_set_the_timer(self) -> None:
+        """Whether they come as they happen, from a backlog, or make a session longer."""
+        hour = 3600 * SECOND
+
+        def armed(cls: Any, times: Iterable[int], behind: int) -> int:
+            value, count = windows(cls), 0
+            for second in times:
+                at = second * SECOND
+                now = max(at, behind)
+                value.fold(Reading(number=0), at, now)
+                set_for = value.arm(fired=False)
+                if set_for is not None:
+                    count += 1
+                    assert set_for >= now
+                due = value.due()
+                assert due is not None
+                assert value.armed <= due + SECOND  # so it closes in time
+            return count
+
+        assert armed(Minute, range(0, 600, 2), 0) == 10
+        assert armed(Minute, range(0, 600, 2), hour) == 10
+        assert armed(Visit, range(0, 600, 2), 0) == 1
+        assert armed(Visit, range(0, 600, 2), hour) == 1
+
     def test_an_idle_key_closes_by_the_clock(self) -> None:
         value = windows(Minute)
         value.fold(Reading(number=0), 50 * SECOND, 1000 * SECOND)
@@ -264,6 +288,18 @@ class TestLate:
         assert value.fold(Reading(number=1), 55 * SECOND, due)[0] == Told(
             sensor="s", start=0, number=1
         )
+
+    def test_a_timer_that_is_handled_late_closes_only_what_was_complete_at_its_time(self) -> None:
+        value = windows(Minute)
+        value.fold(Reading(number=0), 0, 0)
+        value.fold(Reading(number=1), 68 * SECOND, 68 * SECOND)
+        assert value.close(3600 * SECOND, due=69 * SECOND) == []
+        assert (value.newest, value.handled) == (68 * SECOND, 68 * SECOND)
+        assert closed(value.close(3600 * SECOND, due=71 * SECOND)) == [(0, 60, [0])]
+        assert value.due() == 130 * SECOND
+        value.fold(Reading(number=2), 100 * SECOND, 100 * SECOND)
+        assert value.close(3600 * SECOND, due=71 * SECOND) == []
+        assert value.due() == 130 * SECOND
 
     def test_a_wrong_clock_closes_nothing(self) -> None:
         value = windows(Minute)
