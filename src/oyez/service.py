@@ -331,8 +331,13 @@ class Service:
         self, kind: ViewType, key: str, known: Sequence[Known], wait: float
     ) -> Any:
         bound = self._running()
+        if kind not in self.views:
+            raise DeclarationError(
+                f"service {self.name} does not keep the view {kind.view}: add "
+                f"service.view({kind.cls.__qualname__})"
+            )
         ambient = bound.announcer.ambient
-        types = {event.name for event in self.views[kind].events} if kind in self.views else set()
+        types = {event.name for event in self.views[kind].events}
         pend = pending(known, types, ambient.now())
         end = ambient.monotonic() + wait
         while True:

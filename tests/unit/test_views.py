@@ -11,16 +11,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from oyez import GONE, Event, Gone, Retry, Service, View, applies, tables
-from oyez.errors import BrokerRefused, InvalidEvent, Stale, StoreRefused
+from oyez.errors import BrokerRefused, DeclarationError, InvalidEvent, Stale, StoreRefused
 from oyez.ports import Changes
 from oyez.runtime import views
 from oyez.runtime.admin import admin
 from oyez.runtime.dead import discard
 from oyez.runtime.process import ServiceProcess
+from oyez.runtime.rebuild import Pace
 from oyez.runtime.views import Versions
 from oyez.signals import Signal, Trouble, ViewMeasured
 from oyez.stores.sqlite import SqliteStore
-from oyez.testing import running
+from oyez.testing import VirtualAmbient, running
 from oyez.testing.harness import System
 
 G = TypeVar("G", bound=Signal)
@@ -329,6 +330,30 @@ class TestVersions:
                 await process.views.prepare()
 
 
+class TestPace:
+    """A view that catches up beside live events."""
+
+    async def test_half_of_the_time_is_left_to_them(self) -> None:
+        ambient, busy, done = VirtualAmbient(), True, []
+        pace = Pace(ambient, lambda: busy)
+
+        async def work() -> int:
+            await ambient.sleep(1.0)
+            done.append(ambient.monotonic() - begun)
+            return 1
+
+        begun = ambient.monotonic()
+        tasks = [asyncio.create_task(pace.run(work)) for _ in range(3)]
+        for _ in range(6):
+            await ambient.advance(1.0)
+        assert await asyncio.gather(*tasks) == [1, 1, 1]
+        assert done == [1.0, 3.0, 5.0]
+        busy = False
+        tasks = [asyncio.create_task(pace.run(work)) for _ in range(3)]
+        await ambient.advance(1.0)
+        assert await asyncio.gather(*tasks) == [1, 1, 1]
+
+
 class TestHistory:
     """What retention has left of a stream."""
 
@@ -446,6 +471,8 @@ class TestReads:
                 "",
             ):
                 assert await service.read(cls, "a", after=token, wait=0.0) is not None
+            with pytest.raises(DeclarationError, match=r"add service\.view\(Orders\)"):
+                await service.read(orders_of(desk()), "a")
             for wrong in ("x", "a;b;c;d", "a; b", ", ".join(["a;b"] * 17)):
                 with pytest.raises(InvalidEvent, match="after: expected the header Oyez-After"):
                     await service.read(cls, "a", after=wrong)

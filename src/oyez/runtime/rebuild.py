@@ -7,6 +7,7 @@ no hand-over, and so no gap.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from oyez import tables
@@ -32,14 +33,42 @@ CRASHES = 5
 event: what a view does seldom kills a process, and most who end a rebuild are operators."""
 
 
+class Pace:
+    """Leaves half of a process's time to what it handles live, while its views catch up.
+
+    As long as the process is ``busy``, one batch of a view runs at a time, and then none for as
+    long as that one took.
+    """
+
+    def __init__(self, ambient: Ambient, busy: Callable[[], bool]) -> None:
+        self._ambient = ambient
+        self._busy = busy
+        self._lock = asyncio.Lock()
+
+    async def run(self, work: Callable[[], Awaitable[int]]) -> int:
+        """Run the work of a batch in its turn; return its result."""
+        if not self._busy():
+            return await work()
+        async with self._lock:
+            start = self._ambient.monotonic()
+            done = await work()
+            if self._busy():
+                await self._ambient.sleep(self._ambient.monotonic() - start)
+        return done
+
+
 class Whole:
-    """A consumer that refuses a stream whose beginning is no longer there; see `Consumer`."""
+    """A consumer that refuses a stream whose beginning is no longer there; see `Consumer`.
+
+    It keeps to the pace until the lane has reached what was the end of its stream at first.
+    """
 
     def __init__(
         self,
         lane: Lane,
         batches: Batches,
-        starts: Callable[[str], Awaitable[list[Position]]],
+        broker: Broker,
+        pace: Pace,
         missing: dict[Place, int],
         applied: dict[Place, float],
     ) -> None:
@@ -48,36 +77,41 @@ class Whole:
         ``applied`` is told the time of the last record of each partition that was handled.
         """
         self._lane = lane
+        self._place = (lane.claim.stream, lane.claim.partition)
         self._batches = batches
-        self._starts = starts
+        self._broker = broker
+        self._pace = pace
         self._missing = missing
         self._applied = applied
-        self._checked = lane.position != BEGINNING
+        self._until: Position | None = None
 
     async def take(self, batch: Batch) -> int:
-        if not self._checked:
-            await self._check(batch)
-            self._checked = True
-        count = await self._batches.take(batch)
-        claim = self._lane.claim
-        self._applied[claim.stream, claim.partition] = batch.records[-1].time
+        lane = self._lane
+        if self._until is None:
+            self._until = await self._begin(batch)
+        if lane.position >= self._until or lane.leaving:
+            count = await self._batches.take(batch)
+        else:
+            count = await self._pace.run(lambda: self._batches.take(batch))
+        self._applied[self._place] = batch.records[-1].time
         return count
 
-    async def _check(self, batch: Batch) -> None:
-        claim = self._lane.claim
-        place = (claim.stream, claim.partition)
-        missed = batch.missed
-        if not missed:
-            starts = await self._starts(claim.stream)
-            missed = starts[claim.partition] if claim.partition < len(starts) else BEGINNING
-        if not missed:
-            self._missing.pop(place, None)
-            return
-        self._missing[place] = missed
-        raise HistoryMissing(
-            f"{claim.reader} can't be filled: retention has deleted the first {missed} records of "
-            f"{claim.stream}[{claim.partition}]"
-        )
+    async def _begin(self, batch: Batch) -> Position:
+        """Return the end of the partition. Raises HistoryMissing, and BrokerError."""
+        stream, partition = self._place
+        if self._lane.position == BEGINNING:
+            starts = await self._broker.starts(stream)
+            known = starts[partition] if partition < len(starts) else BEGINNING
+            missed = batch.missed or known
+            if missed:
+                self._missing[self._place] = missed
+                raise HistoryMissing(
+                    f"{self._lane.claim.reader} can't be filled: retention has deleted the first "
+                    f"{missed} records of {stream}[{partition}]"
+                )
+            self._missing.pop(self._place, None)
+        ends = await self._broker.ends(stream)
+        return ends[partition] if partition < len(ends) else BEGINNING
 
 
 class Rebuild:
@@ -96,6 +130,7 @@ class Rebuild:
         ambient: Ambient,
         reports: Reports,
         grace: float,
+        pace: Pace,
     ) -> None:
         self.kind = kind
         self.missing: dict[Place, int] = {}
@@ -105,6 +140,7 @@ class Rebuild:
         self.work = Bell(ambient)
         self.handlers = Handlers(system, handler.service, [handler])
         self.handlers.bind({})
+        self._pace = pace
         self._broker = broker
         self._commits = commits
         self._ambient = ambient
@@ -186,11 +222,8 @@ class Rebuild:
         )
         return Reading(
             lane,
-            Whole(lane, batches, self._starts, self.missing, self._applied),
+            Whole(lane, batches, self._broker, self._pace, self.missing, self._applied),
             broker=self._broker,
             ambient=self._ambient,
             reports=self._reports,
         )
-
-    async def _starts(self, stream: str) -> list[Position]:
-        return list(await self._broker.starts(stream))

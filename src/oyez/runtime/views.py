@@ -20,7 +20,7 @@ from oyez.runtime.calls import Calls
 from oyez.runtime.commits import Commits
 from oyez.runtime.handlers import Handlers
 from oyez.runtime.loop import Loop
-from oyez.runtime.rebuild import Rebuild
+from oyez.runtime.rebuild import Pace, Rebuild
 from oyez.runtime.reports import Reports
 from oyez.signals import ViewMeasured
 from oyez.view import ViewType
@@ -137,12 +137,15 @@ class Views:
         ambient: Ambient,
         reports: Reports,
         grace: float,
+        busy: Callable[[], bool],
     ) -> None:
+        """``busy`` returns whether the process handles events of its other readers."""
         self.versions: dict[str, Versions] = {}
         """The versions of each view, as the last look found them."""
         self._broker = broker
         self._store = commits.store
         self._ambient = ambient
+        pace = Pace(ambient, busy)
         self._rebuilds = [
             Rebuild(
                 kind,
@@ -155,6 +158,7 @@ class Views:
                 ambient=ambient,
                 reports=reports,
                 grace=grace,
+                pace=pace,
             )
             for kind, handler in views.items()
         ]
@@ -200,7 +204,7 @@ class Views:
 
     async def stop(self) -> None:
         """Finish and save every lane."""
-        self._loop.kill()
+        await self._loop.cancel()
         for each in self._rebuilds:
             await each.stop()
 
