@@ -414,6 +414,7 @@ class _Transition:
             if self._pivot(Stage.ASKED) is not None:
                 return  # its answer decides whether the rest can be undone
             progress.phase = Status.UNDOING
+            self._note_unasked()
             for name, asked in progress.steps.items():
                 if asked.stage is Stage.ASKED:
                     self._settle(name, asked, Stage.UNKNOWN)
@@ -430,6 +431,19 @@ class _Transition:
                 self._ask(step)
         if steps and done.issuperset(steps):
             self._end(self._kind.complete)
+
+    def _note_unasked(self) -> None:
+        """Count steps that nobody is asked for as asked, if their time has come.
+
+        They are under way all the same, and not yet counted where the failure came before the
+        start.
+        """
+        progress = self._progress
+        done = {name for name, asked in progress.steps.items() if asked.stage is Stage.DONE}
+        for name, step in self._kind.steps.items():
+            ready = name not in progress.steps and done.issuperset(step.behind)
+            if ready and self._run(step.function) is None:
+                progress.steps[name] = Asked(Stage.ASKED, self._now)
 
     def _undo(self) -> None:
         progress = self._progress
