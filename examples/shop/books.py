@@ -81,7 +81,7 @@ def outside(project: Project, name: str) -> str:
 
 
 _ORDERS = "select order_id, total_cents, phone, shipped, cancelled, reason from orders"
-_UNTOLD = ("reserved", "voided")
+_UNTOLD = ("reserved", "released", "voided")
 """Stages of which no customer hears."""
 _HISTORY = "select order_id, stage, at from order_history"
 

@@ -131,12 +131,14 @@ async def test_a_provider_that_stays_away_cancels_the_order_and_frees_the_stock(
             order_id = (await client.post("/orders", json=order)).json()["order_id"]
             await system.settled()
             await system.advance(600.0)
+            stock = await system.fetch("inventory", "select free from stock where sku = 'cloak'")
+            assert stock == [{"free": 25}]
+            (saga,) = await system.fetch("orders", "select status, step from oyez_saga")
+            assert saga == {"status": "undoing", "step": "charge"}
+            provider.down = False
+            await system.advance(600.0)
             ended = (await client.get(f"/orders/{order_id}")).json()
         assert (ended["status"], ended["reason"]) == ("cancelled", "payment_unavailable")
-        stock = await system.fetch("inventory", "select free from stock where sku = 'cloak'")
-        assert stock == [{"free": 25}]
-        provider.down = False
-        await system.advance(600.0)
         assert await system.dead("payments") == []
         stages = sorted(message[3]["X-Stage"] for message in post.sent.values() if len(message) > 2)
         assert stages == ["cancelled", "placed"]

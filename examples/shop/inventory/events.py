@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from oyez import Event
+from oyez import Command, Event
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
     lines: list[Line]
 
 
-class OrderCancelled(Event, type="shop.order.cancelled", key="order_id"):
+class Release(Command, type="shop.stock.release", key="order_id", to="inventory"):
     """The goods are not wanted any more."""
 
     order_id: str
@@ -35,6 +35,12 @@ class ShipmentReady(Event, type="shop.shipment.ready", key="order_id"):
 
 class StockReserved(Event, type="shop.stock.reserved", key="order_id"):
     """Every line of the order is reserved."""
+
+    order_id: str
+
+
+class StockReleased(Event, type="shop.stock.released", key="order_id"):
+    """Nothing is reserved for the order, and nothing will be."""
 
     order_id: str
 

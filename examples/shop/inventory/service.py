@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from inventory.events import (
-    OrderCancelled,
     OrderPlaced,
+    Release,
     ShipmentReady,
     StockRejected,
+    StockReleased,
     StockReserved,
 )
 from oyez import Service, Transaction
@@ -41,39 +42,41 @@ async def reserve(event: OrderPlaced, tx: Transaction) -> StockReserved | StockR
     return StockReserved(order_id=event.order_id)
 
 
-@service.on(OrderCancelled)
-async def release(event: OrderCancelled, tx: Transaction) -> None:
-    """What was reserved for the order is free again."""
-    if await _leave(tx, event.order_id, "released"):
+@service.on(Release)
+async def release(event: Release, tx: Transaction) -> StockReleased:
+    """What was reserved for the order is free again; say so in any case, as Orders waits for it."""
+    # A row for an order that was never reserved keeps a redriven event from doing so afterwards.
+    released = await tx.fetch(
+        """insert into reservation values (:order_id, 'released')
+          on conflict (order_id) do update set state = 'released'
+          where reservation.state = 'reserved' returning order_id""",
+        order_id=event.order_id,
+    )
+    if released:
         for line in await _lines(tx, event.order_id):
             tx.execute(
                 """update stock set reserved = reserved - :quantity, free = free + :quantity
                   where sku = :sku""",
                 **line,
             )
+    return StockReleased(order_id=event.order_id)
 
 
 @service.on(ShipmentReady)
 async def ship(event: ShipmentReady, tx: Transaction) -> None:
     """What was reserved for the order has left the house."""
-    if await _leave(tx, event.order_id, "shipped"):
+    shipped = await tx.fetch(
+        """update reservation set state = 'shipped' where order_id = :order_id
+          and state = 'reserved' returning order_id""",
+        order_id=event.order_id,
+    )
+    if shipped:
         for line in await _lines(tx, event.order_id):
             tx.execute(
                 """update stock set reserved = reserved - :quantity, shipped = shipped + :quantity
                   where sku = :sku""",
                 **line,
             )
-
-
-async def _leave(tx: Transaction, order_id: str, state: str) -> bool:
-    return bool(
-        await tx.fetch(
-            """update reservation set state = :state where order_id = :order_id
-              and state = 'reserved' returning order_id""",
-            order_id=order_id,
-            state=state,
-        )
-    )
 
 
 async def _lines(tx: Transaction, order_id: str) -> list[dict[str, object]]:

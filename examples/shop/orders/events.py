@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from oyez import Event
+from oyez import Command, Event
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -38,6 +38,18 @@ class OrderCancelled(Event, type="shop.order.cancelled", key="order_id"):
     reason: str
 
 
+class Release(Command, type="shop.stock.release", key="order_id", to="inventory"):
+    """Let go of what is reserved for the order."""
+
+    order_id: str
+
+
+class Refund(Command, type="shop.payment.refund", key="order_id", to="payments"):
+    """Give back what was captured for the order."""
+
+    order_id: str
+
+
 class PaymentProcessed(Event, type="shop.payment.processed", key="order_id"):
     """The money was captured."""
 
@@ -49,6 +61,12 @@ class PaymentFailed(Event, type="shop.payment.failed", key="order_id"):
 
     order_id: str
     reason: str
+
+
+class PaymentUnavailable(Event, type="shop.payment.unavailable", key="order_id"):
+    """The provider did not answer: whether the money was captured is not known."""
+
+    order_id: str
 
 
 class PaymentRefunded(Event, type="shop.payment.refunded", key="order_id"):
@@ -65,6 +83,12 @@ class PaymentVoided(Event, type="shop.payment.voided", key="order_id"):
 
 class StockReserved(Event, type="shop.stock.reserved", key="order_id"):
     """Every line of the order is reserved."""
+
+    order_id: str
+
+
+class StockReleased(Event, type="shop.stock.released", key="order_id"):
+    """Nothing is reserved for the order, and nothing will be."""
 
     order_id: str
 

@@ -1,7 +1,8 @@
 """Orders follows each order from placed to shipped or cancelled, and says so once.
 
-Payment, stock and shipment are announced by other services on streams of their own, so they arrive
-in any order; what they add up to is decided here, from the flags of the order's row.
+Payments, Inventory and Shipping act on an order by themselves, so the saga asks for nothing on the
+way there. It waits for their answers, each within a time, confirms the order, and asks for what has
+to be undone if it can't be kept.
 """
 
 from __future__ import annotations
@@ -13,94 +14,118 @@ from orders.events import (
     PaymentFailed,
     PaymentProcessed,
     PaymentRefunded,
+    PaymentUnavailable,
     PaymentVoided,
+    Refund,
+    Release,
     ShipmentReady,
     StockRejected,
+    StockReleased,
     StockReserved,
 )
 from orders.http import app
-from oyez import Context, Service, Transaction
+from oyez import Context, Saga, Service, Transaction
+from oyez.saga import Failed, end, on, starts, step
 
 service = Service("orders", http=app, migrations="orders/migrations", publishes=(OrderPlaced,))
 app.state.service = service
 
-_HISTORY = """insert into order_history (order_id, stage, at) values (:order_id, :stage, :at)
- on conflict (order_id, stage) do nothing"""
+MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 
 
-@service.on(PaymentProcessed)
-async def paid(event: PaymentProcessed, tx: Transaction, context: Context) -> OrderConfirmed | None:
-    """The money is there; with the goods reserved, that confirms the order."""
-    tx.execute("update orders set paid = 1 where order_id = :order_id", order_id=event.order_id)
-    _remember(tx, event.order_id, "paid", context)
-    return await _confirm(tx, event.order_id)
+@service.saga
+class Fulfilment(Saga, key="order_id", ends=("shipped", "cancelled")):
+    """An order on its way.
+
+    What is undone first is what was asked last: the goods are free at once, while a provider that
+    is out of reach may take hours to give the money back.
+    """
+
+    order_id: str
+
+    @starts
+    def placed(self, event: OrderPlaced) -> None:
+        """Stock is reserved, and the money charged, at the same time."""
+
+    @step(done=PaymentProcessed, failed=PaymentFailed, within=15 * MINUTE)
+    def charge(self) -> None:
+        """Payments does so for every order."""
+
+    @charge.undo(done=(PaymentRefunded, PaymentVoided), within=6 * HOUR)
+    def refund(self) -> Refund:
+        """Give the money back, also where nobody knows whether it was taken."""
+        return self.make(Refund)
+
+    @step(done=StockReserved, failed=StockRejected, within=15 * MINUTE, after=())
+    def reserve(self) -> None:
+        """Inventory does so for every order."""
+
+    @reserve.undo(done=StockReleased, within=15 * MINUTE)
+    def release(self) -> Release:
+        """Others may have the goods."""
+        return self.make(Release)
+
+    @step(done=ShipmentReady, within=2 * DAY, after=(reserve, charge), pivot=True)
+    def ship(self) -> OrderConfirmed:
+        """Paid for and in stock: from here on, nothing is undone."""
+        return self.make(OrderConfirmed)
+
+    @on(PaymentUnavailable)
+    def give_up(self, event: PaymentUnavailable) -> None:
+        """Nobody knows whether the money was taken."""
+        self.ending("cancelled", "payment_unavailable")
+
+    @end("shipped")
+    def shipped(self) -> None:
+        """Shipping has said so."""
+
+    @end("cancelled")
+    def cancelled(self, why: Failed) -> OrderCancelled:
+        """All is undone."""
+        reason = "out_of_stock" if why.step == "reserve" else why.reason
+        return self.make(OrderCancelled, reason=reason)
 
 
-@service.on(StockReserved)
-async def reserved(
-    event: StockReserved, tx: Transaction, context: Context
-) -> OrderConfirmed | None:
-    """The goods are there; with the money captured, that confirms the order."""
-    tx.execute("update orders set reserved = 1 where order_id = :order_id", order_id=event.order_id)
-    _remember(tx, event.order_id, "reserved", context)
-    return await _confirm(tx, event.order_id)
+Fact = (
+    StockReserved
+    | StockReleased
+    | PaymentProcessed
+    | OrderConfirmed
+    | ShipmentReady
+    | OrderCancelled
+    | PaymentRefunded
+    | PaymentVoided
+)
+STAGES: dict[type, str] = {
+    StockReserved: "reserved",
+    StockReleased: "released",
+    PaymentProcessed: "paid",
+    OrderConfirmed: "confirmed",
+    ShipmentReady: "shipped",
+    OrderCancelled: "cancelled",
+    PaymentRefunded: "refunded",
+    PaymentVoided: "voided",
+}
+_FLAGS = {
+    stage: f"update orders set {stage} = 1 where order_id = :order_id"
+    for stage in ("reserved", "paid", "confirmed", "shipped", "cancelled")
+}
+_FLAGS["released"] = "update orders set reserved = 0 where order_id = :order_id"
 
 
-@service.on(PaymentFailed)
-async def payment_failed(event: PaymentFailed, tx: Transaction) -> OrderCancelled | None:
-    """Without money there is no order."""
-    return await _cancel(tx, event.order_id, event.reason)
-
-
-@service.on(StockRejected)
-async def stock_rejected(event: StockRejected, tx: Transaction) -> OrderCancelled | None:
-    """Without goods there is no order."""
-    return await _cancel(tx, event.order_id, "out_of_stock")
-
-
-@service.on(ShipmentReady)
-async def shipped(event: ShipmentReady, tx: Transaction, context: Context) -> None:
-    """The parcel has left."""
-    tx.execute("update orders set shipped = 1 where order_id = :order_id", order_id=event.order_id)
-    _remember(tx, event.order_id, "shipped", context)
-
-
-@service.on(PaymentRefunded)
-async def refunded(event: PaymentRefunded, tx: Transaction, context: Context) -> None:
-    """The money went back."""
-    _remember(tx, event.order_id, "refunded", context)
-
-
-@service.on(PaymentVoided)
-async def voided(event: PaymentVoided, tx: Transaction, context: Context) -> None:
-    """There was no money to give back."""
-    _remember(tx, event.order_id, "voided", context)
-
-
-async def _confirm(tx: Transaction, order_id: str) -> OrderConfirmed | None:
-    confirmed = await tx.fetch(
-        """update orders set confirmed = 1 where order_id = :order_id
-          and paid = 1 and reserved = 1 and confirmed = 0 and cancelled = 0 returning order_id""",
-        order_id=order_id,
+@service.on(*STAGES)
+async def show(event: Fact, tx: Transaction, context: Context) -> None:
+    """Write down what happened, for the order's page."""
+    stage = STAGES[type(event)]
+    if stage in _FLAGS:
+        tx.execute(_FLAGS[stage], order_id=event.order_id)
+    if isinstance(event, OrderCancelled):
+        sql = "update orders set reason = :reason where order_id = :order_id"
+        tx.execute(sql, order_id=event.order_id, reason=event.reason)
+    tx.execute(
+        """insert into order_history (order_id, stage, at) values (:order_id, :stage, :at)
+          on conflict (order_id, stage) do nothing""",
+        order_id=event.order_id,
+        stage=stage,
+        at=context.envelope.time or tx.time,
     )
-    if not confirmed:
-        return None
-    tx.execute(_HISTORY, order_id=order_id, stage="confirmed", at=tx.time)
-    return OrderConfirmed(order_id=order_id)
-
-
-async def _cancel(tx: Transaction, order_id: str, reason: str) -> OrderCancelled | None:
-    cancelled = await tx.fetch(
-        """update orders set cancelled = 1, reason = :reason where order_id = :order_id
-          and cancelled = 0 returning order_id""",
-        order_id=order_id,
-        reason=reason,
-    )
-    if not cancelled:
-        return None
-    tx.execute(_HISTORY, order_id=order_id, stage="cancelled", at=tx.time)
-    return OrderCancelled(order_id=order_id, reason=reason)
-
-
-def _remember(tx: Transaction, order_id: str, stage: str, context: Context) -> None:
-    tx.execute(_HISTORY, order_id=order_id, stage=stage, at=context.envelope.time or tx.time)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oyez import Event
+from oyez import Command, Event
 
 
 class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
@@ -13,11 +13,10 @@ class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
     total_cents: int
 
 
-class OrderCancelled(Event, type="shop.order.cancelled", key="order_id"):
+class Refund(Command, type="shop.payment.refund", key="order_id", to="payments"):
     """What was captured is to go back."""
 
     order_id: str
-    reason: str
 
 
 class PaymentProcessed(Event, type="shop.payment.processed", key="order_id"):
@@ -28,10 +27,16 @@ class PaymentProcessed(Event, type="shop.payment.processed", key="order_id"):
 
 
 class PaymentFailed(Event, type="shop.payment.failed", key="order_id"):
-    """The money could not be captured: ``card_declined`` or ``payment_unavailable``."""
+    """The money was not captured, for a ``reason`` such as ``card_declined``."""
 
     order_id: str
     reason: str
+
+
+class PaymentUnavailable(Event, type="shop.payment.unavailable", key="order_id"):
+    """The provider did not answer: whether the money was captured is not known."""
+
+    order_id: str
 
 
 class PaymentRefunded(Event, type="shop.payment.refunded", key="order_id"):

@@ -13,12 +13,13 @@ import httpx
 
 from oyez import After, Context, Retry, Service
 from payments.events import (
-    OrderCancelled,
     OrderPlaced,
     PaymentFailed,
     PaymentProcessed,
     PaymentRefunded,
+    PaymentUnavailable,
     PaymentVoided,
+    Refund,
 )
 from payments.provider import (
     DEADLINE,
@@ -46,7 +47,7 @@ async def payment_provider() -> AsyncIterator[PaymentProvider]:
 @service.on(OrderPlaced, retry=CHARGE)
 async def charge(
     event: OrderPlaced, context: Context, provider: PaymentProvider, after: After
-) -> PaymentProcessed | PaymentFailed:
+) -> PaymentProcessed | PaymentFailed | PaymentUnavailable:
     """Capture the order's total; give up, with an answer, when the provider stays away."""
     try:
         captured = await provider.charge(
@@ -55,30 +56,26 @@ async def charge(
     except ProviderUnavailable:
         if not context.last_attempt:
             raise
-        # It may have captured all the same; the refund that follows the cancelled order settles
-        # that, also for a charge that the provider only makes later.
-        return _fail(after, event.order_id, "payment_unavailable")
+        # It may have captured all the same; the refund that Orders asks for settles that, also for
+        # a charge that the provider only makes later.
+        _enter(after, event.order_id, "failed", reason="payment_unavailable")
+        return PaymentUnavailable(order_id=event.order_id)
     if not captured:
-        return _fail(after, event.order_id, "card_declined")
+        _enter(after, event.order_id, "failed", reason="card_declined")
+        return PaymentFailed(order_id=event.order_id, reason="card_declined")
     _enter(after, event.order_id, "captured", cents=event.total_cents)
     return PaymentProcessed(order_id=event.order_id, cents=event.total_cents)
 
 
-@service.on(OrderCancelled, retry=REFUND)
+@service.on(Refund, retry=REFUND)
 async def refund(
-    event: OrderCancelled, context: Context, provider: PaymentProvider, after: After
+    event: Refund, context: Context, provider: PaymentProvider, after: After
 ) -> PaymentRefunded | PaymentVoided:
     """Give back what was captured; say so in any case, as others wait for it."""
-    declined = event.reason == "card_declined"
-    if declined or not await provider.refund(context.idempotency_key, _charge_key(event.order_id)):
+    if not await provider.refund(context.idempotency_key, _charge_key(event.order_id)):
         return PaymentVoided(order_id=event.order_id)
     _enter(after, event.order_id, "refunded")
     return PaymentRefunded(order_id=event.order_id)
-
-
-def _fail(after: After, order_id: str, reason: str) -> PaymentFailed:
-    _enter(after, order_id, "failed", reason=reason)
-    return PaymentFailed(order_id=order_id, reason=reason)
 
 
 def _enter(

@@ -17,8 +17,8 @@ class PaymentProcessed(Event, type="shop.payment.processed", key="order_id"):
     order_id: str
 
 
-class StockReserved(Event, type="shop.stock.reserved", key="order_id"):
-    """The goods are there."""
+class OrderConfirmed(Event, type="shop.order.confirmed", key="order_id"):
+    """The order will be kept."""
 
     order_id: str
 

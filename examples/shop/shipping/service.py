@@ -1,6 +1,7 @@
-"""Shipping sends a parcel that is prepared, paid for and in stock, in whatever order it hears so.
+"""Shipping sends a parcel that is packed, paid for and confirmed, in whatever order it hears so.
 
-The three facts come from three services on three streams, so each may be the first or the last.
+The facts come from several services on streams of their own, so each may be the first or the last.
+Until an order is confirmed it may still be undone, even if it is paid for.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from oyez import Service, State
 from shipping.events import (
     OrderCancelled,
+    OrderConfirmed,
     OrderPlaced,
     PaymentProcessed,
     ShipmentReady,
-    StockReserved,
 )
 
 service = Service("shipping")
@@ -22,13 +23,13 @@ class Parcel(State, key="order_id"):
 
     prepared: bool = False
     paid: bool = False
-    reserved: bool = False
+    confirmed: bool = False
     cancelled: bool = False
     sent: bool = False
 
     def send(self) -> ShipmentReady | None:
         """Send it, once, if nothing is missing."""
-        ready = self.prepared and self.paid and self.reserved
+        ready = self.prepared and self.paid and self.confirmed
         if self.sent or self.cancelled or not ready:
             return None
         self.sent = True
@@ -49,10 +50,10 @@ async def paid(event: PaymentProcessed, parcel: Parcel) -> ShipmentReady | None:
     return parcel.send()
 
 
-@service.on(StockReserved)
-async def reserved(event: StockReserved, parcel: Parcel) -> ShipmentReady | None:
-    """The goods are there."""
-    parcel.reserved = True
+@service.on(OrderConfirmed, allow={"E11": "the last of the three facts sends it"})
+async def confirmed(event: OrderConfirmed, parcel: Parcel) -> ShipmentReady | None:
+    """The goods are there, and the order will be kept."""
+    parcel.confirmed = True
     return parcel.send()
 
 

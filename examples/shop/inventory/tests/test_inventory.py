@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from inventory.events import (
     Line,
-    OrderCancelled,
     OrderPlaced,
+    Release,
     ShipmentReady,
     StockRejected,
+    StockReleased,
     StockReserved,
 )
 from inventory.service import service
@@ -42,9 +43,22 @@ async def test_reserved_then_released_once(running: Running) -> None:
     async with running(service) as system:
         await system.publish(placed("1", 5), service="orders")
         for _ in range(2):
-            await system.publish(OrderCancelled(order_id="1"), service="orders")
+            await system.publish(Release(order_id="1"), service="orders")
         await system.settled()
         assert await cloaks(system) == (25, 0, 0)
+        assert system.announced(StockReleased) == [StockReleased(order_id="1")] * 2
+
+
+async def test_what_was_never_reserved_is_released_too(running: Running) -> None:
+    """Who asks for it waits for the answer; and it is not reserved afterwards."""
+    async with running(service) as system:
+        await system.publish(Release(order_id="1"), service="orders")
+        await system.settled()
+        assert system.announced(StockReleased) == [StockReleased(order_id="1")]
+        await system.publish(placed("1", 5), service="orders")
+        await system.advance(3_600.0)
+        assert await cloaks(system) == (25, 0, 0)
+        assert [row["handler"] for row in await system.dead("inventory")] == ["reserve"]
 
 
 async def test_a_line_that_is_missing_rejects_the_whole_order(running: Running) -> None:

@@ -17,12 +17,19 @@ from orders.events import (
     OrderPlaced,
     PaymentFailed,
     PaymentProcessed,
+    PaymentRefunded,
+    PaymentUnavailable,
+    PaymentVoided,
+    Refund,
+    Release,
     ShipmentReady,
     StockRejected,
+    StockReleased,
     StockReserved,
 )
-from orders.service import service
+from orders.service import Fulfilment, service
 from oyez.testing import Running, System
+from oyez.testing.sagas import given
 
 ORDER = {
     "lines": [{"sku": "bell", "quantity": 2}],
@@ -39,6 +46,12 @@ async def place(system: System) -> str:
     order_id: str = answer.json()["order_id"]
     assert answer.headers["location"] == f"/orders/{order_id}"
     return order_id
+
+
+def placed(order_id: str) -> OrderPlaced:
+    return OrderPlaced(
+        order_id=order_id, email="a@example.org", phone=None, card="tok_ok", total_cents=1, lines=[]
+    )
 
 
 async def status(system: System, order_id: str) -> str:
@@ -71,18 +84,89 @@ async def test_payment_and_stock_confirm_it_once(
         assert await status(system, order_id) == "shipped"
 
 
-async def test_two_reasons_to_cancel_cancel_it_once(running: Running) -> None:
+@pytest.mark.parametrize("reserved", [True, False])
+async def test_a_declined_card_frees_the_goods_and_cancels_it_once(
+    running: Running, reserved: bool
+) -> None:
+    """Also where Inventory has not answered yet, and where it rejects the order later."""
     async with running(service) as system:
         order_id = await place(system)
+        await system.settled()
+        if reserved:
+            await system.publish(StockReserved(order_id=order_id), service="inventory")
+            await system.settled()
         failed = PaymentFailed(order_id=order_id, reason="card_declined")
         await system.publish(failed, service="payments")
         await system.settled()
-        await system.publish(StockRejected(order_id=order_id), service="inventory")
+        assert system.announced(Release) == [Release(order_id=order_id)]
+        assert system.announced(OrderCancelled) == system.announced(Refund) == []
+        if not reserved:
+            await system.publish(StockRejected(order_id=order_id), service="inventory")
+        await system.publish(StockReleased(order_id=order_id), service="inventory")
         await system.settled()
         assert system.announced(OrderCancelled) == [
             OrderCancelled(order_id=order_id, reason="card_declined")
         ]
         assert await status(system, order_id) == "cancelled"
+
+
+@pytest.mark.parametrize("answer", [PaymentRefunded, PaymentVoided])
+async def test_goods_that_are_out_of_stock_cost_nothing(
+    running: Running, answer: type[PaymentRefunded | PaymentVoided]
+) -> None:
+    async with running(service) as system:
+        order_id = await place(system)
+        await system.settled()
+        await system.publish(StockRejected(order_id=order_id), service="inventory")
+        await system.settled()
+        assert system.announced(Refund) == [Refund(order_id=order_id)]
+        assert system.announced(Release) == []
+        await system.publish(answer(order_id=order_id), service="payments")
+        await system.settled()
+        assert system.announced(OrderCancelled) == [
+            OrderCancelled(order_id=order_id, reason="out_of_stock")
+        ]
+
+
+def test_a_rejection_that_comes_before_the_order_costs_nothing_either() -> None:
+    """Payments is at work all the same, though Orders has not counted on it yet."""
+    order = given(Fulfilment).when(StockRejected(order_id="1"), placed("1"))
+    order.then(asks=[Refund], says=[], status="undoing")
+    order.when(PaymentProcessed(order_id="1"), PaymentRefunded(order_id="1"))
+    order.then(says=[OrderCancelled], ends="cancelled")
+
+
+async def test_no_answer_within_a_quarter_of_an_hour_undoes_it(running: Running) -> None:
+    """Both outcomes are unknown, so both are undone, the last one first."""
+    async with running(service) as system:
+        order_id = await place(system)
+        await system.settled()
+        await system.advance(16 * 60.0)
+        assert system.announced(Release) == [Release(order_id=order_id)]
+        assert system.announced(Refund) == []
+        await system.publish(StockReleased(order_id=order_id), service="inventory")
+        await system.settled()
+        assert system.announced(Refund) == [Refund(order_id=order_id)]
+        await system.publish(PaymentVoided(order_id=order_id), service="payments")
+        await system.settled()
+        assert await status(system, order_id) == "cancelled"
+
+
+async def test_a_provider_out_of_reach_undoes_it(running: Running) -> None:
+    async with running(service) as system:
+        order_id = await place(system)
+        await system.settled()
+        for event, by in (
+            (StockReserved(order_id=order_id), "inventory"),
+            (PaymentUnavailable(order_id=order_id), "payments"),
+            (StockReleased(order_id=order_id), "inventory"),
+            (PaymentRefunded(order_id=order_id), "payments"),
+        ):
+            await system.publish(event, service=by)
+            await system.settled()
+        assert system.announced(OrderCancelled) == [
+            OrderCancelled(order_id=order_id, reason="payment_unavailable")
+        ]
 
 
 @asynccontextmanager
@@ -108,7 +192,8 @@ async def test_its_page_follows_it_to_the_end(running: Running) -> None:
                 await system.publish(cls(order_id=order_id))
                 await system.settled()
                 await system.advance(1.0)
-        assert statuses == ["placed", "paid", "confirmed", "shipped"]
+        # The stock is reserved, too, before Orders has confirmed it.
+        assert statuses == ["placed", "paid", "paid", "confirmed", "shipped"]
 
 
 async def test_its_page_asks_for_nothing_while_nothing_happens(

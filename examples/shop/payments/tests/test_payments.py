@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from oyez.testing import Running, System
 from payments.events import (
-    OrderCancelled,
     OrderPlaced,
     PaymentFailed,
     PaymentProcessed,
     PaymentRefunded,
+    PaymentUnavailable,
     PaymentVoided,
+    Refund,
 )
 from payments.provider import PaymentProvider, ProviderUnavailable
 from payments.service import CHARGE, service
@@ -62,8 +63,7 @@ async def test_a_declined_card_fails_and_is_never_refunded(running: Running) -> 
         failed = PaymentFailed(order_id="1", reason="card_declined")
         assert system.announced(PaymentFailed) == [failed]
         assert await _ledger(system) == [("failed", "card_declined")]
-        cancelled = OrderCancelled(order_id="1", reason="card_declined")
-        await system.publish(cancelled, service="orders")
+        await system.publish(Refund(order_id="1"), service="orders")
         await system.settled()
         assert system.announced(PaymentRefunded) == []
         assert system.announced(PaymentVoided) == [PaymentVoided(order_id="1")]
@@ -72,20 +72,18 @@ async def test_a_declined_card_fails_and_is_never_refunded(running: Running) -> 
 async def test_an_order_that_was_never_charged_is_voided(running: Running) -> None:
     """A refund always answers: who waits for it would wait for ever."""
     async with running(service, provide={PaymentProvider: Provider()}) as system:
-        cancelled = OrderCancelled(order_id="1", reason="out_of_stock")
-        await system.publish(cancelled, service="orders")
+        await system.publish(Refund(order_id="1"), service="orders")
         await system.settled()
         assert system.announced(PaymentVoided) == [PaymentVoided(order_id="1")]
         assert system.announced(PaymentRefunded) == []
         assert await _ledger(system) == []
 
 
-async def test_a_cancelled_order_is_refunded_after_its_charge(running: Running) -> None:
+async def test_a_refund_comes_after_its_charge(running: Running) -> None:
     provider = Provider(silent=1)
     async with running(service, provide={PaymentProvider: provider}) as system:
         await system.publish(PLACED, service="orders")
-        cancelled = OrderCancelled(order_id="1", reason="out_of_stock")
-        await system.publish(cancelled, service="orders")
+        await system.publish(Refund(order_id="1"), service="orders")
         await system.settled()
         assert system.announced(PaymentRefunded) == []
         await system.advance(5.0)
@@ -95,7 +93,7 @@ async def test_a_cancelled_order_is_refunded_after_its_charge(running: Running) 
         assert provider.captured == {}
 
 
-async def test_a_provider_that_stays_silent_fails_the_payment_and_voids_it(
+async def test_a_provider_that_stays_silent_is_told_and_what_it_took_is_given_back(
     running: Running,
 ) -> None:
     provider = Provider(silent=CHARGE.attempts)
@@ -103,10 +101,10 @@ async def test_a_provider_that_stays_silent_fails_the_payment_and_voids_it(
         await system.publish(PLACED, service="orders")
         await system.settled()
         await system.advance(300.0)
-        failed = PaymentFailed(order_id="1", reason="payment_unavailable")
-        assert system.announced(PaymentFailed) == [failed]
-        cancelled = OrderCancelled(order_id="1", reason="payment_unavailable")
-        await system.publish(cancelled, service="orders")
+        unavailable = PaymentUnavailable(order_id="1")
+        assert system.announced(PaymentUnavailable) == [unavailable]
+        assert system.announced(PaymentFailed) == []
+        await system.publish(Refund(order_id="1"), service="orders")
         await system.settled()
         assert provider.captured == {}
 

@@ -9,14 +9,14 @@ import pytest
 from oyez.testing import Running
 from shipping.events import (
     OrderCancelled,
+    OrderConfirmed,
     OrderPlaced,
     PaymentProcessed,
     ShipmentReady,
-    StockReserved,
 )
 from shipping.service import service
 
-FACTS = (OrderPlaced, PaymentProcessed, StockReserved)
+FACTS = (OrderPlaced, PaymentProcessed, OrderConfirmed)
 
 
 @pytest.mark.parametrize("order", list(permutations(FACTS)))
@@ -43,7 +43,7 @@ async def test_it_does_not_ship_when_one_is_missing(running: Running, missing: t
 
 async def test_a_cancelled_parcel_stays(running: Running) -> None:
     async with running(service) as system:
-        for cls in (OrderPlaced, OrderCancelled, PaymentProcessed, StockReserved):
+        for cls in (OrderPlaced, OrderCancelled, PaymentProcessed, OrderConfirmed):
             await system.publish(cls(order_id="1"))
         await system.settled()
         assert system.announced(ShipmentReady) == []

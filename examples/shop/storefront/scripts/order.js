@@ -20,6 +20,7 @@ const HAPPENED = {
   placed: "Order placed",
   paid: "Payment taken",
   reserved: "Stock reserved",
+  released: "Stock released",
   confirmed: "Order confirmed",
   shipped: "Parcel sent",
   cancelled: "Order cancelled",
