@@ -621,7 +621,7 @@ def compile_window(
         name=kind.name,
         events=(*(describe(each) for each in events), describe(Timer)),
         publishes=_published(place, cls),
-        function=_fold(cls, _time_of(time, events, error)),
+        function=_fold(_time_of(time, events, error)),
         parameters=(EventParameter(declared), TurnParameter(declared, correlation)),
         transactional=True,
         needs_context=True,
@@ -640,7 +640,7 @@ def compile_window(
     )
 
 
-def _fold(cls: type[Window], time_of: Callable[[Any, Envelope], int]) -> Callable[[Any, Turn], Any]:
+def _fold(time_of: Callable[[Any, Envelope], int]) -> Callable[[Any, Turn], Any]:
     async def fold(event: Any, turn: Turn) -> list[object]:
         windows, tx = turn.windows, turn.tx
         clock = tx.unit.changes.time
@@ -657,9 +657,6 @@ def _fold(cls: type[Window], time_of: Callable[[Any, Envelope], int]) -> Callabl
                     tx.execute(sql, **row)
         return found
 
-    # Whoever points to it, or asks what it returns, means the class.
-    vars(fold)["__wrapped__"] = cls
-    fold.__annotations__ = {}
     return fold
 
 

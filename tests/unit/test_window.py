@@ -234,6 +234,15 @@ class TestLate:
         assert again(value).counts == value.counts
         assert [one.window.numbers for one in value.opened] == [[1, 3]]
 
+    def test_a_window_that_began_after_a_later_one_closes_before_it(self) -> None:
+        value = windows(Minute)
+        for number, second in enumerate((61, 59)):
+            assert value.fold(Reading(number=number), second * SECOND, 61 * SECOND) == []
+        value = again(value)
+        assert value.due() == 70 * SECOND
+        assert closed(value.fold(Reading(number=2), 70 * SECOND, 70 * SECOND)) == [(0, 60, [1])]
+        assert closed(value.close(130 * SECOND)) == [(60, 120, [0, 2])]
+
     def test_an_event_misses_only_the_windows_that_have_closed(self) -> None:
         value = windows(Sliding)
         for number, second in enumerate((50, 72)):
@@ -620,6 +629,7 @@ class TestAnyOrder:
             if number not in seen:
                 seen.add(number)
                 found += value.fold(Reading(number=number), times[number], now)
+                assert all(one.end > value.watermark for one in value.opened)
             if crashed:
                 value = again(value)
         last = max(times)
@@ -643,6 +653,7 @@ class TestAnyOrder:
             if number not in seen:
                 seen.add(number)
                 found += value.fold(Reading(number=number), times[number], now)
+                assert all(one.end > value.watermark for one in value.opened)
             if crashed:
                 value = again(value)
         found += finish(value)

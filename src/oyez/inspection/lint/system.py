@@ -138,9 +138,10 @@ def fault(code: str, level: Level, at: Any, text: str, remedy: str) -> Fault:
 
 
 def _declaration(handler: Handler) -> Any:
-    """Return what a handler was made of: its function, or the class of a saga or view."""
+    """Return what a handler was made of: its function, or the class of a saga, view or window."""
     kinds = [each.kind for each in handler.states]
-    return next((k.cls for k in kinds if isinstance(k, SagaType | ViewType)), handler.function)
+    made = (k.cls for k in kinds if isinstance(k, SagaType | ViewType | WindowType))
+    return next(made, handler.function)
 
 
 def named(handler: Handler) -> str:
