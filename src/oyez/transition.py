@@ -364,8 +364,8 @@ class _Transition:
     def _died(self, step: Step, event: CommandDied) -> None:
         asked = self._progress.steps[step.name]
         reason = f"{event.type} became a dead letter: {event.reason}"
-        self._note(reason)
         if asked.stage is Stage.UNDOING or self._is_forward(step):
+            self._note(reason)
             self._arm(step.name, asked, pause(asked.tries))
         else:
             self._give_up_on(step, asked, reason)

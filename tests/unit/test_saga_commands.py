@@ -12,17 +12,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_saga import Declined, Fulfilment, OrderPlaced, Paid, Reserved, Shipped
+from test_saga import Cancel, Declined, Fulfilment, OrderPlaced, Paid, Reserved, Shipped
 
+from oyez import Event, tables
 from oyez.ambient import SystemAmbient
 from oyez.cli import main
 from oyez.config import load
 from oyez.contract import encode
-from oyez.envelope import Envelope
+from oyez.envelope import Envelope, format_time
 from oyez.event import describe
+from oyez.ports import Record
 from oyez.project import Project
 from oyez.saga import saga_kind
 from oyez.saga_handler import carry_out
+from oyez.testing.sagas import assert_replays
+from oyez.timers import Timer
 from oyez.transaction import Announcer, Origin, UnitOfWork
 from oyez.transition import transition
 
@@ -43,6 +47,12 @@ service.saga(Fulfilment)
 idle = Service("idle")
 """
 KIND = saga_kind(Fulfilment)
+
+
+class Expired(Event, type="test.expired"):
+    """Stands for the timer that is next."""
+
+    order: str
 
 
 class Desk:
@@ -71,11 +81,27 @@ class Desk:
             envelope = Envelope(
                 id=f"e-{kind.name}", source="/shop/x", type=kind.name, data=encode(kind, event)
             )
+            if cls is Expired:
+                (due,) = await store.fetch(tables.TIMERS_OF, {"kind": KIND.name, "key": key})
+                event = Timer(kind=KIND.name, key=key, **due)
+                event_id = f"{KIND.name}/{key}/{event.name}@{format_time(event.due)}"
+                kind = describe(Timer)
+                envelope = Envelope(id=event_id, source="", type=kind.name, data=b"")
+            else:
+                await self._publish(envelope)
             outputs = transition(KIND, saga, event, unit.changes.time, envelope)
             carry_out(KIND, saga, outputs, tx)
             saga.progress.stuck = stuck
             await unit.commit()
         await store.close()
+
+    async def _publish(self, envelope: Envelope) -> None:
+        async with self._project.opened_broker("orders", create=True) as broker:
+            await broker.create("shop.x", 2)
+            record = Record(
+                stream="shop.x", key="1", headers=envelope.headers(), data=envelope.data
+            )
+            await broker.publish([record])
 
     def oyez(self, *arguments: str, code: int = 0) -> str:
         """What the command prints; its errors if it is to fail."""
@@ -214,3 +240,63 @@ def test_a_saga_is_drawn(desk: Desk) -> None:
     assert "  charge -. undo .-> refund[/refund/]\n" in drawn
     assert "  ship --> end_shipped\n" in drawn
     assert "there is no saga 'Other'; there are: Fulfilment" in desk.oyez("draw", "Other", code=2)
+
+
+def test_a_history_is_exported_and_replayed(desk: Desk, tmp_path: Path) -> None:
+    desk.begin("1", Paid, OrderPlaced, Reserved, Expired, Cancel, Shipped)
+    file = tmp_path / "history.json"
+    file.write_text(desk.oyez("export", "1"))
+    history = json.loads(file.read_text())
+    assert [each["type"] for each in history["events"]][2:4] == ["shop.reserved", "oyez.timer"]
+    assert history["events"][0]["data"] == {"order": "1", "payment": "p1"}
+    assert_replays(Fulfilment, file)
+    history["events"][1]["effects"] = ["starts"]
+    file.write_text(json.dumps(history))
+    with pytest.raises(AssertionError, match=r"1 does something else at event 2, shop\.placed"):
+        assert_replays(Fulfilment, file)
+    history["events"][0]["type"] = "shop.forgotten"
+    file.write_text(json.dumps(history))
+    with pytest.raises(AssertionError, match=r"does not listen to shop\.forgotten any more"):
+        assert_replays(Fulfilment, file)
+
+
+def test_a_death_is_replayed_too(desk: Desk, tmp_path: Path) -> None:
+    history = {
+        "service": "orders",
+        "saga": "Fulfilment",
+        "key": "1",
+        "events": [
+            {
+                "at": 1.0,
+                "event_id": "a",
+                "type": "shop.placed",
+                "data": {"order": "1", "cents": 1},
+                "effects": ["starts", "asks shop.reserve", "asks shop.charge"],
+            },
+            {
+                "at": 2.0,
+                "event_id": "b",
+                "type": "oyez.command.died",
+                "data": {"command_id": "x", "type": "shop.charge", "key": "1", "reason": "no"},
+                "effects": [
+                    "charge is unknown: shop.charge became a dead letter: no",
+                    "asks shop.refund",
+                ],
+            },
+        ],
+    }
+    file = tmp_path / "history.json"
+    file.write_text(json.dumps(history))
+    assert_replays(Fulfilment, file)
+
+
+def test_what_is_gone_or_was_made_by_hand_is_not_exported(desk: Desk, tmp_path: Path) -> None:
+    desk.begin("1", OrderPlaced)
+    desk.oyez("retry", "1")
+    assert "transition 2 was made by hand (retry)" in desk.oyez("export", "1", code=1)
+    desk.begin("2", OrderPlaced, Reserved)
+    for file in (tmp_path / ".oyez").glob("events.db*"):
+        file.unlink()
+    desk.begin("3", Paid)
+    error = desk.oyez("export", "2", code=1)
+    assert "the broker no longer has 2 of its 2 events" in error

@@ -24,7 +24,7 @@ _COMMANDS = {
     "dead": "List, show, redrive or discard dead letters.",
     "schedule": "List what is due later, or cancel an event of it.",
     "view": "List views, compare one with the history, or go back a version.",
-    "saga": "List, show, retry, abort or resolve sagas.",
+    "saga": "List, show, retry, abort, resolve, draw or export sagas.",
     "replay": "Handle a service's history once more, and compare.",
     "lag": "Show partitions, owners, positions and lag.",
     "topology": "Show who publishes what and who reacts.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import click
+import msgspec
 from rich.text import Text
 
 from oyez.cli.invocation import json_option, refuse, run_async
@@ -22,10 +23,12 @@ from oyez.errors import ConfigurationError
 from oyez.inspection.form import escape
 from oyez.inspection.sagas import (
     STATUSES,
+    History,
     Instance,
     Operation,
     WholeInstance,
     as_value,
+    export,
     find_instance,
     list_instances,
     mermaid,
@@ -216,6 +219,21 @@ def resolve_(key: str, step: str, outcome: str, why: str, service: str, saga: st
         return resolve(kind, instance, step, done=outcome == "done", why=why, now=now)
 
     _operate(key, service, saga, operation)
+
+
+@command.command("export")
+@_key
+@_service
+@_saga
+def export_(key: str, service: str, saga: str) -> None:
+    """Print the history of an instance as JSON, for a test with assert_replays."""
+    project = Project.open()
+
+    async def work() -> History:
+        whole = await find_instance(project, key, service=service, saga=saga)
+        return await export(project, whole)
+
+    write(msgspec.json.format(msgspec.json.encode(run_async(work()))).decode())
 
 
 @command.command("draw")

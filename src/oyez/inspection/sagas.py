@@ -8,14 +8,21 @@ from typing import Any
 import msgspec
 
 from oyez import tables
+from oyez.contract import encode
+from oyez.envelope import open_record, parse_time
 from oyez.errors import ConfigurationError, NotCreated, OyezError
+from oyez.event import describe
+from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap
-from oyez.ports import Row
+from oyez.ports import Record, Row
 from oyez.project import Project
 from oyez.saga import Outputs, Progress, Saga, SagaType, Status, read_progress
 from oyez.saga_handler import carry_out
+from oyez.timers import Timer
 from oyez.transaction import Announcer, Origin, UnitOfWork
+
+_TIMER = describe(Timer)
 
 Operation = Callable[[SagaType, Saga, float], Outputs]
 """What an operator does to an instance, at a time: `oyez.transition.retry`, say."""
@@ -130,6 +137,80 @@ async def find_instance(
             f"{len(found)} sagas have the key {key} ({places}): name one with --service or --saga"
         )
     return found[0]
+
+
+class Happened(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of an instance's history, with what it led to."""
+
+    at: float
+    """The time at which it was handled, in seconds since 1970."""
+    event_id: str
+    type: str
+    data: msgspec.Raw
+    effects: list[str]
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """All events of an instance, for `oyez.testing.sagas.assert_replays`."""
+
+    service: str
+    saga: str
+    key: str
+    events: list[Happened]
+
+
+async def export(project: Project, whole: WholeInstance) -> History:
+    """Return the history of an instance, with the data that its broker still has.
+
+    Raises OyezError when some of it is gone, or the work of a person.
+    """
+    of = whole.instance
+    by_hand = [each for each in whole.log if not each.event_id]
+    if by_hand:
+        raise OyezError(
+            f"{of.saga} {of.key}: transition {by_hand[0].number} was made by hand "
+            f"({by_hand[0].type}), so its history can't be replayed"
+        )
+    data = {each.event_id: _timer(of, each) for each in whole.log if each.type == _TIMER.name}
+    wanted = {each.event_id for each in whole.log} - data.keys()
+
+    def look(record: Record) -> None:
+        if record.headers.get("id", "") in wanted:
+            envelope = open_record(record.headers, record.data)
+            data[envelope.id] = envelope.data
+
+    async with project.opened(project.site(project.broker_url(of.service))) as broker:
+        if not broker.capabilities.history:
+            raise OyezError("this broker keeps no history, so an instance's can't be exported")
+        places = await history.ends(broker, await broker.streams())
+        await history.scan(broker, places, look)
+    missing = sum(each.event_id not in data for each in whole.log)
+    if missing:
+        raise OyezError(
+            f"{of.saga} {of.key}: the broker no longer has {missing} of its {len(whole.log)} events"
+        )
+    return History(
+        service=of.service,
+        saga=of.saga,
+        key=of.key,
+        events=[
+            Happened(
+                at=each.at,
+                event_id=each.event_id,
+                type=each.type,
+                data=msgspec.Raw(data[each.event_id]),
+                effects=each.effects,
+            )
+            for each in whole.log
+        ],
+    )
+
+
+def _timer(of: Instance, entry: Logged) -> bytes:
+    """Return the data of a timer's event, which was never on the broker, from its id."""
+    name, _, time = entry.event_id.removeprefix(f"{of.saga}/{of.key}/").rpartition("@")
+    due = parse_time(time.partition("#")[0]).timestamp()
+    return encode(_TIMER, Timer(kind=of.saga, key=of.key, name=name, due=due))
 
 
 async def operate(project: Project, found: Instance, operation: Operation) -> Progress:

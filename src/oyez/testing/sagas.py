@@ -12,12 +12,16 @@ Nothing runs but the saga: no process, no store. Steps may be named, or be those
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from oyez.contract import encode
+import msgspec
+
+from oyez.contract import decode, encode
 from oyez.envelope import Envelope
 from oyez.event import describe
 from oyez.handler import published_types
+from oyez.inspection.sagas import Happened, History
 from oyez.saga import (
     Asked,
     CommandDied,
@@ -54,6 +58,23 @@ def given(
     return Instance(saga_kind(cls), key, [_name(each) for each in done], map(_name, asked), fields)
 
 
+def assert_replays(cls: type[Saga], file: Path) -> None:
+    """Check that the saga still does what it did: a file that ``oyez saga export KEY`` wrote.
+
+    So a change of the class can be tested against instances that were in flight before it.
+    """
+    past = msgspec.json.decode(file.read_bytes(), type=History)
+    instance = Instance(saga_kind(cls), past.key, [], [], {})
+    for number, each in enumerate(past.events, 1):
+        found = instance.replay(each)
+        if found != each.effects:
+            raise AssertionError(
+                f"{past.saga} {past.key} does something else at event {number}, {each.type}:\n"
+                f"  then: {'; '.join(each.effects) or 'nothing'}\n"
+                f"  now:  {'; '.join(found) or 'nothing'}"
+            )
+
+
 class Instance:
     """An instance of a saga under test, with what it did; made by `given`."""
 
@@ -69,6 +90,8 @@ class Instance:
         self._fields = fields
         self._saga: Saga | None = None
         self._happened: list[str] = []
+        self._effects: list[str] = []
+        """Those of the last event."""
         self._asks: list[object] = []
         self._says: list[object] = []
         self._dead: list[Undelivered] = []
@@ -137,9 +160,12 @@ class Instance:
         found = [each for each in ids if self._commands.get(each) == kind]
         if not found:
             raise AssertionError(f"{self._kind.name} waits for no {command.__name__}")
-        event = CommandDied(command_id=found[-1], type=kind, key=self.saga.key, reason=reason)
-        self._apply(event, f"death of {command.__name__}")
+        self._died(found[-1], kind, reason)
         return self
+
+    def _died(self, command_id: str, kind: str, reason: str) -> None:
+        event = CommandDied(command_id=command_id, type=kind, key=self.saga.key, reason=reason)
+        self._apply(event, f"death of {kind}")
 
     def then(
         self,
@@ -178,6 +204,21 @@ class Instance:
         self._asks, self._says, self._dead = [], [], []
         return self
 
+    def replay(self, past: Happened) -> list[str]:
+        """Let an event of the past happen again; return what it leads to now."""
+        own = [describe(Timer), describe(CommandDied)]
+        kinds = {**self._kind.events, **{kind.name: kind for kind in own}}
+        if past.type not in kinds:
+            raise AssertionError(f"{self._kind.name} does not listen to {past.type} any more")
+        event = decode(kinds[past.type], bytes(past.data))
+        self.now = past.at
+        if isinstance(event, CommandDied):
+            same = [each for each, kind in self._commands.items() if kind == event.type]
+            self._died(same[-1] if same else "", event.type, event.reason)
+        else:
+            self._apply(event, type(event).__name__)
+        return self._effects
+
     def _apply(self, event: object, what: str) -> None:
         kind = describe(type(event))
         envelope = Envelope(
@@ -207,8 +248,8 @@ class Instance:
             else:
                 self._says.append(each.event)
         self._dead.extend(outputs.dead)
-        effects = [effect for entry in outputs.log for effect in entry.effects]
-        self._happened.append(f"  {what}: {'; '.join(effects) or 'nothing'}")
+        self._effects = [effect for entry in outputs.log for effect in entry.effects]
+        self._happened.append(f"  {what}: {'; '.join(self._effects) or 'nothing'}")
 
     def _check(self, verb: str, found: list[object], expected: Sequence[object] | None) -> None:
         if expected is None:
