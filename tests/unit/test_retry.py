@@ -123,3 +123,11 @@ def test_history_names_attempt_time_and_error() -> None:
 def test_an_impossible_policy_is_refused(field: dict[str, float]) -> None:
     with pytest.raises(DeclarationError, match=f"Retry: {next(iter(field))}: expected"):
         Retry(**field)  # type: ignore[arg-type]
+
+
+def test_an_error_is_described_without_what_no_store_can_hold() -> None:
+    error = ValueError("a\0b \ud800 Ü")
+    assert describe_error(error) == "ValueError: a?b ? Ü"
+    described = describe_traceback(error)
+    described.encode()
+    assert "\0" not in described

@@ -66,7 +66,7 @@ def longest(retry: Retry) -> float:
 def describe_error(error: BaseException) -> str:
     """Return the error as one line of limited length."""
     try:
-        text = " ".join(str(error).split())[:500]
+        text = _storable(" ".join(str(error).split())[:500])
     except Exception:  # noqa: BLE001 - an error whose text fails is still an error
         text = "(its text can't be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -74,9 +74,14 @@ def describe_error(error: BaseException) -> str:
 
 def describe_traceback(error: BaseException) -> str:
     """Return the last ``MAX_TRACEBACK`` characters of the error's traceback."""
-    return "".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:]
+    return _storable("".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:])
 
 
 def remember(attempt: int, error: BaseException, now: float) -> dict[str, Any]:
     """Return an entry for the event's history."""
     return {"attempt": attempt, "at": now, "error": describe_error(error)}
+
+
+def _storable(text: str) -> str:
+    """Return the text without what no database takes: NUL and lone surrogates."""
+    return text.replace("\0", "?").encode(errors="replace").decode()
