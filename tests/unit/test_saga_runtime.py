@@ -200,6 +200,30 @@ async def test_a_dead_command_is_undone_at_once_and_nobody_else_hears_of_it() ->
         assert seen == []
 
 
+async def test_whatever_a_command_died_of_its_letter_is_written() -> None:
+    payments = Service("payments")
+
+    @payments.on(Charge, retry=Retry(attempts=1))
+    async def charge(event: Charge, tx: Transaction) -> None:
+        raise ValueError("\x7f \ud800")
+
+    async with running(payments) as system:
+        for number, (key, source) in enumerate(
+            (("1", "orders"), ("a\xa0b", "orders"), ("2", "elsewhere/orders"))
+        ):
+            headers = {
+                "specversion": "1.0", "id": f"c{number}", "source": f"/{system.name}/{source}",
+                "type": "shop.charge", "subject": key, "recipient": "payments",
+            }  # fmt: skip
+            data = msgspec.json.encode({"order": key, "cents": 1})
+            await system.publish_raw(headers, data, key=key)
+        await system.settled()
+        assert len(await system.dead("payments")) == 3
+        (died,) = system.announced(CommandDied)
+        assert died.command_id == "c0"
+        assert died.reason.endswith("ValueError: ? ?")
+
+
 async def test_an_undo_is_asked_until_it_is_answered() -> None:
     service, others = quick(), Others()
     others.silent = {Charge, Refund}

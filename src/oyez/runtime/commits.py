@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from oyez.ambient import Ambient
 from oyez.envelope import format_time, open_record
@@ -59,8 +60,13 @@ class Commits:
             or key is None
         ):
             return
-        died = CommandDied(command_id=envelope.id, type=kind, key=key, reason=reason)
+        said = "".join(char if char.isprintable() else "?" for char in reason)
+        died = CommandDied(command_id=envelope.id, type=kind, key=key, reason=said)
         time = format_time(self._ambient.now())
-        changes.announced.append(
-            self._announcer.announce(died, Origin.of(envelope), time, 0.0, key, recipient=sender)
-        )
+        # A key that can't be announced is none that a sender here has published.
+        with suppress(InvalidEvent):
+            changes.announced.append(
+                self._announcer.announce(
+                    died, Origin.of(envelope), time, 0.0, key, recipient=sender
+                )
+            )
