@@ -97,7 +97,8 @@ class Column(msgspec.Struct, frozen=True):
         if value is None or self.holds == "value":
             return value
         if self.holds == "integer":
-            value = msgspec.to_builtins(value)
+            if type(value) is not int:
+                value = msgspec.to_builtins(value)
             if not -_LARGEST - 1 <= value <= _LARGEST:
                 raise ValueError(f"{self.name}: a column holds integers of 64 bits")
             return value
@@ -148,6 +149,10 @@ class ViewType(Tabled):
         self.view = table
         """The SQL view that shows the active version."""
         self.version = version
+        self.name = self.of(version)
+        """The kind of its rows, the reader of its positions and inbox, and the handler."""
+        self.table = f"{table}__{version}"
+        """The table of this version."""
         self.key_field = key_field
         self.columns = columns
         self.indexes = indexes
@@ -155,7 +160,8 @@ class ViewType(Tabled):
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(cls).decode
         self._taken: dict[type, tuple[str, ...]] = {}
-        names = [column.name for column in columns]
+        self._names = names = [column.name for column in columns]
+        self._converted = [column for column in columns if column.holds != "value"]
         update = ", ".join(f'"{name}" = excluded."{name}"' for name in names if name != key_field)
         self._upsert = (
             f"insert into {self.table} ({_quoted(names)})"
@@ -164,19 +170,9 @@ class ViewType(Tabled):
         )
         self._delete = f'delete from {self.table} where "{key_field}" = :{key_field}'
 
-    @property
-    def name(self) -> str:
-        """The kind of its rows, the reader of its positions and inbox, and the handler."""
-        return self.of(self.version)
-
     def of(self, version: int) -> str:
         """Return what `name` is for another version of the view."""
         return f"view:{self.view}@{version}"
-
-    @property
-    def table(self) -> str:
-        """The table of this version."""
-        return f"{self.view}__{self.version}"
 
     @property
     def events(self) -> tuple[type, ...]:
@@ -242,7 +238,10 @@ class ViewType(Tabled):
     def values(self, row: Any) -> dict[str, Any]:
         """Return the columns of a row. Raises StateMismatch for what they can't hold."""
         try:
-            return {each.name: each.value(getattr(row, each.name)) for each in self.columns}
+            found = {name: getattr(row, name) for name in self._names}
+            for column in self._converted:
+                found[column.name] = column.value(found[column.name])
+            return found
         except (TypeError, ValueError) as error:
             key = getattr(row, self.key_field)
             raise StateMismatch(f"{self.view} {key} can't be stored: {error}") from error
