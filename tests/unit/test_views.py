@@ -1,6 +1,7 @@
 """Views in a running service: filled from the beginning, and swapped when a version is complete."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import httpx
@@ -21,6 +22,7 @@ from oyez.runtime.rebuild import Pace
 from oyez.runtime.views import Versions
 from oyez.signals import Signal, Trouble, ViewMeasured
 from oyez.stores.sqlite import SqliteStore
+from oyez.tables import TIMERS
 from oyez.testing import VirtualAmbient, running
 from oyez.testing.harness import System
 
@@ -334,24 +336,24 @@ class TestPace:
     """A view that catches up beside live events."""
 
     async def test_half_of_the_time_is_left_to_them(self) -> None:
-        ambient, busy, done = VirtualAmbient(), True, []
-        pace = Pace(ambient, lambda: busy)
+        ambient, done = VirtualAmbient(), []
+        lanes: dict[Any, Any] = {(TIMERS, 0): SimpleNamespace(idle=False)}
+        pace = Pace(ambient, lanes)
 
         async def work() -> int:
             await ambient.sleep(1.0)
             done.append(ambient.monotonic() - begun)
             return 1
 
-        begun = ambient.monotonic()
-        tasks = [asyncio.create_task(pace.run(work)) for _ in range(3)]
-        for _ in range(6):
-            await ambient.advance(1.0)
-        assert await asyncio.gather(*tasks) == [1, 1, 1]
-        assert done == [1.0, 3.0, 5.0]
-        busy = False
-        tasks = [asyncio.create_task(pace.run(work)) for _ in range(3)]
-        await ambient.advance(1.0)
-        assert await asyncio.gather(*tasks) == [1, 1, 1]
+        for live, ends in (([], [1, 1, 1]), ([True], [1, 2, 3]), ([False, True], [1, 3, 5])):
+            begun = ambient.monotonic()
+            done.clear()
+            lanes |= {("test.till", n): SimpleNamespace(idle=idle) for n, idle in enumerate(live)}
+            tasks = [asyncio.create_task(pace.run(work)) for _ in range(3)]
+            for _ in range(6):
+                await ambient.advance(1.0)
+            assert await asyncio.gather(*tasks) == [1, 1, 1]
+            assert done == ends
 
 
 class TestHistory:

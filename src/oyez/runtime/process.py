@@ -143,7 +143,7 @@ class ServiceProcess:
             ambient=ambient,
             reports=self.reports,
             grace=settings.grace,
-            busy=self._is_busy,
+            lanes=self.lanes,
         )
         self.health = Health(
             self.owner,
@@ -237,11 +237,6 @@ class ServiceProcess:
         self.views.kill()
         await self.parked.stop(0.0)
         await self.views.end_parked(0.0)
-
-    def _is_busy(self) -> bool:
-        return any(
-            not lane.idle for (stream, _), lane in self.lanes.items() if stream != tables.TIMERS
-        )
 
     def _committed(self) -> None:
         self.watch.ring()

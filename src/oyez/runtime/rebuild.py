@@ -8,7 +8,7 @@ no hand-over, and so no gap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from oyez import tables
 from oyez.ambient import Ambient
@@ -34,27 +34,32 @@ event: what a view does seldom kills a process, and most who end a rebuild are o
 
 
 class Pace:
-    """Leaves half of a process's time to what it handles live, while its views catch up.
+    """Leaves time to what a process handles live, while its views catch up.
 
-    As long as the process is ``busy``, one batch of a view runs at a time, and then none for as
-    long as that one took.
+    Where the process reads for its handlers too, one batch of a view runs at a time, so that a live
+    event waits for no more than that; after a batch during which one came, none runs for as long
+    as it took.
     """
 
-    def __init__(self, ambient: Ambient, busy: Callable[[], bool]) -> None:
+    def __init__(self, ambient: Ambient, lanes: Mapping[Place, Lane]) -> None:
+        """``lanes`` are those of the process's handlers."""
         self._ambient = ambient
-        self._busy = busy
+        self._lanes = lanes
         self._lock = asyncio.Lock()
 
     async def run(self, work: Callable[[], Awaitable[int]]) -> int:
         """Run the work of a batch in its turn; return its result."""
-        if not self._busy():
+        if not self._live():
             return await work()
         async with self._lock:
             start = self._ambient.monotonic()
             done = await work()
-            if self._busy():
+            if not all(lane.idle for lane in self._live()):
                 await self._ambient.sleep(self._ambient.monotonic() - start)
         return done
+
+    def _live(self) -> list[Lane]:
+        return [lane for (stream, _), lane in self._lanes.items() if stream != tables.TIMERS]
 
 
 class Whole:

@@ -17,8 +17,10 @@ from oyez.errors import BrokerRefused, StoreRefused
 from oyez.handler import Handler
 from oyez.ports import Broker, Changes, Parameters, Row, Store, StoreTransaction, Writes
 from oyez.runtime.calls import Calls
+from oyez.runtime.claims import Place
 from oyez.runtime.commits import Commits
 from oyez.runtime.handlers import Handlers
+from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Loop
 from oyez.runtime.rebuild import Pace, Rebuild
 from oyez.runtime.reports import Reports
@@ -137,15 +139,15 @@ class Views:
         ambient: Ambient,
         reports: Reports,
         grace: float,
-        busy: Callable[[], bool],
+        lanes: Mapping[Place, Lane],
     ) -> None:
-        """``busy`` returns whether the process handles events of its other readers."""
+        """``lanes`` are those of the process's handlers."""
         self.versions: dict[str, Versions] = {}
         """The versions of each view, as the last look found them."""
         self._broker = broker
         self._store = commits.store
         self._ambient = ambient
-        pace = Pace(ambient, busy)
+        pace = Pace(ambient, lanes)
         self._rebuilds = [
             Rebuild(
                 kind,
