@@ -333,3 +333,49 @@ async def test_a_safe_handler_is_called_again_and_no_other(depot: Depot) -> None
     code, _, err = await depot.replay("--from", "beginning", "--handler", "count")
     assert code == 2
     assert 'declare it replay="safe"' in err
+
+
+@pytest.mark.timeout(120)
+async def test_new_state_takes_the_place_of_the_old(depot: Depot) -> None:
+    """Also beside the service, which goes on with it; nothing of the replay is left."""
+    changed = SERVICE.replace("+= event.cents", "+= 2 * event.cents")
+    (depot.root / "shipping.py").write_text(changed)
+    with depot.serving():
+        code, out, err = await depot.replay(*STATE, "--name", "twice", "--swap")
+        assert (code, err) == (0, "")
+        assert f"Parcel: {ORDERS} rows" in out
+        await depot.publish(1)
+        await depot.handled(ROUNDS + 1)
+    number = ROUNDS + 1
+    row = {"placed": number, "paid": number, "cents": 2 * sum(range(ROUNDS))}
+    assert await depot.rows("Parcel") == {f"o{order}": row for order in range(ORDERS)}
+    await nothing_is_left(depot, "twice")
+
+
+@pytest.mark.timeout(120)
+async def test_no_swap_while_the_service_has_read_less(depot: Depot) -> None:
+    await depot.publish(1)
+    live = await depot.rows("Parcel")
+    code, _, _ = await depot.replay(*STATE, "--name", "ahead")
+    assert code == 0
+    code, _, err = await depot.replay(*STATE, "--name", "ahead", "--swap")
+    assert code == 1
+    assert "not swapped: shipping goes on meanwhile" in err
+    assert await depot.rows("Parcel") == live
+    assert len(await depot.rows("Parcel@ahead")) == ORDERS
+    code, _, _ = await depot.replay("--forget", "--name", "ahead")
+    assert code == 0
+    assert await depot.rows("Parcel") == live
+    await nothing_is_left(depot, "ahead")
+
+
+async def nothing_is_left(depot: Depot, name: str) -> None:
+    """No row of a replay is in the store."""
+    for table, column, value in (
+        ("oyez_inbox", "reader", f"replay:{name}"),
+        ("oyez_cursor", "reader", f"replay:{name}"),
+        ("oyez_state", "kind", f"Parcel@{name}"),
+        ("oyez_migration", "name", f"oyez:replay:{name}"),
+    ):
+        sql = f"select {column} from {table} where {column} = :value"
+        assert await depot.store.fetch(sql, {"value": value}) == [], table

@@ -27,13 +27,25 @@ from oyez import tables
 from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import print_json, print_line, print_table, shorten, warn
 from oyez.envelope import parse_time
-from oyez.errors import BrokerRefused, InvalidEvent, ReplayRefused
+from oyez.errors import BrokerRefused, InvalidEvent, OyezError, ReplayRefused
 from oyez.listening import stop_signals
 from oyez.ports import BEGINNING, Broker, Changes, Position, Store
 from oyez.project import Project
 from oyez.runtime.comparison import Comparison, Difference
 from oyez.runtime.process import provided
-from oyez.runtime.replay import Chosen, Place, Replay, Stretch, choose, deleted, ends, kind_under
+from oyez.runtime.replay import (
+    Chosen,
+    Place,
+    Replay,
+    Stretch,
+    choose,
+    deleted,
+    ends,
+    forget,
+    kind_under,
+    mark_of,
+    swap,
+)
 from oyez.runtime.reports import Reports
 from oyez.service import Service
 from oyez.signals import EventDead, Signal, Signals, Trouble
@@ -43,6 +55,8 @@ SHOWN = 20
 """The limit of differences that are shown."""
 WIDTH = 60
 """The limit of characters of a value that is shown."""
+SWAPS = 5
+"""How often a replay that is to be swapped in reads on, when the service has done so meanwhile."""
 GRACE = 10.0
 """Seconds that work in flight has to finish when it is interrupted."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -57,6 +71,7 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
     stretch: Stretch
     name: str
     announce: bool
+    swap: bool
     as_json: bool
 
 
@@ -69,6 +84,10 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--name", help="A name for this replay, to continue it or to keep several.")
 @click.option("--outward", is_flag=True, help="Also safe handlers that act outside of the store.")
 @click.option("--announce", is_flag=True, help="Publish the events that handlers return.")
+@click.option(
+    "--swap", "swap_in", is_flag=True, help="Then put the new state in the place of the old."
+)
+@click.option("--forget", "forget_it", is_flag=True, help="Delete what the replay --name has left.")
 @json_option
 def command(
     service: str,
@@ -79,6 +98,8 @@ def command(
     name: str | None,
     outward: bool,
     announce: bool,
+    swap_in: bool,
+    forget_it: bool,
     as_json: bool,
 ) -> None:
     """Handle a service's history once more, beside the running service.
@@ -91,8 +112,15 @@ def command(
     or events failed, 2 refused.
     """
     project = Project.open()
+    if forget_it:
+        if name is None:
+            raise click.UsageError("--forget deletes what a replay has left: add its --name.")
+        run_async(_forget(project, project.settings(service).name, name))
+        return
     if begin is None:
         raise click.UsageError("Missing option '--from'.")
+    if swap_in and (dry_run or begin != "beginning" or until != "now"):
+        raise click.UsageError("--swap is for a replay of everything: only with --from beginning.")
     if dry_run and announce:
         raise click.UsageError("--dry-run writes nothing: leave out --announce.")
     if name is not None and not _NAME.fullmatch(name):
@@ -104,10 +132,16 @@ def command(
         stretch=_stretch(begin, until),
         name=name or sha256(repr((sorted(handlers), begin)).encode()).hexdigest()[:8],
         announce=announce,
+        swap=swap_in,
         as_json=as_json,
     )
     found = project.service(service)
     chosen = choose(found, handlers, outward=outward)
+    if swap_in and chosen.safe:
+        raise ReplayRefused(
+            "--swap is for handlers that make state: name them with --handler, without "
+            + ", ".join(handler.name for handler in chosen.safe)
+        )
     for why in chosen.refused.values():
         warn(f"left out: {why}")
     if dry_run:
@@ -141,44 +175,59 @@ def _stretch(begin: str, until: str) -> Stretch:
 
 
 async def _replay(project: Project, asked: _Asked, service: Service, chosen: Chosen) -> int:
+    failed: Counter[str] = Counter()
     broker_opened = project.opened_broker(asked.service)
     async with broker_opened as broker, project.opened_store(asked.service) as store:
-        places = await _places(project, asked, broker, chosen)
+        await _places(project, asked, broker, chosen)
         await _mark(project, asked, store, chosen)
         async with AsyncExitStack() as resources:
             given = await provided(service, {}, resources) if chosen.safe else {}
-            failed: Counter[str] = Counter()
-            replay = Replay(
-                asked.name,
-                chosen.under(asked.name),
-                places,
-                asked.stretch,
-                system=project.config.system.name,
-                service=asked.service,
-                broker=broker,
-                store=store,
-                ambient=project.ambient,
-                reports=_reports(asked.service, failed),
-                provided=given,
-                announce=asked.announce,
-            )
-            try:
-                await _run(replay, _nothing)
-            except click.Abort:
-                warn("interrupted: the same command goes on from here")
-                raise
+            for _ in range(SWAPS if asked.swap else 1):
+                places = await _places(project, asked, broker, chosen)
+                replay = Replay(
+                    asked.name,
+                    chosen.under(asked.name),
+                    _as_far(places, await _positions(store)) if asked.swap else places,
+                    asked.stretch,
+                    system=project.config.system.name,
+                    service=asked.service,
+                    broker=broker,
+                    store=store,
+                    ambient=project.ambient,
+                    reports=_reports(asked.service, failed),
+                    provided=given,
+                    announce=asked.announce,
+                )
+                try:
+                    await _run(replay, _nothing)
+                except click.Abort:
+                    warn("interrupted: the same command goes on from here")
+                    raise
+                system = project.config.system.name
+                if not asked.swap or await swap(store, asked.name, chosen, system, project.ambient):
+                    break
+            else:
+                raise OyezError(
+                    f"not swapped: {asked.service} goes on meanwhile, or has events parked. Call "
+                    f"this again with --name {asked.name} while it is quiet or stopped"
+                )
         rows = {}
         for kind in chosen.kinds:
-            fresh = kind_under(kind.name, asked.name)
-            (row,) = await store.fetch(tables.COUNT_STATE, {"kind": fresh})
-            rows[fresh] = row["rows"]
+            name = kind.name if asked.swap else kind_under(kind.name, asked.name)
+            (row,) = await store.fetch(tables.COUNT_STATE, {"kind": name})
+            rows[name] = row["rows"]
     _print_replay(asked, replay, rows, failed)
     return 1 if failed else 0
 
 
+async def _forget(project: Project, service: str, name: str) -> None:
+    async with project.opened_store(service) as store:
+        await forget(store, name, project.ambient)
+
+
 async def _mark(project: Project, asked: _Asked, store: Store, chosen: Chosen) -> None:
     """Note what this replay is; refuse to go on with another one of its name."""
-    name = f"oyez:replay:{asked.name}"
+    name = mark_of(asked.name)
     handlers = ", ".join(sorted(each.name for each in (*chosen.folds, *chosen.safe)))
     mark = f"{handlers} from {asked.begin}"
     now = project.ambient.now()
@@ -189,7 +238,7 @@ async def _mark(project: Project, asked: _Asked, store: Store, chosen: Chosen) -
         if not added and found["version"] != mark:
             raise ReplayRefused(
                 f"replay {asked.name} is one of {found['version']}, not of {mark}: give this one "
-                "another --name"
+                "another --name, or --forget the former"
             )
         await begun.commit(Changes(time=now))
     finally:
@@ -233,10 +282,7 @@ async def _compare(project: Project, asked: _Asked, service: Service, chosen: Ch
     ):
         # No further than the service itself: what it has not handled it can't have.
         reached = await _positions(live)
-        places = {
-            place: min(end, reached.get(place, BEGINNING))
-            for place, end in (await _places(project, asked, broker, chosen)).items()
-        }
+        places = _as_far(await _places(project, asked, broker, chosen), reached)
         comparison = Comparison(
             chosen.folds,
             system=project.config.system.name,
@@ -268,6 +314,13 @@ async def _compare(project: Project, asked: _Asked, service: Service, chosen: Ch
 
         await _run(replay, copy)
         return await _report(asked, chosen, comparison, replay, failed, live)
+
+
+def _as_far(
+    places: Mapping[Place, Position], reached: Mapping[Place, Position]
+) -> dict[Place, Position]:
+    """Return the ends, no further than the positions that a service has reached."""
+    return {place: min(end, reached.get(place, BEGINNING)) for place, end in places.items()}
 
 
 async def _positions(store: Store) -> dict[Place, Position]:

@@ -27,7 +27,17 @@ from oyez.envelope import open_record, parse_time
 from oyez.errors import InvalidEvent, ReplayRefused
 from oyez.handler import Handler
 from oyez.parameters import ContextParameter, EventParameter, StateParameter
-from oyez.ports import BEGINNING, Batch, Broker, Claim, Position, Record, Store
+from oyez.ports import (
+    BEGINNING,
+    Batch,
+    Broker,
+    Changes,
+    Claim,
+    Position,
+    Record,
+    Store,
+    Writes,
+)
 from oyez.runtime.batches import SAVE, Batches
 from oyez.runtime.calls import THREADS, Calls
 from oyez.runtime.claims import CRASHES
@@ -47,6 +57,8 @@ ROUND = 0.2
 """Seconds between two looks at the lanes, unless one comes to its end."""
 QUIET = 1.0
 """Seconds without a record after which the broker is asked whether there is one left."""
+LEAVING = "what is being forgotten"
+"""The mark of a replay whose rows are being deleted."""
 
 Place = tuple[str, int]
 """A stream and a partition."""
@@ -553,3 +565,90 @@ class Replay:
         )
         self._readings.append(reading)
         reading.start()
+
+
+# -- its rows --------------------------------------------------------------------------------------
+
+
+def mark_of(name: str) -> str:
+    """Return the name of the row in ``oyez_migration`` that says what a replay is of."""
+    return f"oyez:replay:{name}"
+
+
+async def swap(store: Store, name: str, chosen: Chosen, system: str, ambient: Ambient) -> bool:
+    """Put the rows that a replay has made in the place of the service's, in one transaction.
+
+    False, with nothing changed, when the service has not read exactly as far as the replay, or has
+    events parked for these handlers; then replay again. Raises ReplayRefused when the replay has
+    dead letters.
+    """
+    reader = f"replay:{name}"
+    begun = store.begin()
+    try:
+        live, made = [
+            {
+                (row["stream"], row["partition"]): row["position"]
+                for row in await begun.fetch(tables.HOLD_CURSORS, {"reader": each}, [])
+                if row["position"]
+                and any(h.subscribes(row["stream"], system) for h in chosen.folds)
+            }
+            for each in ("", reader)
+        ]
+        (row,) = await begun.fetch(tables.DEAD_OF_READER, {"reader": reader}, [])
+        if row["letters"]:
+            raise ReplayRefused(
+                f"not swapped: {row['letters']} events failed in the replay; redrive or discard "
+                "them with `oyez dead`, and call this again"
+            )
+        parked = list(await begun.fetch(tables.PARKED, {"reader": reader}, []))
+        for handler in chosen.folds:
+            asked = {"handler": handler.name, "after": 0, "limit": 1}
+            parked += await begun.fetch(tables.IN_FLIGHT, asked, [])
+        if parked or live != made:
+            return False
+        now = ambient.now()
+        writes = _leaving(name, now)
+        for kind in chosen.kinds:
+            fresh = kind_under(kind.name, name)
+            writes.append((tables.DELETE_STATE, [{"kind": kind.name}]))
+            writes.append((tables.RENAME_STATE, [{"kind": kind.name, "made": fresh}]))
+        await begun.commit(Changes(writes=writes, time=now))
+    finally:
+        await begun.rollback()
+    await forget(store, name, ambient)
+    return True
+
+
+async def forget(store: Store, name: str, ambient: Ambient) -> None:
+    """Delete everything of a replay. A process that replays it is fenced."""
+    now = ambient.now()
+    await store.begin().commit(Changes(writes=_leaving(name, now), time=now))
+    kinds = await store.fetch(tables.KINDS_LIKE, {"kind": kind_under("%", name)})
+    for sql, of in (
+        *((tables.DELETE_STATES, row["kind"]) for row in kinds),
+        (tables.DELETE_READ, f"replay:{name}"),
+        (tables.DELETE_LETTERS, f"replay:{name}"),
+    ):
+        while await _delete(store, sql, of, ambient):
+            await ambient.sleep(0)  # other transactions may write between two rounds
+    gone: Writes = [(tables.DELETE_MARK, [{"name": mark_of(name)}])]
+    await store.begin().commit(Changes(writes=gone, time=ambient.now()))
+
+
+def _leaving(name: str, now: float) -> Writes:
+    """Return the statements after which nobody goes on with a replay that is half deleted."""
+    return [
+        (tables.CHANGE_MARK, [{"name": mark_of(name), "mark": LEAVING, "now": now}]),
+        (tables.DELETE_CURSORS, [{"reader": f"replay:{name}"}]),
+    ]
+
+
+async def _delete(store: Store, sql: str, name: str, ambient: Ambient) -> bool:
+    """Delete a bounded number of rows; return whether there were any."""
+    begun = store.begin()
+    try:
+        deleted = await begun.fetch(sql, {"name": name}, [])
+        await begun.commit(Changes(time=ambient.now()))
+    finally:
+        await begun.rollback()
+    return bool(deleted)
