@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -210,6 +211,7 @@ async def depot(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             await admin.close()
 
 
+INTERRUPTED = "oyez: interrupted: the same command goes on from here\n"
 STATE: Sequence[str] = ("--handler", "place", "--handler", "pay", "--from", "beginning")
 
 
@@ -279,7 +281,8 @@ async def test_a_dry_run_beside_a_service_that_goes_on(depot: Depot) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_state_is_made_anew_by_two_processes_of_which_one_is_killed(depot: Depot) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+async def test_state_is_made_anew_by_two_processes(depot: Depot, number: int) -> None:
     """It equals the service's own, which is not touched, and no event is announced."""
     live = await depot.rows("Parcel")
     assert len(live) == ORDERS
@@ -292,9 +295,12 @@ async def test_state_is_made_anew_by_two_processes_of_which_one_is_killed(depot:
     try:
         await until(halfway, 30.0, lambda: "no position was stored")
     finally:
-        first.kill()
-        first.communicate()
-    assert 0 < await depot.positions(reader) < end
+        first.send_signal(number)
+        _, err = await asyncio.to_thread(first.communicate, timeout=30)
+    if number == signal.SIGTERM:  # it has finished the batch of each partition
+        assert (first.returncode, err) == (130, INTERRUPTED)
+    else:
+        assert 0 < await depot.positions(reader) < end
     code, out, err = await depot.replay(*STATE, "--name", "again")
     assert (code, err) == (0, "")
     assert f"Parcel@again: {ORDERS} rows" in out

@@ -253,7 +253,7 @@ def _print_replay(
         print_json(value)
         return
     done, _ = replay.progress
-    print_line(f"replay {asked.name}: {done} positions in {len(replay.passages)} partitions")
+    print_line(f"replay {asked.name}: {done} records of {len(replay.passages)} partitions")
     for kind, count in rows.items():
         print_line(f"{kind}: {count} rows")
     for kind, count in sorted(replay.withheld.items()):

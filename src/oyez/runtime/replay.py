@@ -33,6 +33,7 @@ from oyez.ports import (
     Broker,
     Changes,
     Claim,
+    Parameters,
     Position,
     Record,
     Store,
@@ -268,9 +269,9 @@ class Passage:
         ``outside`` is given the records that are not within the stretch, also those after ``end``.
         """
         self.lane = lane
-        self.begun = min(lane.position, end)
-        """The position at which it began."""
         self.end = end
+        self.passed = 0
+        """The number of records that it has seen up to its end."""
         self.reached = lane.position
         """The position of the last record that it has seen."""
         self.seen_at = ambient.monotonic()
@@ -307,6 +308,7 @@ class Passage:
         if inside:
             events = await self._batches.take(Batch([_marked(each, self._mark) for each in inside]))
         last = batch.records[-1].position
+        self.passed += sum(record.position <= self.end for record in batch.records)
         lane.position = max(lane.position, min(last, self.end))
         self.reached = max(self.reached, last)
         self.seen_at = self._ambient.monotonic()
@@ -355,6 +357,10 @@ class Withheld(Commits):
 
 class _Silent(UnitOfWork):
     counted: Counter[str]
+
+    def _queue(self, sql: str, parameters: Parameters, wave: int) -> None:
+        if sql is not tables.DELETE_NAMED:  # it clears the way for an event that is withheld
+            super()._queue(sql, parameters, wave)
 
     async def commit(self) -> None:
         kinds = [each.headers["type"] for each in self.changes.announced]
@@ -408,6 +414,7 @@ class Replay:
         self._work, self._bell, self._over = Bell(ambient), Bell(ambient), asyncio.Event()
         self._lanes: dict[Place, Lane] = {}
         self._readings: list[Reading] = []
+        self._records = 0
         self._parked = ParkedEvents(
             self._owner,
             self._handlers,
@@ -426,12 +433,9 @@ class Replay:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """The number of positions that it has passed, and that it has to pass in this process."""
-        spans = [(each.lane.position, each.begun, each.end) for each in self.passages.values()]
-        return (
-            sum(min(position, end) - begun for position, begun, end in spans),
-            sum(end - begun for _, begun, end in spans),
-        )
+        """The number of records that it has passed, and about the number that it has to pass."""
+        passed = sum(each.passed for each in self.passages.values())
+        return passed, max(passed, self._records)
 
     async def start(self) -> None:
         """Take over the positions of this replay, and read on from there.
@@ -439,7 +443,21 @@ class Replay:
         Another process that replays under the same name is fenced.
         """
         for place in self._places:
-            await self._begin(place)
+            passage = await self._begin(place)
+            if not passage.done:
+                stream, partition = place
+                lag = await self._broker.lag(stream, {partition: passage.lane.position})
+                self._records += lag.get(partition, 0)
+        for passage in self.passages.values():
+            reading = Reading(
+                passage.lane,
+                passage,
+                broker=self._broker,
+                ambient=self._ambient,
+                reports=self._reports,
+            )
+            self._readings.append(reading)
+            reading.start()
         self._parked.start()
 
     async def finished(self, told: Callable[[], None] = lambda: None) -> None:
@@ -470,8 +488,7 @@ class Replay:
     async def stop(self, grace: float) -> None:
         """Stop within ``grace`` seconds, and save every position. Safe when called twice."""
         self._over.set()
-        for reading in self._readings:
-            await reading.stop()
+        await asyncio.gather(*(reading.stop() for reading in self._readings))
         await self._parked.stop(grace)
         self._threads.shutdown(wait=False, cancel_futures=True)
         unit = self._commits.unit(None)
@@ -504,7 +521,7 @@ class Replay:
         lag = await self._broker.lag(claim.stream, {claim.partition: at})
         return lag.get(claim.partition, 0) == 0
 
-    async def _begin(self, place: Place) -> None:
+    async def _begin(self, place: Place) -> Passage:
         stream, partition = place
         cursor = {"stream": stream, "partition": partition, "reader": self.reader}
         unit = self._commits.unit(None)
@@ -560,11 +577,7 @@ class Replay:
             over=self._over,
             outside=self._outside,
         )
-        reading = Reading(
-            lane, passage, broker=self._broker, ambient=self._ambient, reports=self._reports
-        )
-        self._readings.append(reading)
-        reading.start()
+        return passage
 
 
 # -- its rows --------------------------------------------------------------------------------------
