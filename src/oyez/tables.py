@@ -40,6 +40,8 @@ TIMERS = "oyez:timers"
 """The stream under which the places that fire timers are claimed, and of the events they fire."""
 PLACES = 8
 """The number of these places: the partitions of `TIMERS`."""
+REPLAY = "replay:"
+"""What the readers of replays begin with."""
 POSITIONS = "oyez:broker"
 """The row of ``oyez_migration`` with the kind of broker that the positions belong to."""
 INBOX_RETENTION = 7 * 86_400.0
@@ -329,11 +331,11 @@ STUCK_SAGAS = """select kind, count(*) as sagas, min(key) as key from oyez_saga
 SCHEDULED = f"""select event_id, name, due, key, headers from oyez_outbox
  where due > 0 and state = {Outbox.WAITING:d} order by due, seq limit :limit"""
 NEXT_TIMERS = "select kind, key, name, due from oyez_timer order by due limit :limit"
-HANDLED_BY = """select event_id, source, handler, seen, state, position, due, attempt, history
- from oyez_inbox where event_id in ({ids})"""
+HANDLED_BY = f"""select event_id, source, handler, seen, state, position, due, attempt, history
+ from oyez_inbox where event_id in ({{ids}}) and reader not like '{REPLAY}%'"""
 """``{ids}`` stands for the names of as many parameters as there are event ids."""
-DEAD_OF = """select id, event_id, source, handler, reason, attempts, time, state, note, history
- from oyez_dead where event_id in ({ids}) order by id"""
+DEAD_OF = f"""select id, event_id, source, handler, reason, attempts, time, state, note, history
+ from oyez_dead where event_id in ({{ids}}) and reader not like '{REPLAY}%' order by id"""
 """As `HANDLED_BY`."""
 
 

@@ -134,6 +134,12 @@ class Depot:
         out, err = await asyncio.to_thread(began.communicate, timeout=60)
         return began.returncode, out, err
 
+    async def flow(self, key: str) -> Any:
+        """What ``oyez flow`` shows."""
+        began = self.start("flow", key, "--json")
+        out, _ = await asyncio.to_thread(began.communicate, timeout=60)
+        return json.loads(out)
+
     @contextmanager
     def serving(self) -> Any:
         """The service, until the block ends."""
@@ -286,6 +292,7 @@ async def test_state_is_made_anew_by_two_processes(depot: Depot, number: int) ->
     """It equals the service's own, which is not touched, and no event is announced."""
     live = await depot.rows("Parcel")
     assert len(live) == ORDERS
+    flow = await depot.flow("o1")
     reader, end = "replay:again", await depot.positions("")
 
     async def halfway() -> bool:
@@ -306,6 +313,7 @@ async def test_state_is_made_anew_by_two_processes(depot: Depot, number: int) ->
     assert f"Parcel@again: {ORDERS} rows" in out
     assert await depot.rows("Parcel@again") == live == await depot.rows("Parcel")
     assert await depot.store.fetch("select * from oyez_outbox", {}) == []
+    assert await depot.flow("o1") == flow
     code, out, err = await depot.replay("--from", "beginning", "--name", "again")
     assert (code, out) == (2, "")
     assert "replay again is one of pay, place from beginning" in err
@@ -385,3 +393,58 @@ async def nothing_is_left(depot: Depot, name: str) -> None:
     ):
         sql = f"select {column} from {table} where {column} = :value"
         assert await depot.store.fetch(sql, {"value": value}) == [], table
+
+
+@pytest.mark.timeout(120)
+async def test_an_event_that_fails_is_named(depot: Depot) -> None:
+    """In a replay it becomes a dead letter under its reader, in a dry run it is counted."""
+    raises = '    if event.order == "o5":\n        raise InvalidEvent("order", "x")\n'
+    failing = SERVICE.replace("    parcel.paid += 1", f"{raises}    parcel.paid += 1").replace(
+        "from oyez import", "from oyez import InvalidEvent,"
+    )
+    (depot.root / "shipping.py").write_text(failing)
+    code, out, err = await depot.replay(*STATE, "--name", "failing")
+    assert code == 1
+    assert f"failed: {ROUNDS} of pay, see `oyez dead list shipping`" in out
+    assert "pay: event " in err
+    sql = "select distinct reader from oyez_dead"
+    assert await depot.store.fetch(sql, {}) == [{"reader": "replay:failing"}]
+    code, out, err = await depot.replay(*STATE, "--dry-run", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert found["failed"] == {"pay": ROUNDS}
+    assert found["kinds"]["Parcel"]["changed"] == 1
+    code, _, err = await depot.replay(*STATE, "--name", "failing", "--swap")
+    assert code == 2
+    assert f"not swapped: {ROUNDS} events failed in the replay" in err
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "Missing option '--from'"),
+        (["--from", "yesterday"], "expected a time as in RFC 3339, a position or"),
+        (["--from", "beginning", "--name", "No"], "expected up to 40 of a-z"),
+        (["--from", "5", "--swap"], "--swap is for a replay of everything"),
+        (["--from", "beginning", "--swap"], "--swap is for handlers that make state"),
+        (["--from", "5", "--dry-run", "--announce"], "leave out --announce"),
+        (["--from", "5", "--dry-run", "--handler", "note"], "a dry run compares keyed state"),
+        (["--forget"], "add its --name"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, arguments: list[str], why: str
+) -> None:
+    (tmp_path / "oyez.toml").write_text(TOML.format(store="sqlite:.oyez/shipping.db"))
+    (tmp_path / "shipping.py").write_text(SERVICE)
+    ran = subprocess.run(
+        [sys.executable, "-m", "oyez", "replay", "shipping", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "OYEZ_PROJECT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert why in ran.stderr

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from fakes import FakeBroker
+from fakes import FakeBroker, FakeStore
 from parts import headers
 
 from oyez import After, Context, Event, Service, State, Transaction
@@ -14,8 +15,9 @@ from oyez.envelope import STRUCTURED, open_record
 from oyez.errors import DeclarationError, ReplayRefused
 from oyez.ports import Position, Record
 from oyez.runtime.handlers import Handlers
-from oyez.runtime.replay import Chosen, Stretch, _marked, choose, deleted, ends
+from oyez.runtime.replay import Chosen, Stretch, Withheld, _marked, choose, deleted, ends
 from oyez.testing import VirtualAmbient
+from oyez.transaction import Announcer, Origin
 
 
 class Placed(Event, type="shop.placed", key="order"):
@@ -222,6 +224,19 @@ class Shortened(FakeBroker):
 
     async def starts(self, stream: str) -> Sequence[Position]:
         return [2]
+
+
+async def test_a_withheld_event_replaces_no_later_one_of_its_name() -> None:
+    """Its time has come meanwhile, so that it would delete the one that waits."""
+    ambient, store = VirtualAmbient(), FakeStore()
+    withheld = Withheld(store, Announcer("shop", "shipping", ambient), ambient)
+    unit = withheld.unit(None)
+    tx = unit.transaction(Origin())
+    tx.publish(Ready(order="a"), at=datetime(1971, 1, 1, tzinfo=UTC), name="a")
+    tx.publish(Ready(order="b"))
+    await unit.commit()
+    assert (store.announced, store.written) == ([], [])
+    assert withheld.events == {"shop.ready": 2}
 
 
 async def filled(count: int, broker: FakeBroker | None = None) -> FakeBroker:

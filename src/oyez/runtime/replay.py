@@ -393,7 +393,7 @@ class Replay:
 
         Without ``announce``, the events that handlers publish are withheld.
         """
-        self.reader = f"replay:{name}"
+        self.reader = reader_of(name)
         self.passages: dict[Place, Passage] = {}
         announcer = Announcer(system, service, ambient, lambda: broker.capabilities.max_bytes)
         self._withheld = Withheld(store, announcer, ambient)
@@ -583,6 +583,11 @@ class Replay:
 # -- its rows --------------------------------------------------------------------------------------
 
 
+def reader_of(name: str) -> str:
+    """Return the reader of a replay, which its events and its announcements bear as well."""
+    return f"{tables.REPLAY}{name}"
+
+
 def mark_of(name: str) -> str:
     """Return the name of the row in ``oyez_migration`` that says what a replay is of."""
     return f"oyez:replay:{name}"
@@ -595,7 +600,7 @@ async def swap(store: Store, name: str, chosen: Chosen, system: str, ambient: Am
     events parked for these handlers; then replay again. Raises ReplayRefused when the replay has
     dead letters.
     """
-    reader = f"replay:{name}"
+    reader = reader_of(name)
     begun = store.begin()
     try:
         live, made = [
@@ -639,8 +644,8 @@ async def forget(store: Store, name: str, ambient: Ambient) -> None:
     kinds = await store.fetch(tables.KINDS_LIKE, {"kind": kind_under("%", name)})
     for sql, of in (
         *((tables.DELETE_STATES, row["kind"]) for row in kinds),
-        (tables.DELETE_READ, f"replay:{name}"),
-        (tables.DELETE_LETTERS, f"replay:{name}"),
+        (tables.DELETE_READ, reader_of(name)),
+        (tables.DELETE_LETTERS, reader_of(name)),
     ):
         while await _delete(store, sql, of, ambient):
             await ambient.sleep(0)  # other transactions may write between two rounds
@@ -652,7 +657,7 @@ def _leaving(name: str, now: float) -> Writes:
     """Return the statements after which nobody goes on with a replay that is half deleted."""
     return [
         (tables.CHANGE_MARK, [{"name": mark_of(name), "mark": LEAVING, "now": now}]),
-        (tables.DELETE_CURSORS, [{"reader": f"replay:{name}"}]),
+        (tables.DELETE_CURSORS, [{"reader": reader_of(name)}]),
     ]
 
 
