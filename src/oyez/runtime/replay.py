@@ -16,8 +16,10 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import cast
 
 import msgspec
 
@@ -242,10 +244,9 @@ async def _begins_before(broker: Broker, place: Place, start: Position, since: f
     stream, partition = place
     if (await broker.ends(stream))[partition] <= start:
         return True  # nothing is left: what is deleted was old enough to be
-    batches = broker.read(stream, partition, start)
-    async for batch in batches:
-        return batch.records[0].time < since
-    return False
+    batches = cast(AsyncGenerator[Batch, None], broker.read(stream, partition, start))
+    async with aclosing(batches):
+        return (await anext(batches)).records[0].time < since
 
 
 class Passage:
