@@ -431,6 +431,7 @@ async def test_an_event_that_fails_is_named(depot: Depot) -> None:
         (["--from", "5", "--dry-run", "--announce"], "leave out --announce"),
         (["--from", "5", "--dry-run", "--handler", "note"], "a dry run compares keyed state"),
         (["--forget"], "add its --name"),
+        (["--forget", "--name", "%"], "expected up to 40 of a-z"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(

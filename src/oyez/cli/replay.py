@@ -111,6 +111,8 @@ def command(
     TIME is as in RFC 3339, a POSITION applies to each partition. Exit codes: 0 done, 1 rows differ
     or events failed, 2 refused.
     """
+    if name is not None and not _NAME.fullmatch(name):
+        raise click.BadParameter("expected up to 40 of a-z, 0-9 and '-'", param_hint="--name")
     project = Project.open()
     if forget_it:
         if name is None:
@@ -123,8 +125,6 @@ def command(
         raise click.UsageError("--swap is for a replay of everything: only with --from beginning.")
     if dry_run and announce:
         raise click.UsageError("--dry-run writes nothing: leave out --announce.")
-    if name is not None and not _NAME.fullmatch(name):
-        raise click.BadParameter("expected up to 40 of a-z, 0-9 and '-'", param_hint="--name")
     asked = _Asked(
         service=project.settings(service).name,
         handlers=handlers,
