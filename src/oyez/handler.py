@@ -16,6 +16,7 @@ from oyez.parameters import (
     Declared,
     EventParameter,
     Fixed,
+    FoldedParameter,
     Input,
     Made,
     Opened,
@@ -239,6 +240,60 @@ def compile_handler(
         stream=stream,
         replay=replay,
         allow=dict(allow or {}),
+    )
+
+
+def compile_fold(
+    function: Callable[[Any, Any], Any],
+    events: Sequence[EventType],
+    folded: type[FoldedParameter],
+    correlation: Correlation,
+    *,
+    declared_by: type,
+    service: str,
+    publishes: Sequence[EventType] = (),
+    retry: Retry | None = None,
+    timeout: float | None = None,
+    stream: str | None = None,
+    allow: Mapping[str, str] | None = None,
+    waits: bool = False,
+) -> Handler:
+    """Compile ``async function(event, folded)``, the one handler of a saga, a window or a view.
+
+    It bears the name of the kind of its rows. ``declared_by`` is the user's class, where `inspect`
+    finds it declared.
+    """
+    declared = Declared(
+        place=f"{declared_by.__module__}.{declared_by.__qualname__}",
+        handler=f"{service}.{correlation.kind.name}",
+        name="event",
+        annotation=None,
+        events=tuple(kind.cls for kind in events),
+        batch=False,
+        blocking=False,
+    )
+    vars(function)["__wrapped__"] = declared_by
+    return Handler(
+        service=service,
+        name=correlation.kind.name,
+        events=tuple(events),
+        publishes=tuple(publishes),
+        function=function,
+        parameters=(EventParameter(declared), folded(declared, correlation)),
+        transactional=True,
+        needs_context=folded.contextual,
+        states=(correlation,),
+        reads=False,
+        retry=retry or Retry(),
+        timeout=timeout,
+        concurrency=32,
+        ordered=True,
+        batch=False,
+        blocking=False,
+        generator=False,
+        stream=stream,
+        allow=dict(allow or {}),
+        waits=waits,
     )
 
 

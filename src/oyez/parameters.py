@@ -359,6 +359,39 @@ class StateParameter(Parameter):
         return Made(lambda event, tx, context: tx.unit.states.of(kind, key_of(event, tx.key)))
 
 
+class FoldedParameter(Parameter):
+    """The object of a saga's, a window's or a view's row, in the handler that is made for it."""
+
+    transactional = True
+
+    def __init__(self, declared: Declared, correlation: Correlation) -> None:
+        super().__init__(declared)
+        self._correlation = correlation
+
+    @classmethod
+    def takes(cls, declared: Declared) -> bool:
+        """Return False: `oyez.handler.compile_fold` alone makes one."""
+        return False
+
+    @property
+    def correlation(self) -> Correlation:
+        """The row that each event belongs to."""
+        return self._correlation
+
+    def source(self, provided: Mapping[type, object]) -> Source:
+        """Return the object of the event's row, as `given` makes it."""
+        kind, key_of, given = self._correlation.kind, self._correlation.key_of, self.given
+
+        def make(event: Any, tx: Transaction, context: Context | None) -> object:
+            return given(tx.unit.states.of(kind, key_of(event, tx.key)), tx, context)
+
+        return Made(make)
+
+    def given(self, value: Any, tx: Transaction, context: Context | None) -> object:
+        """Return what the handler gets: the object itself, or more in a subclass."""
+        return value
+
+
 class ProvidedParameter(Parameter):
     """A value that the service provides: any other class."""
 

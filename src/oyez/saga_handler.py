@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from oyez import tables
 from oyez.event import describe
-from oyez.handler import Handler, Retry
-from oyez.parameters import Context, Declared, EventParameter, Made, Parameter, Source
+from oyez.handler import Handler, compile_fold
+from oyez.parameters import Context, FoldedParameter
 from oyez.partitioning import partition_of
 from oyez.ports import DeadLetter, Parameters, Writes
 from oyez.saga import CommandDied, Outputs, Saga, SagaType, correlation, saga_kind
-from oyez.state import Correlation, is_deleted
+from oyez.state import is_deleted
 from oyez.tables import PLACES, TIMERS
 from oyez.timers import Timer, arm, disarm, disarm_all
 from oyez.transaction import Transaction
@@ -25,42 +23,19 @@ from oyez.transition import transition
 def compile_saga(cls: type[Saga], service: str) -> Handler:
     """Return the handler of a saga, whose name is the saga's. Raises DeclarationError."""
     kind = saga_kind(cls)
-    heard = (*kind.events.values(), describe(Timer), describe(CommandDied))
-    classes = tuple(each.cls for each in heard)
-    declared = Declared(
-        place=f"{cls.__module__}.{cls.__qualname__}",
-        handler=f"{service}.{kind.name}",
-        name="event",
-        annotation=functools.reduce(operator.or_, classes),
-        events=classes,
-        batch=False,
-        blocking=False,
-    )
-    instance = SagaParameter(declared, kind)
 
     async def handle(event: object, begun: Begun) -> None:
         begun.handle(kind, event)
 
-    return Handler(
+    return compile_fold(
+        handle,
+        [*kind.events.values(), describe(Timer), describe(CommandDied)],
+        SagaParameter,
+        correlation(kind),
+        declared_by=cls,
         service=service,
-        name=kind.name,
-        events=heard,
         publishes=kind.publishes,
-        function=handle,
-        parameters=(EventParameter(declared), instance),
-        transactional=True,
-        needs_context=True,
-        states=(instance.correlation,),
-        reads=False,
-        retry=Retry(),
         timeout=30.0,
-        concurrency=32,
-        ordered=True,
-        batch=False,
-        blocking=False,
-        generator=False,
-        stream=None,
-        allow={},
     )
 
 
@@ -78,36 +53,16 @@ class Begun(msgspec.Struct, frozen=True):
         carry_out(kind, self.saga, outputs, self.tx)
 
 
-class SagaParameter(Parameter):
+class SagaParameter(FoldedParameter):
     """The instance of the event's saga, with the call's transaction and envelope."""
 
     word = "saga"
-    transactional = True
     contextual = True
 
-    def __init__(self, declared: Declared, kind: SagaType) -> None:
-        super().__init__(declared)
-        self._correlation = correlation(kind)
-
-    @classmethod
-    def takes(cls, declared: Declared) -> bool:
-        """Return False: only `compile_saga` makes one."""
-        return False
-
-    @property
-    def correlation(self) -> Correlation:
-        """See `Parameter.correlation`."""
-        return self._correlation
-
-    def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
-        kind, key_of = self._correlation.kind, self._correlation.key_of
-
-        def begin(event: object, tx: Transaction, context: Context | None) -> Begun:
-            assert context is not None  # it is contextual
-            return Begun(tx.unit.states.of(kind, key_of(event, tx.key)), tx, context)
-
-        return Made(begin)
+    def given(self, value: Any, tx: Transaction, context: Context | None) -> Begun:
+        """Return the transition that is about to be made."""
+        assert context is not None  # it is contextual
+        return Begun(value, tx, context)
 
 
 def carry_out(kind: SagaType, saga: Saga, outputs: Outputs, tx: Transaction) -> None:

@@ -42,8 +42,8 @@ from msgspec import inspect as types
 
 from oyez.errors import DeclarationError, StateMismatch
 from oyez.event import MAX_DATA, EventType, describe, is_event
-from oyez.handler import Handler, Retry
-from oyez.parameters import Declared, EventParameter, Made, Parameter, Source
+from oyez.handler import Handler, Retry, compile_fold
+from oyez.parameters import FoldedParameter
 from oyez.ports import Kept, Parameters
 from oyez.state import Correlation, Tabled, correlate
 
@@ -358,30 +358,10 @@ def is_view(cls: object) -> bool:
     return isinstance(cls, type) and _ATTRIBUTE in vars(cls)
 
 
-class EntryParameter(Parameter):
+class EntryParameter(FoldedParameter):
     """The row of a view: the second parameter of its handler."""
 
     word = "view"
-    transactional = True
-
-    def __init__(self, declared: Declared, correlation: Correlation) -> None:
-        super().__init__(declared)
-        self._correlation = correlation
-
-    @classmethod
-    def takes(cls, declared: Declared) -> bool:
-        """Return False: `compile_view` alone makes it."""
-        return False
-
-    @property
-    def correlation(self) -> Correlation:
-        """The row that each event belongs to."""
-        return self._correlation
-
-    def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
-        kind, key_of = self._correlation.kind, self._correlation.key_of
-        return Made(lambda event, tx, context: tx.unit.states.of(kind, key_of(event, tx.key)))
 
 
 def compile_view(kind: ViewType, service: str) -> Handler:
@@ -393,42 +373,19 @@ def compile_view(kind: ViewType, service: str) -> Handler:
             f"{place}: its events name different streams, and a view reads one or all: declare "
             "them with the same stream, or with none"
         )
-    declared = Declared(
-        place=place,
-        handler=f"{service}.{kind.name}",
-        name="event",
-        annotation=None,
-        events=kind.events,
-        batch=False,
-        blocking=False,
-    )
-    row = msgspec.structs.replace(declared, name="row", annotation=kind.cls)
-    parameter = EntryParameter(row, _correlation(kind, place))
 
     async def apply_event(event: object, entry: Entry) -> None:
         entry.apply(event)
 
-    vars(apply_event)["__wrapped__"] = kind.cls  # where it is declared, for `inspect`
-    return Handler(
+    return compile_fold(
+        apply_event,
+        [describe(cls) for cls in kind.events],
+        EntryParameter,
+        _correlation(kind, place),
+        declared_by=kind.cls,
         service=service,
-        name=kind.name,
-        events=tuple(describe(cls) for cls in kind.events),
-        publishes=(),
-        function=apply_event,
-        parameters=(EventParameter(declared), parameter),
-        transactional=True,
-        needs_context=False,
-        states=(parameter.correlation,),
-        reads=False,
         retry=Retry(attempts=1),  # what is pure fails again
-        timeout=None,
-        concurrency=32,
-        ordered=True,
-        batch=False,
-        blocking=False,
-        generator=False,
         stream=streams.pop(),
-        allow={},
     )
 
 

@@ -41,8 +41,8 @@ import msgspec
 from oyez.envelope import Envelope, parse_time
 from oyez.errors import DeclarationError, InvalidEvent, StateMismatch
 from oyez.event import MAX_DATA, describe, is_event
-from oyez.handler import Handler, Retry, published_types
-from oyez.parameters import Declared, EventParameter, Made, Parameter, Source
+from oyez.handler import Handler, Retry, compile_fold, published_types
+from oyez.parameters import Context, FoldedParameter
 from oyez.ports import Kept
 from oyez.state import By, Correlation, StateMeta, StateType, correlate
 from oyez.timers import Timer, arm
@@ -546,36 +546,16 @@ class Turn(msgspec.Struct, frozen=True):
     envelope: Envelope
 
 
-class TurnParameter(Parameter):
+class TurnParameter(FoldedParameter):
     """The second parameter of the handler of a window: a `Turn`."""
 
     word = "window"
-    transactional = True
     contextual = True
 
-    def __init__(self, declared: Declared, correlation: Correlation) -> None:
-        super().__init__(declared)
-        self._correlation = correlation
-
-    @classmethod
-    def takes(cls, declared: Declared) -> bool:
-        """Return False: `compile_window` alone makes it."""
-        return False
-
-    @property
-    def correlation(self) -> Correlation:
-        """The windows that each event belongs to."""
-        return self._correlation
-
-    def source(self, provided: Mapping[type, object]) -> Source:
-        """See `Parameter.source`."""
-        kind, key_of = self._correlation.kind, self._correlation.key_of
-
-        def make(event: Any, tx: Transaction, context: Any) -> Turn:
-            windows = tx.unit.states.of(kind, key_of(event, tx.key))
-            return Turn(windows, tx, context.envelope)
-
-        return Made(make)
+    def given(self, value: Any, tx: Transaction, context: Context | None) -> Turn:
+        """Return the windows with the call's transaction and envelope."""
+        assert context is not None  # it is contextual
+        return Turn(value, tx, context.envelope)
 
 
 def compile_window(
@@ -607,35 +587,17 @@ def compile_window(
         lambda event, key: event.key if type(event) is Timer else own.key_of(event, key),
         own.by,
     )
-    declared = Declared(
-        place=place,
-        handler=f"{service}.{kind.name}",
-        name="event",
-        annotation=None,
-        events=tuple(events),
-        batch=False,
-        blocking=False,
-    )
-    return Handler(
+    return compile_fold(
+        _fold(_time_of(time, events, error)),
+        [*(describe(each) for each in events), describe(Timer)],
+        TurnParameter,
+        correlation,
+        declared_by=cls,
         service=service,
-        name=kind.name,
-        events=(*(describe(each) for each in events), describe(Timer)),
         publishes=_published(place, cls),
-        function=_fold(_time_of(time, events, error)),
-        parameters=(EventParameter(declared), TurnParameter(declared, correlation)),
-        transactional=True,
-        needs_context=True,
-        states=(correlation,),
-        reads=False,
-        retry=retry or Retry(),
-        timeout=None,
-        concurrency=32,
-        ordered=True,
-        batch=False,
-        blocking=False,
-        generator=False,
+        retry=retry,
         stream=streams.pop(),
-        allow=dict(allow or {}),
+        allow=allow,
         waits=True,
     )
 

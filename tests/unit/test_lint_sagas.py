@@ -4,15 +4,12 @@ from typing import Any
 
 import pytest
 
-from oyez import Command, Event, Retry, Saga, Service, Transaction
-from oyez.event import describe
-from oyez.handler import Handler
+from oyez import Command, Event, Saga, Service, Transaction
 from oyez.inspection.lint import check
 from oyez.inspection.lint.keyed import Recorded
 from oyez.inspection.lint.shapes import Shape
 from oyez.inspection.lint.system import Fault, System
-from oyez.saga import Failed, correlation, end, on, saga_kind, starts, step
-from oyez.timers import Timer
+from oyez.saga import Failed, end, on, starts, step
 
 LONG = 1_000.0
 ENDS = ("t.shipped", "t.cancelled")
@@ -122,44 +119,12 @@ class Late(Saga, key="order", ends=("shipped", "cancelled")):
     def cancelled(self, why: Failed) -> Cancelled: ...
 
 
-def runs(service: Service, cls: type[Saga]) -> None:
-    """Give the service the one handler that a saga is."""
-    kind = saga_kind(cls)
-
-    async def run(event: Any, saga: Any) -> None: ...
-
-    service.kinds[kind.name] = kind
-    service.handlers.append(
-        Handler(
-            service=service.name,
-            name=kind.name,
-            events=(*kind.events.values(), describe(Timer)),
-            publishes=kind.publishes,
-            function=run,
-            parameters=(),
-            transactional=True,
-            needs_context=False,
-            states=(correlation(kind),),
-            reads=False,
-            retry=Retry(),
-            timeout=30.0,
-            concurrency=1,
-            ordered=True,
-            batch=False,
-            blocking=False,
-            generator=False,
-            stream=None,
-            allow={},
-        )
-    )
-
-
 def shop(
     saga: type[Saga] | None = None, *, order: str = "key", answers: Any = Released
 ) -> dict[str, Service]:
     """Three services and a saga, by default without a fault."""
     orders = Service("orders", publishes=(Placed,))
-    runs(orders, saga or fulfilment())
+    orders.saga(saga or fulfilment())
     inventory = Service("inventory")
 
     @inventory.on(Reserve)
@@ -276,7 +241,7 @@ def test_a_saga_without_steps_is_ended_by_a_method() -> None:
 
 def check_alone(saga: type[Saga], *published: type) -> list[Fault]:
     orders = Service("orders", publishes=published)
-    runs(orders, saga)
+    orders.saga(saga)
     return check(System({"orders": orders}, external=ENDS))
 
 
