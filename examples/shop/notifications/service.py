@@ -21,7 +21,7 @@ from notifications.events import (
     ShipmentReady,
 )
 from notifications.senders import DEADLINE, SMS, HttpTexter, Mailer, SmtpMailer, Texter
-from oyez import After, Context, Retry, Service, Transaction
+from oyez import After, Context, Retry, Service, State
 
 service = Service("notifications", migrations="notifications/migrations")
 
@@ -57,11 +57,11 @@ class AddressUnknown(Exception):
     """Nothing has been heard of the order itself yet."""
 
 
-class Contact(msgspec.Struct, frozen=True):
-    """How to reach a customer."""
+class Contact(State, key="order_id"):
+    """How to reach the customer of an order."""
 
-    email: str
-    phone: str | None
+    email: str = ""
+    phone: str | None = None
 
 
 class Notice(msgspec.Struct, frozen=True):
@@ -86,14 +86,9 @@ async def texter() -> AsyncIterator[Texter]:
 
 
 @service.on(OrderPlaced)
-async def remember(event: OrderPlaced, tx: Transaction) -> None:
+async def remember(event: OrderPlaced, contact: Contact) -> None:
     """Keep how to reach the customer, for the stages to come."""
-    tx.execute(
-        "insert into contact values (:order_id, :email, :phone)",
-        order_id=event.order_id,
-        email=event.email,
-        phone=event.phone,
-    )
+    contact.email, contact.phone = event.email, event.phone
 
 
 @service.on(*STAGES, retry=SEND)
@@ -122,12 +117,11 @@ async def send_sms(event: Stage, context: Context, texter: Texter, after: After)
 
 async def _contact(event: Stage) -> Contact:
     if isinstance(event, OrderPlaced):
-        return Contact(event.email, event.phone)
-    sql = "select email, phone from contact where order_id = :order_id"
-    rows = await service.fetch(sql, order_id=event.order_id)
-    if not rows:
+        return Contact(email=event.email, phone=event.phone)
+    contact = await service.read(Contact, event.order_id)
+    if contact is None:
         raise AddressUnknown(event.order_id)
-    return Contact(**rows[0])
+    return contact
 
 
 def _notice(event: Stage) -> Notice:
