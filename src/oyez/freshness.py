@@ -54,6 +54,20 @@ def known_from(token: str) -> list[Known]:
     return [Known(match[1], match[2], match[3] or "") for match in found if match]
 
 
+def merged(*tokens: str) -> str:
+    """Return one token of several, the later ones last: the last event of each source and type.
+
+    Raises InvalidEvent as `known_from` does.
+    """
+    last: dict[tuple[str, str], Known] = {}
+    for event in (each for token in tokens for each in known_from(token)):
+        place = (event.source, event.type or event.id)
+        last.pop(place, None)
+        last[place] = event
+    texts = [";".join(filter(None, (each.source, each.id, each.type))) for each in last.values()]
+    return ", ".join(texts[-MOST:])
+
+
 def pending(known: Iterable[Known], types: Container[str], now: float) -> list[Known]:
     """Return those events whose handling an inbox can tell of, where only ``types`` are handled.
 

@@ -46,6 +46,8 @@ class Upstream:
         headers = [(b"content-type", b"text/plain"), (b"x-own", b"1"), (b"x-oyez-inner", b"no")]
         headers += [(b"connection", b"x-hop"), (b"x-hop", b"1"), (b"keep-alive", b"x")]
         headers += [(b"set-cookie", b"oyez_session=stolen"), (b"set-cookie", b"own=1")]
+        if scope["path"].endswith("/placed"):
+            headers.append((b"oyez-after", dict(scope["headers"])[b"x-token"]))
         if scope["path"].endswith("/away"):
             host = dict(scope["headers"])[b"host"]
             headers.append((b"location", b"http://" + host + b"/orders/"))
@@ -286,6 +288,41 @@ async def test_request_ids_and_traces(client: Client, upstream: Upstream) -> Non
 async def test_redirects_do_not_show_where_services_are(client: Client) -> None:
     response = await client.get("/open/away")
     assert response.headers["location"] == "/orders/"
+
+
+async def test_a_client_reads_its_own_writes(client: Client, upstream: Upstream) -> None:
+    """The token of an answer goes with the client's next requests, and its own token is kept."""
+    await client.get("/open/1")
+    assert b"oyez-after" not in upstream.seen[-1]["map"]
+    first, second, third = (f"/shop/orders;id-{n};{t}" for n, t in ((1, "a"), (2, "b"), (3, "a")))
+    placed = await client.get("/open/placed", headers={"x-token": f"{first}, {second}"})
+    assert placed.headers["oyez-after"] == f"{first}, {second}"
+    (cookie,) = (c for c in placed.headers.get_list("set-cookie") if c.startswith("oyez_after="))
+    assert cookie.endswith("; Path=/; Max-Age=60; HttpOnly; SameSite=Strict")
+    await client.get("/open/1")
+    assert upstream.seen[-1]["map"][b"oyez-after"] == f"{first}, {second}".encode()
+    assert b"oyez_after" not in upstream.seen[-1]["map"].get(b"cookie", b"")
+    await client.get("/open/placed", headers={"x-token": third})
+    await client.get("/open/1")
+    assert upstream.seen[-1]["map"][b"oyez-after"] == f"{second}, {third}".encode()
+    await client.get("/open/1", headers={"oyez-after": first})
+    assert upstream.seen[-1]["map"][b"oyez-after"] == first.encode()
+
+
+@pytest.mark.parametrize("broken", ["%", "e30", "A" * 4_000, "L3M7aWQ7dA,"])
+async def test_a_token_that_was_not_made_here_is_left_out(
+    client: Client, upstream: Upstream, broken: str
+) -> None:
+    client.cookies.set("oyez_after", broken)
+    assert (await client.get("/open/1")).status_code == 200
+    assert b"oyez-after" not in upstream.seen[-1]["map"]
+    longest = ", ".join(f"/shop/{'s' * 480};{'i' * 190}{n};t{n}" for n in range(10))
+    await client.get("/open/placed", headers={"x-token": longest})
+    client.cookies.delete("oyez_after", domain="")
+    await client.get("/open/1")
+    kept = upstream.seen[-1]["map"][b"oyez-after"].decode().split(", ")
+    assert kept == longest.split(", ")[-len(kept) :]
+    assert 0 < len(kept) < 10
 
 
 async def test_connections_to_a_service_are_kept(client: Client, upstream: Upstream) -> None:

@@ -10,6 +10,7 @@ import httpx
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
+from oyez.gateway import after
 from oyez.gateway.access import COOKIE, cookies
 from oyez.gateway.exchange import ClientGone, Exchange, Headers, Refusal
 from oyez.gateway.routing import Target
@@ -43,6 +44,7 @@ _REPLACED = {
 }
 _ANSWER_REPLACED = {b"server", b"date", b"x-request-id"}
 _OURS = (b"x-oyez-", b"x-forwarded-")
+_OUR_COOKIES = tuple(name.encode() + b"=" for name in (COOKIE, after.COOKIE))
 
 _KEPT_OPEN = 100
 # Shorter than the time after which services close an idle connection.
@@ -170,11 +172,12 @@ class Forwarder:
         own_address = f"http://{response.request.headers['host']}".encode()
         kept: Headers = []
         for name, value in headers:
-            if name == b"set-cookie" and value.lstrip().startswith(COOKIE.encode() + b"="):
+            if name == b"set-cookie" and value.lstrip().startswith(_OUR_COOKIES):
                 continue
             if name == b"location" and value.startswith(own_address + b"/"):
                 value = value.removeprefix(own_address)
             kept.append((name, value))
+        kept += after.cookie_for(exchange, kept)
         status = response.status_code
         await exchange.send({"type": "http.response.start", "status": status, "headers": kept})
         async for chunk in response.aiter_raw():
@@ -188,7 +191,8 @@ class Forwarder:
         headers = _passing(exchange.headers, _REPLACED)
         if not exchange.continues_trace:
             headers = [each for each in headers if each[0] != b"tracestate"]
-        jar = [f"{n}={v}" for n, v in cookies(exchange.values(b"cookie")) if n != COOKIE]
+        ours_alone = (COOKIE, after.COOKIE)
+        jar = [f"{n}={v}" for n, v in cookies(exchange.values(b"cookie")) if n not in ours_alone]
         client = (exchange.scope.get("client") or ("unknown",))[0]
         host = exchange.host
         shown = f'"[{client}]"' if ":" in client else f'"{client}"'
@@ -203,6 +207,9 @@ class Forwarder:
         }
         if jar:
             ours["cookie"] = "; ".join(jar)
+        token = "" if exchange.value(after.HEADER) else after.token_in(exchange)
+        if token:
+            ours["oyez-after"] = token
         if principal:
             ours["x-oyez-principal"] = principal
         headers += [(name.encode(), value.encode("latin-1")) for name, value in ours.items()]

@@ -1,0 +1,60 @@
+"""Reading one's own writes through the gateway: a client's last token, kept in a cookie.
+
+A service's answer names the events that its request published, in the header ``Oyez-After``. The
+gateway keeps that for a minute in a cookie of the client, and passes it on with the client's next
+requests, to whichever service. So a page that is loaded after an order was placed shows the order,
+and the page needs no code for it. A client that sends the header itself is not interfered with.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from oyez.errors import InvalidEvent
+from oyez.freshness import merged
+from oyez.gateway.access import cookies
+from oyez.gateway.exchange import Exchange, Headers
+
+COOKIE = "oyez_after"
+HEADER = b"oyez-after"
+SECONDS = 60
+"""Seconds for which a client's requests carry the token: longer than any view lags."""
+_LARGEST = 3_500
+"""Bytes of a cookie's value; browsers drop cookies of more than about 4,096 bytes."""
+
+
+def token_in(exchange: Exchange) -> str:
+    """Return the token that a request's cookie holds; empty for none, or one that is broken."""
+    found = [value for name, value in cookies(exchange.values(b"cookie")) if name == COOKIE]
+    if len(found) != 1 or len(found[0]) > _LARGEST:
+        return ""
+    try:
+        padded = found[0] + "=" * (-len(found[0]) % 4)
+        token = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+        return merged(token)
+    except (binascii.Error, ValueError, InvalidEvent):
+        return ""
+
+
+def cookie_for(exchange: Exchange, answered: Headers) -> Headers:
+    """Return the header that keeps what a service's answer names; none if it names nothing."""
+    tokens = [value.decode("latin-1") for name, value in answered if name == HEADER]
+    if not tokens:
+        return []
+    earlier = token_in(exchange)
+    try:
+        entries = merged(earlier, ", ".join(tokens)).split(", ")
+    except InvalidEvent:
+        return []
+    value = _encoded(entries)
+    while len(value) > _LARGEST:
+        del entries[0]  # the oldest one; one alone is never too large
+        value = _encoded(entries)
+    secure = "; Secure" if exchange.scheme == "https" else ""
+    kept = f"{COOKIE}={value}; Path=/; Max-Age={SECONDS}; HttpOnly; SameSite=Strict{secure}"
+    return [(b"set-cookie", kept.encode())]
+
+
+def _encoded(entries: list[str]) -> str:
+    return base64.urlsafe_b64encode(", ".join(entries).encode()).decode().rstrip("=")
