@@ -79,14 +79,17 @@ def _note(each: ViewVersion) -> Cell:
     "--sample", type=click.IntRange(1, 100_000_000), default=1_000, help="About so many rows."
 )
 @click.option("--key", help="The row of this key alone.")
+@click.option("--repair", is_flag=True, help="Write what the history says into rows that differ.")
 @json_option
-def verify_(service: str, view: str, sample: int, key: str | None, as_json: bool) -> None:
+def verify_(
+    service: str, view: str, sample: int, key: str | None, repair: bool, as_json: bool
+) -> None:
     """Compare rows of VIEW with the history, and print the fields that differ.
 
     It reads the whole history, and folds the events of some keys in memory. Exit code 1 if any row
-    differs.
+    differs, and was not repaired.
     """
-    found = run_async(verify(Project.open(), service, view, sample=sample, key=key))
+    found = run_async(verify(Project.open(), service, view, sample=sample, key=key, repair=repair))
     for gap in found.gaps:
         warn(str(gap))
     if as_json:
@@ -101,11 +104,17 @@ def verify_(service: str, view: str, sample: int, key: str | None, as_json: bool
             ],
         )
     rows = len({each.key for each in found.differences})
-    if found.differences:
+    if rows > found.repaired:
+        remedy = "use --repair, or raise its version, so that it is filled again"
+        if repair:
+            remedy = "they changed meanwhile, or history is missing: verify them again"
         raise OyezError(
-            f"{rows} of {found.rows} rows of {view} version {found.version} differ from the "
-            "history: raise its version, so that it is filled again"
+            f"{rows - found.repaired} of {found.rows} rows of {view} version {found.version} "
+            f"differ from the history: {remedy}"
         )
+    if rows and not as_json:
+        print_line(f"{rows} of {found.rows} rows are repaired")
+        return
     if not as_json:
         print_line(f"{found.rows} rows of {view} version {found.version} are what the history says")
 

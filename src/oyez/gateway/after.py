@@ -44,9 +44,12 @@ def cookie_for(exchange: Exchange, answered: Headers) -> Headers:
         return []
     earlier = token_in(exchange)
     try:
-        entries = merged(earlier, ", ".join(tokens)).split(", ")
+        token = merged(earlier, ", ".join(tokens))
     except InvalidEvent:
         return []
+    if not token:
+        return []
+    entries = token.split(", ")
     value = _encoded(entries)
     while len(value) > _LARGEST:
         del entries[0]  # the oldest one; one alone is never too large

@@ -1,7 +1,8 @@
 """Compares a view with its history: folds the history again, in memory, for some of its rows.
 
 The rows are a sample by the checksum of their keys, so a row that is missing is found as well. A
-row that changes meanwhile is left out: the rest is compared as of the same positions.
+row that changes meanwhile is left out: the rest is compared as of the same positions. A row is
+repaired under its lock, unless it has changed since.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from oyez.envelope import open_record
 from oyez.errors import ConfigurationError, EventError
 from oyez.inspection import history
 from oyez.inspection.reach import Gap
-from oyez.ports import Broker, Kept, Position, Store
+from oyez.ports import Broker, Changes, Kept, Position, Store
 from oyez.project import Project
 from oyez.service import Service
-from oyez.view import GONE, ViewType, apply
+from oyez.view import GONE, Entry, ViewType, apply
 
 _PAGE = 5_000
 
@@ -48,6 +49,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...]
     gaps: tuple[Gap, ...]
     """Partitions whose last records were deleted by retention."""
+    repaired: int = 0
+    """The number of differing rows that are now what the history says."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -55,6 +58,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     rows: dict[str, Any]
     columns: dict[str, dict[str, Any]]
+    versions: dict[str, int]
+    """How often each row had changed."""
     places: dict[history.Place, Position]
     unapplied: set[tuple[str, str]]
     """Parked events and dead letters: (event id, source)."""
@@ -63,12 +68,19 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 async def verify(
-    project: Project, service: str, view: str, *, sample: int = 1_000, key: str | None = None
+    project: Project,
+    service: str,
+    view: str,
+    *,
+    sample: int = 1_000,
+    key: str | None = None,
+    repair: bool = False,
 ) -> Verified:
     """Compare about ``sample`` rows of a view, or the one of ``key``, with the history.
 
-    It reads the whole history. Raises ConfigurationError where the service's code has no such view,
-    StoreError and BrokerError.
+    It reads the whole history. ``repair`` writes what the history says into those that differ,
+    unless retention has deleted some of it. Raises ConfigurationError where the service's code has
+    no such view, StoreError and BrokerError.
     """
     code = project.service(service)
     kind = _kind(code, view)
@@ -77,12 +89,17 @@ async def verify(
         snapshot = await _snapshot(store, kind, chosen)
         short: list[history.Place] = []
         expected = await _fold(code, kind, broker, snapshot, chosen, short)
-    keys = {*expected, *snapshot.rows, *snapshot.columns} - snapshot.moved
-    found = [
-        difference
-        for each in sorted(keys)
-        for difference in _differences(kind, each, expected.get(each), snapshot)
-    ]
+        keys = {*expected, *snapshot.rows, *snapshot.columns} - snapshot.moved
+        found = [
+            difference
+            for each in sorted(keys)
+            for difference in _differences(kind, each, expected.get(each), snapshot)
+        ]
+        repaired = 0
+        if repair and not short:
+            for each in sorted({difference.key for difference in found}):
+                version, now = snapshot.versions.get(each, 0), project.ambient.now()
+                repaired += await _repair(store, kind, each, expected.get(each), version, now)
     return Verified(
         view=view,
         version=kind.version,
@@ -90,7 +107,29 @@ async def verify(
         left_out=len(snapshot.moved),
         differences=tuple(found),
         gaps=tuple(history.deleted(short)),
+        repaired=repaired,
     )
+
+
+async def _repair(
+    store: Store, kind: ViewType, key: str, expected: Any, version: int, now: float
+) -> bool:
+    """Write a row; return False, with nothing written, if it changed since it was compared."""
+    begun = store.begin()
+    try:
+        (found,) = await begun.load([(kind.name, key)], alone=True)
+        if found.version != version:
+            return False
+        entry = Entry(kind, key, expected)
+        # Without its data the row is written even if its columns alone differ.
+        bare = Kept(kind=kind.name, key=key, version=version)
+        closed = kind.close(entry, bare)
+        sql, parameters = kind.write(entry, closed or bare)
+        kept = [] if closed is None else [closed]
+        await begun.commit(Changes(kept=kept, writes=[(sql, [parameters])], time=now))
+    finally:
+        await begun.rollback()
+    return True
 
 
 def _kind(service: Service, view: str) -> ViewType:
@@ -121,6 +160,7 @@ async def _snapshot(store: Store, kind: ViewType, chosen: Callable[[str], bool])
     return Snapshot(
         rows={key: kind.open(row).row for key, row in before.items()},
         columns=columns,
+        versions={key: row.version for key, row in before.items()},
         places={(row["stream"], row["partition"]): row["position"] for row in cursors},
         unapplied={(row["event_id"], row["source"]) for row in unapplied},
         moved={
