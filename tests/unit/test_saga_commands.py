@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.dom import minidom
 
 import msgspec
 import pytest
@@ -239,6 +240,11 @@ def test_a_saga_is_drawn(desk: Desk) -> None:
     assert "  reserve --> ship\n  charge --> ship\n" in drawn
     assert "  charge -. undo .-> refund[/refund/]\n" in drawn
     assert "  ship --> end_shipped\n" in drawn
+    picture = minidom.parseString(desk.oyez("draw", "Fulfilment", "--format", "svg"))
+    words = [each.firstChild.data for each in picture.getElementsByTagName("text")]
+    assert words[:3] == ["Fulfilment", "start", "reserve"]
+    assert {"undo: refund", "pivot: is never undone", "shipped", "cancelled"} <= {*words}
+    assert len(picture.getElementsByTagName("path")) == 7  # two of them to its cancelled end
     assert "there is no saga 'Other'; there are: Fulfilment" in desk.oyez("draw", "Other", code=2)
 
 

@@ -20,6 +20,7 @@ from oyez.cli.printing import (
     write,
 )
 from oyez.errors import ConfigurationError
+from oyez.inspection.drawing import saga_mermaid, saga_svg
 from oyez.inspection.form import escape
 from oyez.inspection.sagas import (
     STATUSES,
@@ -31,7 +32,6 @@ from oyez.inspection.sagas import (
     export,
     find_instance,
     list_instances,
-    mermaid,
     operate,
     whole_as_value,
 )
@@ -238,8 +238,15 @@ def export_(key: str, service: str, saga: str) -> None:
 
 @command.command("draw")
 @click.argument("name")
-def draw(name: str) -> None:
-    """Draw a saga as a Mermaid flowchart, from its class."""
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["mermaid", "svg"]),
+    default="mermaid",
+    help="A Mermaid flowchart, or an SVG picture.",
+)
+def draw(name: str, style: str) -> None:
+    """Draw a saga's steps, undos and ends, from its class."""
     project = Project.open()
     services, failed = project.services()
     known = {
@@ -253,7 +260,8 @@ def draw(name: str) -> None:
             warn(f"{service} can't be imported: {problem}")
         names = ", ".join(sorted(known)) or "none"
         raise ConfigurationError(f"there is no saga {name!r}; there are: {names}")
-    write(mermaid(known[name]).rstrip())
+    kind = known[name]
+    write(saga_svg(kind) if style == "svg" else saga_mermaid(kind).rstrip())
 
 
 def _said(why: str) -> None:

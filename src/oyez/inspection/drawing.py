@@ -1,4 +1,4 @@
-"""Drawings of a topology: a Mermaid flowchart and an SVG picture, as text."""
+"""Drawings of a topology and of a saga: Mermaid flowcharts and SVG pictures, as text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from html import escape as markup
 
 from oyez.inspection.form import escape
 from oyez.inspection.topology import Flow, Topology
+from oyez.saga import SagaType, Step
 
 # -- Mermaid ---------------------------------------------------------------------------------------
 
@@ -37,6 +38,25 @@ def mermaid(topology: Topology) -> str:
         lines.append(f'  {source} {arrow}|"{"<br>".join(map(_mermaid, types))}"| {target}')
     lines.append("  classDef loose stroke-dasharray: 4 3")
     return "\n".join(lines)
+
+
+def saga_mermaid(kind: SagaType) -> str:
+    """Return a saga's steps as a Mermaid flowchart: what is asked, undone, and reached."""
+    lines = ["flowchart LR", "  start([start])"]
+    for name, step in kind.steps.items():
+        shape = f"{name}{{{{{name}}}}}" if step.pivot else f"{name}[{name}]"
+        lines.append(f"  {shape}")
+        lines += [f"  {before} --> {name}" for before in step.behind or ("start",)]
+        if step.undone_by is not None:
+            lines.append(f"  {name} -. undo .-> {step.undone_by.name}[/{step.undone_by.name}/]")
+    behind = {before for step in kind.steps.values() for before in step.behind}
+    for name in kind.ends:
+        lines.append(f"  end_{name}([{name}])")
+    lines += [f"  {name} --> end_{kind.complete}" for name in kind.steps if name not in behind]
+    if kind.undone:
+        undos = [step.undone_by.name for step in kind.steps.values() if step.undone_by is not None]
+        lines += [f"  {name} --> end_{kind.undone}" for name in undos]
+    return "\n".join(lines) + "\n"
 
 
 def _mermaid(text: str) -> str:
@@ -101,17 +121,88 @@ def svg(topology: Topology) -> str:
         for box in list(column.values())[:1]:
             parts.append(f'<text class="head" x="{box.x:.0f}" y="46">{word}</text>')
     boxes = [box for column in columns for box in column.values()]
+    label = f"Who publishes and who handles the events of {topology.system}"
+    return _picture(topology.system, label, parts, boxes)
+
+
+def saga_svg(kind: SagaType) -> str:
+    """Return a picture of a saga: its steps from left to right, in the order they can be asked.
+
+    A solid line leads to what may follow when a step is done, a dashed one to the end after all
+    was undone.
+    """
+    depths: dict[str, int] = {}
+    for name in kind.steps:
+        _deepen(kind.steps, name, depths)
+    columns = [{"start": _Box(["start"])}]
+    for depth in range(max(depths.values(), default=0)):
+        names = [name for name in kind.steps if depths[name] == depth + 1]
+        columns.append({name: _Box(_about(kind.steps[name])) for name in names})
+    ends = {name: _Box([name]) for name in kind.ends}
+    x = float(_MARGIN)
+    for column in (*columns, ends):
+        _stack(column.values(), [])
+        width = max((_width(line) for box in column.values() for line in box.lines), default=0) + 28
+        for box in column.values():
+            box.x, box.width = x, width
+        x += width + 90
+    boxes = {name: box for column in columns for name, box in column.items()}
+    if kind.undone:  # below all steps, so that few lines to it pass behind one
+        lowest = max(box.y + box.height for box in boxes.values())
+        ends[kind.undone].y = max(ends[kind.undone].y, lowest)
+    behind = {before for step in kind.steps.values() for before in step.behind}
+    lines: list[str] = []
+    for name, step in kind.steps.items():
+        sources = [boxes[before] for before in step.behind or ("start",)]
+        lines += [_curve(each, boxes[name], boxes[name].row(0), "line k0") for each in sources]
+        if name not in behind and kind.complete:
+            end = ends[kind.complete]
+            lines.append(_curve(boxes[name], end, end.row(0), "line k2"))
+        if step.undone_by is not None and kind.undone:
+            end = ends[kind.undone]
+            lines.append(_curve(boxes[name], end, end.row(0), "line k4 loose"))
+    parts = [
+        shape
+        for box in (*boxes.values(), *ends.values())
+        for shape in (
+            _rectangle(box, ""),
+            *(_words(box, n, text, "soft" if n else "name") for n, text in enumerate(box.lines)),
+        )
+    ]
+    label = f"The steps of {kind.name}, what undoes them, and its ends"
+    return _picture(kind.name, label, [*lines, *parts], [*boxes.values(), *ends.values()])
+
+
+def _deepen(steps: Mapping[str, Step], name: str, depths: dict[str, int]) -> int:
+    """Return, and note, how many steps have to be done one after the other up to this one."""
+    if name not in depths:
+        depths[name] = 1 + max(
+            (_deepen(steps, each, depths) for each in steps[name].behind), default=0
+        )
+    return depths[name]
+
+
+def _about(step: Step) -> list[str]:
+    """Return the lines of a step's box."""
+    lines = [step.name, f"within {step.within:g} s"]
+    if step.pivot:
+        lines.append("pivot: is never undone")
+    if step.undone_by is not None:
+        lines.append(f"undo: {step.undone_by.name}")
+    return lines
+
+
+def _picture(name: str, label: str, parts: list[str], boxes: Sequence[_Box]) -> str:
     width = max((box.x + box.width for box in boxes), default=200) + _MARGIN
     height = max((box.y + box.height for box in boxes), default=_HEAD) + _MARGIN
-    name = markup(escape(topology.system))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
             f'width="{width:.0f}" height="{height:.0f}" role="img" '
-            f'aria-label="Who publishes and who handles the events of {name}">',
+            f'aria-label="{markup(escape(label))}">',
             f"<style>{_STYLE}</style>",
             '<rect width="100%" height="100%" style="fill:var(--paper)"/>',
-            f'<text class="name" x="{_MARGIN}" y="24">{name}</text>',
+            f'<text class="name" x="{_MARGIN}" y="24">{markup(escape(name))}</text>',
             *parts,
             "</svg>",
         ]

@@ -275,25 +275,6 @@ def whole_as_value(whole: WholeInstance) -> dict[str, Any]:
     }
 
 
-def mermaid(kind: SagaType) -> str:
-    """Return a saga's steps as a Mermaid flowchart: what is asked, undone, and reached."""
-    lines = ["flowchart LR", "  start([start])"]
-    for name, step in kind.steps.items():
-        shape = f"{name}{{{{{name}}}}}" if step.pivot else f"{name}[{name}]"
-        lines.append(f"  {shape}")
-        lines += [f"  {before} --> {name}" for before in step.behind or ("start",)]
-        if step.undone_by is not None:
-            lines.append(f"  {name} -. undo .-> {step.undone_by.name}[/{step.undone_by.name}/]")
-    behind = {before for step in kind.steps.values() for before in step.behind}
-    for name in kind.ends:
-        lines.append(f"  end_{name}([{name}])")
-    lines += [f"  {name} --> end_{kind.complete}" for name in kind.steps if name not in behind]
-    if kind.undone:
-        undos = [step.undone_by.name for step in kind.steps.values() if step.undone_by is not None]
-        lines += [f"  {name} --> end_{kind.undone}" for name in undos]
-    return "\n".join(lines) + "\n"
-
-
 STATUSES = tuple(each.value for each in Status if each.value)
 """Every status that an instance in a store may have."""
 
