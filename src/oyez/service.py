@@ -327,9 +327,22 @@ class Service:
         row = await self._kept(kind.name, key)
         return None if row is None else kind.open(row)
 
+    async def caught_up(self, cls: type[View], *, after: str, wait: float = 2.0) -> None:
+        """Wait until a view has applied the events named in ``after``, then `fetch` from it.
+
+        The arguments, and what is raised, are those of `read`.
+        """
+        await self._await_view(view_of(cls), known_from(after), wait)
+
     async def _read_view(
         self, kind: ViewType, key: str, known: Sequence[Known], wait: float
     ) -> Any:
+        version = await self._await_view(kind, known, wait)
+        row = await self._kept(kind.of(version), key)
+        return None if row is None else kind.read(version, row)
+
+    async def _await_view(self, kind: ViewType, known: Sequence[Known], wait: float) -> int:
+        """Return the view's active version, once it has applied these events. Raises Stale."""
         bound = self._running()
         if kind not in self.views:
             raise DeclarationError(
@@ -346,13 +359,11 @@ class Service:
             reader = kind.of(version)
             pend = [event for event in pend if not await self._applied(event, reader)]
             if not pend:
-                break
+                return version
             left = end - ambient.monotonic()
             if left <= 0:
                 raise Stale(kind.view, wait)
             await bound.wait(min(left, POLL))
-        row = await self._kept(reader, key)
-        return None if row is None else kind.read(version, row)
 
     async def _applied(self, event: Known, reader: str) -> bool:
         asked = {"reader": reader, "event_id": event.id, "source": event.source}

@@ -123,6 +123,25 @@ def tab_to(page: Page, selector: str) -> None:
     raise AssertionError(f"Tab does not lead to {selector}")
 
 
+def test_a_customer_finds_the_earlier_order(page: Page) -> None:
+    """The list holds the one that was placed a moment ago, too, and follows what becomes of it."""
+    order(page, sku="scroll")
+    expect(page.locator("#mine")).to_be_hidden()
+    settled(page, "shipped")
+    first = page.url
+    page.click(".basket-link")
+    order(page, "tok_declined", sku="quill")
+    rows = page.locator("#mine-list li")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0).locator("a")).to_have_attribute("aria-current", "page")
+    expect(rows.nth(1).locator(".status")).to_have_text("shipped")
+    settled(page, "cancelled")
+    expect(rows.nth(0).locator(".status")).to_have_text("cancelled")
+    rows.nth(1).locator("a").click()
+    page.wait_for_url(first)
+    expect(page.locator("#order-status")).to_have_text("shipped")
+
+
 def test_a_declined_card_ends_in_cancelled_with_the_reason(page: Page) -> None:
     order(page, "tok_declined", sku="quill")
     settled(page, "cancelled")

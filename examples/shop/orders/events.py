@@ -18,6 +18,7 @@ class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
     """A customer has placed an order; nothing is charged or reserved yet."""
 
     order_id: str
+    customer: str
     email: str
     phone: str | None
     card: str

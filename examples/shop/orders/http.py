@@ -1,4 +1,4 @@
-"""The HTTP side of Orders: the catalogue, placing an order, reading one, following one live."""
+"""The HTTP side of Orders: the catalogue, placing an order, reading one or all, following one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orders.events import Line, OrderPlaced
+from orders.history import CustomerOrders
 from oyez import InvalidEvent, Service, Transaction, parse
-from oyez.errors import BadJson
+from oyez.errors import BadJson, Stale
 
 MAX_BODY = 65_536
 """Bytes of an order's JSON."""
 MAX_LINES = 20
 MAX_QUANTITY = 99
+MOST = 20
+"""The number of orders that a customer's list shows."""
 BEAT = 15.0
 """Seconds of silence after which a comment keeps the stream open."""
 
@@ -31,6 +34,8 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _CARDS = ("tok_ok", "tok_declined", "tok_slow", "tok_flaky")
 
 _ORDER = "select * from orders where order_id = :order_id and principal = :principal"
+_MINE = """select order_id, status, total_cents from customer_orders
+ where customer = :principal order by order_id desc limit :limit"""
 _LINES = """select sku, name, quantity, cents from order_line where order_id = :order_id
  order by sku"""
 _HISTORY = "select stage, at from order_history where order_id = :order_id order by at, stage"
@@ -91,6 +96,21 @@ async def place(request: Request) -> Response:
     url = f"/orders/{order_id}"
     answer = {"order_id": order_id, "status": "placed", "url": url}
     return JSONResponse(answer, status_code=202, headers={"Location": url})
+
+
+async def mine(request: Request) -> Response:
+    """``GET /orders``: what the customer has ordered, the newest first.
+
+    The gateway's header names the orders that this customer has just placed, so they are in the
+    list; ``complete`` is false if the list could not catch up with them in time.
+    """
+    service, complete = _service(request), True
+    try:
+        await service.caught_up(CustomerOrders, after=request.headers.get("oyez-after", ""))
+    except Stale:
+        complete = False
+    rows = await service.fetch(_MINE, principal=_principal(request), limit=MOST)
+    return JSONResponse({"orders": rows, "complete": complete})
 
 
 async def read(request: Request) -> Response:
@@ -169,6 +189,7 @@ async def _store(tx: Transaction, order_id: str, principal: str, placement: Plac
     tx.publish(
         OrderPlaced(
             order_id=order_id,
+            customer=principal,
             email=placement.email,
             phone=placement.phone,
             card=placement.card,
@@ -284,6 +305,7 @@ async def _problem(request: Request, error: Exception) -> Response:
 app = Starlette(
     routes=[
         Route("/catalogue", catalogue),
+        Route("/orders", mine),
         Route("/orders", place, methods=["POST"]),
         Route("/orders/{order_id}", read),
         Route("/orders/{order_id}/events", follow),

@@ -23,12 +23,14 @@ from orders.events import (
     StockReleased,
     StockReserved,
 )
+from orders.history import CustomerOrders
 from orders.http import app
 from oyez import Context, Saga, Service, Transaction
 from oyez.saga import Failed, end, on, starts, step
 
 service = Service("orders", http=app, migrations="orders/migrations", publishes=(OrderPlaced,))
 app.state.service = service
+service.view(CustomerOrders)
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 

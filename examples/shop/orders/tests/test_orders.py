@@ -39,9 +39,10 @@ ORDER = {
 }
 
 
-async def place(system: System) -> str:
+async def place(system: System, principal: str = "local") -> str:
     async with system.http("orders") as client:
-        answer = await client.post("/orders", json=ORDER)
+        headers = {"x-oyez-principal": principal}
+        answer = await client.post("/orders", json=ORDER, headers=headers)
     assert answer.status_code == 202
     order_id: str = answer.json()["order_id"]
     assert answer.headers["location"] == f"/orders/{order_id}"
@@ -50,7 +51,13 @@ async def place(system: System) -> str:
 
 def placed(order_id: str) -> OrderPlaced:
     return OrderPlaced(
-        order_id=order_id, email="a@example.org", phone=None, card="tok_ok", total_cents=1, lines=[]
+        order_id=order_id,
+        customer="local",
+        email="a@example.org",
+        phone=None,
+        card="tok_ok",
+        total_cents=1,
+        lines=[],
     )
 
 
@@ -58,6 +65,28 @@ async def status(system: System, order_id: str) -> str:
     async with system.http("orders") as client:
         found: str = (await client.get(f"/orders/{order_id}")).json()["status"]
     return found
+
+
+async def test_a_customer_sees_the_own_orders(running: Running) -> None:
+    """Also the one that was placed a moment ago, and nobody else's."""
+    async with running(service) as system, system.http("orders") as client:
+        order_id = await place(system, "session:a")
+        await place(system, "session:b")
+        again = await client.post("/orders", json=ORDER, headers={"x-oyez-principal": "session:a"})
+        headers = {"x-oyez-principal": "session:a", "oyez-after": again.headers["oyez-after"]}
+        listed = (await client.get("/orders", headers=headers)).json()
+        newest = again.json()["order_id"]
+        assert [each["order_id"] for each in listed["orders"]] == [newest, order_id]
+        assert listed["complete"]
+        for cls in (PaymentProcessed, StockReserved, ShipmentReady):
+            await system.publish(cls(order_id=order_id))
+        await system.settled()
+        rows = (await client.get("/orders", headers=headers)).json()["orders"]
+        assert [(each["status"], each["total_cents"]) for each in rows] == [
+            ("placed", 10_800),
+            ("shipped", 10_800),
+        ]
+        assert (await client.get("/orders", headers={"oyez-after": "?"})).status_code == 422
 
 
 async def test_a_placed_order_is_announced_with_its_total(running: Running) -> None:

@@ -76,6 +76,9 @@ export const getCatalogue = () => request("/catalogue");
 
 export const getOrder = (id) => request(`/orders/${encodeURIComponent(id)}`, { own: true });
 
+/** The customer's orders, the newest first. The gateway sees to it that the last one is there. */
+export const getOrders = () => request("/orders", { own: true });
+
 /** Place an order; the same key never orders twice. */
 export const placeOrder = (order, key) =>
   request("/orders", {

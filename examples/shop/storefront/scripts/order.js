@@ -1,5 +1,6 @@
 // The page of one order: its stages as they happen.
 
+import { getOrders } from "./api.js";
 import { announce, byId, element, money, picture } from "./dom.js";
 import { follow } from "./feed.js";
 
@@ -61,7 +62,34 @@ function show(order) {
     document.title = `${order.status} · The Crier’s Outfitter`;
     announce([byId("headline").textContent, reasonOf(order)].filter(Boolean).join(" "));
     lastStatus = order.status;
+    showMine();
   }
+}
+
+// ---- the customer's other orders
+
+/** They are an extra: when they can't be read, what is shown of them stays. */
+async function showMine() {
+  const found = await getOrders().catch(() => null);
+  if (!found || found.orders.length < 2) return;
+  byId("mine-list").replaceChildren(...found.orders.map(mineRow));
+  byId("mine").hidden = false;
+}
+
+function mineRow(order) {
+  const link = element(
+    "a",
+    { href: `order.html?id=${encodeURIComponent(order.order_id)}` },
+    `…${order.order_id.slice(-8)}`,
+  );
+  if (order.order_id === id) link.setAttribute("aria-current", "page");
+  return element(
+    "li",
+    {},
+    link,
+    element("span", { className: "status", "data-status": order.status }, order.status),
+    element("span", { className: "line-total" }, money(order.total_cents)),
+  );
 }
 
 function reasonOf(order) {

@@ -155,8 +155,11 @@ def _before(steps: Mapping[str, Step], name: str) -> set[str]:
 
 def _too_soon(system: System) -> Found:
     for ask, runner in _all_asks(system):
+        answers = {kind.name for kind in ask.answers}
         for kind in ask.asks:
             for _, handler in _receivers(system, kind):
+                if kind.to is None and not answers & {each.name for each in handler.publishes}:
+                    continue  # an event asks those alone that answer it
                 longest = worst_case(handler)
                 if ask.within < longest:
                     yield (
