@@ -125,7 +125,7 @@ async def _lane(here: Surroundings, broker: MemoryBroker, service: Service, coun
     store = ForgetfulStore(here.folder / "never-opened.db", ambient)
     commits = Commits(store, Announcer("bench", service.name, ambient), ambient)
     reports = Reports(service.name, signals)
-    handlers = Handlers("bench", service.handlers)
+    handlers = Handlers("bench", service.name, service.handlers)
     handlers.bind({})
     lane = Lane(
         Claim(stream="bench.accounts", partition=0, owner="bench", epoch=1),

@@ -203,16 +203,13 @@ LETTERS_OF = f"""select count(*) as letters from oyez_dead
 HOLD_CURSORS = """update oyez_cursor set epoch = epoch where reader = :reader
  returning stream, partition, position"""
 """Until the transaction ends, no claim of the reader commits."""
-DELETE_STATE = "delete from oyez_state where kind = :kind"
+REPLACED_STATE = "delete from oyez_state where kind = :kind"
 RENAME_STATE = "update oyez_state set kind = :kind where kind = :made and version > 0"
 KINDS_LIKE = "select distinct kind from oyez_state where kind like :kind"
-DELETE_STATES = """delete from oyez_state where kind = :name and key in
- (select key from oyez_state where kind = :name order by key limit 1000) returning key"""
-DELETE_CURSORS = "delete from oyez_cursor where reader = :reader"
-DELETE_READ = """delete from oyez_inbox where seq in
- (select seq from oyez_inbox where reader = :name order by seq limit 1000) returning seq"""
+DELETE_INBOX = """delete from oyez_inbox where seq in
+ (select seq from oyez_inbox where reader = :reader order by seq limit 1000) returning seq"""
 DELETE_LETTERS = """delete from oyez_dead where id in
- (select id from oyez_dead where reader = :name order by id limit 1000) returning id"""
+ (select id from oyez_dead where reader = :reader order by id limit 1000) returning id"""
 DELETE_MARK = "delete from oyez_migration where name = :name"
 DEAD_OF_READER = f"""select count(*) as letters from oyez_dead
  where reader = :reader and state = '{Letter.DEAD}'"""

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
 
@@ -133,3 +135,21 @@ def test_importing_oyez_loads_no_server_and_no_test_tool() -> None:
     loaded = set(subprocess.run(command, capture_output=True, text=True).stdout.split())
     assert "oyez.service" in loaded
     assert not loaded & {"pytest", "uvicorn", "starlette", "httpx", "apsw", "oyez.testing"}
+
+
+@pytest.mark.parametrize("name", [each.name for each in walk_packages(oyez.__path__, "oyez.")])
+def test_no_name_is_given_twice(name: str) -> None:
+    """The second of two statements with one name would take the place of the first unseen."""
+    found = find_spec(name)
+    assert found is not None
+    assert found.origin is not None
+    tree = ast.parse(Path(found.origin).read_text())
+    given = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    twice = {each for each in given if given.count(each) > 1}
+    assert not twice

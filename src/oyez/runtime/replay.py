@@ -629,7 +629,7 @@ async def swap(store: Store, name: str, chosen: Chosen, system: str, ambient: Am
         writes = _leaving(name, now)
         for kind in chosen.kinds:
             fresh = kind_under(kind.name, name)
-            writes.append((tables.DELETE_STATE, [{"kind": kind.name}]))
+            writes.append((tables.REPLACED_STATE, [{"kind": kind.name}]))
             writes.append((tables.RENAME_STATE, [{"kind": kind.name, "made": fresh}]))
         await begun.commit(Changes(writes=writes, time=now))
     finally:
@@ -643,12 +643,13 @@ async def forget(store: Store, name: str, ambient: Ambient) -> None:
     now = ambient.now()
     await store.begin().commit(Changes(writes=_leaving(name, now), time=now))
     kinds = await store.fetch(tables.KINDS_LIKE, {"kind": kind_under("%", name)})
-    for sql, of in (
-        *((tables.DELETE_STATES, row["kind"]) for row in kinds),
-        (tables.DELETE_READ, reader_of(name)),
-        (tables.DELETE_LETTERS, reader_of(name)),
+    reader = {"reader": reader_of(name)}
+    for sql, asked in (
+        *((tables.DELETE_STATE, row) for row in kinds),
+        (tables.DELETE_INBOX, reader),
+        (tables.DELETE_LETTERS, reader),
     ):
-        while await _delete(store, sql, of, ambient):
+        while await _delete(store, sql, asked, ambient):
             await ambient.sleep(0)  # other transactions may write between two rounds
     gone: Writes = [(tables.DELETE_MARK, [{"name": mark_of(name)}])]
     await store.begin().commit(Changes(writes=gone, time=ambient.now()))
@@ -662,11 +663,11 @@ def _leaving(name: str, now: float) -> Writes:
     ]
 
 
-async def _delete(store: Store, sql: str, name: str, ambient: Ambient) -> bool:
+async def _delete(store: Store, sql: str, asked: Parameters, ambient: Ambient) -> bool:
     """Delete a bounded number of rows; return whether there were any."""
     begun = store.begin()
     try:
-        deleted = await begun.fetch(sql, {"name": name}, [])
+        deleted = await begun.fetch(sql, asked, [])
         await begun.commit(Changes(time=ambient.now()))
     finally:
         await begun.rollback()

@@ -72,14 +72,14 @@ _OUTBOX = f"""select seq, due, stream, key, headers, data from (
   (select * from oyez_outbox where due > 0 and due <= $2 and state = {Outbox.WAITING:d}
    order by due, seq limit $4 offset $5)
 ) due order by due, seq"""
-_DUE = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partition, i.position,
+_DUE_IF = f"""select i.seq, event_id, source, handler, i.reader, i.stream, i.partition, i.position,
   chain, due, attempt, history, key, headers, data
  from oyez_inbox i join oyez_cursor c
   on c.stream = i.stream and c.partition = i.partition and c.reader = i.reader
  where state = {Inbox.DUE:d} and handler = $1 and due {{when}} and c.owner = $3
  order by due, i.seq limit $4"""
-_DUE = f"""select * from ({_DUE.format(when="= 0")}) at_once
- union all select * from ({_DUE.format(when="> 0 and due <= $2")}) late"""
+_DUE = f"""select * from ({_DUE_IF.format(when="= 0")}) at_once
+ union all select * from ({_DUE_IF.format(when="> 0 and due <= $2")}) late"""
 _MISSING = """select string_agg(p, ', ') as privileges
  from unnest(array['select', 'insert', 'update', 'delete']) p
  where exists (select from unnest($1::text[]) t where not has_table_privilege(t, p))"""
