@@ -154,7 +154,8 @@ _FENCE = """update oyez_cursor set position = coalesce(:position, position)
  where stream = :stream and partition = :partition and reader = :reader
   and owner = :owner and epoch = :epoch"""
 _HANDLED = "insert into oyez_inbox (event_id, source, handler, seen, reader) values (?, ?, ?, ?, ?)"
-_ANNOUNCED = """insert into oyez_outbox (due, stream, key, headers, data, event_id, name)
+_ANNOUNCED = "insert into oyez_outbox (due, stream, key, headers, data) values (?, ?, ?, ?, ?)"
+_ANNOUNCED_LATER = """insert into oyez_outbox (due, stream, key, headers, data, event_id, name)
  values (?, ?, ?, ?, ?, ?, ?)
  on conflict (name) where name is not null do update set due = excluded.due,
   stream = excluded.stream, key = excluded.key, headers = excluded.headers, data = excluded.data,
@@ -389,13 +390,7 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
     if changes.kept:
         _keep(connection, changes.kept, now)
     if changes.announced:
-        connection.executemany(
-            _ANNOUNCED,
-            [
-                (a.due, a.stream, a.key, _encode(a.headers), a.data, a.event_id, a.name)
-                for a in changes.announced
-            ],
-        )
+        _announce(connection, changes.announced)
     if changes.sent:
         connection.executemany(_SENT, [(seq,) for seq in changes.sent])
     if changes.dead:
@@ -420,6 +415,17 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         _check_still_parked(connection, parked)
     for parked in changes.parked:
         connection.execute(_PARKED, _parked_row(parked, now))
+
+
+def _announce(connection: apsw.Connection, announced: Sequence[Announcement]) -> None:
+    """Add rows to the outbox, in order. One that is due later takes the place of its name."""
+    rows = [(a.due, a.stream, a.key, _encode(a.headers), a.data) for a in announced]
+    if any(a.due for a in announced):
+        ids = [(a.event_id, a.name) for a in announced]
+        later = [(*row, *each) for row, each in zip(rows, ids, strict=True)]
+        connection.executemany(_ANNOUNCED_LATER, later)
+    else:
+        connection.executemany(_ANNOUNCED, rows)
 
 
 def _load(connection: apsw.Connection, keys: Sequence[tuple[str, str]]) -> list[Kept]:
