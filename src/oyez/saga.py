@@ -33,7 +33,7 @@ or does not answer in time, every step that was asked and did not answer that it
 in reverse order. Where an instance stands is stored in its row and never computed again from its
 history, so a new version of the class does not disturb what has begun.
 
-The rules are in `oyez.transition`.
+The rules are in `oyez.saga_transition`.
 """
 
 from __future__ import annotations

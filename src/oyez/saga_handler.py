@@ -13,11 +13,11 @@ from oyez.parameters import Context, FoldedParameter
 from oyez.partitioning import partition_of
 from oyez.ports import DeadLetter, Parameters, Writes
 from oyez.saga import CommandDied, Outputs, Saga, SagaType, correlation, saga_kind
+from oyez.saga_transition import transition
 from oyez.state import is_deleted
 from oyez.tables import PLACES, TIMERS
 from oyez.timers import Timer, arm, disarm, disarm_all
 from oyez.transaction import Transaction
-from oyez.transition import transition
 
 
 def compile_saga(cls: type[Saga], service: str) -> Handler:

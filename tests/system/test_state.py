@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -81,7 +81,7 @@ def accounts() -> list[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
+async def store_url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """A store that is empty."""
     if request.param == "sqlite":
         yield "sqlite:.oyez/counter.db"

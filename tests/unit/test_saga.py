@@ -22,9 +22,9 @@ from oyez.saga import (
     step,
     timer,
 )
+from oyez.saga_transition import AGAIN, EARLY_EVENTS, START, STEP, abort, resolve, retry
 from oyez.state import Fold, kind_of, migrates
 from oyez.testing.sagas import Instance, given
-from oyez.transition import AGAIN, EARLY_EVENTS, START, STEP, abort, resolve, retry
 
 
 class OrderPlaced(Event, type="shop.placed", key="order"):

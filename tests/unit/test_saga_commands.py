@@ -26,10 +26,10 @@ from oyez.ports import Record
 from oyez.project import Project
 from oyez.saga import saga_kind
 from oyez.saga_handler import carry_out
+from oyez.saga_transition import transition
 from oyez.testing.sagas import assert_replays
 from oyez.timers import Timer
 from oyez.transaction import Announcer, Origin, UnitOfWork
-from oyez.transition import transition
 
 TOML = """
 [system]

@@ -36,8 +36,8 @@ from oyez.contract import encode
 from oyez.envelope import Envelope
 from oyez.event import describe
 from oyez.saga import CommandDied, Saga, Stage, Status, end, on, saga_kind, starts, step
+from oyez.saga_transition import AGAIN, transition
 from oyez.timers import Timer
-from oyez.transition import AGAIN, transition
 
 
 class OneByOne(Saga, key="order", ends=("done", "undone")):

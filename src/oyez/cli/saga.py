@@ -37,7 +37,7 @@ from oyez.inspection.sagas import (
 )
 from oyez.project import Project
 from oyez.saga import Outputs, Progress, Saga, SagaType
-from oyez.transition import abort, resolve, retry
+from oyez.saga_transition import abort, resolve, retry
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _AGE = re.compile(r"(\d{1,9})([smhd])")

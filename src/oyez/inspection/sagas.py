@@ -25,7 +25,7 @@ from oyez.transaction import Announcer, Origin, UnitOfWork
 _TIMER = describe(Timer)
 
 Operation = Callable[[SagaType, Saga, float], Outputs]
-"""What an operator does to an instance, at a time: `oyez.transition.retry`, say."""
+"""What an operator does to an instance, at a time: `oyez.saga_transition.retry`, say."""
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):

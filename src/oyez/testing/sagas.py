@@ -35,8 +35,8 @@ from oyez.saga import (
     correlation,
     saga_kind,
 )
+from oyez.saga_transition import STEP, transition
 from oyez.timers import Timer
-from oyez.transition import STEP, transition
 
 BEGIN = 1_000_000.0
 """When a table begins, in seconds since 1970."""
