@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from oyez.errors import NotCreated, OyezError
 from oyez.inspection.form import payload_json, utc_time
-from oyez.inspection.reach import Gap
+from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Position, Row
 from oyez.project import Project
 from oyez.runtime.dead import list_dead, show_dead
@@ -73,15 +72,10 @@ async def list_letters(
     letters: list[Letter] = []
     gaps: list[Gap] = []
     more = False
-    for name in services:
-        try:
-            async with project.opened_store(name) as store:
-                rows = await list_dead(store, every=every, limit=limit + 1)
-        except NotCreated:
-            continue
-        except OyezError as error:
-            gaps.append(Gap.of("store", name, error, name))
-            continue
+    answers = await ask_stores(
+        project, services, lambda store: list_dead(store, every=every, limit=limit + 1), gaps
+    )
+    for name, rows in answers:
         more = more or len(rows) > limit
         letters += [_letter(name, row) for row in rows[:limit]]
     return Letters(letters=tuple(letters), more=more, gaps=tuple(gaps))

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from oyez.errors import ConfigurationError, NotCreated, OyezError
-from oyez.ports import Broker
+from oyez.ports import Broker, Store
 from oyez.project import Project
 from oyez.service import Service
 
@@ -106,3 +106,25 @@ async def reached(project: Project) -> AsyncIterator[Reach]:
             except OyezError as error:
                 reach.miss(site, error)
         yield reach
+
+
+async def ask_stores(
+    project: Project,
+    services: Iterable[str],
+    ask: Callable[[Store], Awaitable[T]],
+    gaps: list[Gap],
+) -> list[tuple[str, T]]:
+    """Return what each service's store answers, by service.
+
+    A service that never ran has no answer, and one whose store fails has a gap in ``gaps``.
+    """
+    found: list[tuple[str, T]] = []
+    for name in services:
+        try:
+            async with project.opened_store(name) as store:
+                found.append((name, await ask(store)))
+        except NotCreated:
+            continue
+        except OyezError as error:
+            gaps.append(Gap.of("store", name, error, name))
+    return found

@@ -14,7 +14,7 @@ from oyez.errors import ConfigurationError, NotCreated, OyezError
 from oyez.event import describe
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
-from oyez.inspection.reach import Gap
+from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Record, Row
 from oyez.project import Project
 from oyez.saga import Outputs, Progress, Saga, SagaType, Status, read_progress
@@ -92,16 +92,11 @@ async def list_instances(
     found: list[Instance] = []
     gaps: list[Gap] = []
     more = False
-    for name in services:
-        asked = {"status": status, "before": before, "limit": limit + 1}
-        try:
-            async with project.opened_store(name) as store:
-                rows = await store.fetch(tables.SAGAS, asked)
-        except NotCreated:
-            continue
-        except OyezError as error:
-            gaps.append(Gap.of("store", name, error, name))
-            continue
+    asked = {"status": status, "before": before, "limit": limit + 1}
+    answers = await ask_stores(
+        project, services, lambda store: store.fetch(tables.SAGAS, asked), gaps
+    )
+    for name, rows in answers:
         more = more or len(rows) > limit
         found += [_instance(name, row) for row in rows[:limit]]
     return Instances(instances=tuple(found), more=more, gaps=tuple(gaps))
