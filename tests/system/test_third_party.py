@@ -119,7 +119,7 @@ def test_one_that_is_half_installed_is_named(tmp_path: Path) -> None:
 def _publish(shop: Shop, order: str) -> None:
     data = {
         "order_id": order,
-        "customer_id": "c1",
+        "customer": "c1",
         "email": "a@example.org",
         "phone": "+4912345678",
         "card": "4000000000000002",
