@@ -1,15 +1,18 @@
 """Sagas under whatever may happen: 10,000 sequences, each of which has to end with the books right.
 
-Answers come in any order between services, late, or never; commands die; the clock runs ahead. Each
-service does what the guide asks of it: a command that it has done is answered again and not done
-twice, and an undo is always answered.
+Answers come in any order between services, late, twice, or never; commands die; the clock runs
+ahead; the process dies before any commit or after it. An instance lives from one event to the next
+only as the row that its store would hold. Each service does what the guide asks of it: a command
+that it has done is answered again and not done twice, and an undo is always answered.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,9 +38,15 @@ from test_saga import (
 from oyez.contract import encode
 from oyez.envelope import Envelope
 from oyez.event import describe
-from oyez.saga import CommandDied, Saga, Stage, Status, end, on, saga_kind, starts, step
+from oyez.ports import Kept
+from oyez.saga import CommandDied, Outputs, Saga, Stage, Status, end, on, saga_kind, starts, step
 from oyez.saga_transition import AGAIN, transition
 from oyez.timers import Timer
+
+DIES, TWICE, LATE = "dies before the commit", "is announced twice", "an old timer fires after it"
+ACCIDENTS = ("", "", "", DIES, DIES, TWICE, LATE, "")
+"""What may befall the delivery of an event. A process that dies after the commit leaves what every
+delivery leaves here: the row, and an inbox that knows the event."""
 
 
 class OneByOne(Saga, key="order", ends=("done", "undone")):
@@ -115,13 +124,17 @@ class Service:
 
 
 class World:
-    """An instance, its timers, and the services it asks."""
+    """The row of an instance, its timers, and the services it asks."""
 
-    def __init__(self, cls: type[Saga]) -> None:
+    def __init__(self, cls: type[Saga], accidents: bytes) -> None:
+        """``accidents`` are what befalls one event after the other, by `ACCIDENTS`."""
         self.kind = saga_kind(cls)
-        self.saga = self.kind.new("1")
+        self.row = Kept(kind=self.kind.name, key="1")
+        self.accidents = deque(accidents)
         self.now = 1_000.0
         self.timers: dict[str, float] = {}
+        self.old: list[Timer] = []
+        """Timers that were disarmed, or set anew, before they fired."""
         self.services = {
             "inventory": Service(Reserved(), Rejected(), Released()),
             "payments": Service(Paid(), Declined(), Refunded()),
@@ -130,31 +143,59 @@ class World:
         self.outside: deque[object] = deque()
         self.sent = 0
 
+    @property
+    def saga(self) -> Any:
+        """The instance, as a process that starts now would find it."""
+        return self.kind.open(self.row)
+
     def arrive(self, event: object) -> None:
+        """Deliver an event or a timer until it is committed, whatever befalls the process."""
         kind = describe(type(event))
         if kind.name not in self.kind.events and not isinstance(event, Timer | CommandDied):
             return
+        accident = ACCIDENTS[self.accidents.popleft() % 8] if self.accidents else ""
         self.sent += 1
         envelope = Envelope(
             id=f"e{self.sent}", source="/shop/x", type=kind.name, data=encode(kind, event)
         )
-        outputs = transition(self.kind, self.saga, event, self.now, envelope)
+        if accident == DIES:
+            self.react(event, envelope)
+        self.commit(*self.react(event, envelope))
+        if accident == TWICE and not isinstance(event, Timer):
+            self.sent += 1
+            self.commit(*self.react(event, msgspec.structs.replace(envelope, id=f"e{self.sent}")))
+
+        if accident == LATE and self.old:
+            before = self.row
+            self.commit(*self.react(self.old[0], envelope))
+            assert self.row is before, "a reminder acts late"
+
+    def react(self, event: object, envelope: Envelope) -> tuple[Saga, Outputs]:
+        """Make the transition in memory, where it is lost if the process dies."""
+        saga = self.saga
+        outputs = transition(self.kind, saga, event, self.now, envelope)
         assert outputs.dead == []
-        if outputs.disarm:
-            self.timers.clear()
-        for name, due in outputs.timers.items():
-            if due is None:
-                self.timers.pop(name, None)
-            else:
-                self.timers[name] = due
+        return saga, outputs
+
+    def commit(self, saga: Saga, outputs: Outputs) -> None:
+        """Make its effects last: the row, the timers and the commands, in one commit."""
+        for name in [*self.timers] if outputs.disarm else outputs.timers:
+            if name in self.timers:
+                due = self.timers.pop(name)
+                self.old.append(Timer(kind=self.kind.name, key="1", name=name, due=due))
+        self.timers |= {name: due for name, due in outputs.timers.items() if due is not None}
         for each in outputs.events:
             to = describe(type(each.event)).to
             if to is not None:
                 self.sent += 1
                 command_id = f"e{self.sent}"
                 if each.step:
-                    self.saga.progress.steps[each.step].command = command_id
+                    saga.progress.steps[each.step].command = command_id
                 self.services[to].commands.append((command_id, each.event, each.expires))
+        closed = self.kind.close(saga, self.row)
+        if closed is not None:
+            closed.version += 1
+            self.row = closed
 
     def advance(self, seconds: float) -> None:
         end = self.now + seconds
@@ -208,13 +249,14 @@ def script(data: bytes) -> Iterator[tuple[int, int]]:
 )
 @given(
     data=st.binary(max_size=60),
+    accidents=st.binary(max_size=60),
     outside=st.sampled_from([(), (Cancel(),), (Asked(), Cancel()), (Asked(), Asked())]),
     early=st.booleans(),
 )
 def test_every_sequence_ends_complete_or_undone_and_the_books_are_right(
-    cls: type[Saga], data: bytes, outside: tuple[object, ...], early: bool
+    cls: type[Saga], data: bytes, accidents: bytes, outside: tuple[object, ...], early: bool
 ) -> None:
-    world = World(cls)
+    world = World(cls, accidents)
     world.outside.extend((*outside, OrderPlaced()) if early else (OrderPlaced(), *outside))
     for action, chance in script(data):
         world.happen(action, chance)
