@@ -23,6 +23,7 @@ NAMES = (
     "consume_job",
     "keyed_state",
     "dispatch",
+    "view_fill",
     "idle_tail",
     "postgres_store",
     "kafka_log",

@@ -108,6 +108,32 @@ async def test_a_view_that_is_killed_while_it_is_filled_equals_its_history(
         assert kept["rows"] == len(expected)
 
 
+@pytest.mark.timeout(1_200)
+async def test_a_version_is_filled_beside_the_live_one_and_equals_it(
+    tmp_path: Path, store: str
+) -> None:
+    count = int(os.environ.get("OYEZ_TEST_EVENTS", "100000"))
+    past = count * 9 // 10
+    await viewed.publish(tmp_path, count, slice(past))
+    async with viewed.process(tmp_path, store) as live:
+        await caught_up(live)
+        async with viewed.process(tmp_path, store, view=viewed.Again) as filling:
+            beside, fed, step = 0, past, max(1, (count - past) // 20)
+            for fed in range(past, count, step):
+                await viewed.publish(tmp_path, count, slice(fed, fed + step))
+                await caught_up(live)
+                beside += filling.views.versions["order_weights"].active == 1
+            assert fed + step >= count
+            assert beside, "it was filled before the live one had applied anything new"
+            await caught_up(filling)
+            await active(filling, 2)
+        await caught_up(live)
+        expected = viewed.folded(count)
+        for version in (1, 2):
+            sql = f'select * from order_weights__{version} order by "order"'
+            assert await live.store.fetch(sql, {}) == expected
+
+
 async def test_a_version_takes_the_place_of_another_and_gives_it_back(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

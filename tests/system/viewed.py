@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 
 from oyez import GONE, Event, Gone, Service, View, applies
@@ -36,27 +37,36 @@ class Weighed(Event, type="view.weighed", key="order"):
     grams: float
 
 
-class Orders(View, table="order_weights", key="order", index=("cents",)):
-    order: str
-    cents: int = 0
-    note: str | None = None
-    times: int = 0
-    heavy: bool = False
-    weights: list[float] = []  # noqa: RUF012 - copied for each
+def orders(version: int) -> type[View]:
+    """Return the view as of that version; all versions do the same."""
 
-    @applies
-    def placed(self, event: Placed) -> None:
-        self.take(event)
-        self.times += 1
+    class Orders(View, table="order_weights", key="order", index=("cents",), version=version):
+        order: str
+        cents: int = 0
+        note: str | None = None
+        times: int = 0
+        heavy: bool = False
+        weights: list[float] = []  # noqa: RUF012 - copied for each
 
-    @applies
-    def removed(self, event: Removed) -> Gone:
-        return GONE
+        @applies
+        def placed(self, event: Placed) -> None:
+            self.take(event)
+            self.times += 1
 
-    @applies
-    def weighed(self, event: Weighed) -> None:
-        self.weights.append(event.grams)
-        self.heavy = event.grams > 900
+        @applies
+        def removed(self, event: Removed) -> Gone:
+            return GONE
+
+        @applies
+        def weighed(self, event: Weighed) -> None:
+            self.weights.append(event.grams)
+            self.heavy = event.grams > 900
+
+    return Orders
+
+
+Orders = orders(1)
+Again = orders(2)
 
 
 class Newer(View, table="order_weights", key="order", version=2):
@@ -93,7 +103,7 @@ def events(count: int) -> Iterator[tuple[str, Event]]:
 
 def folded(count: int) -> list[dict[str, object]]:
     """The rows that the view must have after all events."""
-    kind, rows = view_of(Orders), dict[str, Orders]()
+    kind, rows = view_of(Orders), dict[str, View]()
     for _, event in events(count):
         order: str = event.order  # type: ignore[attr-defined]
         row = apply(kind, rows.pop(order, None), event)
@@ -102,14 +112,15 @@ def folded(count: int) -> list[dict[str, object]]:
     return [kind.values(rows[order]) for order in sorted(rows)]
 
 
-async def publish(folder: Path, count: int) -> None:
-    """Publish the history, some of it twice, as relays do."""
+async def publish(folder: Path, count: int, part: slice = slice(None)) -> None:
+    """Publish a part of the history of ``count`` events, some of it twice, as relays do."""
     ambient = SystemAmbient()
     broker = broker_in(folder)
     await broker.open()
     makers = {name: Announcer("test", name, ambient) for name in ("till", "depot")}
     batch: list[Record] = []
-    for number, (service, event) in enumerate(events(count)):
+    chosen = islice(enumerate(events(count)), part.start, part.stop)
+    for number, (service, event) in chosen:
         row = makers[service].announce(event, Origin(), "2026-01-01T00:00:00Z", 0.0, None)
         record = Record(stream=row.stream, key=row.key, headers=row.headers, data=row.data)
         batch += [record] * (2 if number % 50 == 0 else 1)

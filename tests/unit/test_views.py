@@ -1,6 +1,7 @@
 """Views in a running service: filled from the beginning, and swapped when a version is complete."""
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -13,12 +14,12 @@ from starlette.routing import Route
 
 from oyez import GONE, Event, Gone, Retry, Service, View, applies, tables
 from oyez.errors import BrokerRefused, DeclarationError, InvalidEvent, Stale, StoreRefused
-from oyez.ports import Changes
+from oyez.ports import Changes, Record
 from oyez.runtime import views
 from oyez.runtime.admin import admin
 from oyez.runtime.dead import discard
 from oyez.runtime.process import ServiceProcess
-from oyez.runtime.rebuild import Pace
+from oyez.runtime.rebuild import LATELY, LEAST, REST, Pace
 from oyez.runtime.views import Versions
 from oyez.signals import Signal, Trouble, ViewMeasured
 from oyez.stores.sqlite import SqliteStore
@@ -335,25 +336,46 @@ class TestVersions:
 class TestPace:
     """A view that catches up beside live events."""
 
-    async def test_half_of_the_time_is_left_to_them(self) -> None:
-        ambient, done = VirtualAmbient(), []
-        lanes: dict[Any, Any] = {(TIMERS, 0): SimpleNamespace(idle=False)}
-        pace = Pace(ambient, lanes)
+    async def test_it_takes_all_while_no_event_is_live(self) -> None:
+        ambient, lanes = VirtualAmbient(), lanes_of(0)
+        assert await self.filled(ambient, lanes, 3, 100) == [(0.1, 100)] * 3
+        lanes |= lanes_of(2)
+        await ambient.advance(LATELY)
+        assert await self.filled(ambient, lanes, 3, 100) == [(0.1, 100), (0.2, 100), (0.3, 100)]
 
-        async def work() -> int:
-            await ambient.sleep(1.0)
-            done.append(ambient.monotonic() - begun)
-            return 1
+    async def test_beside_live_events_it_takes_few_and_rests_longer_than_it_works(self) -> None:
+        ambient, lanes = VirtualAmbient(), lanes_of(2)
+        lanes["test.till", 1].idle = False
+        took = await self.filled(ambient, lanes, 2, 100)
+        assert sum(count for _, count in took) == 200
+        assert max(count for _, count in took) == LEAST
+        assert took[-1][0] >= 0.001 * 200 * (1 + REST) - 0.001 * LEAST * REST
 
-        for live, ends in (([], [1, 1, 1]), ([True], [1, 2, 3]), ([False, True], [1, 3, 5])):
-            begun = ambient.monotonic()
-            done.clear()
-            lanes |= {("test.till", n): SimpleNamespace(idle=idle) for n, idle in enumerate(live)}
-            tasks = [asyncio.create_task(pace.run(work)) for _ in range(3)]
-            for _ in range(6):
-                await ambient.advance(1.0)
-            assert await asyncio.gather(*tasks) == [1, 1, 1]
-            assert done == ends
+    async def filled(
+        self, ambient: VirtualAmbient, lanes: dict[Any, Any], tasks: int, count: int
+    ) -> list[tuple[float, int]]:
+        """When each part was done, in seconds, and how many of that many events it had."""
+        pace, done, begun = Pace(ambient, lanes), list[tuple[float, int]](), ambient.monotonic()
+
+        async def work(records: Sequence[Record]) -> int:
+            await ambient.sleep(0.001 * len(records))
+            done.append((round(ambient.monotonic() - begun, 3), len(records)))
+            return len(records)
+
+        records: Any = list(range(count))
+        runs = [asyncio.create_task(pace.run(records, work)) for _ in range(tasks)]
+        while not all(run.done() for run in runs):
+            await ambient.advance(0.001)
+        assert [run.result() for run in runs] == [count] * tasks
+        return done
+
+
+def lanes_of(count: int) -> dict[Any, Any]:
+    """That many idle lanes of a process's handlers, which have moved at 0, and one for timers."""
+    lanes: dict[Any, Any] = {(TIMERS, 0): SimpleNamespace(idle=False, moved=1e9)}
+    for number in range(count):
+        lanes["test.till", number] = SimpleNamespace(idle=True, moved=0.0)
+    return lanes
 
 
 class TestHistory:

@@ -8,13 +8,13 @@ no hand-over, and so no gap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import HistoryMissing
 from oyez.handler import Handler
-from oyez.ports import BEGINNING, Batch, Broker, Position
+from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 from oyez.runtime.batches import Batches
 from oyez.runtime.calls import Calls
 from oyez.runtime.claims import Claims, Place
@@ -32,13 +32,22 @@ CRASHES = 5
 """The number of owners that died at one position, from which it is passed with care, event by
 event: what a view does seldom kills a process, and most who end a rebuild are operators."""
 
+TURN = 0.002
+"""Seconds that a view works at a time beside live events."""
+REST = 3.0
+"""The rest after a turn, in its lengths."""
+LEAST = 8
+"""The least events of a turn."""
+LATELY = 1.0
+"""Seconds after a live event in which others are expected."""
+
 
 class Pace:
     """Leaves time to what a process handles live, while its views catch up.
 
-    Where the process reads for its handlers too, one batch of a view runs at a time, so that a live
-    event waits for no more than that; after a batch during which one came, none runs for as long
-    as it took.
+    Where the process reads for its handlers too, one view reads at a time. Beside live events it
+    takes so few of its own that it holds up a live one for some `TURN`, and then rests for `REST`
+    times as long.
     """
 
     def __init__(self, ambient: Ambient, lanes: Mapping[Place, Lane]) -> None:
@@ -46,17 +55,31 @@ class Pace:
         self._ambient = ambient
         self._lanes = lanes
         self._lock = asyncio.Lock()
+        self._most = LEAST
 
-    async def run(self, work: Callable[[], Awaitable[int]]) -> int:
-        """Run the work of a batch in its turn; return its result."""
-        if not self._live():
-            return await work()
-        async with self._lock:
-            start = self._ambient.monotonic()
-            done = await work()
-            if not all(lane.idle for lane in self._live()):
-                await self._ambient.sleep(self._ambient.monotonic() - start)
+    async def run(
+        self, records: Sequence[Record], work: Callable[[Sequence[Record]], Awaitable[int]]
+    ) -> int:
+        """Let ``work`` have the records, some at a time; return the sum of its results."""
+        done = begun = 0
+        while begun < len(records):
+            if not self._live():
+                return done + await work(records[begun:])
+            async with self._lock:
+                part = records[begun : begun + self._most] if self._busy() else records[begun:]
+                start = self._ambient.monotonic()
+                done += await work(part)
+                took = self._ambient.monotonic() - start
+                begun += len(part)
+                if self._busy():
+                    self._most = max(LEAST, int(len(part) * min(TURN / max(took, 1e-6), 2.0)))
+                    await self._ambient.sleep(took * REST)
         return done
+
+    def _busy(self) -> bool:
+        """Whether a live event came lately."""
+        since = self._ambient.monotonic() - LATELY
+        return any(not lane.idle or lane.moved > since for lane in self._live())
 
     def _live(self) -> list[Lane]:
         return [lane for (stream, _), lane in self._lanes.items() if stream != tables.TIMERS]
@@ -97,9 +120,12 @@ class Whole:
         if lane.position >= self._until or lane.leaving:
             count = await self._batches.take(batch)
         else:
-            count = await self._pace.run(lambda: self._batches.take(batch))
+            count = await self._pace.run(batch.records, self._take)
         self._applied[self._place] = batch.records[-1].time
         return count
+
+    async def _take(self, records: Sequence[Record]) -> int:
+        return await self._batches.take(Batch(list(records)))
 
     async def _begin(self, batch: Batch) -> Position:
         """Return the end of the partition. Raises HistoryMissing, and BrokerError."""
