@@ -1,17 +1,26 @@
-"""``python -m benchmarks [NAME…] [--quick] [--json] [--folder DIR]``."""
+"""``python -m benchmarks [NAME…] [--quick] [--json] [--write] [--folder DIR]``.
+
+A whole run at full size writes ``benchmarks/results.md`` and the plot of the guide; any other does
+with ``--write``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from benchmarks import results
+from benchmarks.comparison import Report
 from benchmarks.machine import Surroundings, describe
 from benchmarks.servers import NotRunning
 from oyez.ambient import SystemAmbient
@@ -47,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine = describe(Path(folder))
         if not options.as_json:
             print(", ".join(f"{name} {value}" for name, value in machine.items()))
+        reports: list[Report] = []
         here = Surroundings(folder=Path(folder), quick=options.quick, ambient=SystemAmbient())
         for name in options.names or NAMES:
             module = importlib.import_module(f"benchmarks.{name}")
@@ -56,11 +66,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except NotRunning as error:
                 print(f"\n{name}: left out: {error}", file=sys.stderr, flush=True)
                 continue
+            reports.append(report)
             if options.as_json:
                 report = msgspec.structs.replace(report, machine=machine)
                 print(msgspec.json.encode(report).decode(), flush=True)
             else:
                 print(f"\n{report}\n  ({time.monotonic() - start:.0f} s)", flush=True)
+    if options.write or not (options.names or options.quick):
+        _write(reports, machine)
+
+
+def _write(reports: Sequence[Report], machine: Mapping[str, Any]) -> None:
+    root = Path(__file__).resolve().parent.parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
+    )
+    commit = described.stdout.strip() or "unknown"
+    day = datetime.now(UTC).date().isoformat()
+    for path, text in (
+        (root / "benchmarks" / "results.md", results.page(reports, machine, commit, day)),
+        (root / "docs" / "pictures" / "performance.svg", results.plot(reports, commit, day)),
+    ):
+        path.write_text(text)
+        print(f"wrote {path.relative_to(root)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works")
     parser.add_argument(
         "--json", action="store_true", dest="as_json", help="one JSON object a benchmark"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the results and the plot, of whatever was run"
     )
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
     return parser

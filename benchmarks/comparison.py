@@ -40,14 +40,56 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
+class Aim(msgspec.Struct, frozen=True, kw_only=True):
+    """What a row should show: its ratio, or with ``absolute`` its median, on one side of a limit.
+
+    ``what`` is the row in a few words for who has not read the benchmark.
+    """
+
+    what: str
+    case: str
+    figure: str
+    way: str
+    at_least: float | None = None
+    at_most: float | None = None
+    absolute: bool = False
+
+    @property
+    def limit(self) -> float:
+        """The value that is aimed at."""
+        found = self.at_least if self.at_least is not None else self.at_most
+        assert found is not None, f"{self.what}: no aim"
+        return found
+
+    def seen(self, row: Row) -> float:
+        """Return what the row shows of it."""
+        return row.median if self.absolute else row.ratio
+
+    def share(self, row: Row) -> float:
+        """Return how much of the aim is reached: 1 and more is all of it."""
+        seen = self.seen(row)
+        return seen / self.limit if self.at_least is not None else self.limit / seen
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What one benchmark found."""
+    """What one benchmark found, and what it aims at.
+
+    ``lacks`` says of each other way what it does not do that Oyez does; ``notes`` say the rest.
+    """
 
     benchmark: str
     about: str
     rows: list[Row]
     notes: list[str]
+    aims: list[Aim] = []
+    lacks: dict[str, str] = {}
     machine: dict[str, Any] = {}
+
+    def aimed(self) -> list[tuple[Aim, Row]]:
+        """Return each aim with its row; one whose way was left out is left out."""
+        rows = {(row.case, row.figure, row.way): row for row in self.rows}
+        found = [(aim, rows.get((aim.case, aim.figure, aim.way))) for aim in self.aims]
+        return [(aim, row) for aim, row in found if row is not None]
 
     def __str__(self) -> str:
         heads = ("case", "figure", "way", "median", "oyez / it", "spread")
@@ -56,7 +98,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 row.case,
                 row.figure,
                 row.way,
-                _number(row.median),
+                number(row.median),
                 f"{row.ratio:.2f}",
                 f"{row.low:.2f} … {row.high:.2f}",
             )
@@ -71,6 +113,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             ]
             text.append(f"  {'  '.join(cells)}".rstrip())
         text += [f"  {note}" for note in self.notes]
+        text += [f"  {way} does not do this: {lack}" for way, lack in self.lacks.items()]
+        for aim, row in self.aimed():
+            side = "at least" if aim.at_least is not None else "at most"
+            verdict = "met" if aim.share(row) >= 1 else "missed"
+            text.append(
+                f"  aim {verdict}: {aim.what}: {number(aim.seen(row))}, {side} {number(aim.limit)}"
+            )
         return "\n".join(text)
 
 
@@ -120,5 +169,6 @@ def _row(case: str, figure: str, way: str, own: list[Figures], its: list[Figures
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure as it is printed: three digits, or all that come before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -336,26 +336,37 @@ class TestVersions:
 class TestPace:
     """A view that catches up beside live events."""
 
-    async def test_it_takes_all_while_no_event_is_live(self) -> None:
-        ambient, lanes = VirtualAmbient(), lanes_of(0)
-        assert await self.filled(ambient, lanes, 3, 100) == [(0.1, 100)] * 3
-        lanes |= lanes_of(2)
-        await ambient.advance(LATELY)
-        assert await self.filled(ambient, lanes, 3, 100) == [(0.1, 100), (0.2, 100), (0.3, 100)]
+    async def test_it_takes_all_where_it_is_alone(self) -> None:
+        took = await self.filled(VirtualAmbient(), {}, 3, 100, alone=True)
+        assert took == [(0.1, 100)] * 3
 
-    async def test_beside_live_events_it_takes_few_and_rests_longer_than_it_works(self) -> None:
+    async def test_it_takes_all_while_no_event_is_live(self) -> None:
+        took = await self.filled(VirtualAmbient(), lanes_of(2), 3, 100, after=LATELY)
+        assert took == [(0.1, 100), (0.2, 100), (0.3, 100)]
+
+    @pytest.mark.parametrize("live", [False, True])
+    async def test_else_it_takes_few_and_rests_longer_than_it_works(self, live: bool) -> None:
         ambient, lanes = VirtualAmbient(), lanes_of(2)
-        lanes["test.till", 1].idle = False
-        took = await self.filled(ambient, lanes, 2, 100)
+        lanes["test.till", 1].idle = not live
+        took = await self.filled(ambient, lanes, 2, 100, after=LATELY if live else 0.0)
         assert sum(count for _, count in took) == 200
         assert max(count for _, count in took) == LEAST
         assert took[-1][0] >= 0.001 * 200 * (1 + REST) - 0.001 * LEAST * REST
 
     async def filled(
-        self, ambient: VirtualAmbient, lanes: dict[Any, Any], tasks: int, count: int
+        self,
+        ambient: VirtualAmbient,
+        lanes: dict[Any, Any],
+        tasks: int,
+        count: int,
+        *,
+        after: float = 0.0,
+        alone: bool = False,
     ) -> list[tuple[float, int]]:
         """When each part was done, in seconds, and how many of that many events it had."""
-        pace, done, begun = Pace(ambient, lanes), list[tuple[float, int]](), ambient.monotonic()
+        pace, done = Pace(ambient, lanes, alone=alone), list[tuple[float, int]]()
+        await ambient.advance(after)
+        begun = ambient.monotonic()
 
         async def work(records: Sequence[Record]) -> int:
             await ambient.sleep(0.001 * len(records))

@@ -144,6 +144,7 @@ class ServiceProcess:
             reports=self.reports,
             grace=settings.grace,
             lanes=self.lanes,
+            alone=not service.handlers,
         )
         self.health = Health(
             self.owner,

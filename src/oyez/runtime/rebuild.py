@@ -45,15 +45,17 @@ LATELY = 1.0
 class Pace:
     """Leaves time to what a process handles live, while its views catch up.
 
-    Where the process reads for its handlers too, one view reads at a time. Beside live events it
-    takes so few of its own that it holds up a live one for some `TURN`, and then rests for `REST`
-    times as long.
+    Where the process has handlers too, one view reads at a time. Beside live events it takes so few
+    of its own that it holds up a live one for some `TURN`, and then rests for `REST` times as long.
+    So it does at first, while the handlers' lanes are claimed.
     """
 
-    def __init__(self, ambient: Ambient, lanes: Mapping[Place, Lane]) -> None:
-        """``lanes`` are those of the process's handlers."""
+    def __init__(self, ambient: Ambient, lanes: Mapping[Place, Lane], *, alone: bool) -> None:
+        """``lanes`` are those of the process's handlers; ``alone`` if it has none."""
         self._ambient = ambient
         self._lanes = lanes
+        self._alone = alone
+        self._began = ambient.monotonic()
         self._lock = asyncio.Lock()
         self._most = LEAST
 
@@ -63,7 +65,7 @@ class Pace:
         """Let ``work`` have the records, some at a time; return the sum of its results."""
         done = begun = 0
         while begun < len(records):
-            if not self._live():
+            if self._alone:
                 return done + await work(records[begun:])
             async with self._lock:
                 part = records[begun : begun + self._most] if self._busy() else records[begun:]
@@ -77,12 +79,13 @@ class Pace:
         return done
 
     def _busy(self) -> bool:
-        """Whether a live event came lately."""
+        """Whether a live event came lately, or the process began."""
         since = self._ambient.monotonic() - LATELY
-        return any(not lane.idle or lane.moved > since for lane in self._live())
-
-    def _live(self) -> list[Lane]:
-        return [lane for (stream, _), lane in self._lanes.items() if stream != tables.TIMERS]
+        return self._began > since or any(
+            not lane.idle or lane.moved > since
+            for (stream, _), lane in self._lanes.items()
+            if stream != tables.TIMERS
+        )
 
 
 class Whole:

@@ -140,14 +140,15 @@ class Views:
         reports: Reports,
         grace: float,
         lanes: Mapping[Place, Lane],
+        alone: bool,
     ) -> None:
-        """``lanes`` are those of the process's handlers."""
+        """``lanes`` are those of the process's handlers; ``alone`` if it has none."""
         self.versions: dict[str, Versions] = {}
         """The versions of each view, as the last look found them."""
         self._broker = broker
         self._store = commits.store
         self._ambient = ambient
-        pace = Pace(ambient, lanes)
+        pace = Pace(ambient, lanes, alone=alone)
         self._rebuilds = [
             Rebuild(
                 kind,
