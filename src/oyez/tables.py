@@ -323,6 +323,7 @@ OLDEST_ANNOUNCED = """select due, headers from oyez_outbox where due <= :now
 ANNOUNCED = """select seq, due, stream, headers, state from oyez_outbox where seq > :after
  order by seq limit :limit"""
 TIMER_KINDS = "select distinct kind from oyez_timer order by kind"
+KIND_VERSIONS = "select kind, max(shape) as version from oyez_state group by kind order by kind"
 STUCK_SAGAS = """select kind, count(*) as sagas, min(key) as key from oyez_saga
  where status = 'stuck' group by kind order by kind"""
 SCHEDULED = f"""select event_id, name, due, key, headers from oyez_outbox

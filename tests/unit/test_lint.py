@@ -523,6 +523,22 @@ def test_what_waits_for_nobody_is_named() -> None:
     ]
 
 
+def test_rows_of_a_version_that_the_code_does_not_know_yet_are_named() -> None:
+    def held(version: int) -> Standing:
+        return Standing(replicas=1, stored=Kept(versions={"Tab": version, "Gone": 9}))
+
+    def second(orders: Service, payments: Service) -> None:
+        @payments.on(Placed, name="tab")
+        async def tab(event: Placed, tab: Euros) -> None: ...
+
+    assert found(second, payments=held(2)) == []
+    (fault,) = found(second, payments=held(3))
+    assert (fault.code, fault.level) == ("E20", "error")
+    assert fault.text == (
+        "Tab of payments has version 2, and the store holds rows of version 3, whose events wait"
+    )
+
+
 def test_a_permit_of_a_live_rule_is_needed_as_far_as_is_seen() -> None:
     def permitted(orders: Service, payments: Service) -> None:
         @payments.on(Placed, name="late", allow={"E21": "it begins with what is there"})
@@ -574,6 +590,7 @@ async def test_a_running_system_is_looked_at(tmp_path: Path) -> None:
     assert standing["orders"].stored == Kept(
         positions={"": {("shop.payments", 0): 5}},
         timers=("Tab",),
+        versions={"Fulfilment": 1},
         stuck=(("Fulfilment", 1, "4711"),),
     )
     assert standing["payments"].partitions == {"shop.orders": 8}

@@ -30,6 +30,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """The handlers that events are parked for."""
     timers: tuple[str, ...] = ()
     """The kinds that timers are set for."""
+    versions: Mapping[str, int] = {}
+    """The newest version of the rows of each kind of keyed state."""
     stuck: tuple[tuple[str, int, str], ...] = ()
     """Kinds of sagas that are stuck, each with their number and the key of one."""
 
@@ -102,6 +104,7 @@ async def _read(store: Store, readers: Iterable[str]) -> Kept:
         positions=positions,
         parked=tuple(r["handler"] for r in await store.fetch(tables.PARKED_HANDLERS, {})),
         timers=tuple(row["kind"] for row in await store.fetch(tables.TIMER_KINDS, {})),
+        versions={r["kind"]: r["version"] for r in await store.fetch(tables.KIND_VERSIONS, {})},
         stuck=tuple((row["kind"], row["sagas"], row["key"]) for row in stuck),
     )
 
@@ -218,6 +221,24 @@ def _orphans(system: System, service: Service, standing: Standing) -> Found:
             )
 
 
+def _newer(system: System, service: Service, standing: Standing) -> Found:
+    versions = standing.stored.versions if standing.stored is not None else {}
+    for kind in stored_by(service):
+        version = versions.get(kind.name, 0)
+        if version > kind.version:
+            yield (
+                fault(
+                    "E20",
+                    "error",
+                    kind.cls,
+                    f"{kind.name} of {service.name} has version {kind.version}, and the store "
+                    f"holds rows of version {version}, whose events wait",
+                    f"deploy what declares version {version} again: it made them",
+                ),
+                permitting(kind.users, "E20"),
+            )
+
+
 def _stuck(system: System, service: Service, standing: Standing) -> Found:
     for kind, number, key in standing.stored.stuck if standing.stored is not None else ():
         yield (
@@ -237,6 +258,7 @@ _RULES: tuple[Callable[[System, Service, Standing], Found], ...] = (
     _uneven,
     _idle_replicas,
     _orphans,
+    _newer,
     _stuck,
 )
 
