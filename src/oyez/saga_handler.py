@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from oyez.timers import Timer, arm, disarm, disarm_all
 from oyez.transaction import Transaction
 
 
-def compile_saga(cls: type[Saga], service: str) -> Handler:
+def compile_saga(cls: type[Saga], service: str, allow: Mapping[str, str] | None = None) -> Handler:
     """Return the handler of a saga, whose name is the saga's. Raises DeclarationError."""
     kind = saga_kind(cls)
 
@@ -36,6 +37,7 @@ def compile_saga(cls: type[Saga], service: str) -> Handler:
         service=service,
         publishes=kind.publishes,
         timeout=30.0,
+        allow=allow,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints, overload
 
 import msgspec
@@ -160,17 +161,25 @@ class Service:
 
         return subscribe
 
-    def view(self, cls: V) -> V:
+    @overload
+    def view(self, cls: V, *, allow: Mapping[str, str] | None = None) -> V: ...
+
+    @overload
+    def view(self, *, allow: Mapping[str, str] | None = None) -> Callable[[V], V]: ...
+
+    def view(self, cls: Any = None, *, allow: Mapping[str, str] | None = None) -> Any:
         """Keep a view: its table, its positions and its rows. Usable as a decorator.
 
-        Raises DeclarationError.
+        ``allow`` is as for `on`. Raises DeclarationError.
         """
+        if cls is None:
+            return partial(self.view, allow=allow)
         kind = view_of(cls)
         if any(kind.view == other.view for other in self.views):
             raise DeclarationError(
                 f"service {self.name} has two views named {kind.view}: give one another table"
             )
-        self.views[kind] = compile_view(kind, self.name)
+        self.views[kind] = compile_view(kind, self.name, allow)
         return cls
 
     def every(
@@ -242,12 +251,20 @@ class Service:
             )
         )
 
-    def saga(self, cls: type[G]) -> type[G]:
+    @overload
+    def saga(self, cls: type[G], *, allow: Mapping[str, str] | None = None) -> type[G]: ...
+
+    @overload
+    def saga(self, *, allow: Mapping[str, str] | None = None) -> Callable[[type[G]], type[G]]: ...
+
+    def saga(self, cls: Any = None, *, allow: Mapping[str, str] | None = None) -> Any:
         """Run a `Saga` in this service; decorates its class.
 
-        Its handler has the saga's name. Raises DeclarationError.
+        Its handler has the saga's name. ``allow`` is as for `on`. Raises DeclarationError.
         """
-        self._add(compile_saga(cls, self.name))
+        if cls is None:
+            return partial(self.saga, allow=allow)
+        self._add(compile_saga(cls, self.name, allow))
         return cls
 
     def provides(self, function: F) -> F:

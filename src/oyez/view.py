@@ -364,7 +364,7 @@ class EntryParameter(FoldedParameter):
     word = "view"
 
 
-def compile_view(kind: ViewType, service: str) -> Handler:
+def compile_view(kind: ViewType, service: str, allow: Mapping[str, str] | None = None) -> Handler:
     """Return the handler that applies a view's events. Raises DeclarationError."""
     place = f"{kind.cls.__module__}.{kind.cls.__qualname__}"
     streams = {describe(cls).stream for cls in kind.events}
@@ -386,6 +386,7 @@ def compile_view(kind: ViewType, service: str) -> Handler:
         service=service,
         retry=Retry(attempts=1),  # what is pure fails again
         stream=streams.pop(),
+        allow=allow,
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 HANDLERS = """
 from collections.abc import AsyncIterator
 from sqlalchemy.ext.asyncio import AsyncSession
-from oyez import After, Context, Event, Service, Transaction
+from oyez import After, Command, Context, Event, Saga, Service, Transaction, View, applies
+from oyez.saga import end, starts, step
 
 class Placed(Event, type="shop.placed", key="order"):
     order: str
@@ -59,6 +60,45 @@ async def count(events: list[Placed], tx: Transaction) -> None:
 async def keep(event: Placed, db: AsyncSession, tx: Transaction) -> None:
     await db.flush()
     await tx.fetch("select 1")
+
+@service.view
+class Orders(View, table="orders", key="order"):
+    order: str
+    payments: int = 0
+
+    @applies
+    def paid(self, event: Paid) -> None:
+        self.payments += 1
+
+@service.view(allow={"E21": "it begins with what is there"})
+class Sums(View, table="sums", key="order"):
+    order: str
+
+    @applies
+    def paid(self, event: Paid) -> None:
+        self.cents += 1  # wrong: no such field
+
+class Charge(Command, type="shop.charge", key="order", to="payments"):
+    order: str
+
+@service.saga(allow={"E10": "a person answers"})
+class Fulfilment(Saga, key="order", ends=("done", "undone")):
+    order: str = ""
+
+    @starts
+    def placed(self, event: Placed) -> None:
+        self.order = event.order
+
+    @step(done=Paid, within=60)
+    def charge(self) -> Charge:
+        return Charge(order=self.order)
+
+    @end("done")
+    def over(self) -> None: ...
+
+async def look(key: str) -> int:
+    row = await service.read(Orders, key)
+    return row.payments if row is not None else 0
 
 async def by_hand(event: Placed, tx: Transaction) -> None:
     await charge(event, tx, Provider(), After(tx))  # wrong: no context

@@ -120,11 +120,15 @@ class Late(Saga, key="order", ends=("shipped", "cancelled")):
 
 
 def shop(
-    saga: type[Saga] | None = None, *, order: str = "key", answers: Any = Released
+    saga: type[Saga] | None = None,
+    *,
+    order: str = "key",
+    answers: Any = Released,
+    allow: dict[str, str] | None = None,
 ) -> dict[str, Service]:
     """Three services and a saga, by default without a fault."""
     orders = Service("orders", publishes=(Placed,))
-    orders.saga(saga or fulfilment())
+    orders.saga(saga or fulfilment(), allow=allow)
     inventory = Service("inventory")
 
     @inventory.on(Reserve)
@@ -164,6 +168,13 @@ def test_each_twin_breaks_its_own_rule_alone(code: str) -> None:
     assert (fault.code, fault.level, fault.file) == (code, "error", __file__)
     assert fault.line > 0
     assert fault.remedy
+
+
+def test_a_saga_may_be_permitted_to_break_a_rule() -> None:
+    services = shop(fulfilment(within=60), allow={"E10": "a person is asked"})
+    assert found(services) == []
+    (unused,) = found(shop(allow={"E10": "a person is asked"}))
+    assert (unused.code, unused.level) == ("E00", "warning")
 
 
 def test_faults_name_what_is_wrong() -> None:
