@@ -65,6 +65,8 @@ class Uuid7:
         self._bits = chance.getrandbits
         self._millis = 0
         self._counter = 0
+        self._shown = (-1, "")
+        """The time of the last identifier, and how it begins."""
 
     def next(self, now: float) -> str:
         """Return the next identifier at wall-clock time ``now`` (seconds)."""
@@ -77,9 +79,13 @@ class Uuid7:
         else:
             self._millis += 1
             self._counter = 0
-        time = f"{self._millis:012x}"
-        tail = f"{0x8000_0000_0000_0000 | self._bits(62):016x}"
-        return f"{time[:8]}-{time[8:]}-7{self._counter:03x}-{tail[:4]}-{tail[4:]}"
+        shown, head = self._shown
+        if shown != self._millis:
+            time = f"{self._millis:012x}"
+            head = f"{time[:8]}-{time[8:]}-7"
+            self._shown = (self._millis, head)
+        tail = self._bits(62)
+        return f"{head}{self._counter:03x}-{0x8000 | tail >> 48:x}-{tail & 0xFFFF_FFFF_FFFF:012x}"
 
 
 class SystemAmbient:

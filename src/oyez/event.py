@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from oyez.errors import DeclarationError, InvalidEvent
 
@@ -58,11 +59,11 @@ class EventType(msgspec.Struct, frozen=True):
     fields: tuple[str, ...]
     to: str | None = None
     """The service that a command asks; None for an event."""
+    dataschema: str = ""
+    """The contract and its version as a URN: the CloudEvents attribute ``dataschema``."""
 
-    @property
-    def dataschema(self) -> str:
-        """The contract and its version as a URN: the CloudEvents attribute ``dataschema``."""
-        return f"urn:oyez:{self.name}:{self.version}"
+    def __post_init__(self) -> None:
+        force_setattr(self, "dataschema", f"urn:oyez:{self.name}:{self.version}")
 
     def key(self, event: object) -> str | None:
         """Return the event's key as text, or None for a type without one.

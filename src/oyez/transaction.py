@@ -23,7 +23,7 @@ from oyez.ambient import Ambient
 from oyez.contract import encode
 from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
 from oyez.errors import InvalidEvent, TransactionClosed
-from oyez.event import MAX_KEY, describe
+from oyez.event import MAX_KEY, EventType, describe
 from oyez.ports import Announcement, Answer, Changes, Parameters, Row, Store, Writes, weigh
 from oyez.state import Fold, Place, S, kind_of
 
@@ -81,6 +81,8 @@ class Announcer:
         self.source = f"/{system}/{service}"
         self.stream = f"{system}.{service}"
         self.ambient = ambient
+        self._known: dict[type, tuple[EventType, dict[str, str]]] = {}
+        """Each class of events announced so far, and the headers that all of its events have."""
 
     def announce(
         self,
@@ -99,20 +101,16 @@ class Announcer:
         ``recipient`` is the only service it is for, by default the one that a command asks;
         ``expires`` is in seconds since 1970; ``name`` identifies an event that is due later.
         """
-        kind = describe(type(event))
-        ambient = self.ambient
+        kind, common = self._known.get(type(event)) or self._know(type(event))
         if key is None:
             key = kind.key(event)
-        event_id = ambient.new_id()
+        event_id = self.ambient.new_id()
         headers = {
-            "specversion": SPECVERSION,
+            **common,
             "id": event_id,
-            "source": self.source,
-            "type": kind.name,
             "time": time,
-            "datacontenttype": JSON,
-            "dataschema": kind.dataschema,
             "correlationid": since.correlationid or event_id,
+            "traceparent": span or self.span(since.traceparent),
         }
         if key is not None:
             if not 0 < len(key) <= MAX_KEY or not key.isprintable():
@@ -121,15 +119,12 @@ class Announcer:
                     field, f"is the key: expected 1 to {MAX_KEY} printable characters"
                 )
             headers["subject"] = headers["partitionkey"] = key
-        if recipient is None:
-            recipient = kind.to
         if recipient is not None:
             headers["recipient"] = recipient
         if expires is not None:
             headers["expires"] = format_time(expires)
         if since.causationid is not None:
             headers["causationid"] = since.causationid
-        headers["traceparent"] = span or self.span(since.traceparent)
         if since.tracestate:
             headers["tracestate"] = since.tracestate
         if since.replayed is not None:
@@ -152,12 +147,26 @@ class Announcer:
             name=name if due else None,
         )
 
+    def _know(self, cls: type) -> tuple[EventType, dict[str, str]]:
+        kind = describe(cls)
+        common = {
+            "specversion": SPECVERSION,
+            "source": self.source,
+            "type": kind.name,
+            "datacontenttype": JSON,
+            "dataschema": kind.dataschema,
+        }
+        if kind.to is not None:
+            common["recipient"] = kind.to
+        self._known[cls] = kind, common
+        return kind, common
+
     def span(self, parent: str | None) -> str:
         """Return the traceparent of a new span: a child of that one, or the root of a trace."""
         bits = self.ambient.bits
         if parent is None:
             return f"00-{bits(128):032x}-{bits(64):016x}-01"
-        return f"00-{parent[3:35]}-{bits(64):016x}-{parent[53:55]}"
+        return f"{parent[:36]}{bits(64):016x}{parent[52:55]}"
 
 
 class UnitOfWork:
@@ -180,8 +189,11 @@ class UnitOfWork:
         self._visitor: asyncio.Task[Any] | None = None
         self.closed = False
 
-    def transaction(self, since: Origin, key: str | None = None) -> Transaction:
-        """Return this unit's transaction for one handler call with an event of ``key``."""
+    def transaction(self, since: Origin | Envelope, key: str | None = None) -> Transaction:
+        """Return this unit's transaction for one handler call with an event of ``key``.
+
+        ``since`` is the origin of the events that it publishes, or their cause.
+        """
         return Transaction(self, since, key)
 
     def restamp(self) -> None:
@@ -266,7 +278,8 @@ class UnitOfWork:
             raise TransactionClosed("this transaction has ended; start another")
 
     def _queue(self, sql: str, parameters: Parameters, wave: int) -> None:
-        self._check()
+        if self.closed:
+            self._check()
         if sql is tables.ARM:
             self.changes.ring = True  # the owner of its place may be another process
         waves = self._waves
@@ -302,14 +315,21 @@ class Transaction:
     Handlers receive it by parameter type; HTTP handlers open one with ``service.transaction()``.
     """
 
-    __slots__ = ("_key", "_origin", "_span", "_unit", "_wave")
+    __slots__ = ("_key", "_since", "_span", "_unit", "_wave")
 
-    def __init__(self, unit: UnitOfWork, since: Origin, key: str | None) -> None:
+    def __init__(self, unit: UnitOfWork, since: Origin | Envelope, key: str | None) -> None:
         self._unit = unit
-        self._origin = since
+        self._since = since
         self._span: str | None = None
         self._key = key
         self._wave = unit._reached.get(key, 0) if key is not None else 0
+
+    @property
+    def _origin(self) -> Origin:
+        since = self._since
+        if isinstance(since, Envelope):
+            since = self._since = Origin.of(since)  # not before it is needed: few publish
+        return since
 
     @property
     def unit(self) -> UnitOfWork:
@@ -402,7 +422,9 @@ class Transaction:
         unit = self._unit
         if unit.closed:
             raise TransactionClosed("this transaction has ended; the event was not announced")
-        due = _due(unit.changes.time, delay, at, name)
+        due = 0.0
+        if delay is not None or at is not None or name is not None:
+            due = _due(unit.changes.time, delay, at, name)
         full = None if name is None else _full_name(type(event), name)
         if expires is not None:
             if describe(type(event)).to is None:
