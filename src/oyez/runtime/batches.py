@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from types import CoroutineType
 from typing import cast
 
 import msgspec
@@ -29,7 +30,7 @@ from oyez.runtime.lane import Lane
 from oyez.runtime.reports import Reports
 from oyez.runtime.retry import describe_error, describe_traceback
 from oyez.signals import EventDead
-from oyez.transaction import Origin, UnitOfWork
+from oyez.transaction import Transaction, UnitOfWork
 
 PARKED_LIMIT = 10_000
 """The number of parked events at which a lane stops reading until some are done."""
@@ -42,13 +43,10 @@ class Item(msgspec.Struct):
 
     record: Record
     envelope: Envelope | None
-    handlers: list[Handler]
+    key: str | None
+    """The key that orders the event."""
+    handlers: Sequence[Handler]
     broken: InvalidEvent | None = None
-
-    @property
-    def key(self) -> str | None:
-        """The key that orders the event."""
-        return self.envelope.key if self.envelope is not None else self.record.key
 
 
 class Batches:
@@ -103,19 +101,21 @@ class Batches:
         table, me = self._wanted, self._handlers.service
         items: list[Item] = []
         for record in records:
-            kind = record.headers.get("type")
+            headers = record.headers
+            kind = headers.get("type")
             if kind is not None and kind not in table:
                 continue
-            if record.headers.get("recipient", me) != me:
+            if headers.get("recipient", me) != me:
                 continue
             try:
                 envelope = open_record(record.headers, record.data)
             except InvalidEvent as error:
-                items.append(Item(record, None, [], error))
+                items.append(Item(record, None, record.key, (), error))
                 continue
             handlers = table.get(envelope.type)
-            if handlers and envelope.recipient in (None, me):
-                items.append(Item(record, envelope, list(handlers)))
+            recipient = envelope.recipient
+            if handlers and (recipient is None or recipient == me):
+                items.append(Item(record, envelope, envelope.key, handlers))
         return await self._without_duplicates(items)
 
     async def _without_duplicates(self, items: list[Item]) -> list[Item]:
@@ -227,16 +227,18 @@ class Batches:
             if places:
                 alone = alone or any(handler.reads for handler, _ in calls)
                 await unit.load(places, alone=alone)
-        index = 0
+        index, begin = 0, self._calls.begin
         while index < len(calls):
             handler, item = calls[index]
             if not handler.blocking:
                 envelope = cast(Envelope, item.envelope)
-                tx = unit.transaction(Origin.of(envelope), item.key)
+                tx = Transaction(unit, envelope, item.key)
                 context = self._context(handler, envelope) if handler.needs_context else None
                 if made is not None:
                     made.append(Call(self._ambient, handler, envelope, tx))
-                tx.publish_all(await self._calls.perform(handler, events[index], tx, context))
+                answer = begin(handler, events[index], tx, context)
+                for event in await answer if isinstance(answer, CoroutineType) else answer:
+                    tx.publish(event)
                 if made is not None:
                     made[-1].end()
                 handled.append((envelope.id, envelope.source, handler.name))
@@ -259,7 +261,7 @@ class Batches:
         transactions = []
         for (handler, item), event in zip(calls, events, strict=True):
             envelope = cast(Envelope, item.envelope)
-            tx = unit.transaction(Origin.of(envelope), item.key)
+            tx = unit.transaction(envelope, item.key)
             context = self._context(handler, envelope) if handler.needs_context else None
             call = self._calls.ready(handler, event, tx, context)
             if made is not None:
@@ -276,7 +278,7 @@ class Batches:
         self, unit: UnitOfWork, handler: Handler, items: list[Item], made: list[Call] | None
     ) -> None:
         envelopes = [cast(Envelope, item.envelope) for item in items]
-        tx = unit.transaction(Origin.of(envelopes[0]))
+        tx = unit.transaction(envelopes[0])
         now = unit.changes.time
         events = [decode_for(handler, envelope, now) for envelope in envelopes]
         if made is not None:
@@ -315,7 +317,8 @@ class Batches:
     def _must_park(self, handler: Handler, key: str | None) -> bool:
         if not handler.transactional:
             return True
-        return handler.ordered and key is not None and key in self._lane.chains
+        chains = self._lane.chains
+        return chains.total > 0 and handler.ordered and key is not None and key in chains
 
     def _waiting(self, item: Item, handler: Handler) -> Parked:
         """Return the event as parked for the handler, due at once."""

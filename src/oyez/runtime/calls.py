@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Executor
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from types import CoroutineType
+from typing import Any, TypeAlias, cast
 
 from oyez.ambient import Ambient
 from oyez.envelope import Envelope
@@ -27,6 +28,8 @@ SLICE = 1.0
 
 Ready = Callable[[], Any]
 """A handler's call with all its arguments."""
+Later: TypeAlias = "CoroutineType[Any, Any, Sequence[object]]"
+"""The rest of a call that waits for something."""
 
 
 class Call:
@@ -133,26 +136,39 @@ class Calls:
         if handler.blocking:
             ready = self.ready(handler, event, tx, context)
             return (await self.perform_blocking([(handler, ready)]))[0]
-        answer = self._handlers.call(handler)(event, tx, context)
-        if handler.generator:
-            answer = _collect(answer)
-        return events_in(handler, await self._finish(answer, handler))
+        answer = self.begin(handler, event, tx, context)
+        return await answer if isinstance(answer, CoroutineType) else answer
 
-    async def _finish(self, coroutine: Coroutine[Any, Any, Any], handler: Handler) -> object:
-        # Most handlers only queue writes and never wait: they end here, and no timer is set.
+    def begin(
+        self, handler: Handler, event: object, tx: Transaction, context: Context | None
+    ) -> Sequence[object] | Later:
+        """Call an ``async def`` handler; return its events, or their awaitable if it waits.
+
+        Most handlers only queue writes and never wait: they end here, and no timer is set. Raises
+        as `perform` does, and so does the awaitable.
+        """
+        coroutine = self._handlers.call(handler)(event, tx, context)
+        if handler.generator:
+            coroutine = _collect(coroutine)
         self.current = handler
         try:
             first = coroutine.send(None)
         except StopIteration as stop:
-            return stop.value
+            return events_in(handler, stop.value)
         except asyncio.CancelledError as error:
             raise _stray(error, handler) from error.__cause__
         finally:
             self.current = None
+        return cast(Later, self._finish(handler, coroutine, first))
+
+    async def _finish(
+        self, handler: Handler, coroutine: Coroutine[Any, Any, Any], first: object
+    ) -> Sequence[object]:
         start = self._ambient.monotonic()
         try:
             async with self._ambient.timeout(handler.timeout):
-                return await Begun(coroutine, first, partial(self._mark, handler))
+                answer = await Begun(coroutine, first, partial(self._mark, handler))
+                return events_in(handler, answer)
         except TimeoutError as error:
             if handler.timeout is None or self._ambient.monotonic() - start < handler.timeout:
                 raise

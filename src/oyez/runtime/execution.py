@@ -41,7 +41,7 @@ from oyez.runtime.retry import (
     remember,
 )
 from oyez.signals import EventDead, EventRetried, Signal
-from oyez.transaction import Origin, UnitOfWork
+from oyez.transaction import UnitOfWork
 
 CONFLICTS = 2
 """After so many conflicts over keyed state, a transaction runs alone."""
@@ -238,7 +238,7 @@ class Execution:
         if handler.states:
             places = [(state.kind.name, state.key_of(value, key)) for state in handler.states]
             await unit.load(places, alone=alone or handler.reads)
-        tx = unit.transaction(Origin.of(envelope), key)
+        tx = unit.transaction(envelope, key)
         if calls is not None:
             calls.append(Call(self._ambient, handler, envelope, tx, attempt=event.attempt + 1))
         try:

@@ -263,7 +263,7 @@ class SqliteStore:
     ) -> set[tuple[str, str, str]]:
         ids = _text({event_id for event_id, _, _ in events})
         found = await self._file.read(lambda c: c.execute(_SEEN, (ids, reader)).fetchall())
-        return {*found}.intersection(events) if found else set()
+        return set(events).intersection(found) if found else set()
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
         def read(connection: apsw.Connection) -> list[Announcement]:
