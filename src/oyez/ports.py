@@ -292,6 +292,15 @@ class Changes(msgspec.Struct, kw_only=True):
     kept: list[Kept] = []
     """Changed rows of keyed state, each loaded by this transaction and with the version loaded."""
     announced: list[Announcement] = []
+    stored: int | None = None
+    """Set by the commit: the outbox row of the first of ``announced``; each other has the next.
+
+    Only where all of them are due at once, and rows are committed in the order of their numbers;
+    else None. A store may leave it so: then the relay reads the outbox.
+    """
+    told: bool = False
+    """Whether the committer tells the relay of ``stored``, so that for ``announced`` a store that
+    sets it need not call this process's `Store.on_commit`."""
     sent: list[int] = []
     """Outbox rows that the broker acknowledged, by ``seq``."""
     claim: Claim | None = None

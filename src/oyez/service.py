@@ -15,7 +15,7 @@ from oyez.errors import DeclarationError, Stale
 from oyez.event import SERVICE, EventType, describe
 from oyez.freshness import Known, known_from, pending
 from oyez.handler import Handler, Retry, compile_handler
-from oyez.ports import Kept, Row, Store
+from oyez.ports import Changes, Kept, Row, Store
 from oyez.saga import Saga
 from oyez.saga_handler import compile_saga
 from oyez.schedule import Missed, Tick, schedule
@@ -41,7 +41,7 @@ class Bound(Protocol):
     announcer: Announcer
     stopping: bool
 
-    def committed(self) -> None:
+    def committed(self, changes: Changes) -> None:
         """Wake the iterators of `Service.changes` after a commit."""
         ...
 

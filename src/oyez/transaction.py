@@ -173,11 +173,17 @@ class UnitOfWork:
     """The queued writes and events of one or more handler calls, for one commit."""
 
     def __init__(
-        self, store: Store, announcer: Announcer, committed: Callable[[], None] = lambda: None
+        self,
+        store: Store,
+        announcer: Announcer,
+        committed: Callable[[Changes], None] | None = None,
     ) -> None:
-        """``committed`` is called after each commit, even if it may have failed."""
+        """``committed`` is called after each commit; with empty changes if it may have failed.
+
+        It tells the relay of what was announced.
+        """
         self._committed = committed
-        self.changes = Changes(time=announcer.ambient.now())
+        self.changes = Changes(time=announcer.ambient.now(), told=committed is not None)
         self._time = format_time(self.changes.time)
         self._store = store.begin()
         self._announcer = announcer
@@ -219,10 +225,13 @@ class UnitOfWork:
         self.closed = True
         self.changes.kept = self.states.changed()
         self.changes.writes = [*self._drain(), *self.states.tables.items()]
+        committed = Changes()
         try:
             await self._store.commit(self.changes)
+            committed = self.changes
         finally:
-            self._committed()
+            if self._committed is not None:
+                self._committed(committed)
 
     async def rollback(self) -> None:
         """Undo everything. Safe at any time."""

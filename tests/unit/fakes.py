@@ -158,6 +158,8 @@ class Contents:
         self.write(changes.writes)
         for row in changes.kept:
             self._keep(row)
+        at_once = bool(changes.announced) and not any(one.due for one in changes.announced)
+        changes.stored = self.last + 1 if at_once else None
         for announced in changes.announced:
             self.outbox = [
                 row for row in self.outbox if row["name"] is None or row["name"] != announced.name
@@ -451,7 +453,8 @@ class FakeTransaction:
         finally:
             await self.rollback()
         store.commits.append(changes)
-        if changes.ring or changes.announced or changes.parked or changes.retried:
+        told = changes.told and changes.stored is not None
+        if changes.ring or (changes.announced and not told) or changes.parked or changes.retried:
             store.ring()
         await store.faults.meet("commit", changes, late=True)
 

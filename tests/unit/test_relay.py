@@ -203,13 +203,22 @@ class Sender(Parts):
         await self.ambient.advance(0.0)
 
     async def announce(
-        self, *ids: str, key: str | None = "a", due: float = 0.0, data: bytes = b"{}"
+        self,
+        *ids: str,
+        key: str | None = "a",
+        due: float = 0.0,
+        data: bytes = b"{}",
+        told: bool = False,
     ) -> None:
+        """Announce events; ``told``: as a commit of this process, of which the relay is told."""
         rows = [
             Announcement(stream="shop.desk", key=key, headers={"id": one}, data=data, due=due)
             for one in ids
         ]
-        await self.store.begin().commit(Changes(announced=rows))
+        changes = Changes(announced=rows, told=told)
+        await self.store.begin().commit(changes)
+        if told:
+            self.outgoing.add(changes)
         await self.ambient.advance(0.0)
 
     @property
@@ -337,6 +346,94 @@ async def test_a_delayed_event_is_sent_at_its_time() -> None:
     await sender.ambient.advance(0.01)
     assert sender.published == ["now", "early", "late"]
     await sender.outgoing.stop()
+
+
+async def test_what_this_process_commits_is_sent_though_the_outbox_can_not_be_read() -> None:
+    sender = await sending()
+    await sender.announce("1", told=True)
+    sender.store.faults.fail("outbox", StoreUnavailable("full"), times=100)
+    await sender.announce("2", "3", told=True)
+    await sender.announce("4", key=None, told=True)
+    assert (sender.published, sender.left) == (["1", "2", "3", "4"], [])
+    await sender.ambient.advance(5.0)
+    sender.store.faults.mend()
+    await sender.announce("5", told=True)
+    await sender.ambient.advance(5.0)
+    assert (sender.published, sender.left) == (["1", "2", "3", "4", "5"], [])
+    await sender.outgoing.stop()
+
+
+async def test_what_others_committed_before_is_sent_before() -> None:
+    sender = await sending()
+    await sender.announce("1", told=True)
+    hold = sender.broker.faults.hold("publish")
+    await sender.announce("2", told=True)
+    await sender.announce("3")
+    await sender.announce("4", told=True)
+    await sender.announce("later", due=sender.ambient.now() + 60.0)
+    await sender.announce("5", told=True)
+    hold.release.set()
+    await sender.ambient.advance(0.0)
+    assert (sender.published, sender.left) == (["1", "2", "3", "4", "5"], ["later"])
+    await sender.outgoing.stop()
+
+
+async def test_while_a_window_leaves_the_outbox_one_more_is_published() -> None:
+    sender = await sending()
+    await sender.announce("1", told=True)
+    hold = sender.store.faults.hold("commit", when=lambda changes: bool(changes.sent))
+    for number in (2, 3, 4):
+        await sender.announce(str(number), told=True)
+    assert (sender.published, sender.left) == (["1", "2", "3"], ["2", "3", "4"])
+    hold.release.set()
+    await sender.ambient.advance(0.0)
+    assert (sender.published, sender.left) == (["1", "2", "3", "4"], [])
+    await sender.outgoing.stop()
+
+
+async def test_a_broker_that_was_away_gets_what_is_in_memory_in_order() -> None:
+    sender = await sending()
+    await sender.announce("1", told=True)
+    sender.broker.faults.fail("publish", BrokerUnavailable("no answer"), late=True)
+    await sender.announce("2", told=True)
+    await sender.announce("3", told=True)
+    await sender.ambient.advance(5.0)
+    assert (sender.published, sender.left) == (["1", "2", "2", "3"], [])
+    await sender.outgoing.stop()
+
+
+async def test_what_was_held_back_is_sent_before_what_is_in_memory() -> None:
+    """More of it than one query returns."""
+    sender = await sending()
+    await sender.announce("0", told=True)
+    sender.broker.faults.fail("publish", RecordRefused("too long"), when=_holds("1"), times=2)
+    await sender.announce("1", told=True)
+    (letter,) = sender.store.letters
+    behind = [str(number) for number in range(2, LIMIT + 10)]
+    await sender.announce(*behind, told=True)
+    await sender.ambient.advance(1.0)
+    assert sender.published == ["0"]
+    hold = sender.broker.faults.hold("publish")
+    await redrive(sender.store, letter["id"], sender.ambient)
+    await sender.ambient.advance(1.0)
+    await sender.announce("last", told=True)
+    hold.release.set()
+    await sender.ambient.advance(1.0)
+    assert sender.published == ["0", "1", *behind, "last"]
+    assert sender.left == []
+    await sender.outgoing.stop()
+
+
+async def test_stopped_it_waits_until_what_it_sent_has_left_the_outbox() -> None:
+    sender = await sending()
+    hold = sender.store.faults.hold("commit", when=lambda changes: bool(changes.sent))
+    await sender.announce("1", told=True)
+    stopping = asyncio.ensure_future(sender.outgoing.stop())
+    await sender.ambient.advance(1.0)
+    assert not stopping.done()
+    hold.release.set()
+    await stopping
+    assert (sender.published, sender.left) == (["1"], [])
 
 
 async def test_fenced_it_ends_and_another_sends_what_is_left() -> None:

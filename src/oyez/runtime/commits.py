@@ -22,9 +22,9 @@ class Commits:
         store: Store,
         announcer: Announcer,
         ambient: Ambient,
-        committed: Callable[[], None] = lambda: None,
+        committed: Callable[[Changes], None] | None = None,
     ) -> None:
-        """``committed`` is called after each commit of a unit of work."""
+        """``committed`` is called after each commit of a unit of work; see `UnitOfWork`."""
         self.store = store
         self._committed = committed
         self._announcer = announcer

@@ -318,8 +318,10 @@ class ServiceProcess:
         except StoreError as error:
             self.reports.trouble(part, error)
 
-    def committed(self) -> None:
+    def committed(self, changes: Changes) -> None:
         self.watch.ring()
+        if self.claims.relay is not None:
+            self.claims.relay.add(changes)
 
     def changes(self, every: float | None) -> AsyncIterator[None]:
         return Follower(self.watch, every)

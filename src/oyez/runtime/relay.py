@@ -1,8 +1,12 @@
 """The relay publishes the outbox: in order per key, with many rows in a round trip.
 
 One replica of a service runs it at a time (it is claimed like a partition), so the events of a key
-reach the broker in commit order. A row is deleted only after the broker acknowledged it. If the
-relay dies in between, the row is published again with the same event id.
+reach the broker in commit order. A row is deleted only after the broker acknowledged it, while the
+next ones are published. If the relay dies in between, the row is published again with the same
+event id.
+
+What this process commits is published from memory (see `oyez.runtime.tail`). The outbox is read
+after a start, a pause or a failure, when others have written to it, and for events of later.
 
 A row that the broker refuses becomes a dead letter if the broker accepts other rows of its stream;
 otherwise the stream is at fault, and all its rows wait. The later rows of its key wait, in order,
@@ -11,15 +15,20 @@ until the dead letter is redriven or discarded (see `oyez.runtime.dead`).
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.errors import BrokerRefused, Fenced, RecordRefused
+from oyez.errors import BrokerRefused, Fenced, RecordRefused, StoreError
 from oyez.ports import Announcement, Broker, Changes, Claim, DeadLetter, Parameters, Record, Writes
 from oyez.runtime.commits import Commits
 from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
+from oyez.runtime.tail import Tail
 from oyez.signals import EventDead, EventsPublished
 
 LIMIT = 512
@@ -28,6 +37,10 @@ LIMIT_BYTES = 4 * 1024 * 1024
 """The limit of bytes of data in one publish (a single record may exceed it)."""
 POLL = 0.5
 """Seconds between two queries of the outbox unless the bell rings."""
+BUSY = 0.05
+"""Seconds from a ring to the next query while there are rows in memory."""
+PAUSE = 1.0
+"""After so many seconds without a step, another replica may have claimed the outbox."""
 
 Chain = tuple[str, str]
 """A stream and key, within which events are published in order."""
@@ -55,6 +68,12 @@ class Relay:
         self._loop = Loop("relay", self._step, ambient, reports.trouble)
         self._held: set[Chain] | None = None
         """The chains that wait for a refused event; None until the store was queried."""
+        self._tail = Tail()
+        self._rang = False
+        self._look_at = self._began = ambient.monotonic()
+        """When to query the outbox, and when the last step began, on the monotonic clock."""
+        self._settling: asyncio.Task[None] | None = None
+        """The commit that removes from the outbox what was published last."""
 
     @property
     def failing_since(self) -> float | None:
@@ -67,30 +86,71 @@ class Relay:
 
     def ring(self) -> None:
         """Query the outbox soon, for new rows."""
+        self._rang = True
+        self._look_at = min(self._look_at, self._ambient.monotonic() + BUSY)
         self._loop.ring()
+
+    def add(self, changes: Changes) -> None:
+        """Publish what a commit of this process has announced."""
+        if changes.stored is not None and changes.announced:
+            self._tail.add(changes.stored, changes.announced)
+            self._loop.ring()
 
     async def stop(self) -> None:
         """Finish the current publish and end. Safe when never started and when called twice."""
         await self._loop.stop()
+        try:
+            await self._settled()
+        except StoreError as error:
+            self._reports.trouble("relay", error)
 
     def kill(self) -> None:
         """End at once; rows without acknowledgement remain in the outbox."""
         self._loop.kill()
+        if self._settling is not None:
+            self._settling.cancel()
 
     async def _step(self) -> float | None:
         try:
-            if await self._send():
-                return None
-            rows = await self._store.fetch(tables.NEXT_ANNOUNCEMENT, {"now": self._ambient.now()})
+            return await self._round()
         except Fenced:
             self.fenced = True
             self._loop.end()
             return None
+        except BaseException:
+            self._tail.forget()
+            raise
+
+    async def _round(self) -> float | None:
+        """Publish some rows, from memory or from the outbox; return as a step does."""
+        now = self._ambient.monotonic()
+        if now - self._began > PAUSE:
+            self._tail.forget()
+        self._began = now
+        if now < self._look_at and self._held is not None and not self._held:
+            first, rows = self._tail.take(LIMIT, LIMIT_BYTES)
+            if rows:
+                await self._publish(rows, range(first, first + len(rows)))
+                return None
+            if not self._rang and not self._tail.gap:
+                return self._look_at - now
+        self._rang = False
+        if await self._send():
+            self._rang = True  # there may be more
+            self._look_at = self._ambient.monotonic() + BUSY
+            return None
+        wait = await self._until_due()
+        self._look_at = self._ambient.monotonic() + (BUSY if self._rang else wait)
+        return wait
+
+    async def _until_due(self) -> float:
+        rows = await self._store.fetch(tables.NEXT_ANNOUNCEMENT, {"now": self._ambient.now()})
         due = rows[0]["due"]
         return POLL if due is None else min(POLL, max(due - self._ambient.now(), 0.0))
 
     async def _send(self) -> int:
-        """Publish due rows; return the number of rows that were published or refused."""
+        """Publish due rows of the outbox; return how many were published, held or refused."""
+        await self._settled()
         if self._held is None or self._held:
             await self._look_at_held()
         rows = _bounded(await self._take())
@@ -101,14 +161,37 @@ class Relay:
                 return len(behind)
         if not rows:
             return 0
+        await self._publish(rows, [row.seq for row in rows])
+        self._tail.passed(max(row.seq for row in rows))
+        return len(rows)
+
+    async def _publish(self, rows: list[Announcement], numbers: Sequence[int]) -> None:
         start = self._ambient.monotonic()
         try:
             await self._broker.publish([_record(row) for row in rows])
         except BrokerRefused:
-            return await self._send_one_by_one(rows, start)
-        await self._commits.save(Changes(claim=self.claim, sent=[row.seq for row in rows]))
+            await self._settled()
+            numbered = [
+                msgspec.structs.replace(row, seq=number)
+                for row, number in zip(rows, numbers, strict=True)
+            ]
+            await self._send_one_by_one(numbered, start)
+            return
+        await self._settled()
+        self._settling = asyncio.create_task(
+            self._settle(rows, numbers, start), name="relay, published"
+        )
+
+    async def _settle(self, rows: list[Announcement], numbers: Sequence[int], start: float) -> None:
+        """Remove published rows from the outbox."""
+        await self._commits.save(Changes(claim=self.claim, sent=[*numbers]))
         self._emit(rows, start)
-        return len(rows)
+
+    async def _settled(self) -> None:
+        """Wait until what was published before is removed. Raises what that commit raised."""
+        task, self._settling = self._settling, None
+        if task is not None:
+            await task
 
     async def _take(self) -> list[Announcement]:
         """Return what is to be published, in commit order, with delayed events that are due.
@@ -124,7 +207,7 @@ class Relay:
         rows = await self._store.outbox(0, self._ambient.now(), LIMIT)
         return [row for row in rows if row.due == 0]
 
-    async def _send_one_by_one(self, rows: list[Announcement], start: float) -> int:
+    async def _send_one_by_one(self, rows: list[Announcement], start: float) -> None:
         """Publish rows one by one, and make dead letters of the refused ones.
 
         Raises BrokerRefused when some are refused and their stream may be at fault.
@@ -176,7 +259,6 @@ class Relay:
             )
         if doubtful:
             raise doubtful[0]
-        return len(rows)
 
     async def _look_at_held(self) -> None:
         """Query the waiting chains, and release those without a refused event."""

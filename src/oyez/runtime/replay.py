@@ -350,7 +350,7 @@ class Withheld(Commits):
 
     def unit(self, claim: Claim | None) -> UnitOfWork:
         """Return a unit of work whose events are not published."""
-        unit = _Silent(self.store, self._announcing, lambda: None)
+        unit = _Silent(self.store, self._announcing)
         unit.counted = self.events
         unit.changes.claim = claim
         return unit

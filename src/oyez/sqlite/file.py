@@ -99,13 +99,14 @@ class SqliteFile:
         self._queue.close()
         self._writing = self._reading = None
 
-    async def write(self, job: Job[T], *, ring: bool = False) -> T:
+    async def write(self, job: Job[T], *, ring: bool = False, quiet: bool = False) -> T:
         """Run the job in a write transaction and return its result once that is durable.
 
         The job must not begin or end transactions. When it raises, only its own statements are
-        undone. ``ring`` wakes everyone who watches the file. Errors of SQLite become StoreErrors.
+        undone. ``ring`` wakes everyone who watches the file, if ``quiet`` only those in other
+        processes. Errors of SQLite become StoreErrors.
         """
-        return await self._queue.write(job, ring=ring)
+        return await self._queue.write(job, ring=ring, quiet=quiet)
 
     async def read(self, job: Job[T]) -> T:
         """Run the job on the reading connection, on one snapshot of what is committed."""

@@ -39,7 +39,7 @@ class Queue:
         """Nothing runs before `open`.
 
         Without ``hold`` turns last as long as they like. ``rang`` is called on the event loop
-        after a write that rings.
+        after a write that rings and is not quiet.
         """
         self.writer = writer
         self._hold = hold
@@ -71,9 +71,9 @@ class Queue:
         """Accept nothing more."""
         self._worker = None
 
-    async def write(self, job: Job[T], *, ring: bool) -> T:
+    async def write(self, job: Job[T], *, ring: bool, quiet: bool = False) -> T:
         """Run the job in a group and return its result once that is durable."""
-        entry: Write[T] = Write(job, asyncio.get_running_loop().create_future(), ring)
+        entry: Write[T] = Write(job, asyncio.get_running_loop().create_future(), ring, quiet)
         self.add(entry)
         return await entry.future
 
@@ -131,7 +131,7 @@ class Queue:
         done, group.done = group.done, []
         ring = False
         for entry, result, error in done:
-            ring = ring or (entry.ring and error is None)
+            ring = ring or (entry.ring and not entry.quiet and error is None)
             if entry.future.done():
                 continue
             if error is None:
@@ -190,13 +190,13 @@ class Turn:
             self._failure = None
         await self.run(lambda connection: connection.execute(f"rollback to {savepoint}"))
 
-    async def finish(self, job: Job[T], *, ring: bool = False) -> T:
+    async def finish(self, job: Job[T], *, ring: bool = False, quiet: bool = False) -> T:
         """Run the last job and return its result once the whole turn is durable."""
         if not self._started:
-            return await self._queue.write(job, ring=ring)
+            return await self._queue.write(job, ring=ring, quiet=quiet)
         self._check()
         loop = asyncio.get_running_loop()
-        entry: Write[T] = Write(job, loop.create_future(), ring)
+        entry: Write[T] = Write(job, loop.create_future(), ring, quiet)
         try:
             await self._queue.worker.run(partial(self._last, entry))
         finally:

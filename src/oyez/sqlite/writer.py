@@ -22,12 +22,15 @@ T = TypeVar("T")
 class Write(Generic[T]):
     """A job, and the future of who waits until it is durable."""
 
-    __slots__ = ("future", "job", "ring")
+    __slots__ = ("future", "job", "quiet", "ring")
 
-    def __init__(self, job: Job[T], future: asyncio.Future[T], ring: bool) -> None:
+    def __init__(
+        self, job: Job[T], future: asyncio.Future[T], ring: bool, quiet: bool = False
+    ) -> None:
         self.job = job
         self.future = future
         self.ring = ring
+        self.quiet = quiet
 
 
 class Group:

@@ -370,12 +370,14 @@ class SqliteTransaction:
         await self._take_turn().rollback_to(savepoint)
 
     async def commit(self, changes: Changes) -> None:
-        ring = changes.ring or bool(changes.announced or changes.parked or changes.retried)
+        other = changes.ring or bool(changes.parked or changes.retried)
+        ring = other or bool(changes.announced)
+        quiet = changes.told and not other and not any(each.due for each in changes.announced)
         job = partial(_apply, changes=changes)
         if self._turn is None:
-            await self._file.write(job, ring=ring)
+            await self._file.write(job, ring=ring, quiet=quiet)
         else:
-            await self._turn.finish(job, ring=ring)
+            await self._turn.finish(job, ring=ring, quiet=quiet)
 
     async def rollback(self) -> None:
         if self._turn is not None:
@@ -400,7 +402,7 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
     if changes.kept:
         _keep(connection, changes.kept, now)
     if changes.announced:
-        _announce(connection, changes.announced)
+        changes.stored = _announce(connection, changes.announced)
     if changes.sent:
         connection.executemany(_SENT, _runs(changes.sent))
     if changes.dead:
@@ -452,20 +454,24 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return [(number, number) for number in numbers]
 
 
-def _announce(connection: apsw.Connection, announced: Sequence[Announcement]) -> None:
-    """Add rows to the outbox, in order. One that is due later takes the place of its name."""
+def _announce(connection: apsw.Connection, announced: Sequence[Announcement]) -> int | None:
+    """Add rows to the outbox, in order; return the number of the first, if none is due later.
+
+    One that is due later takes the place of its name.
+    """
     rows = [(a.due, a.stream, a.key, _encode(a.headers), a.data) for a in announced]
     if any(a.due for a in announced):
         ids = [(a.event_id, a.name) for a in announced]
         later = [(*row, *each) for row, each in zip(rows, ids, strict=True)]
         connection.executemany(_ANNOUNCED_LATER, later)
-        return
+        return None
     whole = len(rows) - len(rows) % _AT_ONCE
     for start in range(0, whole, _AT_ONCE):
         together = chain.from_iterable(rows[start : start + _AT_ONCE])
         connection.execute(_ANNOUNCED_AT_ONCE, tuple(together))
     if whole < len(rows):
         connection.executemany(_ANNOUNCED, rows[whole:])
+    return connection.last_insert_rowid() - len(rows) + 1
 
 
 def _load(connection: apsw.Connection, keys: Sequence[tuple[str, str]]) -> list[Kept]:

@@ -524,6 +524,34 @@ class StoreSuite:
             (row,) = await store.outbox(0, 1.0, 100)
             assert row.seq > numbers[-1]
 
+    async def test_a_commit_that_says_its_rows_of_the_outbox_says_the_right_ones(
+        self, tmp_path: Path
+    ) -> None:
+        """They follow one another, and each commit's follow those of the commits before it."""
+        async with self._open(tmp_path) as (store,):
+            counts = (1, 70, 32, 3)
+            commits = [
+                Changes(announced=[_announcement(100 * n + each) for each in range(count)])
+                for n, count in enumerate(counts)
+            ]
+            for changes in commits:
+                await store.begin().commit(changes)
+            late = Changes(announced=[_announcement(900), _announcement(901, due=50.0)])
+            await store.begin().commit(late)
+            assert late.stored is None
+            rows = {row.seq: row.headers["id"] for row in await store.outbox(0, 1.0, 1_000)}
+            assert list(rows.values())[:-1] == [
+                str(100 * n + each) for n, count in enumerate(counts) for each in range(count)
+            ]
+            last = 0
+            for changes in commits:
+                if changes.stored is None:
+                    continue
+                assert changes.stored > last
+                for seq, announced in enumerate(changes.announced, changes.stored):
+                    assert rows[seq] == announced.headers["id"]
+                last = changes.stored + len(changes.announced) - 1
+
     async def test_concurrent_commits_each_keep_their_order_in_the_outbox(
         self, tmp_path: Path
     ) -> None:

@@ -1,0 +1,92 @@
+"""The tail of the outbox in memory: what this process has committed and not published yet."""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from oyez.ports import Announcement
+
+MOST = 4_096
+"""More rows are left to the outbox alone."""
+
+
+class Tail:
+    """Rows that follow one another and the last one that was published, so that none is missed.
+
+    Rows have numbers in the order of their commits. So where the next number is in memory, no
+    other row is before it in the outbox. Where it is not, another process or a later event has it,
+    and the outbox is to be read.
+    """
+
+    def __init__(self) -> None:
+        self._next: int | None = None
+        """The number after that of the last row that was published; None until it is known."""
+        self._highest = 0
+        """The highest number that was published or, for its key, held back in the outbox."""
+        self._parts: list[tuple[int, list[Announcement]]] = []
+        """Rows with consecutive numbers, from the given one, by that."""
+        self._count = 0
+
+    @property
+    def gap(self) -> bool:
+        """Whether there are rows before which others may be in the outbox."""
+        return bool(self._parts) and self._parts[0][0] != self._next
+
+    def add(self, first: int, rows: list[Announcement]) -> None:
+        """Add the rows of a commit; they have consecutive numbers."""
+        if self._count + len(rows) > MOST:
+            self.forget()
+            return
+        insort(self._parts, (first, rows), key=_number)
+        self._count += len(rows)
+        self._drop()
+
+    def take(self, limit: int, room: int) -> tuple[int, list[Announcement]]:
+        """Remove and return the next rows, and the number of the first; none if there is a gap.
+
+        They are at most ``limit``, with at most ``room`` bytes of data unless it is one alone.
+        """
+        found: list[Announcement] = []
+        first = self._next or 0
+        while self._parts and not self.gap and len(found) < limit:
+            number, rows = self._parts[0]
+            fits = 0
+            for row in rows[: limit - len(found)]:
+                room -= len(row.data)
+                if room < 0 and (found or fits):
+                    break
+                fits += 1
+            found += rows[:fits]
+            self.passed(number + fits - 1)
+            if fits < len(rows):
+                break
+        return first, found
+
+    def passed(self, number: int) -> None:
+        """Remove the rows up to a number, after the outbox was read up to it.
+
+        The number may be lower than an earlier one: then rows between them are in the outbox, such
+        as those that were held back, and are to be read before what is in memory.
+        """
+        self._next = number + 1
+        self._highest = max(self._highest, number)
+        self._drop()
+
+    def _drop(self) -> None:
+        following = self._highest + 1
+        while self._parts and self._parts[0][0] < following:
+            first, rows = self._parts.pop(0)
+            left = rows[following - first :]
+            self._count -= len(rows) - len(left)
+            if left:
+                self._parts.insert(0, (following, left))
+
+    def forget(self) -> None:
+        """Remove all: the outbox is to be read."""
+        self._next = None
+        self._parts.clear()
+        self._count = 0
+
+
+def _number(part: tuple[int, list[Announcement]]) -> int:
+    return part[0]
