@@ -355,12 +355,11 @@ class Transaction:
         """The span of this call, the parent of the events it publishes (W3C Trace Context)."""
         span = self._span
         if span is None:
-            parent = self._origin.traceparent
+            since = self._origin
+            span = since.traceparent
             # A handler's call is a span of its own. A request with a traceparent is one already.
-            if parent is None or self._origin.causationid is not None:
-                span = self._unit._announcer.span(parent)
-            else:
-                span = parent
+            if span is None or since.causationid is not None:
+                span = self._unit._announcer.span(span)
             self._span = span
         return span
 

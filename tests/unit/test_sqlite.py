@@ -429,6 +429,23 @@ asyncio.run(main())
                     assert rung.is_set() == (word == "ring")
                     rung.clear()
 
+    async def test_a_quiet_write_rings_elsewhere_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.db"
+        async with opened(path) as file, opened(path) as other:
+            here, there = asyncio.Event(), asyncio.Event()
+            file.on_ring(here.set)
+            other.on_ring(there.set)
+            await file.write(insert(1), ring=True, quiet=True)
+            await there.wait()
+            turn = file.turn()
+            await turn.run(insert(2))
+            there.clear()
+            await turn.finish(lambda connection: None, ring=True, quiet=True)
+            await there.wait()
+            assert not here.is_set()
+            await file.write(insert(3), ring=True)
+            assert here.is_set()
+
     async def test_without_a_temporary_folder_it_only_loses_the_doorbell(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
