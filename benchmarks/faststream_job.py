@@ -10,7 +10,6 @@ of them.
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.comparison import Figures
+from benchmarks.consume_job import Stopwatch
 from benchmarks.machine import Surroundings
 from benchmarks.redis_server import installed, redis_server
 from oyez.ports import Record
@@ -115,35 +115,36 @@ class _Consumer:
             await connection.execute(sa.insert(Account), accounts)
         self._subscribe()
         events = [_event(record) for record in records]
-        seconds = await (self._through_memory if self._url is None else self._through_redis)(events)
+        through = self._through_memory if self._url is None else self._through_redis
+        figures = await through(events)
         async with self._engine.connect() as connection:
             booked = await connection.scalar(sa.select(sa.func.sum(Account.cents)))
         await self._engine.dispose()
         if booked != sum(event["cents"] for event in events):
             raise AssertionError(f"booked {booked} cents")
-        return {"events/s": len(events) / seconds}
+        return figures
 
-    async def _through_redis(self, events: Sequence[dict[str, Any]]) -> float:
+    async def _through_redis(self, events: Sequence[dict[str, Any]]) -> Figures:
         await self._broker.connect()
         await self._publish(events, self._input)
         redis = self._broker._connection
         await redis.xgroup_create(self._input, "ledger", id="0", mkstream=True)
-        start = time.perf_counter()
+        watch = Stopwatch()
         await self._broker.start()
         await self._relay(len(events))
-        seconds = time.perf_counter() - start
+        figures = watch.figures(len(events))
         assert await redis.xlen(self._output) == len(events)
         await self._broker.stop()
-        return seconds
+        return figures
 
-    async def _through_memory(self, events: Sequence[dict[str, Any]]) -> float:
+    async def _through_memory(self, events: Sequence[dict[str, Any]]) -> Figures:
         async with TestRedisBroker(self._broker):
-            start = time.perf_counter()
+            watch = Stopwatch()
             relay = asyncio.create_task(self._relay(len(events)))
             for event in events:
                 await self._broker.publish(event, stream=self._input)
             await relay
-            return time.perf_counter() - start
+            return watch.figures(len(events))
 
     def _subscribe(self) -> None:
         source = StreamSub(
