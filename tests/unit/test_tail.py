@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oyez.ports import Announcement
-from oyez.runtime.tail import MOST, Tail
+from oyez.runtime.tail import MOST, MOST_BYTES, Tail
 
 ROOM = 1_000
 
@@ -86,10 +86,20 @@ def test_rows_that_were_held_back_are_read_before_others_are_taken(tail: Tail) -
 def test_more_than_it_keeps_is_left_to_the_outbox(tail: Tail) -> None:
     tail.add(11, _rows(*range(11, 11 + MOST)))
     tail.add(11 + MOST, _rows(11 + MOST))
-    assert _took(tail) == []
-    tail.passed(11 + MOST)
+    assert _took(tail, limit=2 * MOST, room=2 * MOST) == list(range(11, 11 + MOST))
     tail.add(12 + MOST, _rows(12 + MOST))
+    assert tail.gap
+    tail.passed(11 + MOST)
     assert _took(tail) == [12 + MOST]
+
+
+def test_more_bytes_than_it_keeps_are_left_to_the_outbox(tail: Tail) -> None:
+    half = MOST_BYTES // 2 + 1
+    tail.add(11, _rows(11, size=half))
+    tail.add(12, _rows(12, size=half))
+    assert _took(tail, room=MOST_BYTES) == [11]
+    tail.add(12, _rows(12, size=half))
+    assert _took(tail, room=MOST_BYTES) == [12]
 
 
 @given(st.data())

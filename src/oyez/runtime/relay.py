@@ -37,7 +37,7 @@ LIMIT_BYTES = 4 * 1024 * 1024
 """The limit of bytes of data in one publish (a single record may exceed it)."""
 POLL = 0.5
 """Seconds between two queries of the outbox unless the bell rings."""
-BUSY = 0.05
+BUSY = 0.1
 """Seconds from a ring to the next query while there are rows in memory."""
 PAUSE = 1.0
 """After so many seconds without a step, another replica may have claimed the outbox."""

@@ -6,8 +6,10 @@ from bisect import insort
 
 from oyez.ports import Announcement
 
-MOST = 4_096
+MOST = 16_384
 """More rows are left to the outbox alone."""
+MOST_BYTES = 16 * 1024 * 1024
+"""Rows with more bytes of data are left to the outbox, too."""
 
 
 class Tail:
@@ -25,7 +27,7 @@ class Tail:
         """The highest number that was published or, for its key, held back in the outbox."""
         self._parts: list[tuple[int, list[Announcement]]] = []
         """Rows with consecutive numbers, from the given one, by that."""
-        self._count = 0
+        self._count = self._bytes = 0
 
     @property
     def gap(self) -> bool:
@@ -34,11 +36,12 @@ class Tail:
 
     def add(self, first: int, rows: list[Announcement]) -> None:
         """Add the rows of a commit; they have consecutive numbers."""
-        if self._count + len(rows) > MOST:
-            self.forget()
+        size = _size(rows)
+        if self._count + len(rows) > MOST or self._bytes + size > MOST_BYTES:
             return
         insort(self._parts, (first, rows), key=_number)
         self._count += len(rows)
+        self._bytes += size
         self._drop()
 
     def take(self, limit: int, room: int) -> tuple[int, list[Announcement]]:
@@ -78,6 +81,7 @@ class Tail:
             first, rows = self._parts.pop(0)
             left = rows[following - first :]
             self._count -= len(rows) - len(left)
+            self._bytes -= _size(rows[: following - first])
             if left:
                 self._parts.insert(0, (following, left))
 
@@ -85,7 +89,11 @@ class Tail:
         """Remove all: the outbox is to be read."""
         self._next = None
         self._parts.clear()
-        self._count = 0
+        self._count = self._bytes = 0
+
+
+def _size(rows: list[Announcement]) -> int:
+    return sum(len(row.data) for row in rows)
 
 
 def _number(part: tuple[int, list[Announcement]]) -> int:
