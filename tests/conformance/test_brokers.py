@@ -136,7 +136,8 @@ class TestEmbeddedRetention:
         options = EmbeddedOptions(partitions=1, retention_bytes=100_000, poll=NEVER)
         broker = EmbeddedBroker(tmp_path / "events.db", ambient, options)
         await broker.open()
-        await broker.publish([_record(n, 1_000) for n in range(200)])
+        for start in range(0, 200, 10):
+            await broker.publish([_record(n, 1_000) for n in range(start, start + 10)])
         await broker.close()
         broker = EmbeddedBroker(tmp_path / "events.db", VirtualAmbient(), options)
         await broker.open()
@@ -150,22 +151,112 @@ class TestEmbeddedRetention:
 
 
 class TestEmbeddedDamage:
-    @pytest.mark.parametrize("column", ["data", "headers", "key"])
-    async def test_a_flipped_record_is_refused_not_skipped(
-        self, tmp_path: Path, column: str
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "body = cast(substr(body, 1, 20) || x'ff' || substr(body, 22) as blob)",
+            "body = substr(body, 1, length(body) - 1)",
+            "body = cast(body || x'ff' as text)",
+            "count = cast(x'ff' as text)",
+            "body = x''",
+            "count = 1",
+            "time = time + 1",
+            "crc = crc + 1",
+            "last = last - 1",
+        ],
+    )
+    async def test_a_damaged_batch_is_refused_not_skipped(
+        self, tmp_path: Path, damage: str
     ) -> None:
         path = tmp_path / "events.db"
         options = EmbeddedOptions(partitions=1, poll=NEVER)
         broker = EmbeddedBroker(path, SystemAmbient(), options)
         await broker.open()
-        await broker.publish([_record(n) for n in range(3)])
+        await broker.publish([_record(0)])
+        await broker.publish([_record(n) for n in range(1, 4)])
+        await broker.publish([_record(4)])
         await broker.close()
-        flipped = {"data": "x'ff'", "headers": "x'7b7d'", "key": "cast(x'ff' as text)"}[column]
         connection = apsw.Connection(str(path))
-        connection.execute(f"update record set {column} = {flipped} where position = 2")
+        connection.execute(f"update batch set {damage} where count = 3")
+        assert connection.changes() == 1
         connection.close()
         broker = EmbeddedBroker(path, SystemAmbient(), options)
         await broker.open()
-        with pytest.raises(BrokerCorrupt, match=r"events\.db: record 2 of s\[0\].*restore"):
+        with pytest.raises(BrokerCorrupt, match=r"events\.db: the batch of s\[0\].*restore"):
             await _first(broker)
+        with pytest.raises(BrokerCorrupt, match=r"events\.db: the batch of s\[0\].*restore"):
+            await _first(broker, after=2)
+        assert await _first(broker, after=4) == ([4], 0)
+        await broker.close()
+
+    async def test_a_reader_that_waits_meets_the_damage_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "events.db"
+        options = EmbeddedOptions(partitions=1, poll=NEVER)
+        broker = EmbeddedBroker(path, SystemAmbient(), options)
+        await broker.open()
+        await broker.create("s", 1)
+        reading = asyncio.ensure_future(_first(broker))
+        while not list(broker._waiting):
+            await asyncio.sleep(0)
+        connection = apsw.Connection(str(path))
+        (place,) = next(connection.execute("update partition set last = 1 returning id"))
+        connection.execute("insert into batch values (1, ?, 1, 1, 0, 0, x'00')", (place,))
+        connection.close()
+        await broker._refresh()
+        with pytest.raises(BrokerCorrupt, match="that ends with record 1 fails its checksum"):
+            await reading
+        await broker.close()
+
+
+class TestEmbeddedBatches:
+    """What one append adds to a partition is one row, which nobody notices."""
+
+    async def test_a_reader_begins_anywhere_and_takes_what_it_has_room_for(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "events.db"
+        options = EmbeddedOptions(partitions=1, poll=NEVER)
+        broker = EmbeddedBroker(path, SystemAmbient(), options)
+        await broker.open()
+        for start, end in ((0, 3), (3, 4), (4, 10), (10, 300)):
+            await broker.publish([_record(n) for n in range(start, end)])
+        assert await broker._file.read(lambda c: c.execute("select count(*) from batch").get) == 5
+        for after in range(300):
+            numbers, missed = await _first(broker, after)
+            assert missed == 0
+            assert numbers == list(range(after, after + len(numbers)))
+        await broker.close()
+        small = EmbeddedOptions(batch=4, batch_bytes=1_000, poll=NEVER)
+        broker = EmbeddedBroker(path, SystemAmbient(), small)
+        await broker.open()
+        await broker.publish([_record(300 + n, 400) for n in range(5)])
+        after, sizes = 0, []
+        while after < 305:
+            numbers, _ = await _first(broker, after)
+            assert numbers == list(range(after, after + len(numbers)))
+            sizes.append(len(numbers))
+            after += len(numbers)
+        assert max(sizes) == 4
+        assert sizes[-3:] == [2, 2, 1]
+        await broker.close()
+
+    async def test_headers_that_differ_come_back_as_they_were(self, tmp_path: Path) -> None:
+        options = EmbeddedOptions(partitions=1, poll=NEVER)
+        broker = EmbeddedBroker(tmp_path / "events.db", SystemAmbient(), options)
+        await broker.open()
+        headers = (
+            [{"id": "1", "type": "a"}, {"id": "2", "type": "a"}],
+            [{"id": "3", "type": "a"}, {"type": "b", "id": "4", "more": "\u00e4"}, {}],
+            [{}, {}],
+            [{"id": "8", "only": ""}],
+        )
+        for some in headers:
+            records = [Record(stream="s", key="k", headers=one, data=None) for one in some]
+            await broker.publish(records)
+        async with asyncio.timeout(DEADLINE):
+            async for batch in broker.read("s", 0, BEGINNING):
+                assert [r.headers for r in batch.records] == [
+                    one for some in headers for one in some
+                ]
+                break
         await broker.close()

@@ -3,6 +3,8 @@
 ``stored/STORE-N.sql`` is what a store held after step N. All of them hold the same: a partition at
 position 41 in the hands of host:1:aaaa, two handled events, three parked ones (p2 behind p1), a
 dead letter, two announced events (the second one delayed) and the service's own table.
+``stored/embedded-N.sql`` is what a file of the embedded broker held: a stream whose first records
+retention had deleted and whose last ones came in one append, and a stream without records.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ import pytest
 
 from oyez import tables
 from oyez.ambient import SystemAmbient
-from oyez.errors import StoreRefused
-from oyez.ports import Changes, Claim, Store
+from oyez.brokers.embedded.broker import EmbeddedBroker
+from oyez.brokers.embedded.options import EmbeddedOptions
+from oyez.brokers.embedded.schema import STEPS
+from oyez.errors import BrokerCorrupt, StoreRefused
+from oyez.ports import BEGINNING, Changes, Claim, Record, Store
 from oyez.runtime.dead import list_dead, redrive
 from oyez.stores import connect, sqlite
 from oyez.stores.postgres import schema
 from servers import server
 
 STORED = Path(__file__).parent / "stored"
-FORMER = sorted(file.stem for file in STORED.glob("*.sql"))
+LOGS = sorted(STORED.glob("embedded-*.sql"))
+FORMER = sorted(file.stem for file in STORED.glob("*.sql") if file not in LOGS)
 NEWEST = {"postgresql": len(schema.STEPS), "sqlite": len(sqlite.STEPS)}
 NOW = 1_790_000_000.0
 """When all of it was stored."""
@@ -59,6 +65,7 @@ async def former(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 def test_every_former_step_is_stored() -> None:
     wanted = [f"{kind}-{n}" for kind, steps in NEWEST.items() for n in range(1, steps)]
     assert sorted(wanted) == FORMER
+    assert [file.stem for file in LOGS] == [f"embedded-{n}" for n in range(1, len(STEPS))]
 
 
 async def test_several_replicas_upgrade_it_once_and_nothing_is_lost(former: Make) -> None:
@@ -109,3 +116,85 @@ async def test_work_goes_on_where_it_was(former: Make) -> None:
 
 _ORDERS = "create table orders (id text primary key, state text not null);"
 _REPLAYED = ("r1", "/shop/orders", "charge")
+
+
+# -- the embedded broker's file --------------------------------------------------------------------
+
+
+@pytest.fixture(params=LOGS, ids=lambda file: file.stem)
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file of the embedded broker that is as a former step left it."""
+    path = tmp_path / "events.db"
+    connection = apsw.Connection(str(path))
+    for _ in connection.execute(request.param.read_text()):
+        pass
+    connection.close()
+    return path
+
+
+def _kept(number: int, key: str | None, data: bytes | None, **more: str) -> tuple[object, ...]:
+    headers = {"id": f"e{number}", "type": "shop.placed", "source": "/shop/orders", **more}
+    return key, headers, data
+
+
+def _open(path: Path) -> EmbeddedBroker:
+    return EmbeddedBroker(path, SystemAmbient(), EmbeddedOptions(retention=1e12, poll=3_600.0))
+
+
+async def _read(broker: EmbeddedBroker, partition: int, after: int) -> list[Record]:
+    found: list[Record] = []
+    (*_, end) = (await broker.ends("shop.orders"))[: partition + 1]
+    async with asyncio.timeout(20.0):
+        async for batch in broker.read("shop.orders", partition, after):
+            found += batch.records
+            if found[-1].position >= end:
+                return found
+    raise AssertionError
+
+
+async def test_the_processes_of_a_machine_upgrade_a_log_once(log: Path) -> None:
+    brokers = [_open(log) for _ in range(4)]
+    await asyncio.gather(*(broker.open() for broker in brokers))
+    broker = brokers[0]
+    assert await broker.streams() == {"shop.orders": 3, "shop.empty": 2}
+    assert list(await broker.starts("shop.orders")) == [2, 4, 4]
+    assert list(await broker.ends("shop.orders")) == [6, 12, 14]
+    assert list(await broker.starts("shop.empty")) == [0, 0]
+    assert list(await broker.ends("shop.empty")) == [0, 0]
+    caused = {"causationid": "e1"}
+    one = await _read(broker, 0, BEGINNING)
+    assert [(r.position, r.time - NOW) for r in one] == [(3, 200), (4, 204), (5, 207), (6, 207)]
+    assert [(r.key, r.headers, r.data) for r in one] == [
+        _kept(13, "", b""),
+        _kept(17, "k2", b'{"n":17}'),
+        _kept(22, "k2", b'{"n":22}'),
+        _kept(27, "k2", b'{"n":27}', **caused),
+    ]
+    two = await _read(broker, 1, 4)
+    assert [r.position for r in two] == list(range(5, 13))
+    assert (two[0].key, two[0].headers, two[0].data) == _kept(11, None, None)
+    three = await _read(broker, 2, 11)
+    assert [(r.key, r.headers, r.data) for r in three] == [
+        _kept(26, "k1", b'{"n":26}'),
+        _kept(30, "k0", b'{"n":30}'),
+        _kept(31, "k1", b'{"n":31}', **caused),
+    ]
+    (odd,) = [r for r in await _read(broker, 2, BEGINNING) if r.position == 6]
+    assert (odd.key, odd.headers, odd.data) == _kept(
+        12, "k\u00fc\U0001f600", b"\x00\xff", note="\u00e4 'quoted'\n"
+    )
+    await broker.publish([Record(stream="shop.orders", key="k2", headers={"id": "new"}, data=b"")])
+    assert [r.headers["id"] for r in await _read(broker, 0, 5)] == ["e27", "new"]
+    await asyncio.gather(*(broker.close() for broker in brokers))
+
+
+async def test_a_damaged_log_is_not_upgraded(log: Path) -> None:
+    connection = apsw.Connection(str(log))
+    connection.execute("update record set data = x'ff' where partition = 2 and position = 7")
+    before = list(connection.execute("select * from record"))
+    for _ in range(2):
+        with pytest.raises(BrokerCorrupt, match=r"record 7 of shop\.orders.*backup"):
+            await _open(log).open()
+        assert list(connection.execute("select * from record")) == before
+        assert connection.pragma("user_version") == 1
+    connection.close()

@@ -10,7 +10,7 @@ SQLite's own calls never run on the event loop, unless ``inline`` asks for that.
 the thread, and `writer` does on it what holds a transaction together.
 """
 
-from oyez.sqlite.connection import OLDEST_SQLITE, Job
+from oyez.sqlite.connection import OLDEST_SQLITE, Job, Step
 from oyez.sqlite.file import SqliteFile
 from oyez.sqlite.place import refuse_network_file_system
 from oyez.sqlite.statement import answer, bind
@@ -20,6 +20,7 @@ __all__ = [
     "OLDEST_SQLITE",
     "Job",
     "SqliteFile",
+    "Step",
     "Turn",
     "answer",
     "bind",

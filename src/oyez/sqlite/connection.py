@@ -14,6 +14,9 @@ T = TypeVar("T")
 Job = Callable[[apsw.Connection], T]
 """Work on a connection that begins and ends no transaction."""
 
+Step = str | Job[None]
+"""A step of a schema: a script, or a function within the transaction that runs the steps."""
+
 Explain = Callable[[BaseException], BaseException]
 """Returns the StoreError that an error of SQLite means."""
 
@@ -45,7 +48,7 @@ def prepare(connection: apsw.Connection, *, size: int) -> None:
 
 
 def migrate(
-    connection: apsw.Connection, path: Path, steps: Sequence[str], *, upgrade: bool
+    connection: apsw.Connection, path: Path, steps: Sequence[Step], *, upgrade: bool
 ) -> None:
     """Run the steps of the schema that the file has not seen, all or none.
 
@@ -66,7 +69,10 @@ def migrate(
     if version < newest:
         with connection:
             for step in steps[version:]:
-                connection.execute(step)
+                if isinstance(step, str):
+                    connection.execute(step)
+                else:
+                    step(connection)
             connection.execute(f"pragma user_version={newest}")
 
 

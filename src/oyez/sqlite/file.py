@@ -13,7 +13,7 @@ import apsw
 from oyez.doorbell import Doorbell
 from oyez.errors import StoreRefused, StoreUnavailable
 from oyez.ports import Finding
-from oyez.sqlite.connection import OLDEST_SQLITE, Job, Reader
+from oyez.sqlite.connection import OLDEST_SQLITE, Job, Reader, Step
 from oyez.sqlite.turns import Queue, Turn
 from oyez.sqlite.worker import Inline, Thread, Worker
 from oyez.sqlite.writer import Repeated, Writer
@@ -25,11 +25,11 @@ class SqliteFile:
     """The file, its one writing and its one reading connection, and its doorbell."""
 
     def __init__(
-        self, path: Path, *, steps: Sequence[str], inline: bool = False, durable: bool = True
+        self, path: Path, *, steps: Sequence[Step], inline: bool = False, durable: bool = True
     ) -> None:
         """Nothing is opened yet.
 
-        ``steps`` are the scripts that made the schema what it is, the first one for a new file.
+        ``steps`` made the schema what it is, the first one for a new file.
         How many of them a file has seen is its version (``user_version``).
         ``inline`` runs every statement on the event loop itself, in a fixed order, for
         deterministic tests. ``durable=False`` trades power-loss safety for speed, also for tests.
@@ -37,12 +37,13 @@ class SqliteFile:
         self.path = path
         self._inline = inline
         self._writer = Writer(path, steps, durable=durable, ring=self._ring)
-        self._queue = Queue(self._writer, hold=not inline, rang=self._heard)
+        self._queue = Queue(self._writer, hold=not inline, rang=self._wrote)
         self._reader = Reader(self._writer.connect, self._writer.explain)
         self._writing: Worker | None = None
         self._reading: Worker | None = None
         self._bell: Doorbell | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._others: list[Callable[[], None]] = []
 
     async def open(self, *, upgrade: bool = True) -> None:
         """Open or create the file, and run the steps that it has not seen, under its lock.
@@ -131,9 +132,12 @@ class SqliteFile:
         """Return an interactive write transaction; see `Turn`."""
         return Turn(self._queue)
 
-    def on_ring(self, callback: Callable[[], None]) -> None:
-        """Call back, on the event loop, after a write with ``ring`` here or in another process."""
-        self._listeners.append(callback)
+    def on_ring(self, callback: Callable[[], None], *, own: bool = True) -> None:
+        """Call back, on the event loop, after a write with ``ring`` here or in another process.
+
+        Without ``own`` it is not called after writes by this object.
+        """
+        (self._listeners if own else self._others).append(callback)
 
     def every(self, seconds: float, job: Job[object]) -> Callable[[], None]:
         """Run the job in a write transaction again and again, whether the loop is blocked or not.
@@ -156,6 +160,10 @@ class SqliteFile:
         if self._bell is not None:
             self._bell.ring()
 
-    def _heard(self) -> None:
+    def _wrote(self) -> None:
         for callback in self._listeners:
+            callback()
+
+    def _heard(self) -> None:
+        for callback in (*self._listeners, *self._others):
             callback()

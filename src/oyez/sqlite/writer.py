@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from oyez.errors import OyezError, StoreUnavailable
-from oyez.sqlite.connection import Job, connect, explain, migrate, prepare
+from oyez.sqlite.connection import Job, Step, connect, explain, migrate, prepare
 from oyez.sqlite.lock import Lock
 from oyez.sqlite.place import refuse_network_file_system
 
@@ -62,7 +62,7 @@ class Writer:
     """The writing connection and the file's lock. All but ``__init__`` belongs to its thread."""
 
     def __init__(
-        self, path: Path, steps: Sequence[str], *, durable: bool, ring: Callable[[], None]
+        self, path: Path, steps: Sequence[Step], *, durable: bool, ring: Callable[[], None]
     ) -> None:
         """Nothing is opened yet. ``ring`` is called after a commit with a write that rings."""
         self.path = path

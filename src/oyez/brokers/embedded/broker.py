@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
-import apsw
-
 from oyez.ambient import Ambient
-from oyez.brokers.embedded.log import STEPS, Log, encode
+from oyez.brokers.embedded.log import Grown, Log
 from oyez.brokers.embedded.options import EmbeddedOptions
+from oyez.brokers.embedded.schema import STEPS
+from oyez.brokers.embedded.waiting import Waiting
 from oyez.brokers.kit.calls import Deadline
-from oyez.brokers.kit.heads import Heads
 from oyez.brokers.kit.streams import Place, Streams, behind, check_count
 from oyez.brokers.kit.watch import Look, every, stop
 from oyez.errors import (
@@ -45,9 +45,10 @@ class EmbeddedBroker:
         self._file = SqliteFile(path, steps=STEPS)
         self._path = path
         self._streams: Streams[list[int]] = Streams()
-        self._log = Log(path, self.options, self._streams)
-        self._ends: dict[Place, Position] = {}
-        self._heads: Heads[Place] = Heads()
+        self._log = Log(path, self.options)
+        self._places: dict[int, Place] = {}
+        self._ends: dict[int, Position] = {}
+        self._waiting = Waiting()
         self._look = Look(self._refresh, f"look {path.name}")
         self._poller: asyncio.Task[None] | None = None
 
@@ -58,7 +59,7 @@ class EmbeddedBroker:
             await self._file.open()
         except StoreError as error:
             raise _as_broker_error(error) from error
-        self._file.on_ring(self._look.soon)
+        self._file.on_ring(self._look.soon, own=False)
         await self._refresh()
         self._poller = asyncio.create_task(
             every(self._ambient, self.options.poll, self._poll), name=f"poll {self._path.name}"
@@ -71,34 +72,38 @@ class EmbeddedBroker:
         await self._file.close()
 
     async def publish(self, records: Sequence[Record]) -> None:
-        append = partial(self._log.append, records, [encode(record.headers) for record in records])
-        await self._call(self._file.write(partial(append, self._ambient.now()), ring=True))
+        if not records:
+            return
+        missing = {record.stream for record in records} - self._streams.known.keys()
+        if missing:
+            await self._make(missing, self.options.partitions)
+        packed = self._log.pack(records, self._streams.known)
+        append = partial(self._log.append, packed, self._ambient.now())
+        self._grow(await self._call(self._file.write(append, ring=True)))
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         place = (stream, partition)
+        deleted = BEGINNING
         while True:
-            if self._ends.get(place, BEGINNING) > after:
-                batch = await self._call(self._file.read(partial(self._log.fetch, place, after)))
-                if batch is not None:
-                    after = batch.records[-1].position
-                    yield batch
-                    continue
-                # Everything up to the head was deleted by retention.
-                self._ends.pop(place, None)
-            await self._heads.wait(place)
+            identity = self._identity(place)
+            end = BEGINNING if identity is None else self._ends[identity]
+            if identity is None or end <= after or end <= deleted:
+                batch = await self._waiting.wait(place, after)
+            else:
+                fetch = partial(self._log.fetch, place, identity, after)
+                batch = await self._call(self._file.read(fetch))
+                if batch is None:  # everything up to the end was deleted by retention
+                    deleted = end
+            if batch is not None:
+                after = batch.records[-1].position
+                yield batch
 
     async def streams(self) -> Mapping[str, int]:
         await self._refresh()
         return {stream: len(places) for stream, places in self._streams.known.items()}
 
     async def create(self, stream: str, partitions: int) -> None:
-
-        def make(connection: apsw.Connection) -> int:
-            sql = "select count(*) from partition where stream = ?"
-            found: int = connection.execute(sql, (stream,)).get
-            return found or len(self._log.make(connection, stream, partitions))
-
-        check_count(stream, await self._call(self._file.write(make, ring=True)), partitions)
+        check_count(stream, (await self._make((stream,), partitions))[stream], partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
         sql = "select last from partition where stream = ? order by partition"
@@ -108,7 +113,8 @@ class EmbeddedBroker:
 
     async def starts(self, stream: str) -> Sequence[Position]:
         sql = """select coalesce(
-            (select min(position) - 1 from record where partition = partition.id), last)
+            (select last - count from batch where partition = partition.id order by last limit 1),
+            last)
           from partition where stream = ? order by partition"""
         return await self._call(
             self._file.read(lambda c: [start for (start,) in c.execute(sql, (stream,))])
@@ -126,19 +132,44 @@ class EmbeddedBroker:
     def on_streams(self, callback: Callable[[], None]) -> None:
         self._streams.listen(callback)
 
-    # -- waking readers, on the event loop --------------------------------------------------------
+    # -- the known streams and their ends, on the event loop --------------------------------------
+
+    async def _make(self, streams: Collection[str], partitions: int) -> dict[str, int]:
+        make = partial(self._log.make, streams, partitions)
+        counts = await self._call(self._file.write(make, ring=True))
+        await self._refresh()
+        return counts
+
+    def _identity(self, place: Place) -> int | None:
+        stream, partition = place
+        known = self._streams.known.get(stream, ())
+        return known[partition] if partition < len(known) else None
 
     async def _refresh(self) -> None:
-        sql = "select id, stream, partition, last from partition order by stream, partition"
-        rows = await self._call(self._file.read(lambda c: list(c.execute(sql))))
-        ids: dict[str, list[int]] = {}
-        for identity, stream, partition, last in rows:
-            ids.setdefault(stream, []).append(identity)
-            place = (stream, partition)
-            if last > self._ends.get(place, BEGINNING):
-                self._ends[place] = last
-                self._heads.wake(place)
-        self._streams.replace(ids)
+        waiting = [
+            (waiter, identity)
+            for waiter in self._waiting
+            if (identity := self._identity(waiter.place)) is not None
+        ]
+        look = partial(self._log.look, self._ends, waiting)
+        looked = await self._call(self._file.read(look))
+        if looked.named:
+            self._places.update(looked.named)
+            ids: dict[str, list[int]] = {}
+            for identity, (stream, _) in sorted(self._places.items(), key=itemgetter(1)):
+                ids.setdefault(stream, []).append(identity)
+            for identity in looked.named:
+                self._ends.setdefault(identity, BEGINNING)
+            self._streams.replace(ids)
+        for waiter, batch in looked.answers:
+            waiter.wake(batch)
+        self._grow(looked.grown)
+
+    def _grow(self, grown: Grown) -> None:
+        for identity, last in grown:
+            if last > self._ends[identity]:
+                self._ends[identity] = last
+                self._waiting.wake(self._places[identity])
 
     async def _poll(self) -> None:
         await self._refresh()

@@ -1,129 +1,148 @@
-"""The tables in the file, and the statements that run on the file's threads."""
+"""The statements on the tables in the file, which run on the file's threads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, inf
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import apsw
-import msgspec
 
 from oyez.brokers.embedded.options import EmbeddedOptions
-from oyez.brokers.kit.streams import Place, Streams, partitions_of
+from oyez.brokers.embedded.waiting import Waiter
+from oyez.brokers.embedded.wire import INSERT, Packed, checksum, pack, parts, unpack
+from oyez.brokers.kit.streams import Place, partitions_of
 from oyez.errors import BrokerCorrupt
-from oyez.ports import Batch, Position, Record
+from oyez.ports import BEGINNING, Batch, Position, Record
 
-STEPS = (
-    """
-create table partition (
-  id integer primary key, stream text not null, partition integer not null,
-  last integer not null default 0,
-  unique (stream, partition)
-);
-create table record (
-  partition integer not null, position integer not null,
-  time real not null, key text, headers blob not null, data blob, crc integer not null,
-  primary key (partition, position)
-) without rowid;
-create table housekeeping (id integer primary key check (id = 1), due real not null);
-insert into housekeeping values (1, 0);
-""",
-)
-"""The schema as steps: a change is a new step at the end; steps are never edited."""
+Grown = list[tuple[int, Position]]
+"""Partitions, by id, with the position of their last record."""
 
-encode = msgspec.json.Encoder().encode
-"""The encoder of headers."""
-_headers = msgspec.json.Decoder(dict[str, str]).decode
+
+class Looked(NamedTuple):
+    """What has happened in the file since the last look."""
+
+    grown: Grown
+    named: Mapping[int, Place]
+    """Those of them that were not known before."""
+    answers: Sequence[tuple[Waiter, Batch]]
 
 
 class Log:
-    """The log: appends, fetches and deletes records within a transaction of the file."""
+    """The log: appends, fetches and deletes batches within a transaction of the file."""
 
-    def __init__(self, path: Path, options: EmbeddedOptions, streams: Streams[list[int]]) -> None:
-        """Create it; ``streams`` are the committed ones, by their partitions' ids."""
+    def __init__(self, path: Path, options: EmbeddedOptions) -> None:
         self._path = path
         self._options = options
-        self._streams = streams
 
-    def append(
-        self,
-        records: Sequence[Record],
-        encoded: Sequence[bytes],
-        now: float,
-        connection: apsw.Connection,
-    ) -> None:
-        """Append records to their partitions; ``encoded`` are their headers."""
-        streams = dict.fromkeys(record.stream for record in records)
-        places = {stream: self._places(connection, stream) for stream in streams}
-        indexes = partitions_of(records, {stream: len(places[stream]) for stream in streams})
-        last: dict[int, int] = {}
-        rows = []
-        for record, headers, index in zip(records, encoded, indexes, strict=True):
-            place = places[record.stream][index]
-            position = last.get(place)
-            if position is None:
-                sql = "select last from partition where id = ?"
-                position = connection.execute(sql, (place,)).get
-            position += 1
-            last[place] = position
-            key, data = record.key, record.data
-            crc = _sum(None if key is None else key.encode(), headers, data)
-            rows.append((place, position, now, key, headers, data, crc))
-        connection.executemany("insert into record values (?, ?, ?, ?, ?, ?, ?)", rows)
-        connection.executemany(
-            "update partition set last = ? where id = ?",
-            [(position, place) for place, position in last.items()],
+    def make(
+        self, streams: Iterable[str], partitions: int, connection: apsw.Connection
+    ) -> dict[str, int]:
+        """Create those streams that do not exist; return the number of partitions of each."""
+        counts: dict[str, int] = {}
+        for stream in streams:
+            sql = "select count(*) from partition where stream = ?"
+            counts[stream] = connection.execute(sql, (stream,)).get or partitions
+            sql = "insert or ignore into partition (stream, partition) values (?, ?)"
+            wanted = [(stream, index) for index in range(counts[stream])]
+            connection.executemany(sql, wanted)
+        return counts
+
+    def pack(self, records: Sequence[Record], streams: Mapping[str, list[int]]) -> list[Packed]:
+        """Pack records, one batch for each partition; ``streams`` has the ids of those."""
+        counts = {stream: len(streams[stream]) for stream in {one.stream for one in records}}
+        groups: dict[int, list[Record]] = {}
+        for record, index in zip(records, partitions_of(records, counts), strict=True):
+            groups.setdefault(streams[record.stream][index], []).append(record)
+        room = self._options.batch, self._options.batch_bytes
+        return [
+            pack(place, part) for place, group in groups.items() for part in parts(group, *room)
+        ]
+
+    def append(self, packed: Sequence[Packed], now: float, connection: apsw.Connection) -> Grown:
+        """Append batches to their partitions; return the new ends of these."""
+        sql = "update partition set last = last + ? where id = ? returning id, last"
+        grown: Grown = list(
+            connection.executemany(sql, [(each.count, each.place) for each in packed])
         )
+        rows = [each.row(last, now) for (_, last), each in zip(grown, packed, strict=True)]
+        connection.executemany(INSERT, rows)
+        return grown
 
-    def _places(self, connection: apsw.Connection, stream: str) -> list[int]:
-        # Only committed streams are cached: one created here may still be rolled back, and its
-        # ids be reused.
-        known = self._streams.known.get(stream)
-        if known is not None:
-            return known
-        sql = "select id from partition where stream = ? order by partition"
-        found = [place for (place,) in connection.execute(sql, (stream,))]
-        return found or self.make(connection, stream, self._options.partitions)
+    def look(
+        self,
+        known: Mapping[int, Position],
+        waiting: Sequence[tuple[Waiter, int]],
+        connection: apsw.Connection,
+    ) -> Looked:
+        """Return what has grown beyond ``known``, with the first records for those who wait.
 
-    def make(self, connection: apsw.Connection, stream: str, partitions: int) -> list[int]:
-        """Create the partitions of a stream; return their ids."""
-        sql = "insert into partition (stream, partition) values (?, ?) returning id"
-        return [connection.execute(sql, (stream, index)).get for index in range(partitions)]
+        Each waiter comes with the id of its partition.
+        """
+        lasts = {
+            place: last
+            for place, last in connection.execute("select id, last from partition")
+            if last > known.get(place, -1)
+        }
+        sql = "select stream, partition from partition where id = ?"
+        named = {
+            place: next(connection.execute(sql, (place,))) for place in lasts if place not in known
+        }
+        answers = []
+        room = self._options.batch
+        for waiter, place in waiting:
+            if room > 0 and lasts.get(place, BEGINNING) > waiter.after:
+                try:
+                    batch = self.fetch(waiter.place, place, waiter.after, connection)
+                except BrokerCorrupt:
+                    continue  # it meets the damage on its own, when it is woken
+                if batch is not None:
+                    answers.append((waiter, batch))
+                    room -= len(batch.records)
+        return Looked(list(lasts.items()), named, answers)
 
-    def fetch(self, place: Place, after: Position, connection: apsw.Connection) -> Batch | None:
-        """Return the records after a position, None without any. Raises BrokerCorrupt."""
-        stream, partition = place
-        sql = """select position, time, cast(key as blob), headers, data, crc from record
-          where partition = ? and position > ? order by position limit ?"""
+    def fetch(
+        self, place: Place, identity: int, after: Position, connection: apsw.Connection
+    ) -> Batch | None:
+        """Return the records of a partition after a position, None without any.
+
+        Raises BrokerCorrupt.
+        """
         records: list[Record] = []
-        room = self._options.batch_bytes
-        identity = self._streams.known[stream][partition]
-        rows = connection.execute(sql, (identity, after, self._options.batch))
-        for position, time, key, headers, data, crc in rows:
-            if not _sound(key, headers, data, crc):
-                raise BrokerCorrupt(
-                    f"{self._path}: record {position} of {stream}[{partition}] fails its checksum: "
-                    "the disk or the file is damaged; restore the file from a backup"
-                )
-            records.append(
-                Record(
-                    stream=stream,
-                    key=None if key is None else key.decode(),
-                    headers=_headers(headers),
-                    data=data,
-                    partition=partition,
-                    position=position,
-                    time=time,
-                )
-            )
-            room -= len(data or b"")
-            if room <= 0:
+        most, room = self._options.batch, self._options.batch_bytes
+        for found, size in self._read(place, identity, after, connection):
+            if records and (len(records) + len(found) > most or size > room):
                 break
+            records.extend(found)
+            room -= size
         if not records:
             return None
+        if len(records) > most or room < 0:  # one batch alone; its writer had larger limits
+            records = next(parts(records, most, self._options.batch_bytes))
         return Batch(records, missed=records[0].position - after - 1)
+
+    def _read(
+        self, place: Place, identity: int, after: Position, connection: apsw.Connection
+    ) -> Iterator[tuple[list[Record], int]]:
+        """Yield the records of each batch after a position, with the bytes of its body."""
+        stream, partition = place
+        # A flipped bit may have made a text of a value, and no valid one.
+        sql = """select last, cast(count as integer), cast(time as real), cast(crc as integer),
+           cast(body as blob)
+          from batch where partition = ? and last > ? order by last limit ?"""
+        rows = connection.execute(sql, (identity, after, self._options.batch))
+        for last, count, time, crc, body in rows:
+            if not _sound(identity, last, count, time, crc, body):
+                raise BrokerCorrupt(
+                    f"{self._path}: the batch of {stream}[{partition}] that ends with record "
+                    f"{last} fails its checksum: the disk or the file is damaged; restore the file "
+                    "from a backup"
+                )
+            found = unpack(body, stream=stream, partition=partition, last=last, time=time)
+            seen = after - (last - count)
+            yield found if seen <= 0 else found[seen:], len(body)
 
     def delete_old(self, now: float, connection: apsw.Connection) -> bool:
         """Delete a bounded number of records; return whether there may be more to delete."""
@@ -139,11 +158,10 @@ class Log:
         used = (pages - free) * size
         excess = used - self._options.retention_bytes
         if excess > 0:
-            sql = "select time, position from record where partition = ? order by position limit 1"
             firsts = [
-                (time, place, last - position + 1)
-                for place, last in places
-                for time, position in connection.execute(sql, (place,))
+                (time, place, end - last + number)
+                for place, end in places
+                for last, number, time in _oldest(connection, place, 1)
             ]
             if firsts:
                 records = sum(number for _, _, number in firsts)
@@ -156,20 +174,35 @@ class Log:
         return more
 
     def _delete(self, connection: apsw.Connection, place: int, horizon: float, count: int) -> bool:
-        """Delete up to ``count`` of the oldest records before ``horizon``; True if it did."""
-        sql = "select position, time from record where partition = ? order by position limit ?"
-        old = [pos for pos, time in connection.execute(sql, (place, count)) if time < horizon]
-        if old:
-            sql = "delete from record where partition = ? and position <= ?"
-            connection.execute(sql, (place, old[-1]))
-        return len(old) == count
+        """Delete the oldest batches before ``horizon``, up to that with the ``count``-th record.
+
+        Return whether there were so many.
+        """
+        upto = BEGINNING
+        for last, number, time in _oldest(connection, place, count):
+            if time >= horizon:
+                break
+            upto = last
+            count -= number
+            if count <= 0:
+                break
+        if upto:
+            sql = "delete from batch where partition = ? and last <= ?"
+            connection.execute(sql, (place, upto))
+        return count <= 0
 
 
-def _sum(key: bytes | None, headers: bytes, data: bytes | None) -> int:
-    return crc32(data or b"", crc32(key or b"", crc32(headers)))
+def _oldest(
+    connection: apsw.Connection, place: int, count: int
+) -> Iterator[tuple[Position, int, float]]:
+    """Yield a partition's first batches: the last position, the number of records, the time."""
+    sql = "select last, count, time from batch where partition = ? order by last limit ?"
+    yield from connection.execute(sql, (place, count))
 
 
-def _sound(key: object, headers: object, data: object, crc: object) -> bool:
-    if not isinstance(headers, bytes) or not isinstance(data, bytes | None):
+def _sound(
+    place: int, last: Position, count: object, time: object, crc: object, body: object
+) -> bool:
+    if not isinstance(count, int) or not isinstance(time, float) or not isinstance(body, bytes):
         return False
-    return isinstance(key, bytes | None) and _sum(key, headers, data) == crc
+    return checksum(place, last, count, time, crc32(body)) == crc
