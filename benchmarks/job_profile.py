@@ -38,6 +38,7 @@ _STAGES: tuple[tuple[str, Any, str], ...] = (
     ("loop: decode the data", batches, "decode_for"),
     ("loop: announce the event", Announcer, "announce"),
     ("loop: group the writes", UnitOfWork, "_drain"),
+    ("loop: pack for the broker's file", log.Log, "pack"),
     ("thread: fetch from the broker's file", log.Log, "fetch"),
     ("thread: append to the broker's file", log.Log, "append"),
     ("thread: apply to the store's file", sqlite, "_apply"),
