@@ -1,15 +1,18 @@
 """The default broker: all streams of a system in one SQLite file, used by many processes at once.
 
-An append is durable when `publish` returns. Appends of one process during a flush share the next
-commit, and processes wait for the file by its lock. Readers go by position; a process that commits
-wakes them with a datagram (see `oyez.sqlite`), and they poll slowly in case it is lost. Old records
-are deleted by age and by size.
+An append is durable when `publish` returns; what it adds to one partition is a batch, one row of
+the file. Appends of one process during a flush share the next commit, and processes wait for the
+file by its lock. Readers go by position; a process that commits wakes them with a datagram (see
+`oyez.sqlite`), and they poll slowly in case it is lost. Old batches are deleted by age and size.
 
 ::
 
-    broker.py   the `oyez.ports.Broker`, and the waking of readers
+    broker.py   the `oyez.ports.Broker`, and what it knows of the streams and their ends
     options.py  the options of the URL
-    log.py      the tables in the file, and the statements on its threads
+    waiting.py  the readers that wait for their partition to grow
+    log.py      the statements on the tables, on the file's threads
+    schema.py   the tables, step by step
+    wire.py     a batch as it lies in the file
 """
 
 from __future__ import annotations
