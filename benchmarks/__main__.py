@@ -31,6 +31,7 @@ NAMES = (
     "embedded_latency",
     "consume_job",
     "keyed_state",
+    "parked",
     "dispatch",
     "view_fill",
     "idle_tail",

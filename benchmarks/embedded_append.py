@@ -115,13 +115,13 @@ async def run(here: Surroundings) -> Report:
     )
 
 
-def make_records(here: Surroundings, count: int) -> list[Record]:
-    """Events as a relay publishes them, of 1,000 accounts in turn."""
+def make_records(here: Surroundings, count: int, accounts: int = 1_000) -> list[Record]:
+    """Events as a relay publishes them, of so many accounts in turn."""
     announcer = Announcer("bench", "accounts", here.ambient)
     now = format_time(here.ambient.now())
     made = []
     for number in range(count):
-        event = Paid(account=f"account-{number % 1000}", order=f"order-{number}", cents=number)
+        event = Paid(account=f"account-{number % accounts}", order=f"order-{number}", cents=number)
         row = announcer.announce(event, Origin(), now, 0.0, None)
         made.append(Record(stream=row.stream, key=row.key, headers=row.headers, data=row.data))
     return made

@@ -98,7 +98,7 @@ async def _turn(
     folder = here.fresh("broker")
     await fill(here, folder, records)
     store = connect_store()
-    await _empty(store)
+    await empty(store, _SCHEMA)
     signals, done, handled = Signals(), asyncio.Event(), 0
 
     def count(signal: Signal) -> None:
@@ -127,13 +127,13 @@ async def _turn(
     return {"events/s": len(records) / seconds, "events/CPU s": len(records) / cpu}
 
 
-async def _empty(store: Store) -> None:
+async def empty(store: Store, schema: str) -> None:
     """Make the tables anew, with the service's own."""
     await store.open()
     if store.begin().dialect == "postgresql":
         tx = store.begin()
-        await tx.run(f"drop schema {_SCHEMA} cascade", [()], [])
-        await tx.run(f"create schema {_SCHEMA}", [()], [])
+        await tx.run(f"drop schema {schema} cascade", [()], [])
+        await tx.run(f"create schema {schema}", [()], [])
         await tx.commit(Changes())
         await store.close()
         await store.open()
