@@ -195,6 +195,22 @@ class Parked(msgspec.Struct, kw_only=True):
     reader: str = ""
 
 
+def rounds(settled: Sequence[Parked]) -> list[list[Parked]]:
+    """Return rounds with one event of a chain each: settling the first releases the second."""
+    found: list[list[Parked]] = []
+    reached: dict[tuple[str, int, str, str], int] = {}
+    for parked in settled:
+        number = 0
+        if parked.chain is not None:
+            chain = (parked.stream, parked.partition, parked.chain, parked.reader)
+            number = reached.get(chain, 0)
+            reached[chain] = number + 1
+        if number == len(found):
+            found.append([])
+        found[number].append(parked)
+    return found
+
+
 class DeadLetter(msgspec.Struct, kw_only=True):
     """An event that a service gave up on, with its reason and all that a redrive needs.
 

@@ -35,6 +35,7 @@ from oyez.ports import (
     Row,
     Store,
     Writes,
+    rounds,
 )
 from oyez.presence import Presence
 from oyez.sqlite import SqliteFile, Turn, answer, bind
@@ -177,12 +178,12 @@ _PARKED = f"""insert into oyez_inbox (event_id, source, handler, reader, seen, s
     and partition = :partition and chain = :chain and reader = :reader
     and state > {Inbox.HANDLED:d}) then {Inbox.BEHIND:d} else {Inbox.DUE:d} end,
   :stream, :partition, :position, :chain, :due, :attempt, :history, :key, :headers, :data)"""
-_SETTLED = f"""update oyez_inbox set state = {Inbox.HANDLED:d}, seen = :now, due = null,
+_SETTLED = f"""update oyez_inbox set state = {Inbox.HANDLED:d}, seen = ?, due = null,
   chain = null, history = null, headers = null, data = null, key = null
- where seq = :seq and state = {Inbox.DUE:d}"""
+ where seq = ? and state = {Inbox.DUE:d}"""
 _NEXT = f"""update oyez_inbox set state = {Inbox.DUE:d}, due = 0
- where seq = (select min(seq) from oyez_inbox where stream = :stream and partition = :partition
-   and chain = :chain and reader = :reader and state > {Inbox.HANDLED:d})
+ where seq = (select min(seq) from oyez_inbox where stream = ? and partition = ?
+   and chain = ? and reader = ? and state > {Inbox.HANDLED:d})
   and state = {Inbox.BEHIND:d}"""
 _RETRIED = f"""update oyez_inbox set due = :due, attempt = :attempt, history = :history
  where seq = :seq and state = {Inbox.DUE:d}"""
@@ -407,13 +408,8 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         connection.executemany(_SENT, _runs(changes.sent))
     if changes.dead:
         connection.executemany(_DEAD, map(_dead_row, changes.dead))
-    for parked in changes.settled:
-        connection.execute(_SETTLED, {"seq": parked.seq, "now": now})
-        _check_still_parked(connection, parked)
-        if parked.chain is not None:
-            place = {"stream": parked.stream, "partition": parked.partition}
-            chain = {"chain": parked.chain, "reader": parked.reader}
-            connection.execute(_NEXT, {**chain, **place})
+    for settled in rounds(changes.settled):
+        _settle(connection, settled, now)
     for parked in changes.retried:
         connection.execute(
             _RETRIED,
@@ -427,6 +423,17 @@ def _apply(connection: apsw.Connection, changes: Changes) -> None:
         _check_still_parked(connection, parked)
     for parked in changes.parked:
         connection.execute(_PARKED, _parked_row(parked, now))
+
+
+def _settle(connection: apsw.Connection, settled: Sequence[Parked], now: float) -> None:
+    """Settle events of different chains, and release the next of each. Raises Superseded."""
+    before = connection.total_changes()
+    connection.executemany(_SETTLED, [(now, parked.seq) for parked in settled])
+    if connection.total_changes() - before != len(settled):
+        events = ", ".join(f"{each.event_id} of {each.handler}" for each in settled)
+        raise Superseded(f"settled already: event {events}")
+    chains = [(p.stream, p.partition, p.chain, p.reader) for p in settled if p.chain is not None]
+    connection.executemany(_NEXT, chains)
 
 
 def _remember(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from oyez.errors import Fenced, Superseded
-from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parked, Position
+from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parked, Position, rounds
 from oyez.postgresql import Connection
 from oyez.stores.postgres.state import keep
 from oyez.stores.postgres.statements import write
@@ -122,7 +120,7 @@ async def apply(connection: Connection, changes: Changes) -> None:
         )
     if changes.dead:
         await connection.execute(_DEAD, *_columns([_dead(letter) for letter in changes.dead], 16))
-    for settled in _rounds(changes.settled):
+    for settled in rounds(changes.settled):
         await _settle(connection, settled, now)
     if changes.retried:
         await _retry(connection, changes.retried)
@@ -150,22 +148,6 @@ async def _retry(connection: Connection, retried: list[Parked]) -> None:
 def _superseded(parked: list[Parked]) -> Superseded:
     events = ", ".join(f"{one.event_id} of {one.handler}" for one in parked)
     return Superseded(f"settled already: event {events}")
-
-
-def _rounds(settled: list[Parked]) -> Iterator[list[Parked]]:
-    """Return rounds with one event of a chain each: settling the first releases the second."""
-    rounds: list[list[Parked]] = []
-    reached: defaultdict[tuple[str, int, str, str], int] = defaultdict(int)
-    for parked in settled:
-        number = 0
-        if parked.chain is not None:
-            chain = (parked.stream, parked.partition, parked.chain, parked.reader)
-            number = reached[chain]
-            reached[chain] += 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(parked)
-    yield from rounds
 
 
 def _columns(rows: list[Any], count: int) -> list[tuple[Any, ...]]:
