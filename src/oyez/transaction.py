@@ -184,10 +184,12 @@ class UnitOfWork:
         """
         self._committed = committed
         self.changes = Changes(time=announcer.ambient.now(), told=committed is not None)
-        self._time = format_time(self.changes.time)
+        self._stamp: str | None = None
         self._store = store.begin()
         self._announcer = announcer
         self.states = Fold()
+        self.begun = False
+        """Whether it has read or locked something, so that no other unit can commit it."""
         self._waves: list[dict[str, list[Parameters]]] = []
         self._reached: dict[str, int] = {}
         self._announced_at: dict[str, list[Announcement]] = {}
@@ -205,7 +207,15 @@ class UnitOfWork:
     def restamp(self) -> None:
         """Set the time of this unit, and so of events published from now on, to the present."""
         self.changes.time = self._announcer.ambient.now()
-        self._time = format_time(self.changes.time)
+        self._stamp = None
+
+    @property
+    def time(self) -> str:
+        """The time of this unit: RFC 3339, UTC."""
+        stamp = self._stamp
+        if stamp is None:  # most calls don't ask
+            stamp = self._stamp = format_time(self.changes.time)
+        return stamp
 
     async def load(self, places: Iterable[Place], *, alone: bool) -> None:
         """Load the keyed state of these places into ``states``, for `Fold.of`.
@@ -215,6 +225,7 @@ class UnitOfWork:
         self._check()
         missing = self.states.missing(places)
         if missing:
+            self.begun = True
             self.states.add(await self._store.load(missing, alone=alone))
 
     async def commit(self) -> None:
@@ -222,16 +233,41 @@ class UnitOfWork:
 
         Raises what `StoreTransaction.commit` raises, and StateMismatch.
         """
-        self.closed = True
-        self.changes.kept = self.states.changed()
-        self.changes.writes = [*self._drain(), *self.states.tables.items()]
-        committed = Changes()
+        changes, committed = self.seal(), Changes()
         try:
-            await self._store.commit(self.changes)
-            committed = self.changes
+            await self._store.commit(changes)
+            committed = changes
         finally:
             if self._committed is not None:
                 self._committed(committed)
+
+    def seal(self) -> Changes:
+        """End it and return its changes: if it has not ``begun``, another unit may `absorb` them.
+
+        Raises StateMismatch.
+        """
+        self.closed = True
+        self.changes.kept = self.states.changed()
+        self.changes.writes = [*self._drain(), *self.states.tables.items()]
+        return self.changes
+
+    def absorb(self, changes: Changes) -> None:
+        """Add changes of the same claim that were made elsewhere: a `seal`ed call's, or Oyez's own.
+
+        They become part of this commit as if the call had been one of this unit, with a key of its
+        own.
+        """
+        for wave, (sql, rows) in enumerate(changes.writes):
+            self._extend(sql, rows, wave)
+        names = {each.name for each in changes.announced if each.name is not None}
+        if names:
+            self._withdraw(lambda each: each.name in names)
+        own = self.changes
+        own.announced += changes.announced
+        own.settled += changes.settled
+        own.retried += changes.retried
+        own.dead += changes.dead
+        own.ring |= changes.ring
 
     async def rollback(self) -> None:
         """Undo everything. Safe at any time."""
@@ -251,6 +287,7 @@ class UnitOfWork:
     async def run(self, sql: str, sets: Sequence[Sequence[Any]]) -> Answer:
         """Run the queued writes, then this statement; see `StoreTransaction.run`."""
         self._check()
+        self.begun = True
         return await self._store.run(sql, sets, self._drain())
 
     async def savepoint(self, name: str) -> None:
@@ -291,17 +328,21 @@ class UnitOfWork:
             self._check()
         if sql is tables.ARM:
             self.changes.ring = True  # the owner of its place may be another process
+        self._extend(sql, (parameters,), wave)
+
+    def _extend(self, sql: str, sets: Sequence[Parameters], wave: int) -> None:
         waves = self._waves
         while wave >= len(waves):
             waves.append({})
         rows = waves[wave].get(sql)
         if rows is None:
-            waves[wave][sql] = [parameters]
+            waves[wave][sql] = [*sets]
         else:
-            rows.append(parameters)
+            rows += sets
 
     async def _fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         self._check()
+        self.begun = True
         return await self._store.fetch(sql, parameters, self._drain())
 
     def _withdraw(self, which: Callable[[Announcement], bool]) -> bool:
@@ -371,7 +412,7 @@ class Transaction:
     @property
     def time(self) -> str:
         """The start time of this transaction: RFC 3339, UTC."""
-        return self._unit._time
+        return self._unit.time
 
     def new_id(self) -> str:
         """Return a new UUIDv7, for a row or an order: repeatable in a test."""
@@ -445,7 +486,7 @@ class Transaction:
         announcement = unit._announcer.announce(
             event,
             self._origin,
-            unit._time,
+            unit.time,
             due,
             key,
             self._span or self.traceparent,

@@ -6,6 +6,7 @@ alone, since a parked event has a row already.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -69,17 +70,20 @@ class Execution:
         envelope: Envelope | None = None,
         position: Position | None = None,
         begun: bool = False,
+        returned: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Call the handler and commit its effects or, after an error, the event's retry or death.
 
         ``event`` has a ``seq`` if it is parked already. ``envelope`` is its envelope if decoded
         already; ``position`` is the lane's new position in the same commit; ``begun``: `begin` was
-        called. Raises Fenced, Superseded and StoreUnavailable, each with nothing changed.
+        called. ``returned`` is called when the handler has returned and its commit begins.
+        Raises Fenced, Superseded and StoreUnavailable, each with nothing changed.
         """
+        how = (handler, event, lane, envelope, position, begun, returned)
         for _ in range(CONFLICTS):
             with suppress(StateConflict):
-                return await self._attempt(handler, event, lane, envelope, position, begun)
-        return await self._attempt(handler, event, lane, envelope, position, begun, alone=True)
+                return await self._attempt(*how)
+        return await self._attempt(*how, alone=True)
 
     async def _attempt(
         self,
@@ -89,6 +93,7 @@ class Execution:
         envelope: Envelope | None,
         position: Position | None,
         begun: bool,
+        returned: Callable[[], None],
         *,
         alone: bool = False,
     ) -> Outcome:
@@ -97,8 +102,9 @@ class Execution:
         calls: list[Call] | None = [] if self._reports.calls else None
         try:
             await self._call(unit, handler, event, envelope, calls, alone)
+            returned()
             self._settle(unit.changes, event)
-            await lane.commit(unit, position)
+            await _commit(event, lane, unit, position)
         except (Fenced, Superseded, StoreUnavailable):
             raise
         except Exception as caught:  # noqa: BLE001 - a handler may raise anything
@@ -154,7 +160,7 @@ class Execution:
             event.due = result.due
             if event.seq:
                 changes.retried.append(event)
-                await lane.commit(changes, position)
+                await lane.share(changes)
             else:
                 await park(lane, [event], changes, position)
             signal = EventRetried(
@@ -189,7 +195,7 @@ class Execution:
                 )
             )
             self._commits.tell_sender(changes, event, kind, result.reason)
-            await lane.commit(changes, position)
+            await _commit(event, lane, changes, position)
             if event.seq:
                 lane.chains.remove(event.chain)
             signal = EventDead(
@@ -210,7 +216,7 @@ class Execution:
             "alone": alone,
         }
         event.history = [*event.history, started]
-        await lane.commit(Changes(claim=lane.claim, retried=[event]), None)
+        await lane.share(Changes(claim=lane.claim, retried=[event]))
 
     async def _call(
         self,
@@ -257,6 +263,12 @@ class Execution:
             changes.settled.append(event)
         else:
             changes.handled.append((event.event_id, event.source, event.handler))
+
+
+def _commit(
+    event: Parked, lane: Lane, work: UnitOfWork | Changes, position: Position | None
+) -> Awaitable[None]:
+    return lane.share(work) if event.seq else lane.commit(work, position)
 
 
 async def park(

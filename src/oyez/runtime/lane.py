@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from oyez.ambient import Ambient
 from oyez.errors import Fenced, StoreError
@@ -14,6 +14,7 @@ from oyez.ports import BEGINNING, Broker, Changes, Claim, Position
 from oyez.runtime.commits import Commits
 from oyez.runtime.loop import Bell
 from oyez.runtime.reports import Reports
+from oyez.runtime.sharing import SharedCommits
 from oyez.signals import ClaimLost
 from oyez.transaction import UnitOfWork
 
@@ -108,6 +109,7 @@ class Lane:
         self._reports = reports
         self._work = work
         self._saved = position
+        self._shared = SharedCommits(lambda: commits.unit(claim))
 
     @property
     def name(self) -> str:
@@ -164,6 +166,22 @@ class Lane:
             self._has_saved(position)
         if changes.parked:
             self._work.ring()
+
+    def share(self, work: UnitOfWork | Changes) -> Awaitable[None]:
+        """Commit the outcome of a parked event, in one transaction with others that wait for it.
+
+        What has read in a transaction of its own is committed alone. Awaited, it raises what
+        `StoreTransaction.commit` raises for this work alone.
+        """
+        if isinstance(work, UnitOfWork):
+            if work.begun:
+                return self.commit(work, None)
+            work = work.seal()
+        return self._shared.commit(work)
+
+    async def shared(self) -> None:
+        """Wait for the end of a commit that `share` has begun, whoever still waits for it."""
+        await self._shared.end()
 
     async def advance(self, position: Position | None) -> None:
         """Commit the position, unless it is None or committed already."""
