@@ -106,20 +106,25 @@ _OWNED = """oyez_inbox i join oyez_cursor c
 BLOCKED = f"""select chain, count(*) as parked from oyez_inbox
  where stream = :stream and partition = :partition and reader = :reader
   and state > {Inbox.HANDLED:d} group by chain"""
-NEXT_RETRY = f"""select min(due) as due from {_OWNED}
- where state = {Inbox.DUE:d} and handler = :handler and due > :now and c.owner = :owner"""
 OLDEST_RETRY = f"""select min(case when due = 0 then seen else due end) as due from {_OWNED}
  where state = {Inbox.DUE:d} and c.owner = :owner"""
 HASTEN = f"""update oyez_inbox set due = 0
  where state = {Inbox.DUE:d} and handler = :handler and due > :latest"""
-PARKED_HANDLERS = f"""with recursive found (handler) as (
+_PARKED = f"""with recursive found (handler) as (
   select min(handler) from oyez_inbox where state = {Inbox.DUE:d}
   union all
   select (select min(i.handler) from oyez_inbox i
    where i.state = {Inbox.DUE:d} and i.handler > found.handler)
-  from found where found.handler is not null)
- select handler from found where handler is not null"""
+  from found where found.handler is not null)"""
+PARKED_HANDLERS = f"{_PARKED} select handler from found where handler is not null"
 """The handlers that have parked events: one step in an index for each, however many events."""
+PARKED_TIMES = f"""{_PARKED} select handler,
+ (select min(i.due) from oyez_inbox i
+  where i.state = {Inbox.DUE:d} and i.handler = found.handler) as earliest,
+ (select min(i.due) from oyez_inbox i
+  where i.state = {Inbox.DUE:d} and i.handler = found.handler and i.due > :now) as coming
+ from found where handler is not null"""
+"""These handlers, whoever owns the events, with the earliest due time and the next after now."""
 DELETE_HANDLED = f"""delete from oyez_inbox where seq in
  (select seq from oyez_inbox where state = {Inbox.HANDLED:d} and seen < :then
   order by seq limit 1000) returning seq"""

@@ -447,6 +447,7 @@ async def test_at_any_size_the_reads_use_an_index(store: PostgresStore, database
             postgres._SEEN: (["1", "2"], ["/s", "/s"], ["h", "h"], ""),
             changes._SETTLED: (1.0, [3], ["s"], [3], ["3"], [""]),
             tables.PARKED_HANDLERS: (),
+            tables.PARKED_TIMES.replace(":now", "$1"): (50.0,),
         }
         await connection.execute("set plan_cache_mode = force_generic_plan")
         for sql, values in texts.items():

@@ -604,11 +604,6 @@ def _blocked(contents: Contents, asked: Parameters) -> list[Row]:
     return [{"chain": chain, "parked": count} for chain, count in counts.items()]
 
 
-def _next_retry(contents: Contents, asked: Parameters) -> list[Row]:
-    rows = [row for row in contents.owned(asked["owner"]) if row["handler"] == asked["handler"]]
-    return _least([row["due"] for row in rows if row["due"] > asked["now"]])
-
-
 def _oldest_retry(contents: Contents, asked: Parameters) -> list[Row]:
     return _least([row["due"] or row["seen"] for row in contents.owned(asked["owner"])])
 
@@ -616,6 +611,21 @@ def _oldest_retry(contents: Contents, asked: Parameters) -> list[Row]:
 def _parked_handlers(contents: Contents, asked: Parameters) -> list[Row]:
     rows = [row for row in contents.inbox if row["state"] == Inbox.DUE]
     return [{"handler": name} for name in sorted({row["handler"] for row in rows})]
+
+
+def _parked_times(contents: Contents, asked: Parameters) -> list[Row]:
+    found: dict[str, list[float]] = {}
+    for row in contents.inbox:
+        if row["state"] == Inbox.DUE:
+            found.setdefault(row["handler"], []).append(row["due"])
+    return [
+        {
+            "handler": name,
+            "earliest": min(times),
+            "coming": min((due for due in times if due > asked["now"]), default=None),
+        }
+        for name, times in sorted(found.items())
+    ]
 
 
 def _hasten(contents: Contents, asked: Parameters) -> list[Row]:
@@ -791,9 +801,9 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.CLAIM: _claim,
     tables.RELEASE: _release,
     tables.BLOCKED: _blocked,
-    tables.NEXT_RETRY: _next_retry,
     tables.OLDEST_RETRY: _oldest_retry,
     tables.PARKED_HANDLERS: _parked_handlers,
+    tables.PARKED_TIMES: _parked_times,
     tables.HASTEN: _hasten,
     tables.DELETE_HANDLED: _delete_handled,
     tables.OUTBOX_HEAD: _outbox_head,

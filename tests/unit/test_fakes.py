@@ -77,9 +77,9 @@ async def test_parked_chains_dead_letters_and_their_second_life(store: Store) ->
         await store.begin().commit(Changes(parked=[parked[0]], time=1.0))
     blocked = await store.fetch(tables.BLOCKED, PLACE)
     assert {row["chain"]: row["parked"] for row in blocked} == {"k": 2, None: 1}
-    asked = {"owner": "me", "handler": "h", "now": 1.0}
-    assert await store.fetch(tables.NEXT_RETRY, asked) == [{"due": 9.0}]
-    assert await store.fetch(tables.OLDEST_RETRY, asked) == [{"due": 1.0}]
+    times = await store.fetch(tables.PARKED_TIMES, {"now": 1.0})
+    assert times == [{"handler": "h", "earliest": 1.0, "coming": 9.0}]
+    assert await store.fetch(tables.OLDEST_RETRY, {"owner": "me"}) == [{"due": 1.0}]
     assert await store.fetch(tables.PARKED_HANDLERS, {}) == [{"handler": "h"}]
     (head,) = await store.due("me", "h", 1.0, 9)
     head.due, head.attempt, head.history = 5.0, 1, [{"attempt": 1, "error": "no"}]

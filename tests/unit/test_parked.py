@@ -10,9 +10,10 @@ from typing import Any
 
 import parts
 import pytest
+from fakes import ITEM
 from parts import STREAM, Parts
 
-from oyez import Context, Event, Retry, Service, Transaction
+from oyez import After, Context, Event, Retry, Service, Transaction, tables
 from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import StoreUnavailable
 from oyez.ports import Changes, Parked, Record
@@ -31,6 +32,10 @@ _DIED = """insert into oyez_cursor (stream, partition, position, owner, epoch)
 
 
 class Placed(Event, type="shop.placed", key="order"):
+    order: str
+
+
+class Told(Event, type="desk.told", key="order"):
     order: str
 
 
@@ -382,6 +387,50 @@ async def test_what_waits_for_its_turn_is_still_suspect(concurrency: int) -> Non
     await work.end()
 
 
+async def test_of_large_events_no_more_are_read_than_run() -> None:
+    office = Office(concurrency=2)
+    padding = " " * 6_000_000
+    large = [
+        parts.parked(f"e{n}", order, data=f'{{"order": "{order}"{padding}}}'.encode())
+        for n, order in enumerate("abcdefgh", 1)
+    ]
+    lane = await office.run(large[0])
+    assert office.written == ["a"]
+    office.held = {order: asyncio.Event() for order in "bcdefgh"}
+    asked: list[int] = []
+    due = office.store.due
+
+    async def note(owner: str, handler: str, now: float, limit: int) -> list[Parked]:
+        asked.append(limit)
+        return await due(owner, handler, now, limit)
+
+    office.store.due = note  # type: ignore[method-assign]
+    await lane.commit(Changes(claim=lane.claim, parked=large[1:]), None)
+    await office.ambient.advance(2.0)
+    assert asked == [2]
+    for event in office.held.values():
+        event.set()
+    await office.ambient.advance(2.0)
+    assert office.written == list("abcdefgh")
+    await office.end()
+
+
+async def test_a_partition_is_suspect_until_its_first_batch_is_parked() -> None:
+    """Nothing is due before that, and still each attempt is recorded."""
+    office = Office()
+    lane = await office.run(careful=True)
+    await office.ambient.advance(5.0)
+    assert lane.suspects
+    await office.batches(lane).take(parts.batch(parts.record(1, "a"), parts.record(2, "b")))
+    await office.ambient.advance(0.0)
+    began = [one.retried for one in office.store.commits if one.retried]
+    assert [event.history[-1]["error"] for event in began[0]] == [DIED, DIED]
+    assert office.written == ["a", "b"]
+    await office.ambient.advance(5.0)
+    assert not lane.suspects
+    await office.end()
+
+
 def _parked(order: str, history: list[dict[str, Any]]) -> Parked:
     headers = {
         "specversion": "1.0",
@@ -405,3 +454,289 @@ def _parked(order: str, history: list[dict[str, Any]]) -> Parked:
         headers=headers,
         data=b'{"order":"%s"}' % order.encode(),
     )
+
+
+# -- commits that events share ---------------------------------------------------------------------
+
+
+class Office(Parts):
+    """A service whose handler leaves a write and an event to the commit at its end."""
+
+    def __init__(self, concurrency: int = 32) -> None:
+        self.calls: list[str] = []
+        self.held: dict[str, asyncio.Event] = {}
+        self.bad: set[str] = set()
+        """Orders that write what the order ``a`` does, which breaks a constraint."""
+        service = Service("desk", publishes=(Told,))
+
+        @service.on(parts.Placed, concurrency=concurrency, retry=Retry(jitter=0.0))
+        async def take(event: parts.Placed, after: After) -> Told:
+            self.calls.append(event.order)
+            if event.order in self.held:
+                await self.held[event.order].wait()
+            after.execute(ITEM, id="a" if event.order in self.bad else event.order)
+            return Told(order=event.order)
+
+        super().__init__(service)
+
+    async def run(self, *events: Parked, **lane: Any) -> Lane:
+        """Begin with these events parked."""
+        await self.park(*events)
+        one = await self.lane(**lane)
+        self.parked.start()
+        await self.ambient.advance(0.0)
+        return one
+
+    async def end(self) -> None:
+        """Stop, and cancel what runs."""
+        stopping = asyncio.ensure_future(self.parked.stop(0.0))
+        await self.ambient.advance(0.0)
+        await stopping
+
+    @property
+    def settling(self) -> list[list[str]]:
+        """The events that each commit settled, by id."""
+        return [[e.event_id for e in one.settled] for one in self.store.commits if one.settled]
+
+    @property
+    def written(self) -> list[str]:
+        """What handlers wrote, in order of the ids."""
+        return sorted(parameters["id"] for _, parameters in self.store.written)
+
+    @property
+    def told(self) -> list[str]:
+        """The orders of the announced events."""
+        return sorted(row["key"] for row in self.store.announced)
+
+
+async def test_events_that_end_together_share_a_commit() -> None:
+    office = Office()
+    lane = await office.run(*_events("abcd"))
+    assert [sorted(group) for group in office.settling] == [["e1", "e2", "e3", "e4"]]
+    assert office.written == office.told == list("abcd")
+    assert office.store.waiting == []
+    assert lane.chains.total == 0
+    await office.end()
+
+
+async def test_those_that_end_during_a_commit_are_the_next_one() -> None:
+    office = Office()
+    office.held = {"a": asyncio.Event(), "b": asyncio.Event(), "c": asyncio.Event()}
+    hold = office.store.faults.hold("commit", when=lambda changes: bool(changes.settled))
+    await office.run(*_events("abcd"))
+    assert hold.reached.is_set()
+    for event in office.held.values():
+        event.set()
+        await office.ambient.advance(0.0)
+    assert office.settling == []
+    hold.release.set()
+    await office.ambient.advance(0.0)
+    assert office.settling == [["e4"], ["e1", "e2", "e3"]]
+    await office.end()
+
+
+async def test_one_that_can_not_be_committed_takes_no_other_along() -> None:
+    """Two of eight break a constraint; all others' effects are there once, theirs are not."""
+    office = Office()
+    office.bad = {"c", "g"}
+    await office.run(*_events("abcdefgh"))
+    assert office.written == office.told == list("abdefh")
+    waiting = {row["key"]: row for row in office.store.waiting}
+    assert {key: row["attempt"] for key, row in waiting.items()} == {"c": 1, "g": 1}
+    assert all("item a is there" in row["history"][0]["error"] for row in waiting.values())
+    assert sorted(office.calls) == list("abcdefgh"), "nothing is called again for that"
+    office.bad = set()
+    await office.ambient.advance(1.0)
+    assert office.written == office.told == list("abcdefgh")
+    assert office.store.waiting == []
+    await office.end()
+
+
+async def test_one_that_was_settled_meanwhile_takes_no_other_along() -> None:
+    office = Office()
+    office.held = {order: asyncio.Event() for order in "abc"}
+    lane = await office.run(*_events("abc"))
+    other = next(e for e in await office.store.due("me", "take", 1e12, 9) if e.key == "b")
+    await office.store.begin().commit(Changes(claim=lane.claim, settled=[other]))
+    for event in office.held.values():
+        event.set()
+    await office.ambient.advance(1.0)
+    assert office.written == office.told == ["a", "c"]
+    assert office.heard == []
+    await office.end()
+
+
+async def test_a_fenced_commit_leaves_all_its_events_as_they_were() -> None:
+    office = Office()
+    office.held = {order: asyncio.Event() for order in "abc"}
+    lane = await office.run(*_events("abc"))
+    office.store.take_over(STREAM)
+    for event in office.held.values():
+        event.set()
+    await office.ambient.advance(60.0)
+    assert lane.fenced
+    assert (office.written, office.told) == ([], [])
+    assert len(office.store.waiting) == 3
+    assert sorted(office.calls) == list("abc")
+    await office.end()
+
+
+async def test_a_store_that_is_down_is_reported_once_for_a_shared_commit() -> None:
+    office = Office()
+    down = StoreUnavailable("disk full")
+    office.store.faults.fail("commit", down, when=lambda changes: bool(changes.settled))
+    await office.run(*_events("abcd"))
+    await office.ambient.advance(5.0)
+    assert office.written == office.told == list("abcd")
+    assert sorted(office.calls) == list("aabbccdd")
+    assert [trouble.error for trouble in office.signals(Trouble)] == ["disk full"]
+    await office.end()
+
+
+async def test_calls_that_wait_are_no_more_than_allowed_until_they_are_committed() -> None:
+    """What they did outside would be done again if the process died before."""
+    office = Office(concurrency=2)
+    office.held = {order: asyncio.Event() for order in "abcd"}
+    hold = office.store.faults.hold("commit", when=lambda changes: bool(changes.settled))
+    await office.run(*_events("abcd"))
+    assert office.calls == ["a", "b"]
+    for event in office.held.values():
+        event.set()
+    await office.ambient.advance(5.0)
+    assert hold.reached.is_set()
+    assert office.calls == ["a", "b"]
+    hold.release.set()
+    await office.ambient.advance(1.0)
+    assert office.calls == list("abcd")
+    await office.end()
+
+
+async def test_calls_that_return_at_once_need_no_place() -> None:
+    office = Office(concurrency=1)
+    hold = office.store.faults.hold("commit", when=lambda changes: bool(changes.settled))
+    await office.run(*_events("abcdef"))
+    assert office.calls == list("abcdef")
+    hold.release.set()
+    await office.ambient.advance(0.0)
+    assert office.written == list("abcdef")
+    await office.end()
+
+
+async def test_attempts_that_may_kill_the_process_are_recorded_together_before_they_begin() -> None:
+    office = Office()
+    began: list[tuple[list[str], list[str]]] = []
+
+    def note(changes: Changes) -> bool:
+        if changes.retried:
+            began.append((sorted(e.event_id for e in changes.retried), [*office.calls]))
+        return False
+
+    office.store.faults.fail("commit", ValueError(), when=note)
+    await office.run(*_events("abcd"), suspects=True)
+    assert began == [(["e1", "e2", "e3", "e4"], [])]
+    assert sorted(office.calls) == list("abcd")
+    assert [sorted(group) for group in office.settling] == [["e1", "e2", "e3", "e4"]]
+    await office.end()
+
+
+async def test_suspects_beyond_the_concurrency_are_recorded_and_wait_for_their_turn() -> None:
+    office = Office(concurrency=2)
+    office.held = {order: asyncio.Event() for order in "abcdef"}
+    await office.run(*_events("abcdef"), suspects=True)
+    assert [row["history"][0]["error"] for row in office.store.waiting] == [DIED] * 6
+    assert office.calls == ["a", "b"]
+    office.held["a"].set()
+    await office.ambient.advance(0.0)
+    assert office.calls == ["a", "b", "c"]
+    await office.end()
+    assert office.calls == ["a", "b", "c"]
+    assert office.written == ["a"]
+
+
+async def test_events_that_fail_together_share_the_commit_of_their_retries() -> None:
+    office = Office()
+    parked = [parts.parked(f"e{n}", data=b'{"order": 7}') for n in (1,)]
+    parked += [parts.parked(f"e{n}", order, data=b"{}") for n, order in enumerate("bcd", 2)]
+    await office.run(*parked)
+    letters = [[letter.event_id for letter in one.dead] for one in office.store.commits if one.dead]
+    assert [sorted(group) for group in letters] == [["e1", "e2", "e3", "e4"]]
+    assert office.store.waiting == []
+    await office.end()
+
+
+async def test_what_was_read_before_the_partition_changed_hands_does_not_run() -> None:
+    """It came back meanwhile: what was read may be older than what the store has."""
+    office = Office(concurrency=1)
+    office.held = {"a": asyncio.Event()}
+    await office.run(*_events("abc"))
+    assert office.calls == ["a"]
+    (stale,) = [e for e in await office.store.due("me", "take", 1e12, 9) if e.key == "b"]
+    office.store.take_over(STREAM)
+    office.store.take_over(STREAM, owner="me")
+    lane = await office.lane()
+    stale.attempt, stale.due = 3, office.ambient.now() + 10.0
+    await lane.commit(Changes(claim=lane.claim, retried=[stale]), None)
+    down = StoreUnavailable("full")  # so that nobody notices in time
+    office.store.faults.fail("commit", down, when=lambda changes: bool(changes.settled))
+    office.held.pop("a").set()
+    await office.ambient.advance(5.0)
+    assert sorted(office.calls) == ["a", "a", "c"]
+    assert [row["attempt"] for row in office.store.waiting] == [3]
+    await office.ambient.advance(10.0)
+    assert office.store.waiting == []
+    assert office.written == list("abc")
+    await office.end()
+
+
+async def test_stopped_it_waits_for_the_commit_that_has_begun() -> None:
+    office = Office()
+    hold = office.store.faults.hold("commit", when=lambda changes: bool(changes.settled))
+    await office.run(*_events("ab"))
+    stopping = asyncio.ensure_future(office.parked.stop(0.0))
+    await office.ambient.advance(1.0)
+    assert not stopping.done()
+    hold.release.set()
+    await office.ambient.advance(0.0)
+    assert stopping.done()
+    assert office.written == office.told == ["a", "b"]
+    assert office.store.waiting == []
+
+
+async def test_a_later_event_takes_the_place_of_one_of_its_name_in_the_same_commit() -> None:
+    service = Service("desk", publishes=(Told,))
+
+    @service.on(parts.Placed)
+    async def take(event: parts.Placed, after: After) -> None:
+        after.publish(Told(order=event.order), delay=60.0, name="reminder")
+
+    desk = Parts(service)
+    await desk.park(*_events("ab"))
+    await desk.lane()
+    desk.parked.start()
+    await desk.ambient.advance(0.0)
+    assert [row["key"] for row in desk.store.announced] == ["b"]
+    (settled,) = [one.announced for one in desk.store.commits if one.settled]
+    assert len(settled) == 1
+    stopping = asyncio.ensure_future(desk.parked.stop(0.0))
+    await desk.ambient.advance(0.0)
+    await stopping
+
+
+async def test_an_event_alone_costs_one_look_and_no_other() -> None:
+    """Nothing stands behind it, and all that was due was read."""
+    office = Office()
+    lane = await office.run()
+    asked: list[str] = []
+
+    def note(statement: str) -> bool:
+        asked.append(statement)
+        return False
+
+    await office.ambient.advance(0.5)
+    for call in ("fetch", "due"):
+        office.store.faults.fail(call, ValueError(), when=note)
+    await lane.commit(Changes(claim=lane.claim, parked=_events("a")), None)
+    await office.ambient.advance(0.1)
+    assert office.written == ["a"]
+    assert asked == [tables.PARKED_TIMES, "take"]
+    await office.end()

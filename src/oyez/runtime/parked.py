@@ -1,13 +1,16 @@
 """Runs parked events when they are due: retries, and handlers without a transaction.
 
 They run beside the lanes, concurrently across keys and in order within a key: the store returns
-only the first event of each chain, and the commit that settles it releases the next.
+only the first event of each chain, and the commit that settles it releases the next. Many are read
+at once, and those that end together share a commit (`oyez.runtime.sharing`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 from oyez import tables
 from oyez.ambient import Ambient
@@ -19,14 +22,70 @@ from oyez.runtime.handlers import Handlers
 from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Bell, Loop
 from oyez.runtime.reports import Reports
-from oyez.runtime.retry import Dead, longest
+from oyez.runtime.retry import Dead, RetryAt, longest
 
 POLL = 1.0
 """Seconds between two queries of the store unless the bell rings."""
+AHEAD = 512
+"""The limit of a handler's events that are read at once, unless ``concurrency`` is more."""
+FIRST = 32
+"""The same as long as their size is not known."""
+BYTES = 8_388_608
+"""The limit of their data, as far as ``concurrency`` allows."""
+SUSPECTS = 128
+"""The same of events that may kill the process: after it died, each of these runs alone."""
 DEATHS = 3
 """The number of deaths of the process during attempts at one event alone that make it dead."""
 PAUSE = 1.0
 """Seconds after which an event that the store could not settle is due again."""
+
+
+class Run:
+    """One event that was read, until it is settled here or its attempt has ended otherwise."""
+
+    __slots__ = ("lane", "line", "parked", "returned", "seated", "task", "waits")
+
+    def __init__(self, line: Line, parked: Parked, lane: Lane) -> None:
+        self.line = line
+        self.parked = parked
+        self.lane = lane
+        self.task: asyncio.Task[None] | None = None
+        self.seated = False
+        """Whether it counts as a concurrent call."""
+        self.returned = False
+        """Whether its handler has returned, so that only its commit is left."""
+        self.waits = False
+        """Whether it counts until it has ended: its handler did not return at once."""
+
+
+class Line:
+    """The events of one handler that were read: those that wait for their turn, and their number.
+
+    A call that waits for something counts as running until its outcome is committed, so that no
+    more than ``concurrency`` calls can be made in vain. One that returns at once does not: it
+    shares a commit with as many others as were read.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.ready: deque[Run] = deque()
+        self.held = 0
+        """The number of those that wait or run."""
+        self.busy = 0
+        """The number of calls that count as running."""
+        self.waiting: deque[asyncio.Future[None]] = deque()
+        """Events that have begun and wait until they may be called."""
+        self.ahead = max(handler.concurrency, FIRST)
+        """The number of events to read at once."""
+        self.low = 0
+        """The number of held ones at which more are read."""
+        self.more = False
+        """Whether the store may have events that are due and were not read."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may begin."""
+        return self.busy < self.handler.concurrency
 
 
 class ParkedEvents:
@@ -54,8 +113,15 @@ class ParkedEvents:
         self._reports = reports
         self._work = work
         self._loop = Loop("parked events", self._look, ambient, reports.trouble, bell=work)
-        self._running: dict[int, tuple[Parked, asyncio.Task[None]]] = {}
+        self._lines = {handler.name: Line(handler) for handler in handlers}
+        self._held: dict[int, Run] = {}
+        """The events that were read and have not ended, by ``seq``."""
+        self._running: dict[int, Run] = {}
+        """Those of them that have begun."""
         self._ended: set[int] = set()
+        self._orphans = -POLL
+        """The time of the last look for events without a handler, on the monotonic clock."""
+        self._reported: StoreError | None = None
         self._suspects: dict[int, bool] = {}
         """The running events that may kill the process, each with whether it runs alone."""
         self._survived: dict[int, float] = {}
@@ -70,15 +136,12 @@ class ParkedEvents:
     async def stop(self, grace: float) -> None:
         """Start no more events; cancel the running ones after ``grace`` seconds."""
         await self._loop.cancel()
-        await self._end([task for _, task in self._running.values()], grace)
+        await self._end(list(self._running.values()), grace)
 
     async def drain(self, stream: str, partition: int, grace: float) -> None:
         """Wait at most ``grace`` seconds for the running events of a partition no longer read."""
-        mine = [
-            task
-            for parked, task in self._running.values()
-            if (parked.stream, parked.partition) == (stream, partition)
-        ]
+        place = (stream, partition)
+        mine = [run for run in self._running.values() if _place(run.parked) == place]
         await self._end(mine, grace)
 
     @property
@@ -86,7 +149,8 @@ class ParkedEvents:
         """The number of running events."""
         return len(self._running)
 
-    async def _end(self, tasks: list[asyncio.Task[None]], grace: float) -> None:
+    async def _end(self, runs: list[Run], grace: float) -> None:
+        tasks = [run.task for run in runs if run.task is not None]
         if not tasks:
             return
         try:
@@ -96,42 +160,75 @@ class ParkedEvents:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        for lane in {id(run.lane): run.lane for run in runs}.values():
+            await lane.shared()
+
+    # -- reading -----------------------------------------------------------------------------------
 
     async def _look(self) -> float:
-        """Start due events; return the seconds until the next query."""
+        """Read due events and start them; return the seconds until the next query."""
         now = self._ambient.now()
         wait = POLL
-        # Of what runs, or stands behind it, nobody knows yet whether it kills the process.
-        running = {(parked.stream, parked.partition) for parked, _ in self._running.values()}
-        quiet = self._lanes.keys() - running
+        # Of what was read, or stands behind it, nobody knows yet whether it kills the process.
+        quiet = self._lanes.keys() - {_place(run.parked) for run in self._held.values()}
         self._waiting, self._refused = self._refused, False
-        for handler in self._handlers:
-            # An event that is settled during the query may still be in its result.
-            self._ended.clear()
-            busy = sum(parked.handler == handler.name for parked, _ in self._running.values())
-            if busy >= handler.concurrency:
-                quiet.clear()
-            else:
-                limit = handler.concurrency
-                due = await self._store.due(self._owner, handler.name, now, limit)
-                if len(due) == limit:
-                    quiet.clear()
-                for parked in due:
-                    quiet.discard((parked.stream, parked.partition))
-                    if parked.seq in self._running or parked.seq in self._ended:
-                        continue
-                    if busy < handler.concurrency:
-                        busy += self._begin(handler, parked)
-            asked = {"handler": handler.name, "now": now, "owner": self._owner}
-            (row,) = await self._store.fetch(tables.NEXT_RETRY, asked)
-            if row["due"] is not None:
-                wait = min(wait, await self._until(handler, row["due"], now))
-        await self._bury_orphans(now)
+        orphans = []
+        for row in await self._store.fetch(tables.PARKED_TIMES, {"now": now}):
+            line = self._lines.get(row["handler"])
+            if line is None:
+                orphans.append(row["handler"])
+                continue
+            if row["earliest"] <= now:
+                await self._read(line, now, quiet)
+            if row["coming"] is not None:
+                wait = min(wait, await self._until(line.handler, row["coming"], now))
+        if orphans and self._orphans + POLL <= self._ambient.monotonic():
+            self._orphans = self._ambient.monotonic()
+            await self._bury(orphans, now)
         for place in quiet:
             lane = self._lanes.get(place)
-            if lane is not None:
+            if lane is not None and not lane.careful:  # else its suspects are still to be parked
                 lane.suspects = False
         return max(wait, 0.0)
+
+    async def _read(self, line: Line, now: float, quiet: set[tuple[str, int]]) -> None:
+        """Read due events of a handler; take from ``quiet`` the places that may have some."""
+        limit = self._limit(line)
+        if line.held > line.low:
+            quiet.clear()
+            line.more = True
+            return
+        lanes = dict(self._lanes)
+        # An event that is settled during the query may still be in its result.
+        self._ended.clear()
+        line.more = False
+        due = await self._store.due(self._owner, line.handler.name, now, limit)
+        if len(due) == limit:
+            line.more = True
+            quiet.clear()
+        if due:
+            average = sum(len(parked.data or b"") for parked in due) // len(due) + 1
+            line.ahead = max(line.handler.concurrency, min(AHEAD, BYTES // average))
+        for parked in due:
+            place = _place(parked)
+            quiet.discard(place)
+            if parked.seq in self._held or parked.seq in self._ended:
+                continue
+            lane = lanes.get(place)
+            if lane is not None:
+                run = self._held[parked.seq] = Run(line, parked, lane)
+                line.ready.append(run)
+                line.held += 1
+        self._fill(line)
+
+    def _limit(self, line: Line) -> int:
+        """Return how many due events of a handler to ask for, those included that were read."""
+        concurrency = line.handler.concurrency
+        ahead = line.ahead
+        if any(lane.suspects for lane in self._lanes.values()):
+            ahead = max(concurrency, min(SUSPECTS, ahead))
+        line.low = ahead // 2
+        return line.held + ahead
 
     async def _until(self, handler: Handler, due: float, now: float) -> float:
         """Return the seconds until the next retry; 0 for one that a clock set back would delay."""
@@ -142,14 +239,11 @@ class ParkedEvents:
         await self._store.begin().commit(Changes(writes=hasten, time=now))
         return 0.0
 
-    async def _bury_orphans(self, now: float) -> None:
+    async def _bury(self, names: list[str], now: float) -> None:
         """Make dead letters of events whose handler no longer exists, so that they block no key."""
-        for row in await self._store.fetch(tables.PARKED_HANDLERS, {}):
-            name = row["handler"]
-            if name in self._handlers:
-                continue
+        for name in names:
             for parked in await self._store.due(self._owner, name, now, 100):
-                lane = self._lanes.get((parked.stream, parked.partition))
+                lane = self._lanes.get(_place(parked))
                 mine = lane is not None and lane.claim.reader == parked.reader
                 if lane is not None and mine and not lane.fenced:
                     error = OyezError(
@@ -158,44 +252,130 @@ class ParkedEvents:
                     )
                     await self._execution.record(parked, lane, Dead(str(error)), error)
 
-    def _begin(self, handler: Handler, parked: Parked) -> bool:
-        lane = self._lanes.get((parked.stream, parked.partition))
-        if lane is None or lane.takes_no_more or self._loop.ending:
+    # -- running -----------------------------------------------------------------------------------
+
+    def _fill(self, line: Line) -> None:
+        """Start as many of a handler's events as it allows."""
+        begun = []
+        while line.ready and (line.has_room or line.ready[0].lane.suspects):
+            run = line.ready.popleft()
+            if not self._begin(run):
+                self._release(run)
+            elif run.seated:
+                begun.append(run)
+        if begun:
+            self._note(begun)
+
+    def _begin(self, run: Run) -> bool:
+        parked, lane = run.parked, run.lane
+        # It may have changed hands since it was read, and come back.
+        if self._lanes.get(_place(parked)) is not lane or lane.takes_no_more or self._loop.ending:
             return False
-        survived = self._survived.get(parked.seq)
-        if any(entry["error"] == DIED and entry["at"] == survived for entry in parked.history[-1:]):
-            parked.history.pop()  # the process lives: the store alone failed
-        if lane.suspects and not self._may_run(parked):
-            return False
-        task = asyncio.create_task(self._settle(handler, parked, lane), name=f"event {parked.seq}")
-        self._running[parked.seq] = (parked, task)
-        task.add_done_callback(lambda _: self._done(parked))
+        if self._survived:
+            survived = self._survived.get(parked.seq)
+            last = parked.history[-1:]
+            if any(entry["error"] == DIED and entry["at"] == survived for entry in last):
+                parked.history.pop()  # the process lives: the store alone failed
+        if lane.suspects:
+            if not self._may_run(parked):
+                return False
+        else:
+            run.seated = True
+            run.line.busy += 1
+        run.task = asyncio.create_task(self._settle(run), name=f"event {parked.seq}")
+        self._running[parked.seq] = run
+        run.task.add_done_callback(lambda _: self._done(run))
         return True
 
-    def _done(self, parked: Parked) -> None:
-        del self._running[parked.seq]
-        self._suspects.pop(parked.seq, None)
-        self._ended.add(parked.seq)
-        self._work.ring()
+    async def _seat(self, run: Run) -> None:
+        """Wait until the handler may be called for one that has begun without a place."""
+        line = run.line
+        if line.has_room:
+            line.busy += 1
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            line.waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._leave(line)
+                raise
+        run.seated = True
+        self._note([run])
 
-    async def _settle(self, handler: Handler, parked: Parked, lane: Lane) -> None:
+    def _note(self, called: list[Run]) -> None:
+        """Note which of these wait for something, after the first step of each."""
+
+        def note() -> None:
+            for run in called:
+                run.waits = not run.returned
+            self._fill(called[0].line)
+
+        asyncio.get_running_loop().call_soon(note)
+
+    def _leave(self, line: Line) -> None:
+        """Give up a place, to the first that waits for one."""
+        while line.waiting:
+            turn = line.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        line.busy -= 1
+
+    def _returned(self, run: Run) -> None:
+        run.returned = True
+        if run.seated and not run.waits:
+            run.seated = False
+            self._leave(run.line)
+
+    def _done(self, run: Run) -> None:
+        line, seq = run.line, run.parked.seq
+        if run.seated:
+            self._leave(line)
+        del self._running[seq]
+        self._suspects.pop(seq, None)
+        self._ended.add(seq)
+        self._release(run)
+        self._fill(line)
+        if line.more and line.held <= line.low:
+            self._work.ring()
+
+    def _release(self, run: Run) -> None:
+        del self._held[run.parked.seq]
+        run.line.held -= 1
+
+    async def _settle(self, run: Run) -> None:
+        parked, lane = run.parked, run.lane
+        behind = True
         try:
-            begun = lane.suspects
+            begun = not run.seated
             if begun:
                 if await self._killed_too_often(parked, lane):
                     return
                 alone = self._suspects.get(parked.seq, False)
                 await self._execution.begin(parked, lane, alone=alone)
                 self._survived[parked.seq] = parked.history[-1]["at"]
-            await self._execution.attempt(handler, parked, lane, begun=begun)
+            if not run.seated:
+                await self._seat(run)
+            outcome = await self._execution.attempt(
+                run.line.handler, parked, lane, begun=begun, returned=partial(self._returned, run)
+            )
             self._survived.pop(parked.seq, None)
+            chain = parked.chain
+            blocked = chain is not None and chain in lane.chains
+            behind = blocked or isinstance(outcome, RetryAt) or lane.suspects
         except Superseded:
             return
         except Fenced:
             lane.fenced = True
         except StoreError as error:
-            self._reports.trouble("parked events", error)
+            if error is not self._reported:  # those of one commit have one error
+                self._reported = error
+                self._reports.trouble("parked events", error)
             await self._ambient.sleep(PAUSE)  # its row is unchanged: it is due again
+        finally:
+            run.line.more |= behind
 
     # -- events that may kill their process -------------------------------------------------------
 
@@ -223,3 +403,7 @@ class ParkedEvents:
         error = OyezError(f"{DIED}, {died} times while nothing else was suspect")
         await self._execution.record(parked, lane, Dead(str(error)), error)
         return True
+
+
+def _place(parked: Parked) -> tuple[str, int]:
+    return parked.stream, parked.partition
