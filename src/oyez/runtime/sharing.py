@@ -17,6 +17,8 @@ from oyez.transaction import UnitOfWork
 
 LIMIT = 256
 """The number of events that share a commit, at most: as many as a lane's batch."""
+TURNS = 4
+"""The limit of turns of the event loop before a commit: each may hold calls that take long."""
 
 Entry = tuple[Changes, "asyncio.Future[None]"]
 """Changes, and who waits for their commit."""
@@ -59,10 +61,11 @@ class SharedCommits:
             raise
 
     async def _gather(self) -> None:
-        """Let the event loop turn as long as each turn brings more; it waits for nothing else."""
-        known = 0
-        while known < len(self._waiting) < LIMIT:
+        """Let the event loop turn a few times, as long as each turn brings more."""
+        known = turns = 0
+        while known < len(self._waiting) < LIMIT and turns < TURNS:
             known = len(self._waiting)
+            turns += 1
             await asyncio.sleep(0)
 
     async def _commit(self, entries: list[Entry]) -> None:
