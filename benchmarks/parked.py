@@ -86,10 +86,11 @@ async def run(here: Surroundings) -> Report:
         ):
             way = Way("oyez", partial(_from_backlog, here, store, make, events))
             rows += await interleave(f"{name}, {case}", [way], rounds)
-    backlog = make_records(here, here.pick(1_000, 20_000))
+    backlog = here.pick(1_000, 20_000)
+    events = make_records(here, backlog + 300 * INFLOW)
     for name, store in stores.items():
-        way = Way("oyez", partial(_after_outage, here, store, backlog))
-        rows += await interleave(f"{name}, outage of {len(backlog):,}", [way], 1)
+        way = Way("oyez", partial(_after_outage, here, store, events, backlog))
+        rows += await interleave(f"{name}, outage of {backlog:,}", [way], 1)
     return Report(
         benchmark="parked",
         about="parked events handled a second, and a second of CPU; above 1 is faster",
@@ -176,21 +177,23 @@ async def _work_off(
 
 
 async def _after_outage(
-    here: Surroundings, connect_store: Callable[[], Store], records: list[Record]
+    here: Surroundings, connect_store: Callable[[], Store], records: list[Record], backlog: int
 ) -> Figures:
     store = connect_store()
     await empty(store, _SCHEMA)
     folder = here.fresh("broker")
-    await fill(here, folder, records)
+    await fill(here, folder, records[:backlog])
     broker = EmbeddedBroker(folder / "events.db", here.ambient)
-    added = [*records]
+    added = backlog
     over = asyncio.Event()
 
     async def inflow() -> None:
-        while not over.is_set():
-            more = make_records(here, len(added) + INFLOW // 10)[len(added) :]
-            await broker.publish(more)
-            added.extend(more)
+        nonlocal added
+        while not over.is_set() and added < len(records):
+            wanted = backlog + int((time.perf_counter() - start) * INFLOW)
+            if added < wanted:
+                await broker.publish(records[added:wanted])
+                added = min(wanted, len(records))
             await asyncio.sleep(0.1)
 
     calls = Calls()
@@ -199,13 +202,13 @@ async def _after_outage(
     await process.start()
     coming = asyncio.create_task(inflow())
     # What came in meanwhile counts: the backlog is gone when the service keeps up again.
-    while calls.made < len(added) - INFLOW // 5:
+    while calls.made < added - INFLOW // 5:
         await asyncio.sleep(0.01)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     over.set()
     await coming
-    await _until_handled(store, calls, len(added))
-    await _check(store, added)
+    await _until_handled(store, calls, added)
+    await _check(store, records[:added])
     await process.drain()
     return {"seconds": seconds, "CPU s": cpu}
 
