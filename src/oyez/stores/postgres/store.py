@@ -61,10 +61,12 @@ _IDLE = f"idle_in_transaction_session_timeout = {(HOLD + 5) * 1000:.0f}"
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 _history = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
-_SEEN = """select i.event_id, i.source, i.handler
+_SEEN = """select e.event_id, e.source, e.handler
  from unnest($1::text[], $2::text[], $3::text[]) e (event_id, source, handler)
- join oyez_inbox i on i.event_id = e.event_id and i.source = e.source and i.handler = e.handler
-  and i.reader = $4"""
+ cross join lateral (select from oyez_inbox i where i.event_id = e.event_id
+  and i.source = e.source and i.handler = e.handler and i.reader = $4 limit 1) i"""
+"""The limit makes it a look in the index for each: as a join, a plan made while the inbox was
+empty would go on to scan all of it."""
 _OUTBOX = f"""select seq, due, stream, key, headers, data from (
   (select * from oyez_outbox where due = 0 and seq > $1 and state = {Outbox.WAITING:d}
    order by seq limit $3)
