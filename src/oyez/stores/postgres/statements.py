@@ -8,7 +8,7 @@ text or truncated.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from oyez.postgresql import Connection
 
 _SHOWN = 80
 """Characters of a statement that an error shows."""
-_WHOLE = frozenset(("int2", "int4", "int8", "oid"))
+WHOLE = frozenset(("int2", "int4", "int8", "oid"))
 
 _TOKEN = re.compile(
     r"""
@@ -49,15 +49,18 @@ class Statement(NamedTuple):
 def numbered(sql: str) -> Statement:
     """Return the statement with its parameters numbered, each name with one number."""
     names: dict[str, int] = {}
-
-    def number(match: re.Match[str]) -> str:
-        name = match["name"]
-        if name is None:
-            return match[0]
-        return f"${names.setdefault(name, len(names) + 1)}"
-
-    text = _TOKEN.sub(number, sql)
+    text = replaced(sql, lambda name: f"${names.setdefault(name, len(names) + 1)}")
     return Statement(text, tuple(names), sql)
+
+
+def replaced(sql: str, place: Callable[[str], str]) -> str:
+    """Return the statement with each ``:name`` replaced by ``place`` of the name."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        return match[0] if name is None else place(name)
+
+    return _TOKEN.sub(replace, sql)
 
 
 async def write(connection: Connection, writes: Writes) -> None:
@@ -129,7 +132,7 @@ async def _refuse_fractions(
     if found:
         types = await _types(connection, statement)
         for place in sorted(found):
-            if types[place] in _WHOLE:
+            if types[place] in WHOLE:
                 raise StoreRefused(_misfit(statement, place, 0.5, types[place]))
 
 

@@ -36,6 +36,7 @@ from oyez.postgresql import Connection, Listener, PostgresServer, ServerOptions
 from oyez.stores.postgres import schema
 from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text
 from oyez.stores.postgres.lease import Deaths, Lease, leave
+from oyez.stores.postgres.routine import Routine
 from oyez.stores.postgres.state import load
 from oyez.stores.postgres.statements import answer, query, write
 from oyez.tables import Inbox, Outbox, halves, reserved
@@ -127,11 +128,14 @@ class PostgresStore:
             endpoint,
             ambient,
             msgspec.structs.replace(options, connections=options.connections - reads),
-            session=f"{path}; set {_IDLE}",
+            session=(
+                f"{path}; set {_IDLE}; set default_transaction_isolation = 'read committed'"
+            ),
         )
         self.turn = asyncio.Lock()
         """Held by the exclusive transaction of this process, or the one that waits to be."""
         self._key = schema.lock_key("store", options.schema)
+        self._routine = Routine(self._lock_text())
         self._channel = f"oyez_{sha256(options.schema.encode()).hexdigest()[:16]}"
         self._name = f"{ambient.bits(64):016x}"
         self._listener = Listener(self._reads, self._channel, self._heard, self._called_back)
@@ -276,6 +280,15 @@ class PostgresStore:
             parts.append(then)
         return "; ".join(parts)
 
+    def _lock_text(self) -> str:
+        """Return what `begin_text` does for a transaction beside others, in PL/pgSQL."""
+        if not self.alone:
+            return ""
+        return (
+            f"perform pg_advisory_xact_lock_shared({self._key});\n"
+            f"perform set_config('lock_timeout', '{LOCK_WAIT * 1000:.0f}', true);"
+        )
+
     async def commit(self, changes: Changes) -> None:
         """Commit a transaction without reads."""
         # A claim's row serializes the commits of its chains; without one they need exclusivity.
@@ -296,6 +309,11 @@ class PostgresStore:
         then = "" if claim is None else fence_text(claim, changes.position)
         connection = await self.server.acquire()
         try:
+            if not (exclusive or self.server.pooled) and await self._routine.commit(
+                connection, changes
+            ):
+                self.server.release(connection, sound=True)
+                return
             done = await connection.execute(self.begin_text(exclusive=exclusive, then=then))
             if claim is not None:
                 check_fence(claim, done)
