@@ -94,7 +94,9 @@ class Done(msgspec.Struct, frozen=True):
 async def run(here: Surroundings) -> Report:
     """A backlog on both brokers, and the caused event on NATS."""
     ways = dict(WAYS)
-    notes = [f"{ACCOUNTS:,} keys, {PARTITIONS} partitions, one process; FastStream gets less events"]
+    notes = [
+        f"{ACCOUNTS:,} keys, {PARTITIONS} partitions, one process; FastStream gets less events"
+    ]
     try:
         importlib.import_module(WAYS["FastStream, Core, 8 workers"])
     except ImportError as error:
@@ -106,7 +108,10 @@ async def run(here: Surroundings) -> Report:
         counts["FastStream, Core, 8 workers"] = here.pick(200, 1_000)
         turns = [Way(way, partial(_backlog, here, kind, way, counts[way])) for way in ways]
         rows += await interleave(f"backlog, {kind}", turns, here.pick(1, 5))
-    for rate, seconds, peers in ((150, here.pick(2, 10), list(ways)), (10_000, here.pick(2, 5), [])):
+    for rate, seconds, peers in (
+        (150, here.pick(2, 10), list(ways)),
+        (10_000, here.pick(2, 5), []),
+    ):
         peers = peers or ["oyez", "by hand"]
         turns = [Way(way, partial(_caused, here, "nats", way, rate, seconds)) for way in peers]
         rows += await interleave(f"caused event, {rate:,}/s, nats", turns, here.pick(1, 3))
@@ -216,7 +221,10 @@ def _records(here: Surroundings, job: Job, count: int) -> list[Record]:
     source = f"/{job.system}/accounts"
     return [
         Record(
-            stream=job.source, key=each.key, headers=each.headers | {"source": source}, data=each.data
+            stream=job.source,
+            key=each.key,
+            headers=each.headers | {"source": source},
+            data=each.data,
         )
         for each in make_records(here, count)
     ]
@@ -307,9 +315,7 @@ async def work(job: Job, started: Callable[[], None], ended: Callable[[], None])
     process = ServiceProcess(
         service,
         ProcessSettings(system=job.system),
-        broker=connect_broker(
-            job.broker, ambient, root=Path(), group=group, partitions=PARTITIONS
-        ),
+        broker=connect_broker(job.broker, ambient, root=Path(), group=group, partitions=PARTITIONS),
         store=store,
         ambient=ambient,
         signals=signals,

@@ -197,9 +197,7 @@ async def _kafka(job: Job) -> Client:
                     (f"ce_{name}", value) for name, value in headers.items()
                 ]
                 partition = partition_of(key, PARTITIONS)
-                producer.produce(
-                    job.target, data, key.encode(), partition, report, None, 0, named
-                )
+                producer.produce(job.target, data, key.encode(), partition, report, None, 0, named)
             await sent
 
     return Kafka()

@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import msgspec
 import pytest
 from shop import copy_shop
 
@@ -28,12 +30,13 @@ from oyez.ambient import SystemAmbient
 from oyez.errors import (
     ConfigurationError,
     ConstraintViolated,
+    Fenced,
     StoreError,
     StoreRefused,
     StoreUnavailable,
     TransactionExpired,
 )
-from oyez.ports import Announcement, Changes, Store
+from oyez.ports import Announcement, Changes, Claim, Store
 from oyez.stores import connect
 from oyez.stores.postgres import changes
 from oyez.stores.postgres import schema as schemas
@@ -322,6 +325,156 @@ async def test_a_read_can_not_write(store: PostgresStore) -> None:
     with pytest.raises(StoreError, match="read-only"):
         await store.fetch("update item set n = 9 returning n", {})
     assert await store.fetch("select n from item", {}) == [{"n": 0}]
+
+
+# -- commits in one round trip ---------------------------------------------------------------------
+
+APPEND = "update item set t = coalesce(t, '') || :x where id = :id"
+COUNT = "update item set n = n + 1 where id = :id"
+
+
+@pytest.fixture
+async def warm(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> PostgresStore:
+    """A store that has learnt the two statements, and has no other way left to commit."""
+    for _ in range(3):
+        writes = [(APPEND, [{"x": "", "id": 1}]), (COUNT, [{"id": 0}])]
+        await store.begin().commit(Changes(writes=list(writes)))
+
+    async def apply(*_: object) -> None:
+        raise AssertionError("the commit went the long way")
+
+    monkeypatch.setattr(postgres, "apply", apply)
+    return store
+
+
+async def test_a_commit_that_repeats_is_one_call_with_all_of_it(warm: PostgresStore) -> None:
+    add = "insert into oyez_cursor (stream, partition, owner, epoch) values ('s', 0, 'me', 1)"
+    async with warm.server.connection() as connection:
+        await connection.execute(add)
+    claim = Claim(stream="s", partition=0, owner="me", epoch=1, reader="")
+
+    def announced(*keys: str | None) -> list[Announcement]:
+        return [Announcement(stream="s", key=key, headers={}, data=b"d") for key in keys]
+
+    await warm.begin().commit(Changes(announced=announced("k", None, "l")))
+    await warm.begin().commit(
+        Changes(
+            writes=[
+                (APPEND, [{"x": "a", "id": 1}, {"x": "b", "id": 1}]),
+                (COUNT, [{"id": 1}]),
+                (APPEND, [{"x": "c", "id": 1}]),
+            ],
+            handled=[("1", "/a", "h"), ("2", "/b", "h")],
+            announced=announced("m", "m"),
+            sent=[1, 3],
+            claim=claim,
+            position=7,
+            time=5.0,
+        )
+    )
+    later = Announcement(
+        stream="s", key=None, headers={}, data=b"1", due=9.0, event_id="e", name="n"
+    )
+    await warm.begin().commit(Changes(announced=[later]))
+    replaced = msgspec.structs.replace(later, data=b"2")
+    await warm.begin().commit(Changes(announced=[*announced("o"), replaced]))
+    assert await warm.fetch("select t, n from item", {}) == [{"t": "abc", "n": 1}]
+    assert await warm.fetch("select position from oyez_cursor", {}) == [{"position": 7}]
+    rows = await warm.fetch("select source, handler, seen, reader from oyez_inbox order by seq", {})
+    assert [tuple(row.values()) for row in rows] == [("/a", "h", 5.0, ""), ("/b", "h", 5.0, "")]
+    rows = await warm.fetch("select key, due, name, data from oyez_outbox order by seq", {})
+    assert [tuple(row.values()) for row in rows] == [
+        (None, 0.0, None, b"d"),
+        ("m", 0.0, None, b"d"),
+        ("m", 0.0, None, b"d"),
+        (None, 9.0, "n", b"2"),
+        ("o", 0.0, None, b"d"),
+    ]
+    assert await warm.seen([("1", "/a", "h"), ("2", "/a", "h"), ("2", "/b", "h")]) == {
+        ("1", "/a", "h"), ("2", "/b", "h"),
+    }  # fmt: skip
+
+
+async def test_one_call_writes_all_or_nothing(warm: PostgresStore) -> None:
+    lost = Claim(stream="s", partition=0, owner="me", epoch=1, reader="")
+    write = (APPEND, [{"x": "a", "id": 1}])
+    with pytest.raises(Fenced):
+        await warm.begin().commit(Changes(writes=[write], handled=[("1", "/", "h")], claim=lost))
+    await warm.begin().commit(Changes(handled=[("2", "/", "h")]))
+    with pytest.raises(ConstraintViolated, match="oyez_inbox_event"):
+        await warm.begin().commit(Changes(writes=[write], handled=[("2", "/", "h")]))
+    assert await warm.fetch("select t from item", {}) == [{"t": ""}]
+    assert await warm.seen([("1", "/", "h"), ("2", "/", "h")]) == {("2", "/", "h")}
+    await warm.begin().commit(Changes(writes=[write]))
+    assert await warm.fetch("select t from item", {}) == [{"t": "a"}]
+
+
+async def test_one_call_takes_its_turn_with_transactions_that_read(warm: PostgresStore) -> None:
+    """What a transaction has read is true until it commits."""
+    async with asyncio.timeout(DEADLINE):
+        reading = warm.begin()
+        (before,) = await reading.fetch("select n from item", {}, [])
+        waiting = asyncio.ensure_future(warm.begin().commit(Changes(writes=[(COUNT, [{"id": 1}])])))
+        waits = "select 1 from pg_locks where locktype = 'advisory' and not granted"
+        await until(lambda: found(warm, waits))
+        assert await reading.fetch("select n from item", {}, []) == [before]
+        await reading.rollback()
+        await waiting
+    assert await warm.fetch("select n from item", {}) == [{"n": 1}]
+
+
+async def found(store: Store, sql: str) -> bool:
+    return bool(await store.fetch(sql, {}))
+
+
+async def test_what_one_call_can_not_do_goes_the_long_way(store: PostgresStore) -> None:
+    """The same values are taken and refused, and the same is told, as the first time."""
+
+    class Kind(StrEnum):
+        GOOD = "good"
+
+    for _ in range(4):
+        for value in (["list"], 1.5, {"a": 1}):
+            with pytest.raises(StoreRefused, match=r":x is \w+ and does not fit text"):
+                await change(store, APPEND, x=value, id=1)
+        with pytest.raises(StoreRefused, match=":id is float and does not fit int4"):
+            await change(store, APPEND, x="", id=1.5)
+        with pytest.raises(StoreRefused, match=":x has no value"):
+            await change(store, APPEND, id=1)
+        await change(store, "insert into item (id, t) values (2, :x) returning id", x=Kind.GOOD)
+        await change(store, "delete from item where id = any(:ids)", ids=[2, 3])
+        await change(store, "select :x::text", x="$oyez$")
+        await change(store, "update item set t = '$oyez$;' || :x where id = 1; -- :y", x=Kind.GOOD)
+    assert await store.fetch("select t from item", {}) == [{"t": "$oyez$;good"}]
+
+
+async def test_a_user_without_temporary_functions_and_any_default_isolation(
+    database: Database,
+) -> None:
+    role = name = f"{database.schema}_own"
+    async with database.connection() as admin:
+        await admin.execute(f"create role {role} login password 'pw'")
+        await admin.execute(f"create database {name}")
+        try:
+            await admin.execute(
+                f"revoke temporary on database {name} from public;"
+                f"grant create on database {name} to {role};"
+                f"alter database {name} set default_transaction_isolation = 'serializable'"
+            )
+            for temporary in (False, True):
+                if temporary:
+                    await admin.execute(f"grant temporary on database {name} to {role}")
+                url = f"postgresql://{role}:pw@{database.address}/{name}"
+                async with database.opened(url) as store:
+                    await store.migrate([("001.sql", "create table t (level text)")])
+                    write = "insert into t values (current_setting('transaction_isolation'))"
+                    for _ in range(4):
+                        await change(store, write)
+                    rows = await store.fetch("select level, count(*) as n from t group by 1", {})
+                    assert rows == [{"level": "read committed", "n": 8 if temporary else 4}]
+        finally:
+            await admin.execute(f"drop database {name} with (force)")
+            await admin.execute(f"drop role {role}")
 
 
 # -- opening ---------------------------------------------------------------------------------------

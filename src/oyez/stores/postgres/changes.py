@@ -133,12 +133,12 @@ def arguments(changes: Changes) -> list[Any]:
     return [
         changes.time,
         ids,
-        _short(sources),
-        _short(handlers),
+        short(sources),
+        short(handlers),
         "" if changes.claim is None else changes.claim.reader,
         changes.sent,
-        _short(due),
-        _short(streams),
+        short(due),
+        short(streams),
         keys,
         headers,
         data,
@@ -147,7 +147,7 @@ def arguments(changes: Changes) -> list[Any]:
     ]
 
 
-def _short(column: Sequence[Any]) -> Sequence[Any]:
+def short(column: Sequence[Any]) -> Sequence[Any]:
     """Return a column of equal values as one value: the driver spends 0.3 µs on each."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 

@@ -212,9 +212,7 @@ class Routine:
 def _body(lock: str, statements: Sequence[Learnt]) -> str:
     cases, before = [], len(_OWN)
     for number, one in enumerate(statements):
-        places = {
-            name: f"(${before + place})[oyez_set]" for place, name in enumerate(one.names, 1)
-        }
+        places = {name: f"(${before + place})[oyez_set]" for place, name in enumerate(one.names, 1)}
         before += len(places)
         text = replaced(one.written, places.__getitem__).rstrip().rstrip(";")
         cases.append(

@@ -34,7 +34,7 @@ from oyez.ports import (
 )
 from oyez.postgresql import Connection, Listener, PostgresServer, ServerOptions
 from oyez.stores.postgres import schema
-from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text
+from oyez.stores.postgres.changes import apply, check_fence, fence, fence_text, short
 from oyez.stores.postgres.lease import Deaths, Lease, leave
 from oyez.stores.postgres.routine import Routine
 from oyez.stores.postgres.state import load
@@ -62,10 +62,11 @@ _IDLE = f"idle_in_transaction_session_timeout = {(HOLD + 5) * 1000:.0f}"
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 _history = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
-_SEEN = """select e.event_id, e.source, e.handler
+_SEEN = """select i.event_id, i.source, i.handler
  from unnest($1::text[], $2::text[], $3::text[]) e (event_id, source, handler)
- cross join lateral (select from oyez_inbox i where i.event_id = e.event_id
-  and i.source = e.source and i.handler = e.handler and i.reader = $4 limit 1) i"""
+ cross join lateral (select event_id, source, handler from oyez_inbox
+  where event_id = e.event_id and source = coalesce(e.source, ($2)[1])
+   and handler = coalesce(e.handler, ($3)[1]) and reader = $4 limit 1) i"""
 """The limit makes it a look in the index for each: as a join, a plan made while the inbox was
 empty would go on to scan all of it."""
 _OUTBOX = f"""select seq, due, stream, key, headers, data from (
@@ -128,9 +129,7 @@ class PostgresStore:
             endpoint,
             ambient,
             msgspec.structs.replace(options, connections=options.connections - reads),
-            session=(
-                f"{path}; set {_IDLE}; set default_transaction_isolation = 'read committed'"
-            ),
+            session=(f"{path}; set {_IDLE}; set default_transaction_isolation = 'read committed'"),
         )
         self.turn = asyncio.Lock()
         """Held by the exclusive transaction of this process, or the one that waits to be."""
@@ -192,7 +191,8 @@ class PostgresStore:
     ) -> set[tuple[str, str, str]]:
         if not events:
             return set()
-        rows = await self._own(_SEEN, *zip(*events, strict=True), reader)
+        ids, sources, handlers = zip(*events, strict=True)
+        rows = await self._own(_SEEN, ids, short(sources), short(handlers), reader)
         return {(row["event_id"], row["source"], row["handler"]) for row in rows}
 
     async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
