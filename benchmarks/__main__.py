@@ -36,6 +36,7 @@ NAMES = (
     "view_fill",
     "idle_tail",
     "postgres_store",
+    "server_job",
     "kafka_log",
     "nats_log",
     "postgres_log",

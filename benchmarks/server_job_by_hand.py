@@ -78,7 +78,7 @@ async def work(job: Job, started: Callable[[], None], ended: Callable[[], None])
 
 async def _consume(client: Client, connection: Any, committed: asyncio.Event) -> None:
     while True:
-        batch = {event_id: data for event_id, data in await client.take()}
+        batch = dict(await client.take())
         if not batch:
             continue
         async with connection.transaction():
