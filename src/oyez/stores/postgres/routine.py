@@ -79,15 +79,16 @@ class Shape:
     def __init__(self, lock: str, statements: tuple[Learnt, ...]) -> None:
         self.statements = statements
         self.numbers = {one.written: number for number, one in enumerate(statements)}
-        self.name = f"oyez_commit_{len(statements)}"
         types = [*_OWN, *(f"{kind}[]" for one in statements for kind in one.types)]
         self.size = len(types)
         places = ", ".join(f"${number}" for number in range(1, self.size + 1))
-        self.call = f"select pg_temp.{self.name}({places})"
         body = _body(lock, statements)
-        tag = f"$oyez_{sha256(body.encode()).hexdigest()[:16]}$"
+        digest = sha256(f"{types}{body}".encode()).hexdigest()[:16]
+        tag = f"$oyez_{digest}$"
+        self.name = f"oyez_commit_{digest}"
+        self.call = f"select pg_temp.{self.name}({places})"
         self.definition = (
-            f"create function pg_temp.{self.name}({', '.join(types)}) returns boolean"
+            f"create or replace function pg_temp.{self.name}({', '.join(types)}) returns boolean"
             f" language plpgsql as {tag}{body}{tag}"
         )
 
@@ -146,7 +147,10 @@ class Routine:
                 return False
         shape = self._shape
         sorted_writes = shape.sort(changes.writes)
-        if sorted_writes is None or not await self._make(connection, shape):
+        if sorted_writes is None:
+            return False
+        if not await self._make(connection, shape):
+            self._allowed = False  # no temporary functions, or no PL/pgSQL, for this user
             return False
         claim = changes.claim
         try:
@@ -179,11 +183,11 @@ class Routine:
         except pg.PostgresError:
             return False  # it is reported the long way
         kinds = prepared.get_parameters()
-        shape = self._shape  # another commit may have added to it meanwhile
-        if sql in shape.numbers:
-            return True
+        shape = self._shape
         if (
             not _REPEATABLE.match(sql)
+            or _NUMBER.search(sql)
+            or len(kinds) != len(statement.names)
             or prepared.get_attributes()
             or any(kind.schema != "pg_catalog" or kind.name not in _TYPES for kind in kinds)
             or len(shape.statements) == MOST
@@ -192,18 +196,23 @@ class Routine:
             self._unfit.add(sql)
             return False
         learnt = Learnt(sql, statement.names, tuple(kind.name for kind in kinds))
-        self._shape = Shape(self._lock, (*shape.statements, learnt))
-        return True
+        larger = Shape(self._lock, (*shape.statements, learnt))
+        if not await self._make(connection, larger):
+            self._unfit.add(sql)
+            return False
+        if self._shape is shape:  # else another commit has added to it: this one is added later
+            self._shape = larger
+        return sql in self._shape.numbers
 
     async def _make(self, connection: Connection, shape: Shape) -> bool:
+        """Make the function on the connection; return whether the server takes it."""
         made = self._made.get(connection)
         if made is shape:
             return True
-        dropped = "" if made is None else f"drop function pg_temp.{made.name}; "
+        dropped = "" if made is None else f"drop function if exists pg_temp.{made.name}; "
         try:
             await connection.execute(dropped + shape.definition)
-        except (pg.InsufficientPrivilegeError, pg.UndefinedObjectError, pg.SyntaxOrAccessError):
-            self._allowed = False  # no temporary functions, or no PL/pgSQL, for this user
+        except pg.SyntaxOrAccessError:
             return False
         self._made[connection] = shape
         return True
