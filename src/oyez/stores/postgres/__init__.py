@@ -6,12 +6,13 @@ handler gets a serialization failure. ``isolation=read-committed`` takes no such
 handler locks the rows it reads by ``select … for update``.
 
 A commit is a few statements over sets of rows (`oyez.stores.postgres.changes`), whatever the number
-of events.
+of events, and mostly one call of a function that holds them (`oyez.stores.postgres.routine`).
 
 ::
 
     store.py       the face, `oyez.ports.Store`, and its transactions
     changes.py     what a commit writes, as statements over sets of rows
+    routine.py     all of that, and the service's own statements, in one call
     lease.py       the lease of an owner, and what becomes of the dead
     schema.py      Oyez's tables
     statements.py  a service's own statements
