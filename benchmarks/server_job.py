@@ -60,6 +60,8 @@ WAYS = {
 Work = Callable[["Job", Callable[[], None], Callable[[], None]], Coroutine[Any, Any, None]]
 """Does the job; calls the first function when it reads, and the second when all is confirmed."""
 
+_BEHIND = 120.0
+"""Seconds that what is announced may come after the last publish, before the turn fails."""
 _TICK = 0.002
 """Seconds between two publishes of the latency's publisher, at most."""
 
@@ -108,11 +110,11 @@ async def run(here: Surroundings) -> Report:
         counts["FastStream, Core, 8 workers"] = here.pick(200, 1_000)
         turns = [Way(way, partial(_backlog, here, kind, way, counts[way])) for way in ways]
         rows += await interleave(f"backlog, {kind}", turns, here.pick(1, 5))
+    # By hand reaches a tenth of 10,000/s on NATS: each message is one fsync.
     for rate, seconds, peers in (
-        (150, here.pick(2, 10), list(ways)),
-        (10_000, here.pick(2, 5), []),
+        (150, here.pick(2, 10), ways),
+        (10_000, here.pick(1, 4), ["oyez"]),
     ):
-        peers = peers or ["oyez", "by hand"]
         turns = [Way(way, partial(_caused, here, "nats", way, rate, seconds)) for way in peers]
         rows += await interleave(f"caused event, {rate:,}/s, nats", turns, here.pick(1, 3))
     return Report(
@@ -145,7 +147,7 @@ async def _backlog(here: Surroundings, kind: str, way: str, count: int) -> Figur
 
 async def _caused(here: Surroundings, kind: str, way: str, rate: int, seconds: int) -> Figures:
     """Publish at the rate while a reader waits for what each event causes."""
-    count, warm = rate * seconds, rate
+    count, warm = rate * seconds, rate // 2
     async with _places(here, kind, 0) as (job, broker, database):
         records = _records(here, job, count + warm)
         process = await _process(way, job)
@@ -192,7 +194,7 @@ async def _flow(broker: Broker, job: Job, records: list[Record], rate: int) -> l
             number = until
         await asyncio.sleep(min(_TICK, 1 / rate))
     await asyncio.gather(*publishing)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(_BEHIND):
         await done.wait()
     for task in readers:
         task.cancel()
