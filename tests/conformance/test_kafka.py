@@ -415,7 +415,7 @@ class TestHousehold:
             stream = await _stream(broker)
             await broker.publish([_record(stream, 0)])
             with monkeypatch.context() as patch:
-                patch.setattr("oyez.brokers.kafka.reader.decode", lambda *_: 1 / 0)
+                patch.setattr("oyez.brokers.kafka.reader.Reading.add", lambda *_: 1 / 0)
                 with pytest.raises(BrokerRefused, match="ZeroDivisionError"):
                     await _take(broker, stream, 1)
             assert _numbers(await _take(broker, stream, 1)) == [0]

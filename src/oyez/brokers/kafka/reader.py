@@ -60,7 +60,7 @@ class Reading:
         self.reached: Position | None = None
         """An end of the partition up to which everything has come."""
         self.paused = False
-        self._records: deque[Record] = deque()
+        self._messages: deque[Message] = deque()
         self._interruption: Interruption | BrokerError | None = None
         self._arrived = asyncio.Event()
         # Each is written by one thread only, so neither needs a lock.
@@ -74,23 +74,32 @@ class Reading:
 
     async def take(self, most: int) -> list[Record]:
         """The next records, at least one. Raises Interrupted, or BrokerError, behind the last."""
-        while not self._records:
+        messages = self._messages
+        while not messages:
             if isinstance(self._interruption, BrokerError):
                 raise self._interruption
             if self._interruption is not None:
                 raise Interrupted(self._interruption)
             self._arrived.clear()
             await self._arrived.wait()
-        records = [self._records.popleft() for _ in range(min(most, len(self._records)))]
-        self._taken += sum(map(_weight, records))
+        stream, partition = self.place
+        records, taken = list[Record](), 0
+        for _ in range(min(most, len(messages))):
+            # Each is dropped once it is decoded: what the driver made for its headers is freed
+            # before it makes the next one's, so that the garbage collector finds nothing to do.
+            message = messages.popleft()
+            taken += len(message) + WEIGHT
+            records.append(decode(message, stream, partition))
+        self._taken += taken
         return records
 
-    def add(self, record: Record) -> None:
+    def add(self, message: Message) -> None:
         """From the thread: one more, unless it was interrupted; `wake` has to follow."""
-        if self._interruption is None and record.position > self.seen:
-            self._received += _weight(record)
-            self.seen = record.position
-            self._records.append(record)
+        position = (message.offset() or 0) + 1
+        if self._interruption is None and position > self.seen:
+            self._received += len(message) + WEIGHT
+            self.seen = position
+            self._messages.append(message)
 
     def interrupt(self, why: Interruption | BrokerError) -> None:
         """Nothing follows what has come so far; `wake` has to follow."""
@@ -215,7 +224,7 @@ class Fetcher:
                 touched.add(reading)
             error = message.error()
             if error is None:
-                reading.add(decode(message, *reading.place))
+                reading.add(message)
             else:
                 self._judge(reading, error, message)
         if touched:
@@ -340,10 +349,6 @@ def _settings(settings: Mapping[str, Any], options: KafkaOptions) -> dict[str, A
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": max(1, 4 * options.batch_bytes // 1024),
     }
-
-
-def _weight(record: Record) -> int:
-    return len(record.data or b"") + WEIGHT
 
 
 def _wake(readings: Iterable[Reading]) -> None:
