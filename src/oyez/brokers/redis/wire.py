@@ -39,18 +39,10 @@ def encode(record: Record, partition: int) -> Command:
 def decode(entry: Entry, stream: str, partition: int) -> Record:
     """Return the record of an entry; one in another form is unchanged, for the lane to judge."""
     place, fields = entry
-    headers: dict[str, str] = {}
-    key: str | None = None
-    data: bytes | None = None
-    for name, value in zip(fields[::2], fields[1::2], strict=True):
-        if name == b"data":
-            data = value
-        elif name == b"key":
-            key = value.decode(errors="replace")
-        else:
-            text = name.decode(errors="replace")
-            headers[text.removeprefix("ce_")] = value.decode(errors="replace")
-    headers.pop("empty", None) if data is None and key is None and len(headers) == 1 else None
+    try:
+        key, headers, data = _ours(fields)
+    except (LookupError, UnicodeDecodeError):
+        key, headers, data = _any(fields)
     position = position_of(place)
     return Record(
         stream=stream,
@@ -61,6 +53,42 @@ def decode(entry: Entry, stream: str, partition: int) -> Record:
         position=position,
         time=(position >> SEQUENCE_BITS) / 1000,
     )
+
+
+_Opened = tuple[str | None, dict[str, str], bytes | None]
+
+
+def _ours(fields: list[bytes]) -> _Opened:
+    """Open fields in the order of `encode`. Raises LookupError or UnicodeDecodeError for others."""
+    if fields[-2] != b"data":
+        raise LookupError
+    key, first = (fields[1].decode(), 2) if fields[0] == b"key" else (None, 0)
+    named = zip(fields[first:-2:2], fields[first + 1 : -2 : 2], strict=True)
+    return key, {_PLAIN[name]: value.decode() for name, value in named}, fields[-1]
+
+
+def _any(fields: list[bytes]) -> _Opened:
+    """Open fields of any names in any order; bytes that are not text are replaced."""
+    headers: dict[str, str] = {}
+    key: str | None = None
+    data: bytes | None = None
+    for name, value in zip(fields[::2], fields[1::2], strict=True):
+        if name == b"data":
+            data = value
+        elif name == b"key":
+            key = value.decode(errors="replace")
+        else:
+            plain = name.decode(errors="replace").removeprefix("ce_")
+            headers[plain] = value.decode(errors="replace")
+            if len(_PLAIN) < _NAMES:
+                _PLAIN[name] = plain
+    headers.pop("empty", None) if data is None and key is None and len(headers) == 1 else None
+    return key, headers, data
+
+
+_NAMES = 1024
+_PLAIN: dict[bytes, str] = {}
+"""The plain names of headers that were met, neither key nor data, and at most `_NAMES`."""
 
 
 def position_of(place: bytes) -> Position:
