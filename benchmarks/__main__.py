@@ -35,6 +35,7 @@ NAMES = (
     "dispatch",
     "view_fill",
     "idle_tail",
+    "plain_consume",
     "postgres_store",
     "server_job",
     "kafka_log",
