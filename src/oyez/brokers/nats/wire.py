@@ -25,8 +25,13 @@ _NAME = re.compile(r"[!-9;-~]+").fullmatch
 _KEY = "oyez-key"
 _ABSENT = "oyez-absent"
 _TYPE = "content-type"
+_BEGIN = "NATS/1.0\r\n"
+_END = "\r\n\r\n"
 _SERVERS = ":"
 """Stands for every header that is the server's own."""
+_KINDS: dict[str, str] = {}
+"""The `_kind` of headers that were met, attributes and the server's; a name holds no colon."""
+_REMEMBERED = 1_024
 
 
 def encode(record: Record) -> bytes:
@@ -35,7 +40,7 @@ def encode(record: Record) -> bytes:
     Raises BrokerRefused for a header whose name NATS can't carry.
     """
     headers = record.headers
-    parts = ["NATS/1.0\r\n"]
+    parts = [_BEGIN]
     kind = headers.get("datacontenttype")
     if kind is not None and kind.startswith(STRUCTURED_JSON) and _PLAIN(kind.replace(" ", "")):
         parts.append(f"content-type: {kind}\r\n")
@@ -66,19 +71,14 @@ def decode(
         text = header.decode("ascii")
     except UnicodeDecodeError:
         text = header.decode("utf-8", "backslashreplace")
-    headers: dict[str, str] = {}
     others: list[tuple[str, str]] = []
-    for line in text.split("\r\n"):
-        name, colon, value = line.partition(": ")
-        if not colon or ":" in name:
-            name, colon, value = line.partition(":")
-            if not colon:
-                continue
-        kind = _kind(name)
-        if kind[0] != ":":
-            headers[kind] = value
-        elif kind != _SERVERS:
-            others.append((kind, value))
+    try:
+        lines = text.removeprefix(_BEGIN).removesuffix(_END).split("\r\n")
+        pairs = [line.split(": ", 1) for line in lines]
+        headers = {_KINDS[name]: value for name, value in pairs}
+        headers.pop(_SERVERS, None)
+    except (KeyError, ValueError):
+        headers = _sort(text, others)
     if "%" in text or '"' in text or "  " in text or " \r" in text or "\t" in text:
         headers = {name: _unescape(value) for name, value in headers.items()}
     key = _usual_key(headers)
@@ -98,6 +98,26 @@ def decode(
     )
 
 
+def _sort(text: str, others: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the attributes among the lines, and add what else is not the server's to others."""
+    headers: dict[str, str] = {}
+    for line in text.split("\r\n"):
+        name, colon, value = line.partition(": ")
+        if not colon or ":" in name:
+            name, colon, value = line.partition(":")
+            if not colon:
+                continue
+        kind = _kind(name)
+        if kind[0] != ":":
+            headers[kind] = value
+        elif kind != _SERVERS:
+            others.append((kind, value))
+            continue
+        if len(_KINDS) < _REMEMBERED:
+            _KINDS[name] = kind
+    return headers
+
+
 def last_value(header: bytes, name: str) -> str | None:
     """The last value of a header that the server adds."""
     _, found, rest = header.rpartition(f"\r\n{name}: ".encode())
@@ -109,14 +129,14 @@ def _usual_key(headers: dict[str, str]) -> str | None:
     return headers.get("subject") if key is None else key
 
 
-@lru_cache(maxsize=1_024)
+@lru_cache(maxsize=_REMEMBERED)
 def _line(name: str) -> str:
     if not _NAME(name):
         raise BrokerRefused(f"NATS can't carry the header {name[:40]!r}: use letters and digits")
     return f"ce-{name}: "
 
 
-@lru_cache(maxsize=1_024)
+@lru_cache(maxsize=_REMEMBERED)
 def _kind(name: str) -> str:
     """An attribute's plain name; of another header its name behind a colon."""
     lower = name.lower()
