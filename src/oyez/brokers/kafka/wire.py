@@ -102,6 +102,10 @@ _PLAIN = {
     "ce_causationid": "causationid",
     "ce_traceparent": "traceparent",
     "ce_tracestate": "tracestate",
+    "ce_dataref": "dataref",
+    "ce_replayed": "replayed",
+    "ce_recipient": "recipient",
+    "ce_expires": "expires",
 }
 
 
