@@ -196,8 +196,7 @@ class Fetcher:
         paused = self._pause(consumer, active.values())
         first = consumer.poll(_EAGER if paused else _IDLE)
         if first is not None:
-            self._sort([first], active)
-            self._sort(consumer.consume(_AT_ONCE, 0), active)
+            self._sort([first, *consumer.consume(_AT_ONCE, 0)], active)
 
     def _pause(self, consumer: Consumer, readings: Iterable[Reading]) -> bool:
         """Pause those that hold enough, resume those with room; whether any is paused."""
