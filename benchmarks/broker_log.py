@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from benchmarks.comparison import Figures, Report, Row, Way, interleave, percentile
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave, percentile
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
 from oyez.partitioning import partition_of
@@ -36,11 +36,18 @@ class ByHand(Protocol):
 
 
 async def compare(
-    here: Surroundings, broker: Broker, client: ByHand, *, benchmark: str, large: int
+    here: Surroundings,
+    broker: Broker,
+    client: ByHand,
+    *,
+    benchmark: str,
+    large: int,
+    backlog: float | None = None,
 ) -> Report:
     """Batches of 1 and 256, 16 publishers of one record each at once, a backlog, and waiting.
 
-    ``large`` is how many records go in batches of 256 in a full turn.
+    ``large`` is how many records go in batches of 256 in a full turn, ``backlog`` the share of the
+    client's events a second that is aimed at for reading one.
     """
     rounds, rows = here.pick(3, 9), list[Row]()
     stream = f"bench.{time.time_ns()}"
@@ -78,6 +85,17 @@ async def compare(
             "from the call of publish to the record in the hands of a reader that waits: "
             f"p50 {percentile(waits, 0.5) * 1000:.1f} ms, p99 {percentile(waits, 0.99) * 1000:.1f}"
         ],
+        aims=[
+            Aim(
+                what=f"reading a backlog, to {client.name}",
+                case="backlog",
+                figure="events/s",
+                way=client.name,
+                at_least=backlog,
+            )
+        ]
+        if backlog is not None
+        else [],
     )
 
 

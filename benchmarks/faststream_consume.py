@@ -3,8 +3,9 @@
 On Kafka it reads the very topic that Oyez reads, of 8 partitions; elsewhere one stream or queue of
 its own, with the same headers and data, since it names and frames them in its own way. An event is
 acknowledged when its handler has returned, and a batch as a whole. *Unsafe* is FastStream's default
-on Kafka: positions are committed every 5 s, whether or not their events were handled. RabbitMQ's
-queue is filled again for each turn: what is acknowledged is gone.
+on Kafka: positions are committed every 5 s, whether or not their events were handled. Its client of
+Kafka is aiokafka unless said otherwise. RabbitMQ's queue is filled again for each turn, since what
+is acknowledged is gone, and 256 events of it are on their way at once.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ async def _kafka(url: str, records: Sequence[Record]) -> AsyncIterator[Mapping[s
         await _consume(broker, source, tally, batch=True)
 
     yield {
-        "aiokafka": partial(aiokafka, batch=False),
-        "aiokafka, unsafe": partial(aiokafka, batch=False, ack=AckPolicy.ACK_FIRST),
-        "aiokafka, batches": partial(aiokafka, batch=True),
-        "confluent-kafka, batches": librdkafka,
+        "one by one": partial(aiokafka, batch=False),
+        "one by one, unsafe": partial(aiokafka, batch=False, ack=AckPolicy.ACK_FIRST),
+        "batches": partial(aiokafka, batch=True),
+        "batches by confluent-kafka": librdkafka,
     }
 
 
@@ -103,7 +104,7 @@ async def _nats(url: str, records: Sequence[Record]) -> AsyncIterator[Mapping[st
             )
             await _consume(reading, source, tally, batch=batch)
 
-        yield {"pulling": partial(consume, batch=False), "batches": partial(consume, batch=True)}
+        yield {"one by one": partial(consume, batch=False), "batches": partial(consume, batch=True)}
         await context.delete_stream(name)
 
 
@@ -153,7 +154,7 @@ async def _rabbitmq(url: str, records: Sequence[Record]) -> AsyncIterator[Mappin
             await _consume(broker, source, tally, batch=False)
             await declared.delete(if_unused=False, if_empty=False)
 
-    yield {"256 ahead": consume}
+    yield {"one by one": consume}
 
 
 async def _publish(records: Sequence[Record], publish: Callable[..., Awaitable[Any]]) -> None:

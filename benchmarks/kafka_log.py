@@ -37,7 +37,7 @@ async def run(here: Surroundings) -> Report:
         stack.push_async_callback(broker.close)
         client = _Client({"bootstrap.servers": url.removeprefix("kafka://")})
         stack.callback(client.close)
-        return await compare(here, broker, client, benchmark="kafka_log", large=25_600)
+        return await compare(here, broker, client, benchmark="kafka_log", large=25_600, backlog=0.7)
 
 
 class _Client:

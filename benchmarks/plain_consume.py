@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import servers
-from benchmarks.comparison import Figures, Report, Row, Way, interleave
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave
 from benchmarks.embedded_append import Paid, make_records
 from benchmarks.machine import Surroundings
 from oyez import Service, Transaction
@@ -33,18 +33,22 @@ from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import BatchHandled, Signal, Signals
 from oyez.stores.sqlite import SqliteStore
 
-BROKERS = ("nats", "redis", "rabbitmq", "kafka")
+AIMS = {"nats": 5.0, "redis": 20.0, "rabbitmq": 3.0, "kafka": 5.0}
+"""How many times FastStream's events a second are aimed at, one event at a time, by broker."""
 BATCH = 256
 """Events of a batch on either side, at most, and how many are published at once."""
 
+_PEER = "FastStream, one by one"
 _NOTES = [
     "CPU µs an event is of the process alone; below 1 is less than FastStream's",
-    "FastStream does not do: drop duplicates by id, keep positions with a service's own data, "
-    "keep a key's order across replicas, retry one event while others go on, dead letters, traces",
     "Oyez writes every event's id to the inbox on disk here; FastStream writes nothing, and its "
     "batches are for handlers that were written to take a list",
     "unsafe: positions are committed every 5 s, of events that may not have been handled",
 ]
+_LACKS = {
+    "FastStream": "drop duplicates by id, keep positions with a service's own data, keep a key's "
+    "order across replicas, retry one event while others go on, dead letters, traces"
+}
 
 
 class Tally:
@@ -89,7 +93,7 @@ async def run(here: Surroundings) -> Report:
     """Each broker that runs, one after the other."""
     count = here.pick(8 * BATCH, 20 * BATCH)
     rows, notes = list[Row](), [f"a backlog of {count:,} events of 1,000 keys", *_NOTES]
-    for broker in BROKERS:
+    for broker in AIMS:
         try:
             url = servers.url(broker)
         except servers.NotRunning as error:
@@ -103,6 +107,17 @@ async def run(here: Surroundings) -> Report:
         about="a handler that only counts; more events/s and less CPU is better",
         rows=rows,
         notes=notes,
+        aims=[
+            Aim(
+                what=f"plain consume on {broker}, to FastStream one by one",
+                case=broker,
+                figure="events/s",
+                way=_PEER,
+                at_least=times,
+            )
+            for broker, times in AIMS.items()
+        ],
+        lacks=_LACKS,
     )
 
 

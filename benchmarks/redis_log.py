@@ -33,7 +33,9 @@ async def run(here: Surroundings) -> Report:
         stack.push_async_callback(broker.close)
         client: Any = Redis.from_url(url, protocol=2)
         stack.push_async_callback(client.aclose)
-        return await compare(here, broker, _Client(client), benchmark="redis_log", large=10_240)
+        return await compare(
+            here, broker, _Client(client), benchmark="redis_log", large=10_240, backlog=0.7
+        )
 
 
 class _Client:
