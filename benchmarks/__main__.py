@@ -36,6 +36,7 @@ NAMES = (
     "view_fill",
     "idle_tail",
     "plain_consume",
+    "start",
     "postgres_store",
     "server_job",
     "kafka_log",

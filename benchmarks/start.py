@@ -1,0 +1,333 @@
+"""How fast a process starts, and what it weighs at rest; each figure from a fresh process.
+
+By hand: a bare interpreter beside ``import oyez`` and ``oyez --help``; beside ``oyez run`` a
+program of Starlette, uvicorn and two SQLite files that answers ``GET /readyz`` and consumes
+nothing; beside the first batch a program that reads 256 rows from one file and commits them into
+another. None of these has partitions, claims, leases, a relay, a schema to look after or logs.
+
+Bytecode is cached, as in an installation; what the first process of all pays is not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import apsw
+
+from benchmarks.comparison import Figures, Report, Row, Way, interleave
+from benchmarks.consume_job import LEDGER, fill, ledger
+from benchmarks.embedded_append import make_records
+from benchmarks.machine import Surroundings
+from oyez.ambient import SystemAmbient
+from oyez.brokers.embedded.broker import EmbeddedBroker
+from oyez.cli.invocation import run_async
+from oyez.runtime.process import ProcessSettings, ServiceProcess
+from oyez.signals import BatchHandled, Signal, Signals
+from oyez.stores.sqlite import SqliteStore
+
+_REST = 1.5
+"""Seconds after which a service that does nothing is at rest."""
+_HERE = Path(__file__).resolve().parents[1]
+_HAND = "by hand"
+_BARE = "python -c pass"
+
+_PROJECT = """[system]
+name = "bench"
+broker = "embedded:.oyez/events.db"
+log = "json"
+
+[services.ledger]
+app = "ledger:service"
+admin = "127.0.0.1:{port}"
+"""
+_SERVICE = """from oyez import Event, Service, Transaction
+
+class Paid(Event, type="bench.paid", key="account"):
+    account: str
+    order: str
+    cents: int
+
+class Booked(Event, type="bench.booked", key="account"):
+    account: str
+    order: str
+
+service = Service("ledger", migrations="migrations")
+
+@service.on(Paid)
+async def book(event: Paid, tx: Transaction) -> Booked:
+    sql = "update account set cents = cents + :cents where id = :account"
+    tx.execute(sql, cents=event.cents, account=event.account)
+    return Booked(account=event.account, order=event.order)
+"""
+_SERVED = """
+import asyncio, socket, sys
+import apsw, uvicorn, uvloop
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+async def ready(_):
+    return JSONResponse({"ok": True})
+
+for name in ("own.db", "log.db"):
+    apsw.Connection(name).pragma("journal_mode", "wal")
+app = Starlette(routes=[Route("/readyz", ready)])
+settings = uvicorn.Config(app, http="httptools", ws="none", log_config=None, port=int(sys.argv[1]))
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(uvicorn.Server(settings).serve())
+"""
+_BATCH = """
+import time, apsw
+start, cpu = time.perf_counter(), time.process_time()
+log, own = apsw.Connection("log.db"), apsw.Connection("own.db")
+own.pragma("journal_mode", "wal")
+own.pragma("synchronous", "full")
+own.execute("create table t (i)")
+rows = list(log.execute("select * from log order by position limit 256"))
+with own:
+    own.executemany("insert into t values (?)", [(row[0],) for row in rows])
+print(time.perf_counter() - start, time.process_time() - cpu)
+"""
+_BACKLOG = 256
+"""Events that wait for a service that starts."""
+
+
+async def run(here: Surroundings) -> Report:
+    """A turn is a process."""
+    rounds = here.pick(5, 21)
+    known = here.fresh("known")
+    least: dict[str, Figures] = {}
+    cases: Sequence[tuple[str, list[tuple[str, Callable[[], Awaitable[Figures]]]]]] = (
+        (
+            "import oyez",
+            [
+                ("oyez", partial(_whole, "-c", "import oyez")),
+                (_BARE, partial(_whole, "-c", "pass")),
+            ],
+        ),
+        (
+            "oyez --help",
+            [
+                ("oyez", partial(_whole, "-m", "oyez", "--help")),
+                (_BARE, partial(_whole, "-c", "pass")),
+            ],
+        ),
+        (
+            "oyez run, ready",
+            [("oyez", partial(_service, here)), (_HAND, partial(_served, here))],
+        ),
+        (
+            "first batch, new store",
+            [("oyez", partial(_first, here, None)), (_HAND, partial(_batch, here))],
+        ),
+        (
+            "first batch, known store",
+            [("oyez", partial(_first, here, known)), (_HAND, partial(_batch, here))],
+        ),
+    )
+    rows: list[Row] = []
+    for case, turns in cases:
+        ways = [Way(name, partial(_keep, least, f"{case}, {name}", turn)) for name, turn in turns]
+        rows += await interleave(case, ways, rounds)
+    notes = [
+        f"least of {rounds}: {name}: "
+        + ", ".join(f"{figure} {value:.1f}" for figure, value in figures.items())
+        for name, figures in least.items()
+    ]
+    return Report(
+        benchmark="start",
+        about="a fresh process each time; the time of the oyez command includes the interpreter's",
+        rows=rows,
+        notes=[
+            *notes,
+            "aims: import 80 ms and help 150 ms, ready 400 ms after the process began, 45 MiB at "
+            "rest, the first batch 30 ms after start()",
+        ],
+    )
+
+
+async def _keep(
+    least: dict[str, Figures], name: str, turn: Callable[[], Awaitable[Figures]]
+) -> Figures:
+    found = await turn()
+    best = least.setdefault(name, found)
+    least[name] = {figure: min(value, best[figure]) for figure, value in found.items()}
+    return found
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    path = [str(_HERE), kept.get("PYTHONPATH", "")]
+    # Bytecode is cached wherever the sources are.
+    return {**kept, "PYTHONPATH": os.pathsep.join(part for part in path if part)}
+
+
+async def _whole(*arguments: str) -> Figures:
+    """From the start of a process to its end."""
+    before = _children()
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=_environment()
+    )
+    seconds = time.perf_counter() - start
+    return {"ms": seconds * 1e3, "CPU ms": (_children() - before) * 1e3}
+
+
+def _children() -> float:
+    """The CPU seconds of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# -- a service that is ready ----------------------------------------------------------------------
+
+
+async def _service(here: Surroundings) -> Figures:
+    folder = here.fresh("run")
+    _prepare(folder)
+    port = _free_port()
+    (folder / "oyez.toml").write_text(_PROJECT.format(port=port))
+    (folder / "ledger.py").write_text(_SERVICE)
+    return await _until_ready(folder, port, "-m", "oyez", "run", "ledger")
+
+
+async def _served(here: Surroundings) -> Figures:
+    port = _free_port()
+    return await _until_ready(here.fresh("served"), port, "-c", _SERVED, str(port))
+
+
+async def _until_ready(folder: Path, port: int, *arguments: str) -> Figures:
+    with open(folder / "log", "wb") as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=folder, stdout=log, stderr=log, env=_environment()
+        )
+    try:
+        while not await _is_ready(port):
+            if process.poll() is not None:
+                raise AssertionError((folder / "log").read_text())
+            await asyncio.sleep(0.002)
+        seconds = time.perf_counter() - start
+        cpu = _cpu(process.pid)
+        await asyncio.sleep(_REST)
+        resident = _resident(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    return {"ms": seconds * 1e3, "CPU ms": cpu * 1e3, "MiB": resident}
+
+
+async def _is_ready(port: int) -> bool:
+    """Ask once; a socket that listens already answers when its server has started."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        return (await reader.readline()).split()[1:2] == [b"200"]
+    except OSError:
+        return False
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _cpu(pid: int) -> float:
+    """The CPU seconds of a process's threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def _resident(pid: int) -> float:
+    """The resident memory in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no VmRSS")
+
+
+# -- the first batch ------------------------------------------------------------------------------
+
+
+async def _first(here: Surroundings, known: Path | None) -> Figures:
+    """A service that finds a backlog; ``known`` is the folder of one that has run before."""
+    folder = known or here.fresh("first")
+    _prepare(folder)
+    await fill(here, folder, make_records(here, _BACKLOG))
+    return _measured(folder, "-m", "benchmarks.start", str(folder))
+
+
+async def _batch(here: Surroundings) -> Figures:
+    folder = here.fresh("batch")
+    log = apsw.Connection(str(folder / "log.db"))
+    log.pragma("journal_mode", "wal")
+    log.execute("create table log (position integer primary key, data)")
+    with log:
+        log.executemany("insert into log (data) values (?)", [("x" * 80,)] * _BACKLOG)
+    log.close()
+    return _measured(folder, "-c", _BATCH)
+
+
+def _measured(folder: Path, *arguments: str) -> Figures:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=_environment()
+    )
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    seconds, cpu = map(float, done.stdout.split())
+    return {"ms": seconds * 1e3, "CPU ms": cpu * 1e3}
+
+
+async def _until_handled(folder: Path) -> None:
+    """In a process of its own: print the seconds from ``start()`` to the first batch."""
+    ambient, signals, handled = SystemAmbient(), Signals(), asyncio.Event()
+    process = ServiceProcess(
+        ledger(),
+        ProcessSettings(system="bench", root=folder),
+        broker=EmbeddedBroker(folder / "events.db", ambient),
+        store=SqliteStore(folder / "ledger.db", ambient),
+        ambient=ambient,
+        signals=signals,
+    )
+
+    def look(signal: Signal) -> None:
+        if isinstance(signal, BatchHandled) and not handled.is_set():
+            print(time.perf_counter() - start, time.process_time() - cpu)
+            handled.set()
+
+    signals.listen(look)
+    start, cpu = time.perf_counter(), time.process_time()
+    await process.start()
+    await handled.wait()
+    await process.drain()
+
+
+def _prepare(folder: Path) -> None:
+    migrations = folder / "migrations"
+    migrations.mkdir(exist_ok=True)
+    (migrations / "001_account.sql").write_text(LEDGER)
+
+
+if __name__ == "__main__":
+    # As `oyez run` sets it.
+    sys.setswitchinterval(0.0005)
+    run_async(_until_handled(Path(sys.argv[1])))
