@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
-import structlog
 
 from oyez.envelope import Envelope
 from oyez.errors import DeclarationError
 from oyez.event import is_event
+from oyez.logger import Logger
 from oyez.state import By, Correlation, correlate, is_state, kind_of
 from oyez.transaction import After, Transaction
 
@@ -64,15 +64,14 @@ class Context:
         return self.envelope.replayed is not None
 
     @property
-    def logger(self) -> structlog.typing.FilteringBoundLogger:
+    def logger(self) -> Logger:
         """A logger that names service, handler, event and correlation on every line."""
-        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
+        return Logger(
             service=self.service,
             handler=self.handler,
             event_id=self.envelope.id,
             correlation_id=self.envelope.correlationid,
         )
-        return logger
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import structlog
 import uvicorn
 
 from oyez.ambient import SystemAmbient
@@ -23,6 +24,7 @@ from oyez.config import Config, Listen, load
 from oyez.errors import ConfigurationError
 from oyez.gateway import gateway, serve
 from oyez.gateway.access import read_secret
+from oyez.logger import configure
 
 KEY = "canary-key-0123456789"
 
@@ -819,8 +821,21 @@ async def test_the_storefront(tmp_path: Path, upstream: Upstream) -> None:
 # The log
 
 
+@contextlib.contextmanager
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """The lines that are logged in the block, when it has ended."""
+    lines: list[dict[str, Any]] = []
+    with contextlib.redirect_stderr(StringIO()) as errors:
+        configure("json")
+        try:
+            yield lines
+        finally:
+            configure("console")
+    lines += map(json.loads, errors.getvalue().splitlines())
+
+
 async def test_one_line_a_request_without_secrets(client: Client) -> None:
-    with structlog.testing.capture_logs() as lines:
+    with logged() as lines:
         await client.post("/session")
         await client.get("/orders/1?token=canary-query", headers={"x-api-key": KEY})
         await client.get("/canary-path", headers={"authorization": f"Bearer {KEY}x"})
@@ -839,7 +854,7 @@ async def test_a_bug_of_ours_shows_no_stack(tmp_path: Path) -> None:
                 raise RuntimeError("canary")
             return super().timeout(seconds)
 
-    with structlog.testing.capture_logs() as lines:
+    with logged() as lines:
         async with serving(settings(tmp_path, 1), Failing()) as client:
             response = refused(await client.get("/open/live"), 500, "internal")
     assert "canary" not in response.text

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import click
-import structlog
 
 from oyez.cli.invocation import run_async
 from oyez.config import Listen
 from oyez.errors import ConfigurationError
 from oyez.gateway import serve
-from oyez.observe.logs import configure
+from oyez.logger import Logger, configure
 from oyez.project import Project
 
 
@@ -24,4 +23,4 @@ def command() -> None:
 
 
 def _ready(listen: Listen) -> None:
-    structlog.get_logger().info("started", service="gateway", http=str(listen))
+    Logger().info("started", service="gateway", http=str(listen))

@@ -15,7 +15,8 @@ import click
 from oyez.cli.invocation import run_async
 from oyez.config import BridgeSettings, Listen, ServiceSettings
 from oyez.listening import HttpServer, bind, stop_signals
-from oyez.observe.logs import configure, log_signal
+from oyez.logger import configure
+from oyez.observe.logs import log_signal
 from oyez.observe.metrics import Metrics
 from oyez.project import Project
 from oyez.runtime.admin import admin

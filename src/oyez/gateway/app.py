@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 from starlette.types import Receive, Scope, Send
 
 from oyez.ambient import Ambient
@@ -14,8 +13,9 @@ from oyez.gateway.exchange import Budget, ClientGone, Exchange, Refusal
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.routing import Routes, not_allowed, safe_path
 from oyez.gateway.static import Files, not_found
+from oyez.logger import Logger
 
-_log = structlog.get_logger("oyez.gateway")
+_log = Logger()
 
 
 def gateway(config: Config, ambient: Ambient, *, secret: bytes) -> Gateway:
