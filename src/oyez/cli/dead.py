@@ -10,7 +10,8 @@ import click
 from rich.text import Text
 
 from oyez import strict_json
-from oyez.cli.invocation import json_option, refuse, run_async
+from oyez.cli.gaps import refuse
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import (
     Cell,
     closest,

@@ -6,7 +6,8 @@ import click
 from rich.text import Text
 from rich.tree import Tree
 
-from oyez.cli.invocation import heed, json_option, run_async
+from oyez.cli.gaps import heed
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import console, is_terminal, print_json, warn
 from oyez.errors import OyezError
 from oyez.inspection.form import escape, span, utc_time

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import click
 from rich.text import Text
 
-from oyez.cli.invocation import json_option, refuse, run_async
+from oyez.cli.gaps import refuse
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
 from oyez.inspection.form import span
 from oyez.inspection.lag import PartitionLag, ServiceLag, as_value, measure_all

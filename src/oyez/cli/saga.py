@@ -8,7 +8,8 @@ import click
 import msgspec
 from rich.text import Text
 
-from oyez.cli.invocation import json_option, refuse, run_async
+from oyez.cli.gaps import refuse
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import (
     Cell,
     console,

@@ -12,7 +12,8 @@ from datetime import datetime
 import click
 from rich.text import Text
 
-from oyez.cli.invocation import heed, json_option, run_async
+from oyez.cli.gaps import heed
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import console, is_terminal, payload, shorten, warn, write
 from oyez.errors import ConfigurationError
 from oyez.inspection.follow import Arrival, as_value, following

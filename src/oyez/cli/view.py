@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from oyez.cli.invocation import json_option, refuse, run_async
+from oyez.cli.gaps import refuse
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
 from oyez.errors import OyezError
 from oyez.inspection.drift import as_value as as_json_value
