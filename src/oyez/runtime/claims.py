@@ -255,17 +255,23 @@ class Claims:
         taken: list[tuple[Place, Row]] = []
         try:
             tx.execute(tables.FORGET_REPLICAS, then=now - 60.0)
-            for stream, partition in places:
-                cursor = {"stream": stream, "partition": partition, "reader": self._reader}
-                tx.execute(tables.ADD_CURSOR, **cursor)
+            for place in places:
+                tx.execute(tables.ADD_CURSOR, **self._cursor(place))
+            for place in places:
+                cursor = self._cursor(place)
                 row = await tx.fetch_one(tables.CLAIM, **cursor, owner=self._owner, now=now)
                 if row is not None:
-                    taken.append(((stream, partition), row))
+                    taken.append((place, row))
             await unit.commit()
         finally:
             await unit.rollback()
+        # One after the other: so the first has its first batch before all of them want the loop.
         for place, row in taken:
             await self._begin(place, row)
+
+    def _cursor(self, place: Place) -> dict[str, str | int]:
+        stream, partition = place
+        return {"stream": stream, "partition": partition, "reader": self._reader}
 
     async def _begin(self, place: Place, row: Row) -> None:
         stream, partition = place
@@ -286,8 +292,7 @@ class Claims:
             )
             self.relay.start()
             return
-        asked = {"stream": stream, "partition": partition, "reader": claim.reader}
-        rows = await self._store.fetch(tables.BLOCKED, asked)
+        rows = await self._store.fetch(tables.BLOCKED, self._cursor(place))
         lane = self.lanes[place] = Lane(
             claim,
             row["position"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import socket
@@ -166,12 +167,14 @@ class ServiceProcess:
         ``http`` and ``admin`` are the addresses that listen, for the signal and the replica's
         note. When it raises OyezError, nothing is left running.
         """
+        # Each may wait for a server, or check a file.
+        broker = asyncio.create_task(self._open_broker(), name="open broker")
         try:
             await self.store.open()
             await self.store.migrate(read_migrations(self.service, self.settings.root))
             await self.views.prepare()
             await self._check_positions()
-            await self._open_broker()
+            await broker
             self.views.check()
             await self._make_resources()
             await self.store.keep(self.owner, self.settings.lease, admin)
@@ -182,6 +185,8 @@ class ServiceProcess:
             if self.service.publishes:
                 await self._create_stream()
         except BaseException:
+            broker.cancel()
+            await asyncio.gather(broker, return_exceptions=True)
             await self._let_go()
             raise
         self.service.attach(self)
