@@ -37,6 +37,7 @@ NAMES = (
     "idle_tail",
     "plain_consume",
     "start",
+    "growth",
     "postgres_store",
     "server_job",
     "kafka_log",
