@@ -18,6 +18,7 @@ class Handlers:
         self._system = system
         self._handlers = {handler.name: handler for handler in handlers}
         self._calls: dict[str, Call] = {}
+        self._read: dict[str, bool] = {}
         self.keep_state = any(handler.states for handler in self)
         """Whether any of them has keyed state."""
         self.timed = {
@@ -65,4 +66,8 @@ class Handlers:
 
     def read(self, stream: str) -> bool:
         """Return whether any handler reads the stream."""
-        return any(handler.subscribes(stream, self._system) for handler in self)
+        found = self._read.get(stream)
+        if found is None:  # asked of every stream of the broker, twice a second
+            found = any(handler.subscribes(stream, self._system) for handler in self)
+            self._read[stream] = found
+        return found
