@@ -17,10 +17,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
 from math import floor
 from typing import Literal
-from zoneinfo import ZoneInfo
 
 import msgspec
-from cronsim import CronSim, CronSimError
 
 from oyez.errors import DeclarationError
 from oyez.event import Event
@@ -145,6 +143,8 @@ def _interval(
 def _calendar(
     cron: str, zone: tzinfo, wrong: Callable[[str], DeclarationError]
 ) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    from cronsim import CronSim, CronSimError  # few services have times of a calendar
+
     if cron.strip().startswith("@"):
         raise wrong(f'{cron!r}: nicknames are not read: write the five fields, "0 0 * * *" say')
     if len(cron.split()) == 6:
@@ -173,6 +173,8 @@ def _calendar(
 def _zone(name: str, wrong: Callable[[str], DeclarationError]) -> tzinfo:
     if name == "UTC":
         return UTC
+    from zoneinfo import ZoneInfo  # reads the build's settings when it is imported
+
     try:
         return ZoneInfo(name)
     except (OSError, ValueError, LookupError) as error:

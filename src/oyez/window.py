@@ -31,10 +31,9 @@ whole microseconds since 1970 here, so that they add up exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, dataclass_transform, get_args, get_type_hints
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -117,7 +116,7 @@ class Days(msgspec.Struct, frozen=True):
     size: int
     """In days."""
     step: int
-    zone: ZoneInfo
+    zone: tzinfo
     joins = False
 
     def spans(self, at: int) -> Sequence[Span]:
@@ -715,6 +714,8 @@ def _shape(
         )
     if tz is None:
         return Steps(length, stride)
+    from zoneinfo import ZoneInfo  # reads the build's settings when it is imported
+
     try:
         zone = ZoneInfo(tz)
     except (KeyError, ValueError, OSError) as error:

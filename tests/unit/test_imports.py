@@ -14,17 +14,24 @@ CLIENTS = ("httpx", "httpcore")
 SERVERS = ("h11", "httptools", "starlette", "uvicorn", "uvloop", "watchfiles")
 TERMINAL = ("pygments", "rich")
 METADATA = ("importlib.metadata",)
+CALENDAR = ("cronsim", "zoneinfo")
 
 
 @pytest.mark.parametrize(
     ("code", "unused"),
     [
-        ("import oyez", (*DRIVERS, *CLIENTS, *SERVERS, *TERMINAL, *METADATA, "apsw", "click")),
+        (
+            "import oyez",
+            (*DRIVERS, *CLIENTS, *SERVERS, *TERMINAL, *METADATA, *CALENDAR, "apsw", "click"),
+        ),
         (
             "import oyez.cli; oyez.cli.root.main(['--help'], standalone_mode=False)",
             (*DRIVERS, *CLIENTS, *SERVERS, *TERMINAL, *METADATA, "apsw"),
         ),
-        ("import oyez.cli.run", (*DRIVERS, *CLIENTS, *TERMINAL, *METADATA, "h11", "apsw")),
+        (
+            "import oyez.cli.run",
+            (*DRIVERS, *CLIENTS, *TERMINAL, *METADATA, *CALENDAR, "h11", "apsw"),
+        ),
         (
             "import oyez.stores.sqlite, oyez.brokers.embedded.broker",
             (*DRIVERS, *CLIENTS, *SERVERS, *TERMINAL, *METADATA, "click"),
