@@ -185,17 +185,19 @@ class ReplayRefused(ConfigurationError):
 class Stale(OyezError):
     """A view has not applied an event that its reader knows of; ``seconds`` is how long it waited.
 
-    It may be read again soon, or as it is, without ``after``.
+    ``behind`` is the age of that event in seconds. It may be read again soon, or as it is, with
+    ``strict=False``.
     """
 
     transient = True
 
-    def __init__(self, view: str, seconds: float) -> None:
+    def __init__(self, view: str, seconds: float, behind: float) -> None:
         super().__init__(
             f"view {view} has not applied the event to read after within {seconds:.1f} s: read "
-            "again soon, or without after"
+            "again soon, or with strict=False"
         )
         self.seconds = seconds
+        self.behind = behind
 
 
 class HandlerTimeout(OyezError):

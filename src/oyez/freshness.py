@@ -3,12 +3,17 @@
 A token is what the header ``Oyez-After`` of an answer holds: ``source;id;type`` of the last event
 of each type that the request published, separated by commas. It names events, not positions, since
 an answer is sent before the broker has the event. The type may be left out.
+
+The header ``Oyez-Stale`` says how old an answer may be: by how many seconds what was read lacks an
+event that its reader knows of.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterable
+from contextvars import ContextVar
 from uuid import UUID
 
 import msgspec
@@ -29,6 +34,10 @@ class Known(msgspec.Struct, frozen=True):
     source: str
     id: str
     type: str = ""
+
+
+stale_here: ContextVar[list[float] | None] = ContextVar("oyez_stale", default=None)
+"""A list that takes the ages, in seconds, of what a request reads before it is up to date."""
 
 
 def token_of(announced: Iterable[Announcement]) -> str:
@@ -80,10 +89,21 @@ def pending(known: Iterable[Known], types: Container[str], now: float) -> list[K
     ]
 
 
+def age(known: Iterable[Known], now: float) -> float:
+    """Return the age in seconds of the oldest of the events, as far as their ids tell; else 0."""
+    times = (_time(event.id) for event in known)
+    return max((now - time for time in times if time < min(now, math.inf)), default=0.0)
+
+
+def stale_header(ages: Iterable[float]) -> str:
+    """Return the header ``Oyez-Stale``: the greatest of the ages, to a tenth of a second above."""
+    return f"{max(0.1, math.ceil(max(ages) * 10) / 10):.1f}"
+
+
 def _time(event_id: str) -> float:
     """Return the time in a UUIDv7, in seconds since 1970; infinity for any other id."""
     try:
         number = UUID(event_id)
     except ValueError:
-        return float("inf")
-    return (number.int >> 80) / 1000 if number.version == 7 else float("inf")
+        return math.inf
+    return (number.int >> 80) / 1000 if number.version == 7 else math.inf

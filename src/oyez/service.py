@@ -13,7 +13,7 @@ import msgspec
 from oyez import tables
 from oyez.errors import DeclarationError, Stale
 from oyez.event import SERVICE, EventType, describe
-from oyez.freshness import Known, known_from, pending
+from oyez.freshness import Known, age, known_from, pending, stale_here
 from oyez.handler import Handler, Retry, compile_handler
 from oyez.ports import Changes, Kept, Row, Store
 from oyez.saga import Saga
@@ -51,6 +51,10 @@ class Bound(Protocol):
 
     async def wait(self, seconds: float) -> None:
         """Wait for a commit of this process, at most that many seconds."""
+        ...
+
+    async def staleness(self, kind: ViewType, version: int) -> float:
+        """Return the seconds that a version of a view is behind; see `Service.staleness`."""
         ...
 
 
@@ -327,59 +331,94 @@ class Service:
 
     @overload
     async def read(
-        self, cls: type[R], key: str, *, after: str = "", wait: float = 2.0
+        self, cls: type[R], key: str, *, after: str = "", wait: float = 2.0, strict: bool = True
     ) -> R | None: ...
 
-    async def read(self, cls: type[Any], key: str, *, after: str = "", wait: float = 2.0) -> Any:
+    async def read(
+        self,
+        cls: type[Any],
+        key: str,
+        *,
+        after: str = "",
+        wait: float = 2.0,
+        strict: bool = True,
+    ) -> Any:
         """Return a copy of the committed state, or the row of a view, of a key, or None.
 
         Changes of it are not written. ``after`` is the header ``Oyez-After`` of an earlier answer:
         the view is read when it has applied the events named there, for which it waits up to
-        ``wait`` seconds. Raises Stale after that, InvalidEvent for any other text in ``after``,
-        and StateMismatch for a row of another version that does not fit the class.
+        ``wait`` seconds. After that it raises Stale or, unless ``strict``, returns the row as it
+        is; the answer to the request says so in the header ``Oyez-Stale``. Raises InvalidEvent for
+        any other text in ``after``, and StateMismatch for a row of another version that does not
+        fit the class.
         """
         if is_view(cls):
-            return await self._read_view(view_of(cls), key, known_from(after), wait)
-        kind = kind_of(cls)
-        row = await self._kept(kind.name, key)
-        return None if row is None else kind.open(row)
+            kind = view_of(cls)
+            version = await self._await_view(kind, known_from(after), wait, strict)
+            row = await self._kept(kind.of(version), key)
+            return None if row is None else kind.read(version, row)
+        state = kind_of(cls)
+        row = await self._kept(state.name, key)
+        return None if row is None else state.open(row)
 
-    async def caught_up(self, cls: type[View], *, after: str, wait: float = 2.0) -> None:
+    async def caught_up(
+        self, cls: type[View], *, after: str, wait: float = 2.0, strict: bool = True
+    ) -> None:
         """Wait until a view has applied the events named in ``after``, then `fetch` from it.
 
         The arguments, and what is raised, are those of `read`.
         """
-        await self._await_view(view_of(cls), known_from(after), wait)
+        await self._await_view(view_of(cls), known_from(after), wait, strict)
 
-    async def _read_view(
-        self, kind: ViewType, key: str, known: Sequence[Known], wait: float
-    ) -> Any:
-        version = await self._await_view(kind, known, wait)
-        row = await self._kept(kind.of(version), key)
-        return None if row is None else kind.read(version, row)
+    async def staleness(self, cls: type[View]) -> float:
+        """Return how many seconds the active version of a view is behind, whoever reads for it.
 
-    async def _await_view(self, kind: ViewType, known: Sequence[Known], wait: float) -> int:
-        """Return the view's active version, once it has applied these events. Raises Stale."""
-        bound = self._running()
+        It is the age of the oldest event in its streams that the view applies and has not applied
+        yet, at most; 0 means that there is none. It asks the broker: seldom, not for each request.
+        Raises BrokerError, StoreError, and HistoryMissing for a view that can't be filled.
+        """
+        bound, kind = self._running(), self._kind_of_view(cls)
+        return await bound.staleness(kind, await self._active(kind))
+
+    def _kind_of_view(self, cls: type[View]) -> ViewType:
+        kind = view_of(cls)
         if kind not in self.views:
             raise DeclarationError(
                 f"service {self.name} does not keep the view {kind.view}: add "
                 f"service.view({kind.cls.__qualname__})"
             )
+        return kind
+
+    async def _active(self, kind: ViewType) -> int:
+        name = {"name": f"oyez:view:{kind.view}"}
+        rows = await self._running().store.fetch(tables.ACTIVE, name)
+        return int(rows[0]["version"]) if rows else kind.version
+
+    async def _await_view(
+        self, kind: ViewType, known: Sequence[Known], wait: float, strict: bool
+    ) -> int:
+        """Return the view's active version, once it has applied these events. Raises Stale."""
+        bound = self._running()
+        self._kind_of_view(kind.cls)
         ambient = bound.announcer.ambient
         types = {event.name for event in self.views[kind].events}
         pend = pending(known, types, ambient.now())
         end = ambient.monotonic() + wait
         while True:
-            rows = await bound.store.fetch(tables.ACTIVE, {"name": f"oyez:view:{kind.view}"})
-            version = int(rows[0]["version"]) if rows else kind.version
+            version = await self._active(kind)
             reader = kind.of(version)
             pend = [event for event in pend if not await self._applied(event, reader)]
             if not pend:
                 return version
             left = end - ambient.monotonic()
             if left <= 0:
-                raise Stale(kind.view, wait)
+                behind = max(wait, age(pend, ambient.now()))
+                told = stale_here.get()
+                if told is not None:
+                    told.append(behind)
+                if strict:
+                    raise Stale(kind.view, wait, behind)
+                return version
             await bound.wait(min(left, POLL))
 
     async def _applied(self, event: Known, reader: str) -> bool:

@@ -12,12 +12,29 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from oyez.errors import StoreUnavailable
+from oyez.errors import Stale, StoreUnavailable
+from oyez.freshness import stale_here
 from oyez.runtime.http import with_origin
 
 
 async def unreachable(_: Request) -> Response:
     raise StoreUnavailable("connection lost")
+
+
+async def behind(_: Request) -> Response:
+    note_stale(0.3, 1.71)
+    raise Stale("orders", 0.3, 1.71)
+
+
+async def as_it_is(_: Request) -> Response:
+    note_stale(0.01)
+    return PlainTextResponse("old", status_code=200)
+
+
+def note_stale(*ages: float) -> None:
+    told = stale_here.get()
+    assert told is not None
+    told += ages
 
 
 async def broken(_: Request) -> Response:
@@ -41,13 +58,14 @@ async def halfway(_: Request) -> Response:
 
 
 def starlette() -> Any:
-    functions = (unreachable, broken, fine, its_own, halfway)
+    functions = (unreachable, behind, as_it_is, broken, fine, its_own, halfway)
     return Starlette(routes=[Route(f"/{each.__name__}", each) for each in functions])
 
 
 def fastapi() -> Any:
     app = FastAPI()
     app.get("/unreachable")(unreachable)
+    app.get("/behind")(behind)
     return app
 
 
@@ -63,6 +81,23 @@ async def test_the_store_is_out_of_reach(make: Any) -> None:
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["code"] == "store_unavailable"
+
+
+@pytest.mark.parametrize("make", [starlette, fastapi])
+async def test_a_view_has_not_caught_up(make: Any) -> None:
+    async with client(make()) as http:
+        answer = await http.get("/behind")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["oyez-stale"] == "1.8"
+    assert answer.json()["code"] == "stale"
+
+
+async def test_an_answer_says_that_it_is_old() -> None:
+    async with client(starlette()) as http:
+        answer = await http.get("/as_it_is")
+        assert (answer.text, answer.headers["oyez-stale"]) == ("old", "0.1")
+        assert "oyez-stale" not in (await http.get("/fine")).headers
 
 
 async def test_every_other_answer_is_the_apps_own() -> None:

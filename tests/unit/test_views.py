@@ -13,8 +13,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from oyez import GONE, Event, Gone, Retry, Service, View, applies, tables
-from oyez.errors import BrokerRefused, DeclarationError, InvalidEvent, Stale, StoreRefused
-from oyez.ports import Changes, Record
+from oyez.envelope import format_time
+from oyez.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    DeclarationError,
+    HistoryMissing,
+    InvalidEvent,
+    Stale,
+    StoreRefused,
+)
+from oyez.ports import Changes, Parked, Record
 from oyez.runtime import views
 from oyez.runtime.admin import admin
 from oyez.runtime.dead import discard
@@ -440,6 +449,101 @@ def heard(system: System, kind: type[G]) -> list[G]:
     return [signal for signal in system.signals if isinstance(signal, kind)]
 
 
+class TestStaleness:
+    """`Service.staleness`: over all partitions, whoever reads them."""
+
+    async def test_it_is_the_age_of_the_oldest_event_that_is_not_applied(self) -> None:
+        service = desk()
+        cls = orders_of(service)
+        async with running(service) as system:
+            assert await service.staleness(cls) == 0.0
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            assert await service.staleness(cls) == 0.0
+            process = system.processes["desk"]
+            await process.views.stop()  # as if another replica had the partitions, and hung
+            process.views.rebuilds[0].lanes.clear()
+            for order in ("b", "c"):
+                await system.ambient.advance(10.0)
+                await system.publish(Placed(order=order))
+            await system.ambient.advance(5.0)
+            assert 15.0 <= await service.staleness(cls) < 16.0
+
+    async def test_events_that_the_view_does_not_apply_do_not_make_it_stale(self) -> None:
+        service = desk()
+        async with running(service) as system:
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            process = system.processes["desk"]
+            await process.views.stop()
+            process.views.rebuilds[0].lanes.clear()
+            await system.publish(Noted(order="a"))
+            await system.ambient.advance(5.0)
+            assert await service.staleness(orders_of(service)) == 0.0
+
+    async def test_a_parked_event_counts_from_its_own_time(self) -> None:
+        service = desk()
+        async with running(service) as system:
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            process = system.processes["desk"]
+            await process.views.stop()
+            headers = {"time": format_time(system.ambient.now() - 60.0)}
+            parked = Parked(
+                event_id="e",
+                source="s",
+                handler="view:orders_seen@1",
+                stream="test.outside",
+                partition=0,
+                position=1,
+                chain=None,
+                due=system.ambient.now() + 900.0,
+                attempt=0,
+                history=[],
+                key="a",
+                headers=headers,
+                data=b"{}",
+                reader="view:orders_seen@1",
+            )
+            changes = Changes(parked=[parked], time=system.ambient.now())
+            await process.store.begin().commit(changes)
+            assert await service.staleness(orders_of(service)) == pytest.approx(60.0, abs=0.1)
+
+    async def test_what_is_not_known_is_not_called_fresh(self) -> None:
+        service = desk()
+        async with running(service) as system:
+            await system.publish(Placed(order="a"))
+            await system.settled()
+            broker = system.broker
+
+            async def lag(stream: str, positions: object) -> dict[int, int]:
+                raise BrokerUnavailable("no answer")
+
+            broker.lag = lag  # type: ignore[method-assign,assignment]
+            with pytest.raises(BrokerUnavailable):
+                await service.staleness(orders_of(service))
+            del broker.lag
+            await clear_positions(system)
+
+            async def starts(stream: str) -> list[int]:
+                return [3] * len(broker.logs.get(stream, []))
+
+            broker.starts = starts  # type: ignore[method-assign]
+            with pytest.raises(HistoryMissing, match="deleted the first 3 records"):
+                await service.staleness(orders_of(service))
+            with pytest.raises(DeclarationError, match=r"add service\.view\(Orders\)"):
+                await service.staleness(orders_of(desk()))
+
+
+async def clear_positions(system: System) -> None:
+    """Let the view begin anew, in a process that reads nothing for it."""
+    process = system.processes["desk"]
+    await process.views.stop()
+    process.views.rebuilds[0].lanes.clear()
+    gone = [(tables.DELETE_CURSORS, [{"reader": "view:orders_seen@1"}])]
+    await process.store.begin().commit(Changes(writes=gone))
+
+
 class TestReads:
     """`Service.read` of a view, and the token of an answer."""
 
@@ -490,6 +594,29 @@ class TestReads:
                 await reading
             assert caught.value.seconds == 0.05
             assert caught.value.transient
+            assert 0.05 <= caught.value.behind <= 0.2
+
+    async def test_an_answer_from_a_view_that_is_behind_says_so(self) -> None:
+        service = desk()
+
+        async def look(request: Request) -> Response:
+            after = request.headers["oyez-after"]
+            row = await service.read(orders_of(service), "a", after=after, wait=0.0, strict=False)
+            await service.caught_up(orders_of(service), after="", strict=True)
+            assert row is not None
+            return PlainTextResponse(row.status)
+
+        service.http = Starlette(routes=[Route("/", look)])
+        async with running(service) as system, system.http("desk") as http:
+            event_id = await system.publish(Placed(order="a"))
+            await system.settled()
+            unknown = f"/test/till;{system.ambient.new_id()}"
+            await system.ambient.advance(1.75)
+            answer = await http.get("/", headers={"oyez-after": unknown})
+            assert (answer.text, answer.headers["oyez-stale"]) == ("placed", "1.8")
+            known = f"/test/outside;{event_id}"
+            answer = await http.get("/", headers={"oyez-after": known})
+            assert (answer.text, "oyez-stale" in answer.headers) == ("placed", False)
 
     async def test_what_the_inbox_can_not_tell_of_counts_as_seen(self) -> None:
         service = desk()

@@ -1,10 +1,11 @@
 """The service's HTTP side: its own ASGI app, with the request's origin around each call.
 
-An answer names the last events that its request published in the header ``Oyez-After``; see
+An answer names the last events that its request published in the header ``Oyez-After``, and how
+old it may be, where a view had not caught up with its reader, in ``Oyez-Stale``; see
 `oyez.freshness`.
 
-A request that fails because the store is out of reach is answered with 503: it is valid, and may be
-sent again.
+A request that fails because the store is out of reach, or a view has not caught up, is answered
+with 503: it is valid, and may be sent again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from oyez.errors import StoreUnavailable
-from oyez.freshness import token_of
+from oyez.errors import Stale, StoreUnavailable
+from oyez.freshness import stale_header, stale_here, token_of
 from oyez.ports import Announcement
 from oyez.transaction import TRACEPARENT, Origin, committed_here, origin
 
@@ -45,11 +46,18 @@ def with_origin(app: App) -> App:
             )
             published: list[Announcement] = []
             committed_here.set(published)
+            ages: list[float] = []
+            stale_here.set(ages)
 
             async def stamp(message: Any) -> None:
-                if message["type"] == "http.response.start" and (token := token_of(published)):
-                    after = (b"oyez-after", token.encode())
-                    message = {**message, "headers": [*message.get("headers", ()), after]}
+                if message["type"] == "http.response.start":
+                    ours = []
+                    if token := token_of(published):
+                        ours.append((b"oyez-after", token.encode()))
+                    if ages:
+                        ours.append((b"oyez-stale", stale_header(ages).encode()))
+                    if ours:
+                        message = {**message, "headers": [*message.get("headers", ()), *ours]}
                 await send(message)
 
             await _answer(app, scope, receive, stamp)
@@ -60,7 +68,7 @@ def with_origin(app: App) -> App:
 
 
 async def _answer(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    """Let the app respond; replace a 500 by 503 when the store is out of reach."""
+    """Let the app respond; replace a 500 by 503 where the same request may succeed soon."""
     held: list[Any] = []
     begun = False
 
@@ -75,24 +83,29 @@ async def _answer(app: App, scope: Scope, receive: Receive, send: Send) -> None:
 
     try:
         await app(scope, receive, hold)
-    except StoreUnavailable:
+    except (StoreUnavailable, Stale) as error:
         if begun:
             raise
-        held = _UNAVAILABLE
+        held = _STALE if isinstance(error, Stale) else _UNAVAILABLE
     finally:
         for message in held:
             await send(message)
 
 
-_UNAVAILABLE = [
-    {
-        "type": "http.response.start",
-        "status": 503,
-        "headers": [(b"content-type", b"application/problem+json"), (b"retry-after", b"1")],
-    },
-    {
-        "type": "http.response.body",
-        "body": b'{"title":"Service Unavailable","status":503,"code":"store_unavailable",'
-        b'"detail":"try again in a moment"}',
-    },
-]
+def _try_again(code: bytes) -> list[Any]:
+    return [
+        {
+            "type": "http.response.start",
+            "status": 503,
+            "headers": [(b"content-type", b"application/problem+json"), (b"retry-after", b"1")],
+        },
+        {
+            "type": "http.response.body",
+            "body": b'{"title":"Service Unavailable","status":503,"code":"%s",'
+            b'"detail":"try again in a moment"}' % code,
+        },
+    ]
+
+
+_UNAVAILABLE = _try_again(b"store_unavailable")
+_STALE = _try_again(b"stale")

@@ -40,6 +40,7 @@ from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
 from oyez.transaction import Announcer
+from oyez.view import ViewType
 
 LEAVE = 2.0
 """Seconds for each of the last steps of a process, when its grace is over."""
@@ -333,6 +334,9 @@ class ServiceProcess:
 
     async def wait(self, seconds: float) -> None:
         await self.watch.wait(seconds)
+
+    async def staleness(self, kind: ViewType, version: int) -> float:
+        return await self.views.staleness(kind, version)
 
     def _reading(self, consumer: Callable[[Lane], Consumer], lane: Lane) -> Reading:
         return Reading(

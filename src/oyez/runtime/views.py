@@ -24,6 +24,7 @@ from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Loop
 from oyez.runtime.rebuild import Pace, Rebuild
 from oyez.runtime.reports import Reports
+from oyez.runtime.staleness import Staleness
 from oyez.signals import ViewMeasured
 from oyez.view import ViewType
 
@@ -230,6 +231,19 @@ class Views:
             for each in self._rebuilds
             for (stream, partition), missed in sorted(each.missing.items())
         ]
+
+    async def staleness(self, kind: ViewType, version: int) -> float:
+        """Return how many seconds a version of a view is behind, whoever reads for it."""
+        (rebuild,) = (each for each in self._rebuilds if each.kind is kind)
+        measure = Staleness(
+            kind.of(version),
+            rebuild.handlers,
+            broker=self._broker,
+            store=self._store,
+            ambient=self._ambient,
+        )
+        lanes = list(rebuild.lanes.items()) if version == kind.version else []
+        return await measure.seconds({place: lane.position for place, lane in lanes})
 
     async def _step(self) -> float:
         await self._look()
