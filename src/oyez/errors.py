@@ -30,6 +30,7 @@
     │   └── BrokerRefused     permanent   the broker can't do the request, e.g. partition count
     │       └── RecordRefused             it does not accept this one record
     ├── HistoryMissing        permanent   records that a view is made of have been deleted
+    ├── BackfillFailed        permanent   the function of a backfill can't be walked
     ├── Stale                 transient   a view does not have what its reader has seen yet
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
@@ -176,6 +177,10 @@ class RecordRefused(BrokerRefused):
 
 class HistoryMissing(OyezError):
     """A view can't be filled: retention has deleted the beginning of its history."""
+
+
+class BackfillFailed(OyezError):
+    """The function of a backfill raised, returned something else, or never moves forward."""
 
 
 class ReplayRefused(ConfigurationError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints, overload
@@ -66,6 +66,13 @@ class Provider(msgspec.Struct, frozen=True):
     """Returns the value, or yields it once and then cleans up; plain or async."""
 
 
+class Backfill(msgspec.Struct, frozen=True):
+    """A function that returns what a service has as events, some keys at a time."""
+
+    event: EventType
+    function: Callable[[Transaction, str], Awaitable[Sequence[object]]]
+
+
 class Service:
     """A service: an independently deployed process with its own store, handlers and HTTP side.
 
@@ -94,6 +101,8 @@ class Service:
         """The kinds of keyed state that its handlers change, by name."""
         self.views: dict[ViewType, Handler] = {}
         """Its views, each with the handler that applies their events."""
+        self.backfills: dict[str, Backfill] = {}
+        """What it can announce anew, by type of event."""
         self.providers: list[Provider] = []
         self._publishes = tuple(describe(cls) for cls in publishes)
         self._bound: Bound | None = None
@@ -104,6 +113,7 @@ class Service:
         found = list(self._publishes)
         for handler in self.handlers:
             found.extend(handler.publishes)
+        found.extend(each.event for each in self.backfills.values())
         return tuple({kind.name: kind for kind in found}.values())
 
     @property
@@ -270,6 +280,37 @@ class Service:
             return partial(self.saga, allow=allow)
         self._add(compile_saga(cls, self.name, allow))
         return cls
+
+    def backfill(self, event: type) -> Callable[[F], F]:
+        """Offer what the service has as events of this class, to services that lack its history.
+
+        The decorated ``async def function(tx, after) -> list[event]`` returns some of them, such as
+        the next 500, in the order of their keys and behind the key ``after``, which is empty at
+        first; none at the end. `oyez backfill` walks it, each part in one transaction, and
+        announces them to the one service that asked. Raises DeclarationError.
+        """
+        kind = describe(event)
+
+        def offer(function: F) -> F:
+            place = f"{function.__module__}.{function.__qualname__}"
+            if not inspect.iscoroutinefunction(function):
+                raise DeclarationError(f"{place}: a backfill is an async def")
+            if len(inspect.signature(function).parameters) != 2:
+                raise DeclarationError(
+                    f"{place}: a backfill takes two parameters: (tx: Transaction, after: str)"
+                )
+            if kind.key_field is None:
+                raise DeclarationError(
+                    f"{place}: {kind.name} has no key, by which a backfill is walked"
+                )
+            if kind.name in self.backfills:
+                raise DeclarationError(
+                    f"service {self.name} has two backfills of {kind.name}: leave one"
+                )
+            self.backfills[kind.name] = Backfill(kind, function)
+            return function
+
+        return offer
 
     def provides(self, function: F) -> F:
         """Register a function that provides handler parameters of its return type.

@@ -261,13 +261,17 @@ ACTIVE = "select digest as version from oyez_migration where name = :name"
 """The version that a view shows; ``name`` is ``oyez:view:`` and the view's name."""
 LIVE_READERS = """select count(*) as living from oyez_cursor c
  join oyez_replica r on r.owner = c.owner and r.until > :now where c.reader = :reader"""
-LEAVE_VERSION = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)
+SET_MARK = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)
  on conflict (name) do update set digest = excluded.digest, applied = excluded.applied"""
 DELETE_STATE = """delete from oyez_state where kind = :kind and key in
  (select key from oyez_state where kind = :kind order by key limit 1000) returning key"""
 LAST_READ = "select coalesce(max(seq), 0) as last from oyez_inbox"
 DELETE_READ = """delete from oyez_inbox
  where reader = :reader and seq > :after and seq <= :last"""
+BEGIN_AT = """update oyez_cursor
+ set position = :position, owner = null, epoch = epoch + 1, crashes = 0, crashed_at = -1
+ where stream = :stream and partition = :partition and reader = :reader and position = 0"""
+"""Begins a reader that has read nothing behind what retention has deleted."""
 UNAPPLIED = f"""select event_id, source from oyez_inbox
  where reader = :reader and state > {Inbox.HANDLED:d}
  union select event_id, source from oyez_dead
@@ -279,6 +283,14 @@ DELETE_MARKS = """delete from oyez_migration where name = :name
 APPLIED = f"""select count(*) as applied from oyez_inbox
  where reader = :reader and handler = :reader and event_id = :event_id and source = :source
   and state = {Inbox.HANDLED:d}"""
+
+# -- backfills -------------------------------------------------------------------------------------
+
+BACKFILLS = """select name, digest as version from oyez_migration
+ where name like 'oyez:backfill:%'"""
+HOLD_MARK = """update oyez_migration set digest = digest where name = :name
+ returning digest as version"""
+"""Until the transaction ends, no other one changes the mark."""
 
 # -- sagas -----------------------------------------------------------------------------------------
 

@@ -222,6 +222,7 @@ async def test_drift_is_found_and_repaired(tmp_path: Path, store: str) -> None:
         "from viewed import desk\nservice = desk()\n"
     )
     await viewed.publish(tmp_path, 3000)
+    await viewed.publish_to_another(tmp_path)
     async with viewed.process(tmp_path, store) as process:
         await caught_up(process)
         said = await asyncio.to_thread(oyez, tmp_path, "view", "verify", "desk", "order_weights")

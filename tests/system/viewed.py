@@ -131,6 +131,20 @@ async def publish(folder: Path, count: int, part: slice = slice(None)) -> None:
     await broker.close()
 
 
+async def publish_to_another(folder: Path) -> None:
+    """Publish an event that is for another service alone."""
+    broker = broker_in(folder)
+    await broker.open()
+    event = Placed(order="elsewhere", cents=1, note="")
+    row = Announcer("test", "till", SystemAmbient()).announce(
+        event, Origin(), "2026-01-01T00:00:00Z", 0.0, None, recipient="another"
+    )
+    await broker.publish(
+        [Record(stream=row.stream, key=row.key, headers=row.headers, data=row.data)]
+    )
+    await broker.close()
+
+
 def broker_in(folder: Path):  # type: ignore[no-untyped-def]
     """The embedded broker in that folder."""
     return connect_broker(

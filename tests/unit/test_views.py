@@ -416,7 +416,7 @@ class TestHistory:
             ((stream, partition),) = process.views.rebuilds[0].missing
             assert process.views.problems() == [
                 "view orders_seen version 1 can't be filled: retention has deleted the first 3 "
-                f"records of {stream}[{partition}]"
+                f"records of {stream}[{partition}]: see `oyez view begin desk orders_seen`"
             ]
             assert await rows(system) == []
             app = admin(process, token="t", metrics=str)

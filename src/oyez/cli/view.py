@@ -1,4 +1,4 @@
-"""``oyez view``: the views of services, their versions and drift, and the way back."""
+"""``oyez view``: the views of services, their versions, drift and beginning, and the way back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from oyez.cli.gaps import refuse
 from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
 from oyez.errors import OyezError
+from oyez.inspection.beginning import begin
 from oyez.inspection.drift import as_value as as_json_value
 from oyez.inspection.drift import verify
 from oyez.inspection.views import ViewVersion, as_value, list_views
@@ -21,7 +22,7 @@ _SHOWN = 20
 
 @click.group("view")
 def command() -> None:
-    """List views and their versions, compare one with the history, or go back a version.
+    """List views, compare one with the history, let one begin after a backfill, or go back.
 
     These commands open the service's store themselves, whether the service runs or not.
     """
@@ -118,6 +119,24 @@ def verify_(
         return
     if not as_json:
         print_line(f"{found.rows} rows of {view} version {found.version} are what the history says")
+
+
+@command.command("begin")
+@click.argument("service")
+@click.argument("view")
+def begin_(service: str, view: str) -> None:
+    """Let VIEW begin behind what retention has deleted, where a backfill stands for it.
+
+    First let each service whose history is missing announce what it has: `oyez backfill OWNER EVENT
+    --for SERVICE`. The view begins where these backfills did, and is filled from there on; nothing
+    is done, with the reason, unless they have ended and all that came since is still there.
+    """
+    begun = run_async(begin(Project.open(), service, view))
+    if not begun:
+        print_line(f"{view} lacks nothing of its history")
+        return
+    for (stream, partition), position in sorted(begun.items()):
+        print_line(f"{view} reads {stream}[{partition}] after {position}")
 
 
 @command.command("back")

@@ -16,7 +16,7 @@ import msgspec
 from oyez import tables
 from oyez.contract import decode
 from oyez.envelope import open_record
-from oyez.errors import ConfigurationError, EventError
+from oyez.errors import ConfigurationError, EventError, HistoryMissing
 from oyez.inspection import history
 from oyez.inspection.reach import Gap
 from oyez.ports import Broker, Changes, Kept, Position, Store
@@ -79,14 +79,16 @@ async def verify(
     """Compare about ``sample`` rows of a view, or the one of ``key``, with the history.
 
     It reads the whole history. ``repair`` writes what the history says into those that differ,
-    unless retention has deleted some of it. Raises ConfigurationError where the service's code has
-    no such view, StoreError and BrokerError.
+    unless retention has deleted some of it. Raises HistoryMissing where retention has deleted its
+    beginning, ConfigurationError where the service's code has no such view, StoreError and
+    BrokerError.
     """
     code = project.service(service)
-    kind = _kind(code, view)
+    kind = kind_of(code, view)
     async with project.opened_store(service) as store, project.opened_broker(service) as broker:
         chosen = await _chooser(store, kind, sample, key)
         snapshot = await _snapshot(store, kind, chosen)
+        await _check_whole(kind, broker, snapshot)
         short: list[history.Place] = []
         expected = await _fold(code, kind, broker, snapshot, chosen, short)
         keys = {*expected, *snapshot.rows, *snapshot.columns} - snapshot.moved
@@ -111,6 +113,17 @@ async def verify(
     )
 
 
+async def _check_whole(kind: ViewType, broker: Broker, snapshot: Snapshot) -> None:
+    """Raise HistoryMissing for a history from which rows would seem wrong that are right."""
+    for stream in sorted({stream for stream, _ in snapshot.places}):
+        for partition, start in enumerate(await broker.starts(stream)):
+            if start and (stream, partition) in snapshot.places:
+                raise HistoryMissing(
+                    f"{kind.view} can't be verified: retention has deleted the first {start} "
+                    f"records of {stream}[{partition}], which its rows are made of as well"
+                )
+
+
 async def _repair(
     store: Store, kind: ViewType, key: str, expected: Any, version: int, now: float
 ) -> bool:
@@ -132,7 +145,8 @@ async def _repair(
     return True
 
 
-def _kind(service: Service, view: str) -> ViewType:
+def kind_of(service: Service, view: str) -> ViewType:
+    """Return the view of a service, by its name. Raises ConfigurationError."""
     for kind in service.views:
         if kind.view == view:
             return kind
@@ -226,6 +240,8 @@ async def _fold(
         except EventError:
             continue  # a dead letter
         identity = (envelope.id, envelope.source)
+        if envelope.recipient not in (None, service.name):
+            continue
         if not chosen(key) or identity in seen:
             continue
         seen.add(identity)

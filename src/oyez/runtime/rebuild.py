@@ -141,9 +141,9 @@ class Whole:
                 self._missing[self._place] = missed
                 raise HistoryMissing(
                     f"{self._lane.claim.reader} can't be filled: retention has deleted the first "
-                    f"{missed} records of {stream}[{partition}]"
+                    f"{missed} records of {stream}[{partition}]: see `oyez view begin`"
                 )
-            self._missing.pop(self._place, None)
+        self._missing.pop(self._place, None)
         ends = await self._broker.ends(stream)
         return ends[partition] if partition < len(ends) else BEGINNING
 

@@ -6,7 +6,7 @@ partition, and nothing of it is parked or dead, one transaction makes the SQL vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -15,7 +15,17 @@ from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import BrokerRefused, StoreRefused
 from oyez.handler import Handler
-from oyez.ports import Broker, Changes, Parameters, Row, Store, StoreTransaction, Writes
+from oyez.ports import (
+    BEGINNING,
+    Broker,
+    Changes,
+    Parameters,
+    Position,
+    Row,
+    Store,
+    StoreTransaction,
+    Writes,
+)
 from oyez.runtime.calls import Calls
 from oyez.runtime.claims import Place
 from oyez.runtime.commits import Commits
@@ -76,6 +86,42 @@ def versions_in(rows: Sequence[Row]) -> dict[str, Versions]:
         )
         for view in {*active, *kept}
     }
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A version that began behind what retention has deleted; see `oyez.inspection.beginning`."""
+
+    until: dict[str, list[Position]]
+    """The positions by stream that it must reach before it is whole."""
+
+
+def begun_mark(reader: str) -> str:
+    """Return the name of the row in ``oyez_migration`` with the `Begun` of a version."""
+    return f"oyez:{reader} (begun after a backfill)"
+
+
+async def lacks(
+    fetch: Callable[[str, Parameters], Awaitable[list[Row]]], view: str, version: int, active: int
+) -> dict[str, int]:
+    """Return what a version lacks to take the place of the active one; empty if it is whole.
+
+    They are numbers of partitions ``behind``, of ``parked`` events and of ``dead`` letters.
+    """
+    reader = f"view:{view}@{version}"
+    asked = {"reader": reader, "active": f"view:{view}@{active}"}
+    (row,) = await fetch(tables.FILLED, asked)
+    for mark in await fetch(tables.ACTIVE, {"name": begun_mark(reader)}):
+        until = msgspec.json.decode(mark["version"], type=Begun).until
+        at = {
+            (each["stream"], each["partition"]): each["position"]
+            for each in await fetch(tables.CURSORS, {"reader": reader})
+        }
+        row["behind"] += sum(
+            at.get((stream, partition), BEGINNING) < end
+            for stream, ends in until.items()
+            for partition, end in enumerate(ends)
+        )
+    return {what: count for what, count in row.items() if count}
 
 
 async def prepare(store: Store, kinds: Sequence[ViewType], ambient: Ambient) -> None:
@@ -227,9 +273,11 @@ class Views:
         """Return why a view can't be filled; empty when all can."""
         return [
             f"view {each.kind.view} version {each.kind.version} can't be filled: retention has "
-            f"deleted the first {missed} records of {stream}[{partition}]"
+            f"deleted the first {missed} records of {stream}[{partition}]: see `oyez view begin "
+            f"{self._reports.service} {each.kind.view}`"
             for each in self._rebuilds
             for (stream, partition), missed in sorted(each.missing.items())
+            if (lane := each.lanes.get((stream, partition))) and lane.position == BEGINNING
         ]
 
     async def staleness(self, kind: ViewType, version: int) -> float:
@@ -278,13 +326,11 @@ class Views:
         found = self.versions[kind.view]
         if not found.active < kind.version or kind.version == found.left:
             return
-        asked = {"reader": kind.name, "active": f"view:{kind.view}@{found.active}"}
-        (row,) = await self._store.fetch(tables.FILLED, asked)
-        if any(row.values()):
+        if await lacks(self._store.fetch, kind.view, kind.version, found.active):
             return
         begun = self._store.begin()
         try:
-            if await _still(begun, kind.view, found.active, asked):
+            if await _still(begun, kind, found.active):
                 now = self._ambient.now()
                 writes = _switch(kind.view, kind.version, now)
                 await begun.commit(Changes(writes=writes, time=now))
@@ -293,11 +339,14 @@ class Views:
         await self._look()
 
 
-async def _still(begun: StoreTransaction, view: str, active: int, asked: Parameters) -> bool:
+async def _still(begun: StoreTransaction, kind: ViewType, active: int) -> bool:
     """Return whether the version to be replaced is still the active one, and has no lead."""
-    found = versions_in(await begun.fetch(tables.VIEW_MARKS, {}, []))[view]
-    (row,) = await begun.fetch(tables.FILLED, asked, [])
-    return found.active == active and not any(row.values())
+
+    async def fetch(sql: str, parameters: Parameters) -> list[Row]:
+        return await begun.fetch(sql, parameters, [])
+
+    found = versions_in(await fetch(tables.VIEW_MARKS, {}))[kind.view]
+    return found.active == active and not await lacks(fetch, kind.view, kind.version, active)
 
 
 def _switch(view: str, version: int, now: float) -> Writes:
@@ -322,7 +371,7 @@ async def go_back(store: Store, view: str, now: float) -> int:
                 f"{KEPT / 3600:.0f} hours after it was replaced"
             )
         left: Parameters = {"name": f"oyez:view:{view}@left", "mark": str(found.active), "now": now}
-        writes = [*_switch(view, older[-1], now), (tables.LEAVE_VERSION, [left])]
+        writes = [*_switch(view, older[-1], now), (tables.SET_MARK, [left])]
         await begun.commit(Changes(writes=writes, time=now))
     finally:
         await begun.rollback()

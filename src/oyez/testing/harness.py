@@ -29,6 +29,7 @@ from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe
 from oyez.ports import Record, Row
+from oyez.runtime.backfill import Walk
 from oyez.runtime.calls import Begun
 from oyez.runtime.dead import list_dead
 from oyez.runtime.http import with_origin
@@ -122,6 +123,24 @@ class System:
         return sorted(
             (open_record(r.headers, r.data) for r in records), key=lambda envelope: envelope.id
         )
+
+    async def backfill(self, service: str, cls: type, *, recipient: str) -> int:
+        """Walk the service's backfill of this event, as `oyez backfill` does for the recipient.
+
+        Returns the number of announced events.
+        """
+        process = self.processes[service]
+        walk = Walk(
+            process.service.backfills[describe(cls).name],
+            recipient,
+            broker=self.broker,
+            store=process.store,
+            announcer=process.announcer,
+        )
+        await walk.begin()
+        while await walk.chunk():
+            pass
+        return walk.walked.announced
 
     async def fetch(self, service: str, sql: str, /, **parameters: Any) -> list[Row]:
         """Query a service's own store."""

@@ -143,7 +143,8 @@ def _history_gone(system: System, service: Service, standing: Standing) -> Found
                         readers[0],
                         f"{who} has yet to read {stream} from the beginning, and the first events "
                         f"of {len(lost)} partitions are deleted",
-                        "bring what they told into its store, and permit this from then on; or "
+                        "bring what they told into its store, and permit this from then on; let a "
+                        "view begin after `oyez backfill`, with `oyez view begin`; or "
                         "raise system.retention_days before it is needed",
                     ),
                     permitting(readers, "E21"),
