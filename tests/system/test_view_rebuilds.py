@@ -21,10 +21,11 @@ import viewed
 
 from oyez import tables
 from oyez.errors import Stale
-from oyez.ports import Changes
+from oyez.ports import Changes, Store
 from oyez.runtime import views
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
+from oyez.testing.ticks import until
 from servers import server
 
 TOML = """[system]
@@ -186,8 +187,8 @@ async def test_a_version_takes_the_place_of_another_and_gives_it_back(
         assert rows == viewed.folded(500)
 
 
-def oyez(folder: Path, *arguments: str, code: int = 0) -> str:
-    """What a command prints that ends with ``code``."""
+def oyez(folder: Path, *arguments: str, code: int = 0, errors: bool = False) -> str:
+    """What a command prints that ends with ``code``, on standard output or of ``errors``."""
     done = subprocess.run(
         [sys.executable, "-m", "oyez", *arguments],
         cwd=folder,
@@ -197,7 +198,7 @@ def oyez(folder: Path, *arguments: str, code: int = 0) -> str:
         check=False,
     )
     assert done.returncode == code, done.stderr
-    return done.stdout
+    return done.stderr if errors else done.stdout
 
 
 async def listed(folder: Path) -> list[tuple[int, str, int, bool]]:
@@ -215,12 +216,78 @@ async def active(process: ServiceProcess, version: int) -> None:
         await asyncio.sleep(0.02)
 
 
+def code_of(folder: Path, view: str) -> None:
+    """Write the module of the service with a view of ``viewed``."""
+    (folder / "desk.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(viewed.__file__).parent)!r})\n"
+        f"import viewed\nservice = viewed.desk(viewed.{view})\n"
+    )
+
+
+async def kill_when(store: Store, folder: Path, sql: str, *arguments: str) -> None:
+    """Kill a command as soon as a query of the store has rows."""
+    command = [sys.executable, "-m", "oyez", *arguments]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as child:
+        try:
+            await until(lambda: store.fetch(sql, {}), 60.0)
+        finally:
+            child.kill()
+
+
+@pytest.mark.timeout(300)
+async def test_a_version_is_built_before_its_deploy(tmp_path: Path, store: str) -> None:
+    """By a job beside the live version, that is killed on the way."""
+    count, build = 40_000, ("view", "build", "desk", "order_weights")
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    code_of(tmp_path, "Again")
+    await viewed.publish(tmp_path, count, slice(count - 1000))
+    async with viewed.process(tmp_path, store) as live:
+        await caught_up(live)
+        part = "select 1 from oyez_cursor where reader = 'view:order_weights@2' and position > 500"
+        await kill_when(live.store, tmp_path, part, *build)
+        await viewed.publish(tmp_path, count, slice(count - 1000, count))
+        said = await asyncio.to_thread(oyez, tmp_path, *build)
+        expected = viewed.folded(count)
+        assert said == f"order_weights version 2 has {len(expected)} rows\n"
+        sql = 'select * from order_weights__2 order by "order"'
+        assert await live.store.fetch(sql, {}) == expected
+        marks = await live.store.fetch("select headers from oyez_inbox where headers <> ''", {})
+        assert marks == [], "events of the view are parked"
+        assert await listed(tmp_path) == [(1, "active", 0, True), (2, "filling", 0, False)]
+        await caught_up(live)
+        async with viewed.process(tmp_path, store, view=viewed.Again) as deployed:
+            await active(deployed, 2)
+            said = await asyncio.to_thread(oyez, tmp_path, *build, code=1, errors=True)
+            assert "a running replica of desk fills version 2" in said
+
+
+@pytest.mark.timeout(300)
+async def test_a_version_that_is_built_can_be_swapped_in_at_once(
+    tmp_path: Path, store: str
+) -> None:
+    build = ("view", "build", "desk", "order_weights", "--swap")
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    code_of(tmp_path, "Strict")
+    await viewed.publish(tmp_path, 500)
+    async with viewed.process(tmp_path, store) as live:
+        await caught_up(live)
+        said = await asyncio.to_thread(oyez, tmp_path, *build, code=1, errors=True)
+        assert "events of version 2 failed, so it can't take its place" in said
+        assert (await listed(tmp_path))[0][:2] == (1, "active")
+        code_of(tmp_path, "Third")
+        said = await asyncio.to_thread(oyez, tmp_path, *build)
+        assert said.endswith("rows and is shown\n")
+        await active(live, 3)
+        rows = await live.store.fetch('select * from order_weights order by "order"', {})
+        assert rows == viewed.folded(500)
+        code_of(tmp_path, "Again")
+        said = await asyncio.to_thread(oyez, tmp_path, *build, code=1, errors=True)
+        assert "version 3 of order_weights is active, and the code has version 2" in said
+
+
 async def test_drift_is_found_and_repaired(tmp_path: Path, store: str) -> None:
     (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
-    (tmp_path / "desk.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(viewed.__file__).parent)!r})\n"
-        "from viewed import desk\nservice = desk()\n"
-    )
+    code_of(tmp_path, "Orders")
     await viewed.publish(tmp_path, 3000)
     await viewed.publish_to_another(tmp_path)
     async with viewed.process(tmp_path, store) as process:

@@ -67,6 +67,7 @@ def orders(version: int) -> type[View]:
 
 Orders = orders(1)
 Again = orders(2)
+Third = orders(3)
 
 
 class Newer(View, table="order_weights", key="order", version=2):
@@ -76,6 +77,16 @@ class Newer(View, table="order_weights", key="order", version=2):
     @applies
     def placed(self, event: Placed) -> None:
         self.take(event)
+
+
+class Strict(View, table="order_weights", key="order", version=2):
+    order: str
+    cents: int = 0
+
+    @applies
+    def placed(self, event: Placed) -> None:
+        if event.cents == 42:
+            raise ValueError("not 42")
 
 
 def desk(view: type[View] = Orders) -> Service:

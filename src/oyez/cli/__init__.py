@@ -23,7 +23,7 @@ _COMMANDS = {
     "flow": "Show the journey of an order as a tree.",
     "dead": "List, show, redrive or discard dead letters.",
     "schedule": "List what is due later, or cancel an event of it.",
-    "view": "List views, compare or begin one, or go back a version.",
+    "view": "List views; build, compare or begin one, or go back a version.",
     "saga": "List, show, retry, abort, resolve, draw or export sagas.",
     "backfill": "Announce what a service has, to one that lacks its history.",
     "replay": "Handle a service's history once more, and compare.",

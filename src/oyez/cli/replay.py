@@ -194,12 +194,12 @@ async def _replay(project: Project, asked: _Asked, service: Service, chosen: Cho
                     broker=broker,
                     store=store,
                     ambient=project.ambient,
-                    reports=_reports(asked.service, failed),
+                    reports=reports_of(asked.service, failed),
                     provided=given,
                     announce=asked.announce,
                 )
                 try:
-                    await _run(replay, _nothing)
+                    await run_to_end(replay)
                 except click.Abort:
                     warn("interrupted: the same command goes on from here")
                     raise
@@ -303,7 +303,7 @@ async def _compare(project: Project, asked: _Asked, service: Service, chosen: Ch
             broker=broker,
             store=scratch,
             ambient=project.ambient,
-            reports=_reports(asked.service, failed),
+            reports=reports_of(asked.service, failed),
             outside=comparison.leave_out,
         )
 
@@ -312,7 +312,7 @@ async def _compare(project: Project, asked: _Asked, service: Service, chosen: Ch
             now = await _positions(live)
             await replay.reach({place: now.get(place, BEGINNING) for place in places})
 
-        await _run(replay, copy)
+        await run_to_end(replay, copy)
         return await _report(asked, chosen, comparison, replay, failed, live)
 
 
@@ -409,10 +409,6 @@ def _print_differences(shown: Sequence[Difference]) -> None:
         print_line("")
 
 
-async def _nothing() -> None:
-    """Do nothing more."""
-
-
 # -- both ------------------------------------------------------------------------------------------
 
 
@@ -433,7 +429,9 @@ async def _places(
     return places
 
 
-def _reports(service: str, failed: Counter[str]) -> Reports:
+def reports_of(service: str, failed: Counter[str]) -> Reports:
+    """Return reports that print troubles and failed events, and count the latter by handler."""
+
     def heard(signal: Signal) -> None:
         if isinstance(signal, Trouble):
             warn(f"{signal.part}: {signal.error}")
@@ -447,15 +445,18 @@ def _reports(service: str, failed: Counter[str]) -> Reports:
     return Reports(service, signals)
 
 
-async def _run(replay: Replay, then: Callable[[], Awaitable[None]]) -> None:
-    """Run the replay to its end, and ``then``. Raises Abort on SIGTERM or Ctrl-C."""
+async def run_to_end(
+    replay: Replay, then: Callable[[], Awaitable[None]] | None = None, what: str = "replay"
+) -> None:
+    """Run the replay to its end, with a bar, and ``then``. Raises Abort on SIGTERM or Ctrl-C."""
     stopped = asyncio.Event()
-    with stop_signals(stopped.set), _progress() as told:
+    with stop_signals(stopped.set), _progress(what) as told:
 
         async def work() -> None:
             await replay.start()
             await replay.finished(lambda: told(*replay.progress))
-            await then()
+            if then is not None:
+                await then()
 
         working = asyncio.create_task(work(), name="replay")
         stop = asyncio.create_task(stopped.wait(), name="stop")
@@ -473,7 +474,7 @@ async def _run(replay: Replay, then: Callable[[], Awaitable[None]]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal; yields what is told (done, of how many)."""
     output = Console(stderr=True)
     if not output.is_terminal:
@@ -481,5 +482,5 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         return
     columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=output, transient=True) as progress:
-        task = progress.add_task("replay", total=None)
+        task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

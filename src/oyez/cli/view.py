@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 from rich.text import Text
 
+from oyez import tables
 from oyez.cli.gaps import refuse
 from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
-from oyez.errors import OyezError
-from oyez.inspection.beginning import begin
+from oyez.cli.replay import reports_of, run_to_end
+from oyez.errors import BrokerRefused, HistoryMissing, OyezError, ReplayRefused
+from oyez.handler import Handler
+from oyez.inspection.beginning import begin, lost
 from oyez.inspection.drift import as_value as as_json_value
-from oyez.inspection.drift import verify
+from oyez.inspection.drift import kind_of, verify
 from oyez.inspection.views import ViewVersion, as_value, list_views
+from oyez.ports import Broker, Store
 from oyez.project import Project
-from oyez.runtime.views import go_back
+from oyez.runtime.replay import Chosen, Replay, Stretch, ends
+from oyez.runtime.views import go_back, lacks, prepare, show, versions_in
+from oyez.view import ViewType
 
+ROUNDS = 5
+"""How often a version is filled up to the present, when another one has gone on meanwhile."""
 _SHOWN = 20
 """The number of differing fields that are printed as a table."""
 
@@ -119,6 +129,103 @@ def verify_(
         return
     if not as_json:
         print_line(f"{found.rows} rows of {view} version {found.version} are what the history says")
+
+
+@command.command("build")
+@click.argument("service")
+@click.argument("view")
+@click.option("--swap", "swap_in", is_flag=True, help="Then let SQL and readers have this version.")
+def build(service: str, view: str, swap_in: bool) -> None:
+    """Fill the version of VIEW that the code has, and end when it has read all there is.
+
+    A job to run with the new code before it is deployed, beside the replicas with the old one. The
+    first replica with the new code goes on from there, and lets the version take its place; with
+    --swap this command does. It goes on where it was interrupted. Exit codes: 0 done, 1 events
+    failed or it could not be swapped.
+    """
+    run_async(_build(Project.open(), service, view, swap_in=swap_in))
+
+
+async def _build(project: Project, service: str, view: str, *, swap_in: bool) -> None:
+    system = project.config.system.name
+    code = project.service(project.settings(service).name)
+    kind = kind_of(code, view)
+    handler = code.views[kind]
+    async with project.opened_store(service) as store, project.opened_broker(service) as broker:
+        active = await _prepare(project, service, kind, handler, store, broker)
+        for _ in range(ROUNDS):
+            failed: Counter[str] = Counter()
+            replay = Replay(
+                kind.name,
+                [handler],
+                await ends(broker, system, Chosen(folds=(handler,)), Stretch()),
+                Stretch(),
+                system=system,
+                service=service,
+                broker=broker,
+                store=store,
+                ambient=project.ambient,
+                reports=reports_of(service, failed),
+                reader=kind.name,
+            )
+            try:
+                await run_to_end(replay, what=f"{view} version {kind.version}")
+            except click.Abort:
+                warn("interrupted: the same command goes on from here")
+                raise
+            except ReplayRefused as error:
+                raise OyezError(f"{error}, which goes on with it") from error
+            found = await lacks(store.fetch, view, kind.version, active)
+            if found.get("dead"):
+                raise OyezError(
+                    f"{found['dead']} events of version {kind.version} failed, so it can't take "
+                    f"its place: see `oyez dead list {service}`"
+                )
+            whole = await show(store, kind, project.ambient.now()) if swap_in else not found
+            if whole:
+                break
+        else:
+            if swap_in:
+                raise OyezError(
+                    f"not swapped: version {active} goes on meanwhile. The first replica with "
+                    f"version {kind.version} lets it take its place"
+                )
+        (rows,) = await store.fetch(tables.COUNT_STATE, {"kind": kind.name})
+    shown = " and is shown" if swap_in else ""
+    print_line(f"{view} version {kind.version} has {rows['rows']} rows{shown}")
+
+
+async def _prepare(
+    project: Project,
+    service: str,
+    kind: ViewType,
+    handler: Handler,
+    store: Store,
+    broker: Broker,
+) -> int:
+    """Make the table of the version; return the active one. Refuse what can't be built."""
+    view, version = kind.view, kind.version
+    if not broker.capabilities.history:
+        raise BrokerRefused("views are made of the history, and this broker keeps none")
+    known = versions_in(await store.fetch(tables.VIEW_MARKS, {})).get(view)
+    active = known.active if known else version
+    if active > version:
+        raise OyezError(f"version {active} of {view} is active, and the code has version {version}")
+    await prepare(store, [kind], project.ambient)
+    asked = {"reader": kind.name, "now": project.ambient.now()}
+    (living,) = await store.fetch(tables.LIVE_READERS, asked)
+    if living["living"]:
+        raise OyezError(
+            f"a running replica of {service} fills version {version} of {view} already: see "
+            f"`oyez view list {service}`"
+        )
+    gone = await lost(project, handler, kind, store, broker)
+    for (stream, partition), count in gone.items():
+        raise HistoryMissing(
+            f"{view} can't be filled: retention has deleted the first {count} records of "
+            f"{stream}[{partition}]: see `oyez view begin {service} {view}`"
+        )
+    return active
 
 
 @command.command("begin")

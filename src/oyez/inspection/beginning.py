@@ -40,9 +40,10 @@ async def begin(project: Project, service: str, view: str) -> dict[Place, Positi
         known = versions_in(await store.fetch(tables.VIEW_MARKS, {})).get(view)
         if known is None or kind.version not in known.tables:
             raise ConfigurationError(
-                f"version {kind.version} of {view} has no table yet: start {service} first"
+                f"version {kind.version} of {view} has no table yet: start {service} first, "
+                "or build it with `oyez view build`"
             )
-        missing = await _missing(project, handler, kind, store, broker)
+        missing = await lost(project, handler, kind, store, broker)
         if not missing:
             return {}
         begins: dict[Place, Position] = {}
@@ -57,7 +58,7 @@ async def begin(project: Project, service: str, view: str) -> dict[Place, Positi
     return begins
 
 
-async def _missing(
+async def lost(
     project: Project, handler: Handler, kind: ViewType, store: Store, broker: Broker
 ) -> dict[Place, int]:
     """Return the partitions that were never read and lack their first records, with the number."""

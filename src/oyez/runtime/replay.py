@@ -250,13 +250,16 @@ async def _begins_before(broker: Broker, place: Place, start: Position, since: f
 
 
 class Passage:
-    """A consumer that passes on the records of a stretch, marked as replayed; see `Consumer`."""
+    """A consumer that passes on the records of a stretch; see `Consumer`.
+
+    With a ``mark`` they bear it as what is handled once more.
+    """
 
     def __init__(
         self,
         lane: Lane,
         batches: Batches,
-        mark: str,
+        mark: str | None,
         stretch: Stretch,
         end: Position,
         *,
@@ -307,7 +310,10 @@ class Passage:
         if others and self._outside is not None:
             await self._outside(others)
         if inside:
-            events = await self._batches.take(Batch([_marked(each, self._mark) for each in inside]))
+            mark = self._mark
+            events = await self._batches.take(
+                Batch([_marked(each, mark) for each in inside] if mark else inside)
+            )
         last = batch.records[-1].position
         self.passed += sum(record.position <= self.end for record in batch.records)
         lane.position = max(lane.position, min(last, self.end))
@@ -389,12 +395,16 @@ class Replay:
         provided: Mapping[type, object] | None = None,
         announce: bool = False,
         outside: Callable[[Sequence[Record]], Awaitable[None]] | None = None,
+        reader: str | None = None,
     ) -> None:
         """``places``: the partitions, each with its end. ``outside`` as in `Passage`.
 
-        Without ``announce``, the events that handlers publish are withheld.
+        Without ``announce``, the events that handlers publish are withheld. With a ``reader`` it
+        goes on for that one, and nothing is marked as replayed: whoever reads for it later goes on
+        after it.
         """
-        self.reader = reader_of(name)
+        self.reader = reader or reader_of(name)
+        self._mark = None if reader else self.reader
         self.passages: dict[Place, Passage] = {}
         announcer = Announcer(system, service, ambient, lambda: broker.capabilities.max_bytes)
         self._withheld = Withheld(store, announcer, ambient)
@@ -534,7 +544,8 @@ class Replay:
             await unit.commit()
         finally:
             await unit.rollback()
-        assert row is not None  # a replay has no lease, so that its claims never stand
+        if row is None:  # a replay has no lease, so that its claims never stand
+            raise ReplayRefused(f"a running replica reads for {self.reader}")
         claim = Claim(
             stream=stream,
             partition=partition,
@@ -570,7 +581,7 @@ class Replay:
         passage = self.passages[place] = Passage(
             lane,
             batches,
-            self.reader,
+            self._mark,
             self._stretch,
             self._places[place],
             ambient=self._ambient,

@@ -23,7 +23,6 @@ from oyez.ports import (
     Position,
     Row,
     Store,
-    StoreTransaction,
     Writes,
 )
 from oyez.runtime.calls import Calls
@@ -326,27 +325,28 @@ class Views:
         found = self.versions[kind.view]
         if not found.active < kind.version or kind.version == found.left:
             return
-        if await lacks(self._store.fetch, kind.view, kind.version, found.active):
-            return
-        begun = self._store.begin()
-        try:
-            if await _still(begun, kind, found.active):
-                now = self._ambient.now()
-                writes = _switch(kind.view, kind.version, now)
-                await begun.commit(Changes(writes=writes, time=now))
-        finally:
-            await begun.rollback()
-        await self._look()
+        if not await lacks(self._store.fetch, kind.view, kind.version, found.active):
+            await show(self._store, kind, self._ambient.now())
+            await self._look()
 
 
-async def _still(begun: StoreTransaction, kind: ViewType, active: int) -> bool:
-    """Return whether the version to be replaced is still the active one, and has no lead."""
+async def show(store: Store, kind: ViewType, now: float) -> bool:
+    """Make the version in the code the active one; False, with nothing done, if it is not whole."""
+    begun = store.begin()
 
     async def fetch(sql: str, parameters: Parameters) -> list[Row]:
         return await begun.fetch(sql, parameters, [])
 
-    found = versions_in(await fetch(tables.VIEW_MARKS, {}))[kind.view]
-    return found.active == active and not await lacks(fetch, kind.view, kind.version, active)
+    try:
+        active = versions_in(await fetch(tables.VIEW_MARKS, {}))[kind.view].active
+        if active > kind.version or await lacks(fetch, kind.view, kind.version, active):
+            return False
+        if active < kind.version:
+            writes = _switch(kind.view, kind.version, now)
+            await begun.commit(Changes(writes=writes, time=now))
+    finally:
+        await begun.rollback()
+    return True
 
 
 def _switch(view: str, version: int, now: float) -> Writes:
