@@ -52,6 +52,10 @@ class Paid(Event, type="depot.paid", key="order"):
 class Ready(Event, type="depot.ready", key="order"):
     order: str
 
+class Noted(Event, type="depot.noted", key="order"):
+    order: str
+    cents: int
+
 class Parcel(State, key="order"):
     placed: int = 0
     paid: int = 0
@@ -79,6 +83,19 @@ async def note(event: Placed, tx: Transaction) -> None:
 @service.on(Paid)
 async def count(event: Paid, tx: Transaction) -> None:
     tx.execute("update counted set number = number + 1")
+"""
+OUTWARD = """
+@service.on(Paid, replay="safe")
+async def call(event: Paid) -> None: ...
+"""
+SILENT = """
+async def note(event: Placed, tx: Transaction) -> None:
+    tx.execute("insert into noted (name) values (:name) on conflict do nothing", name=event.order)
+"""
+ANNOUNCING = """
+async def note(event: Placed, tx: Transaction) -> Noted:
+    tx.execute("insert into noted (name) values (:name) on conflict do nothing", name=event.order)
+    return Noted(order=event.order, cents=event.cents)
 """
 MIGRATION = """create table noted (name text primary key);
 create table counted (number integer not null);
@@ -252,6 +269,44 @@ async def test_a_dry_run_finds_what_a_change_of_the_code_changes(depot: Depot) -
         }
     ]
     assert await depot.store.fetch(sizes, {}) == before
+
+
+@pytest.mark.timeout(120)
+async def test_a_dry_run_of_safe_handlers_compares_what_they_announce(depot: Depot) -> None:
+    """All is undone; events announced are those of the history, until the code changes."""
+    safe = ("--from", "beginning", "--handler", "note", "--dry-run")
+    events = ORDERS * ROUNDS
+    code, out, err = await depot.replay(*safe)
+    assert (code, err) == (0, "")
+    assert f"announced by safe handlers for {events} events: 0 the same, 0 changed" in out
+    announcing = SERVICE.replace(SILENT, ANNOUNCING)
+    (depot.root / "shipping.py").write_text(announcing)
+    code, out, _ = await depot.replay(*safe, "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert found["announced"] == {
+        "added": events,
+        "missing": 0,
+        "changed": 0,
+        "events": events,
+        "same": 0,
+        "left_out": 0,
+    }
+    assert {each["kind"] for each in found["differences"]} == {"depot.noted"}
+    with depot.serving():
+        await depot.publish(2)
+        await depot.handled(ROUNDS + 2)
+    clear = depot.store.begin()
+    await clear.fetch("delete from noted where name < 'o2' returning name", {}, [])
+    await clear.commit(Changes())
+    noted = await depot.store.fetch("select name from noted order by name", {})
+    changed = announcing.replace("cents=event.cents)", 'cents=event.cents + (event.order == "o7"))')
+    (depot.root / "shipping.py").write_text(changed)
+    code, out, _ = await depot.replay(*safe, "--json")
+    found = json.loads(out)["announced"]
+    assert (code, found["added"], found["changed"]) == (1, events, 2)
+    assert found["same"] == 2 * ORDERS - 2
+    assert await depot.store.fetch("select name from noted order by name", {}) == noted
 
 
 @pytest.mark.timeout(120)
@@ -429,7 +484,10 @@ async def test_an_event_that_fails_is_named(depot: Depot) -> None:
         (["--from", "5", "--swap"], "--swap is for a replay of everything"),
         (["--from", "beginning", "--swap"], "--swap is for handlers that make state"),
         (["--from", "5", "--dry-run", "--announce"], "leave out --announce"),
-        (["--from", "5", "--dry-run", "--handler", "note"], "a dry run compares keyed state"),
+        (
+            ["--from", "5", "--dry-run", "--outward", "--handler", "call"],
+            "a dry run undoes everything, and none of these handlers allows that: call",
+        ),
         (["--forget"], "add its --name"),
         (["--forget", "--name", "%"], "expected up to 40 of a-z"),
     ],
@@ -438,7 +496,7 @@ async def test_what_makes_no_sense_is_refused(
     tmp_path: Path, arguments: list[str], why: str
 ) -> None:
     (tmp_path / "oyez.toml").write_text(TOML.format(store="sqlite:.oyez/shipping.db"))
-    (tmp_path / "shipping.py").write_text(SERVICE)
+    (tmp_path / "shipping.py").write_text(SERVICE + OUTWARD)
     ran = subprocess.run(
         [sys.executable, "-m", "oyez", "replay", "shipping", *arguments],
         cwd=tmp_path,

@@ -15,7 +15,7 @@ from oyez.envelope import STRUCTURED, open_record
 from oyez.errors import DeclarationError, ReplayRefused
 from oyez.ports import Position, Record
 from oyez.runtime.handlers import Handlers
-from oyez.runtime.replay import Chosen, Stretch, Withheld, _marked, choose, deleted, ends
+from oyez.runtime.replay import Chosen, Stretch, Withheld, choose, deleted, ends, once_more
 from oyez.testing import VirtualAmbient
 from oyez.transaction import Announcer, Origin
 
@@ -203,7 +203,7 @@ class TestMark:
             given = msgspec.structs.replace(
                 given, headers={"datacontenttype": STRUCTURED}, data=body
             )
-        envelope = open_record((marked := _marked(given, "replay:x")).headers, marked.data)
+        envelope = open_record((marked := once_more(given, "replay:x")).headers, marked.data)
         assert (envelope.id, envelope.replayed) == ("e1", "replay:x")
 
     @pytest.mark.parametrize(("time", "expires"), [(5.0, None), (15.0, "1970-01-01T00:00:10Z")])
@@ -211,12 +211,12 @@ class TestMark:
         self, time: float, expires: str | None
     ) -> None:
         given = record(1, time=time, expires="1970-01-01T00:00:10Z")
-        marked = _marked(given, "replay:x")
+        marked = once_more(given, "replay:x")
         assert open_record(marked.headers, marked.data).expires == expires
 
     def test_a_record_that_is_no_event_is_left_as_it_is(self) -> None:
         given = msgspec.structs.replace(record(1), data=None)
-        assert _marked(given, "replay:x") is given
+        assert once_more(given, "replay:x") is given
 
 
 class Shortened(FakeBroker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -28,11 +29,13 @@ from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import print_json, print_line, print_table, shorten, warn
 from oyez.envelope import parse_time
 from oyez.errors import BrokerRefused, InvalidEvent, OyezError, ReplayRefused
+from oyez.inspection import history
 from oyez.listening import stop_signals
-from oyez.ports import BEGINNING, Broker, Changes, Position, Store
+from oyez.ports import BEGINNING, Broker, Changes, Position, Record, Store
 from oyez.project import Project
 from oyez.runtime.comparison import Comparison, Difference
 from oyez.runtime.process import provided
+from oyez.runtime.rehearsal import Rehearsal
 from oyez.runtime.replay import (
     Chosen,
     Place,
@@ -55,6 +58,8 @@ SHOWN = 20
 """The limit of differences that are shown."""
 WIDTH = 60
 """The limit of characters of a value that is shown."""
+PAGE = 1_000
+"""Records of the service's stream that are held in memory."""
 SWAPS = 5
 """How often a replay that is to be swapped in reads on, when the service has done so meanwhile."""
 GRACE = 10.0
@@ -80,7 +85,7 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--from", "begin", metavar="TIME|POSITION|beginning", help="The first event.")
 @click.option("--to", "until", metavar="TIME|POSITION|now", default="now", help="The last event.")
 @click.option("--handler", "handlers", multiple=True, help="Only this handler; may be repeated.")
-@click.option("--dry-run", is_flag=True, help="Write nothing; compare with the service's state.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; compare with what the service has.")
 @click.option("--name", help="A name for this replay, to continue it or to keep several.")
 @click.option("--outward", is_flag=True, help="Also safe handlers that act outside of the store.")
 @click.option("--announce", is_flag=True, help="Publish the events that handlers return.")
@@ -145,7 +150,7 @@ def command(
     for why in chosen.refused.values():
         warn(f"left out: {why}")
     if dry_run:
-        code = run_async(_compare(project, asked, found, chosen))
+        code = run_async(_dry_run(project, asked, found, chosen))
     else:
         code = run_async(_replay(project, asked, found, chosen))
     raise click.exceptions.Exit(code)
@@ -265,15 +270,45 @@ def _print_replay(
 # -- a dry run -------------------------------------------------------------------------------------
 
 
-async def _compare(project: Project, asked: _Asked, service: Service, chosen: Chosen) -> int:
-    if not chosen.folds:
+class _Found(msgspec.Struct, kw_only=True):
+    """What a dry run has found."""
+
+    shown: list[Difference] = []
+    """The first differences."""
+    kinds: dict[str, Counter[str]] = {}
+    """The numbers of rows of each kind of state."""
+    announced: Counter[str] | None = None
+    """The numbers of events that safe handlers announce; None without such handlers."""
+    withheld: Counter[str] = msgspec.field(default_factory=Counter)
+    failed: Counter[str] = msgspec.field(default_factory=Counter)
+    """The numbers of events that failed, by handler."""
+    letters: int = 0
+    """The number of dead letters of these handlers in the service."""
+
+    @property
+    def differ(self) -> int:
+        """The number of differences."""
+        counts = [*self.kinds.values(), self.announced or Counter()]
+        return sum(each[what] for each in counts for what in ("added", "missing", "changed"))
+
+    def note(self, difference: Difference) -> None:
+        """Show the difference, unless there are many already."""
+        if len(self.shown) < SHOWN:
+            self.shown.append(difference)
+
+
+async def _dry_run(project: Project, asked: _Asked, service: Service, chosen: Chosen) -> int:
+    outward = [handler.name for handler in chosen.safe if not handler.transactional]
+    for name in outward:
+        warn(f"left out: {name} acts outside of the store, which a dry run can't undo")
+    safe = tuple(handler for handler in chosen.safe if handler.transactional)
+    chosen = msgspec.structs.replace(chosen, safe=safe)
+    if not (chosen.folds or chosen.safe):
         raise ReplayRefused(
-            "a dry run compares keyed state, which none of these handlers makes: "
-            + ", ".join(handler.name for handler in chosen.safe)
+            "a dry run undoes everything, and none of these handlers allows that: "
+            + ", ".join(outward)
         )
-    for handler in chosen.safe:
-        warn(f"left out: {handler.name} makes no keyed state that could be compared")
-    chosen = msgspec.structs.replace(chosen, safe=())
+    found = _Found()
     broker_opened = project.opened_broker(asked.service)
     async with (
         broker_opened as broker,
@@ -282,38 +317,193 @@ async def _compare(project: Project, asked: _Asked, service: Service, chosen: Ch
     ):
         # No further than the service itself: what it has not handled it can't have.
         reached = await _positions(live)
-        places = _as_far(await _places(project, asked, broker, chosen), reached)
-        comparison = Comparison(
-            chosen.folds,
-            system=project.config.system.name,
+        if chosen.folds:
+            folds = msgspec.structs.replace(chosen, safe=())
+            places = _as_far(await _places(project, asked, broker, folds), reached)
+            await _compare(project, asked, folds, places, found, broker, live, scratch)
+        if chosen.safe:
+            safe_ones = msgspec.structs.replace(chosen, folds=())
+            places = _as_far(await _places(project, asked, broker, safe_ones), reached)
+            await _rehearse(
+                project, asked, service, safe_ones, places, found, broker, live, scratch
+            )
+        for handler in (*chosen.folds, *chosen.safe):
+            (row,) = await live.fetch(tables.LETTERS_OF, {"reader": "", "handler": handler.name})
+            found.letters += row["letters"]
+    _print_dry_run(asked, found)
+    return 1 if found.differ or found.failed else 0
+
+
+async def _compare(
+    project: Project,
+    asked: _Asked,
+    chosen: Chosen,
+    places: Mapping[Place, Position],
+    found: _Found,
+    broker: Broker,
+    live: Store,
+    scratch: Store,
+) -> None:
+    """Make the state anew in the scratch store, and compare it with the service's."""
+    comparison = Comparison(
+        chosen.folds,
+        system=project.config.system.name,
+        service=asked.service,
+        live=live,
+        scratch=scratch,
+        ambient=project.ambient,
+    )
+    await comparison.prepare()
+    replay = Replay(
+        asked.name,
+        chosen.folds,
+        places,
+        asked.stretch,
+        system=project.config.system.name,
+        service=asked.service,
+        broker=broker,
+        store=scratch,
+        ambient=project.ambient,
+        reports=reports_of(asked.service, found.failed),
+        outside=comparison.leave_out,
+    )
+
+    async def copy() -> None:
+        await comparison.copy(chosen.kinds)
+        now = await _positions(live)
+        await replay.reach({place: now.get(place, BEGINNING) for place in places})
+
+    await run_to_end(replay, copy)
+    found.withheld = replay.withheld
+    for kind in chosen.kinds:
+        count = found.kinds[kind.name] = Counter(added=0, missing=0, changed=0)
+        before = (comparison.rows, comparison.left_out)
+        async for each in comparison.differences(kind):
+            count[each.what] += 1
+            found.note(each)
+        count["compared"] = comparison.rows - before[0]
+        count["left_out"] = comparison.left_out - before[1]
+
+
+async def _rehearse(
+    project: Project,
+    asked: _Asked,
+    service: Service,
+    chosen: Chosen,
+    places: Mapping[Place, Position],
+    found: _Found,
+    broker: Broker,
+    live: Store,
+    scratch: Store,
+) -> None:
+    """Call the safe handlers again, undo that, and compare what they announce."""
+    system = project.config.system.name
+    count = found.announced = Counter(added=0, missing=0, changed=0)
+    async with AsyncExitStack() as resources:
+        rehearsal = Rehearsal(
+            chosen.safe,
+            service.handlers,
+            system=system,
             service=asked.service,
+            broker=broker,
             live=live,
             scratch=scratch,
             ambient=project.ambient,
+            reports=reports_of(asked.service, found.failed),
+            provided=await provided(service, {}, resources),
         )
-        await comparison.prepare()
-        failed: Counter[str] = Counter()
-        replay = Replay(
-            asked.name,
-            chosen.folds,
-            places,
-            asked.stretch,
-            system=project.config.system.name,
-            service=asked.service,
-            broker=broker,
-            store=scratch,
-            ambient=project.ambient,
-            reports=reports_of(asked.service, failed),
-            outside=comparison.leave_out,
+        resources.callback(rehearsal.close)
+        await rehearsal.prepare()
+        stopped = asyncio.Event()
+        with stop_signals(stopped.set):
+            await _remember(broker, f"{system}.{asked.service}", rehearsal, stopped)
+            with _progress("dry run") as told:
+                done, total = 0, await _number(broker, places)
+                async for _, record in history.merged([(None, broker, places)], []):
+                    if stopped.is_set():
+                        raise click.Abort
+                    done += 1
+                    if done % 100 == 0:
+                        told(done, max(done, total))
+                    if asked.stretch.covers(record):
+                        for each in await rehearsal.perform(record):
+                            count[each.what] += 1
+                            found.note(each)
+    count["events"] = rehearsal.events
+    count["same"] = rehearsal.same
+    count["left_out"] = rehearsal.left_out
+
+
+async def _remember(
+    broker: Broker, stream: str, rehearsal: Rehearsal, stopped: asyncio.Event
+) -> None:
+    """Read what the service has announced, as far as it is still there."""
+    places = await history.ends(broker, [stream])
+    for place, start in enumerate(await broker.starts(stream)):
+        if start:
+            first = [batch async for batch in history.read(broker, (stream, place), start + 1)]
+            since = first[0].records[0].time if first else math.inf
+            rehearsal.since = max(rehearsal.since, since)
+    page: list[Record] = []
+    async for _, record in history.merged([(None, broker, places)], []):
+        if stopped.is_set():
+            raise click.Abort
+        page.append(record)
+        if len(page) >= PAGE:
+            await rehearsal.remember(page)
+            page = []
+    await rehearsal.remember(page)
+
+
+async def _number(broker: Broker, places: Mapping[Place, Position]) -> int:
+    """Return about how many records there are."""
+    total = 0
+    for stream in {stream for stream, _ in places}:
+        asked = {partition: BEGINNING for of, partition in places if of == stream}
+        total += sum((await broker.lag(stream, asked)).values())
+    return total
+
+
+def _print_dry_run(asked: _Asked, found: _Found) -> None:
+    if asked.as_json:
+        print_json(
+            {
+                "kinds": found.kinds,
+                "announced": found.announced,
+                "differences": [msgspec.to_builtins(each) for each in found.shown],
+                "withheld": found.withheld,
+                "failed": found.failed,
+                "dead_letters": found.letters,
+            }
         )
-
-        async def copy() -> None:
-            await comparison.copy(chosen.kinds)
-            now = await _positions(live)
-            await replay.reach({place: now.get(place, BEGINNING) for place in places})
-
-        await run_to_end(replay, copy)
-        return await _report(asked, chosen, comparison, replay, failed, live)
+        return
+    _print_differences(found.shown)
+    for name, count in found.kinds.items():
+        print_line(
+            f"{name}: {count['compared']} rows compared: {count['changed']} changed, "
+            f"{count['added']} added, {count['missing']} missing"
+        )
+        if count["left_out"]:
+            print_line(f"{name}: {count['left_out']} left out, as other events change them too")
+    for kind_name, number in sorted(found.withheld.items()):
+        print_line(f"not announced: {number} of {kind_name}")
+    if (told := found.announced) is not None:
+        print_line(
+            f"announced by safe handlers for {told['events']} events: {told['same']} the same, "
+            f"{told['changed']} changed, {told['added']} added, {told['missing']} missing; they "
+            "saw the rows of today"
+        )
+        if told["left_out"]:
+            print_line(
+                f"{told['left_out']} events left out: what was announced for them is deleted, or "
+                "not published yet"
+            )
+    for name, number in sorted(found.failed.items()):
+        print_line(f"failed: {number} of {name}")
+    if found.differ and found.letters:
+        print_line(
+            f"the service has {found.letters} dead letters of these handlers, as `oyez dead` shows"
+        )
 
 
 def _as_far(
@@ -338,62 +528,6 @@ async def _scratch(project: Project) -> AsyncIterator[Store]:
             yield store
         finally:
             await store.close()
-
-
-async def _report(
-    asked: _Asked,
-    chosen: Chosen,
-    comparison: Comparison,
-    replay: Replay,
-    failed: Mapping[str, int],
-    live: Store,
-) -> int:
-    shown: list[Difference] = []
-    kinds: dict[str, Counter[str]] = {}
-    for kind in chosen.kinds:
-        count = kinds[kind.name] = Counter(added=0, missing=0, changed=0)
-        before = (comparison.rows, comparison.left_out)
-        async for each in comparison.differences(kind):
-            count[each.what] += 1
-            if len(shown) < SHOWN:
-                shown.append(each)
-        count["compared"] = comparison.rows - before[0]
-        count["left_out"] = comparison.left_out - before[1]
-    letters = 0
-    for handler in chosen.folds:
-        (row,) = await live.fetch(tables.LETTERS_OF, {"reader": "", "handler": handler.name})
-        letters += row["letters"]
-    differ = sum(
-        count[what] for count in kinds.values() for what in ("added", "missing", "changed")
-    )
-    if asked.as_json:
-        print_json(
-            {
-                "kinds": kinds,
-                "differences": [msgspec.to_builtins(each) for each in shown],
-                "withheld": replay.withheld,
-                "failed": failed,
-                "dead_letters": letters,
-            }
-        )
-        return 1 if differ or failed else 0
-    _print_differences(shown)
-    for name, count in kinds.items():
-        print_line(
-            f"{name}: {count['compared']} rows compared: {count['changed']} changed, "
-            f"{count['added']} added, {count['missing']} missing"
-        )
-        if count["left_out"]:
-            print_line(f"{name}: {count['left_out']} left out, as other events change them too")
-    for kind_name, number in sorted(replay.withheld.items()):
-        print_line(f"not announced: {number} of {kind_name}")
-    for name, number in sorted(failed.items()):
-        print_line(f"failed: {number} of {name}")
-    if differ and letters:
-        print_line(
-            f"the service has {letters} dead letters of these handlers, as `oyez dead` shows"
-        )
-    return 1 if differ or failed else 0
 
 
 def _print_differences(shown: Sequence[Difference]) -> None:

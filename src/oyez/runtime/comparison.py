@@ -83,7 +83,7 @@ class Comparison:
         """Create its tables, and leave out the rows of events that are parked in the service."""
         await self._scratch.migrate([("replay", _TABLES)])
         for handler in self._handlers:
-            async for rows in _pages(
+            async for rows in pages(
                 self._live, tables.IN_FLIGHT, {"handler": handler.name}, "seq", 0
             ):
                 found = []
@@ -107,12 +107,12 @@ class Comparison:
         """Copy the service's rows as they are now."""
         for kind in kinds:
             asked = {"kind": kind.name}
-            async for rows in _pages(self._live, tables.STATES, asked, "key", ""):
+            async for rows in pages(self._live, tables.STATES, asked, "key", ""):
                 await self._write(_COPY, [{**asked, **row} for row in rows])
 
     async def differences(self, kind: Keyed) -> AsyncIterator[Difference]:
         """Yield the rows of a kind that differ, by key."""
-        async for rows in _pages(self._scratch, _PAIRS, {"kind": kind.name}, "key", ""):
+        async for rows in pages(self._scratch, _PAIRS, {"kind": kind.name}, "key", ""):
             for row in rows:
                 if row["other"]:
                     self.left_out += 1
@@ -128,7 +128,7 @@ class Comparison:
             await self._scratch.begin().commit(changes)
 
 
-async def _pages(
+async def pages(
     store: Store, sql: str, asked: Parameters, column: str, after: int | str
 ) -> AsyncIterator[list[Row]]:
     """Yield the rows of a query in pages, each after the last value of a column."""

@@ -312,7 +312,7 @@ class Passage:
         if inside:
             mark = self._mark
             events = await self._batches.take(
-                Batch([_marked(each, mark) for each in inside] if mark else inside)
+                Batch([once_more(each, mark) for each in inside] if mark else inside)
             )
         last = batch.records[-1].position
         self.passed += sum(record.position <= self.end for record in batch.records)
@@ -326,8 +326,8 @@ class Passage:
         return events
 
 
-def _marked(record: Record, mark: str) -> Record:
-    """Return the record of an event that is handled once more.
+def once_more(record: Record, mark: str | None) -> Record:
+    """Return the record of an event that is handled once more, as what bears the ``mark`` if any.
 
     A command that was there in time has not expired, however late it is replayed.
     """
@@ -338,7 +338,8 @@ def _marked(record: Record, mark: str) -> Record:
             expires = None
     except InvalidEvent:
         return record  # it becomes a dead letter, as it did before
-    envelope = msgspec.structs.replace(envelope, replayed=mark, expires=expires)
+    replayed = mark or envelope.replayed
+    envelope = msgspec.structs.replace(envelope, replayed=replayed, expires=expires)
     return msgspec.structs.replace(record, headers=envelope.headers(), data=envelope.data)
 
 
