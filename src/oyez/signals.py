@@ -152,18 +152,23 @@ class ViewMeasured(Signal, frozen=True, kw_only=True):
 
 
 class Stalled(Signal, frozen=True, kw_only=True):
-    """A partition with events to handle has made no progress for ``seconds``."""
+    """A partition with events to handle has made no progress for ``seconds``.
+
+    ``reader`` is empty for the service itself, else the one whose partition it is: a view's.
+    """
 
     stream: str
     partition: int
     seconds: float
+    reader: str = ""
 
 
 class Resumed(Signal, frozen=True, kw_only=True):
-    """A stalled partition makes progress again."""
+    """A stalled partition makes progress again; ``reader`` as for `Stalled`."""
 
     stream: str
     partition: int
+    reader: str = ""
 
 
 class Trouble(Signal, frozen=True, kw_only=True):

@@ -112,7 +112,7 @@ async def test_a_partition_that_stands_still_is_told_once_and_once_when_it_moves
     assert await checked.wait(STALL) == []
     (reason,) = await checked.wait(LOOK * 2)
     assert reason.startswith("shop.till[0] has made no progress for ")
-    assert checked.health.stalled == [PLACE]
+    assert checked.health.stalled == [("", *PLACE)]
     await checked.wait(60.0)
     (stalled,) = checked.signals(Stalled)
     assert (stalled.stream, stalled.partition) == PLACE
@@ -257,7 +257,7 @@ async def test_a_process_whose_parked_events_run_is_not_stuck() -> None:
     process.parked.start()
     process.lag(3)
     await process.wait(STUCK * 2)
-    assert process.health.stalled == [PLACE]
+    assert process.health.stalled == [("", *PLACE)]
     assert process.health.liveness() == []
     goes_on.set()
     await process.wait(STUCK * 2)

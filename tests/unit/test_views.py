@@ -27,10 +27,11 @@ from oyez.ports import Changes, Parked, Record
 from oyez.runtime import views
 from oyez.runtime.admin import admin
 from oyez.runtime.dead import discard
+from oyez.runtime.health import LOOK, STALL, STUCK
 from oyez.runtime.process import ServiceProcess
-from oyez.runtime.rebuild import LATELY, LEAST, REST, Pace
+from oyez.runtime.rebuild import LATELY, LEAST, REST, Pace, Whole
 from oyez.runtime.views import Versions
-from oyez.signals import Signal, Trouble, ViewMeasured
+from oyez.signals import Resumed, Signal, Stalled, Trouble, ViewMeasured
 from oyez.stores.sqlite import SqliteStore
 from oyez.tables import TIMERS
 from oyez.testing import VirtualAmbient, running
@@ -396,6 +397,71 @@ def lanes_of(count: int) -> dict[Any, Any]:
     for number in range(count):
         lanes["test.till", number] = SimpleNamespace(idle=True, moved=0.0)
     return lanes
+
+
+class TestHealth:
+    """Partitions of a view that stand still are told of, as those of the handlers are."""
+
+    async def test_a_partition_of_a_view_that_stands_still(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        goes_on, take = asyncio.Event(), Whole.take
+
+        async def wait(self: Whole, batch: Any) -> int:
+            await goes_on.wait()
+            return await take(self, batch)
+
+        monkeypatch.setattr(Whole, "take", wait)
+        async with running(desk()) as system:
+            try:
+                await system.publish(Placed(order="a"))
+                health = system.processes["desk"].health
+                await pass_time(system, STALL)
+                assert health.readiness() == []
+                await pass_time(system, LOOK * 2)
+                (stalled,) = heard(system, Stalled)
+                place = f"{stalled.stream}[{stalled.partition}]"
+                assert stalled.reader == "view:orders_seen@1"
+                (reason,) = health.readiness()
+                assert reason.startswith(f"view:orders_seen@1 of {place} has made no progress for ")
+                assert health.lag() == {}
+                assert health.liveness() == []
+                await pass_time(system, STUCK)
+                assert health.liveness() == [f"view:orders_seen@1 of {place} is stuck"]
+                goes_on.set()
+                await pass_time(system, LOOK * 2)
+                assert (health.readiness(), health.liveness()) == ([], [])
+                assert [each.reader for each in heard(system, Resumed)] == ["view:orders_seen@1"]
+            finally:
+                goes_on.set()
+
+    async def test_a_view_whose_history_is_missing_is_not_restarted_for_it(self) -> None:
+        async with running(desk()) as system:
+            process, broker = system.processes["desk"], system.broker
+
+            async def starts(stream: str) -> list[int]:
+                return [3] * len(broker.logs.get(stream, []))
+
+            broker.starts = starts  # type: ignore[method-assign]
+            await system.publish(Placed(order="a"))
+            await pass_time(system, STUCK * 2)
+            assert process.views.problems() != []
+            assert process.health.readiness() == process.health.liveness() == []
+
+    async def test_claims_of_a_view_that_are_not_swept(self) -> None:
+        async with running(desk()) as system:
+            process = system.processes["desk"]
+            process.views.rebuilds[0].claims.kill()
+            await pass_time(system, STALL + LOOK)
+            assert process.health.readiness() == [
+                "claims of view:orders_seen@1 have not been swept for 25 s: see the log"
+            ]
+
+
+async def pass_time(system: System, seconds: float) -> None:
+    """Let the clock go on, though something stands still."""
+    for _ in range(int(seconds / LOOK)):
+        await system.ambient.advance(LOOK)
 
 
 class TestHistory:

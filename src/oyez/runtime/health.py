@@ -2,13 +2,14 @@
 
 Within 30 s, a partition that has events to handle and makes no progress, or that no replica reads,
 fails readiness and is reported by a signal, and so in log and metrics; so do timers that are due
-and do not fire. An outbox without progress
-fails readiness too. A broker that is out of reach fails readiness alone; liveness fails only when
-the process itself is stuck, so that an outage of the broker does not cause restarts.
+and do not fire, and partitions that a view reads. An outbox without progress fails readiness too. A
+broker that is out of reach fails readiness alone; liveness fails only when the process itself is
+stuck, so that an outage of the broker does not cause restarts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from oyez import tables
@@ -19,6 +20,7 @@ from oyez.runtime.claims import Claims, Place
 from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Loop
 from oyez.runtime.parked import ParkedEvents
+from oyez.runtime.rebuild import Rebuild
 from oyez.runtime.reports import Reports
 from oyez.signals import LagMeasured, Resumed, Stalled
 from oyez.tables import TIMERS
@@ -29,6 +31,10 @@ STALL = 20.0
 """Seconds without progress, with events to handle, after which a partition is stalled."""
 STUCK = 120.0
 """Seconds after which a stalled partition fails liveness, with broker and store in reach."""
+
+
+Seat = tuple[str, str, int]
+"""A partition as one reader has it: its reader, empty for the service itself, stream, partition."""
 
 
 class Health:
@@ -44,17 +50,19 @@ class Health:
         store: Store,
         ambient: Ambient,
         reports: Reports,
+        views: Sequence[Rebuild] = (),
     ) -> None:
         self._owner = owner
+        self._views = views
         self._broker = broker
         self._store = store
         self._ambient = ambient
         self._reports = reports
         self._claims = claims
         self._parked = parked
-        self._stalled: dict[Place, float] = {}
+        self._stalled: dict[Seat, float] = {}
         self._lag: dict[Place, int] = {}
-        self._behind_since: dict[Place, float] = {}
+        self._behind_since: dict[Seat, float] = {}
         self._broker_error = ""
         self._store_error = ""
         self._overdue = 0.0
@@ -72,13 +80,13 @@ class Health:
         self._loop.kill()
 
     @property
-    def stalled(self) -> list[Place]:
+    def stalled(self) -> list[Seat]:
         """Return partitions with events to handle that make no progress, or have no reader."""
         return sorted(self._stalled)
 
     def lag(self) -> dict[Place, int | None]:
         """Return the lag of each owned partition; None where the broker did not report it."""
-        return {place: self._lag.get(place) for place in self._read()}
+        return {place: self._lag.get(place) for place in sorted(self._lanes()[""])}
 
     def readiness(self) -> list[str]:
         """Return why the process is not ready; empty when it is."""
@@ -88,20 +96,22 @@ class Health:
         if self._store_error:
             reasons.append(f"store: {self._store_error}")
         now = self._ambient.monotonic()
-        for place, since in sorted(self._stalled.items()):
+        for (reader, stream, partition), since in sorted(self._stalled.items()):
             what, remedy = (
                 ("has been read by no replica", "see the log for an error of claims")
-                if place in self._claims.adrift
+                if (stream, partition) in self._readers()[reader].adrift
                 else (
                     "has made no progress",
                     "see the log for the error, or raise the handler's speed or replicas",
                 )
             )
-            reasons.append(f"{place[0]}[{place[1]}] {what} for {now - since:.0f} s: {remedy}")
-        if now - self._claims.swept > STALL:
-            reasons.append(
-                f"claims have not been swept for {now - self._claims.swept:.0f} s: see the log"
-            )
+            name = _name((reader, stream, partition))
+            reasons.append(f"{name} {what} for {now - since:.0f} s: {remedy}")
+        for reader, claims in self._readers().items():
+            if now - claims.swept > STALL:
+                of = f" of {reader}" if reader else ""
+                since = now - claims.swept
+                reasons.append(f"claims{of} have not been swept for {since:.0f} s: see the log")
         if self._overdue > STALL:
             reasons.append(f"parked events have been overdue for {self._overdue:.0f} s")
         relay = self._claims.relay
@@ -125,12 +135,13 @@ class Health:
 
     def liveness(self) -> list[str]:
         """Return why the process should be restarted; empty when it should not."""
-        if self._broker_error or self._store_error or self._parked.running:
+        parked = [self._parked, *(view.parked for view in self._views)]
+        if self._broker_error or self._store_error or any(each.running for each in parked):
             return []
         now = self._ambient.monotonic()
         return [
-            f"{stream}[{partition}] is stuck"
-            for (stream, partition), since in sorted(self._stalled.items())
+            f"{_name(seat)} is stuck"
+            for seat, since in sorted(self._stalled.items())
             if now - since > STUCK
         ]
 
@@ -168,80 +179,114 @@ class Health:
         return LOOK
 
     async def _look_at_broker(self) -> None:
-        lanes = {place: self._claims.lanes[place] for place in self._read()}
+        lanes = self._lanes()
         try:
             await self._broker.streams()
-            positions: dict[str, dict[int, Position]] = {}
-            for (stream, partition), lane in lanes.items():
-                positions.setdefault(stream, {})[partition] = lane.position
-            behind = {
-                stream: await self._broker.lag(stream, asked)
-                for stream, asked in sorted(positions.items())
-            }
+            behind = {reader: await self._behind(each) for reader, each in lanes.items()}
             self._broker_error = ""
         except BrokerError as error:
             self._broker_error = str(error)
             for place in list(self._lag):
                 self._measured(place, None)
             return
-        for place in [place for place in self._lag if place not in lanes]:
-            self._moves(place)
+        for place in [place for place in self._lag if place not in lanes[""]]:
+            self._moves(("", *place))
             self._measured(place, None)
-        for (stream, partition), lane in list(lanes.items()):
-            place = (stream, partition)
-            lag = behind.get(stream, {}).get(partition)
-            if lag is None:
-                continue
-            self._measured(place, lag)
-            self._judge(place, lane, behind=lag > 0)
+        for reader, lags in behind.items():
+            for place, lag in lags.items():
+                if not reader:
+                    self._measured(place, lag)
+                self._judge((reader, *place), lanes[reader][place], behind=lag > 0)
+
+    async def _behind(self, lanes: dict[Place, Lane]) -> dict[Place, int]:
+        """Return the lag of each partition that the broker tells of."""
+        positions: dict[str, dict[int, Position]] = {}
+        for (stream, partition), lane in lanes.items():
+            positions.setdefault(stream, {})[partition] = lane.position
+        return {
+            (stream, partition): lag
+            for stream, asked in sorted(positions.items())
+            for partition, lag in (await self._broker.lag(stream, asked)).items()
+            if partition in asked
+        }
 
     def _look_at_timers(self) -> None:
         for timers in self._claims.timers:
             claim = timers.lane.claim
-            self._judge((claim.stream, claim.partition), timers.lane, behind=timers.behind)
+            self._judge(("", claim.stream, claim.partition), timers.lane, behind=timers.behind)
 
-    def _judge(self, place: Place, lane: Lane, *, behind: bool) -> None:
-        """Note whether a place that has work, if it is ``behind``, makes progress."""
+    def _judge(self, seat: Seat, lane: Lane, *, behind: bool) -> None:
+        """Note whether a partition that has work, if it is ``behind``, makes progress."""
         if not behind:
-            self._moves(place)
+            self._moves(seat)
             return
         now = self._ambient.monotonic()
-        since = max(self._behind_since.setdefault(place, now), lane.moved)
+        since = max(self._behind_since.setdefault(seat, now), lane.moved)
         if now - since <= STALL:
-            self._moves(place, behind=True)
-        elif place not in self._stalled:
-            self._stalled[place] = since
-            self._emit(Stalled, place, seconds=now - since)
+            self._moves(seat, behind=True)
+        else:
+            self._stalls(seat, since)
 
-    def _read(self) -> list[Place]:
-        """Return the partitions of streams that this process owns."""
-        return sorted(place for place in self._claims.lanes if place[0] != TIMERS)
+    def _readers(self) -> dict[str, Claims]:
+        """Return the claims of each reader."""
+        return {"": self._claims, **{each.kind.name: each.claims for each in self._views}}
+
+    def _lanes(self) -> dict[str, dict[Place, Lane]]:
+        """Return the partitions of streams that this process owns, by reader.
+
+        A view does not move where its history is missing: that is told by itself, and no restart
+        brings it back.
+        """
+        found = {"": {p: lane for p, lane in self._claims.lanes.items() if p[0] != TIMERS}}
+        for view in self._views:
+            found[view.kind.name] = {
+                place: lane for place, lane in view.lanes.items() if place not in view.missing
+            }
+        return found
 
     def _look_at_claims(self) -> None:
         now = self._ambient.monotonic()
-        adrift = self._claims.adrift
-        for place, since in adrift.items():
-            if now - since > STALL and place not in self._stalled:
-                self._stalled[place] = since
-                self._emit(Stalled, place, seconds=now - since)
-        for place in self._stalled.keys() - self._claims.lanes.keys() - adrift.keys():
-            self._moves(place)
+        there: set[Seat] = set()
+        for reader, claims in self._readers().items():
+            there |= {(reader, *place) for place in claims.lanes.keys() | claims.adrift.keys()}
+            for place, since in claims.adrift.items():
+                if now - since > STALL:
+                    self._stalls((reader, *place), since)
+        for view in self._views:
+            there -= {(view.kind.name, *place) for place in view.missing}
+        for seat in (self._stalled.keys() | self._behind_since.keys()) - there:
+            self._moves(seat)
+
+    def _stalls(self, seat: Seat, since: float) -> None:
+        if seat not in self._stalled:
+            self._stalled[seat] = since
+            self._emit(Stalled, seat, seconds=self._ambient.monotonic() - since)
 
     def _measured(self, place: Place, lag: int | None) -> None:
         if lag is None:
             self._lag.pop(place, None)
         else:
             self._lag[place] = lag
-        self._emit(LagMeasured, place, records=lag)
-
-    def _moves(self, place: Place, *, behind: bool = False) -> None:
-        if not behind:
-            self._behind_since.pop(place, None)
-        if self._stalled.pop(place, None) is not None:
-            self._emit(Resumed, place)
-
-    def _emit(self, signal: Any, place: Place, **fields: Any) -> None:
         stream, partition = place
         self._reports.emit(
-            signal(service=self._reports.service, stream=stream, partition=partition, **fields)
+            LagMeasured(
+                service=self._reports.service, stream=stream, partition=partition, records=lag
+            )
         )
+
+    def _moves(self, seat: Seat, *, behind: bool = False) -> None:
+        if not behind:
+            self._behind_since.pop(seat, None)
+        if self._stalled.pop(seat, None) is not None:
+            self._emit(Resumed, seat)
+
+    def _emit(self, signal: Any, seat: Seat, **fields: Any) -> None:
+        reader, stream, partition = seat
+        fields |= {"reader": reader, "stream": stream, "partition": partition}
+        self._reports.emit(signal(service=self._reports.service, **fields))
+
+
+def _name(seat: Seat) -> str:
+    reader, stream, partition = seat
+    of = f"{reader} of " if reader else ""
+    return f"{of}{stream}[{partition}]"

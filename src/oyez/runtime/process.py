@@ -156,6 +156,7 @@ class ServiceProcess:
             store=store,
             ambient=ambient,
             reports=self.reports,
+            views=self.views.rebuilds,
         )
         self.housekeeping = Housekeeping(store, ambient, self.reports)
         self._provide = dict(provide or {})

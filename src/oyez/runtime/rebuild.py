@@ -128,7 +128,9 @@ class Whole:
         return count
 
     async def _take(self, records: Sequence[Record]) -> int:
-        return await self._batches.take(Batch(list(records)))
+        count = await self._batches.take(Batch(list(records)))
+        self._lane.progress()  # the rest of the batch may wait long for its turn
+        return count
 
     async def _begin(self, batch: Batch) -> Position:
         """Return the end of the partition. Raises HistoryMissing, and BrokerError."""
