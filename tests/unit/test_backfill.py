@@ -15,11 +15,13 @@ from oyez.errors import (
     BackfillFailed,
     ConfigurationError,
     DeclarationError,
+    HistoryMissing,
     StateConflict,
     StoreUnavailable,
 )
+from oyez.inspection.beginning import _position
 from oyez.ports import Changes
-from oyez.runtime.backfill import ATTEMPTS, CHUNK, Walk, mark_of, walked_for
+from oyez.runtime.backfill import ATTEMPTS, CHUNK, Walk, Walked, mark_of, walked_for
 from oyez.runtime.views import begun_mark, lacks
 from oyez.testing import System, running
 
@@ -302,3 +304,12 @@ def test_the_command_says_what_is_wrong(
 
 def test_the_mark_names_event_and_recipient() -> None:
     assert mark_of("shop.known", "desk") == "oyez:backfill:shop.known:desk"
+
+
+def test_what_came_after_a_backfill_must_still_be_there() -> None:
+    walked = Walked(begins=[812, 7], done=True)
+    assert _position(walked, "shop.owner", 0, 812) == 812
+    assert _position(walked, "shop.owner", 0, 3) == 812
+    for partition, missing in ((1, 8), (2, 1)):  # the last was added since
+        with pytest.raises(HistoryMissing, match="run the backfill again"):
+            _position(walked, "shop.owner", partition, missing)
