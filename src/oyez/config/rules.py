@@ -114,6 +114,17 @@ def number(high: float, unit: str) -> Rule:
     return Rule(f"a number of {unit} above 0, at most {high:g}", read, float)
 
 
+def share() -> Rule:
+    """Return the rule of a share: a number from 0 to 1, such as 0.01."""
+
+    def read(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError
+        return float(value)
+
+    return Rule("a share from 0 to 1", read, float)
+
+
 def truth() -> Rule:
     """Return the rule of true or false."""
 

@@ -92,6 +92,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     ``connect_timeout`` one attempt to reach a service. ``connections`` is how many clients stay
     connected: above it the one idle longest is let go. ``tls`` says that a TLS proxy stands in
     front. ``keys`` is a TOML file of hashed API keys, ``static`` a folder served at ``/``.
+    ``access_log`` is the share of requests with a line in the log; failures always have one.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -106,6 +107,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     session_lifetime: Annotated[float, rules.number(_YEAR, "seconds")] = 7 * 86400.0
     tls: Annotated[bool, rules.truth()] = False
     keys: Annotated[str | None, rules.text("a file")] = None
+    access_log: Annotated[float, rules.share()] = 1.0
     routes: tuple[Route, ...] = ()
 
 
