@@ -14,7 +14,8 @@ import binascii
 from oyez.errors import InvalidEvent
 from oyez.freshness import merged
 from oyez.gateway.access import cookies
-from oyez.gateway.exchange import Exchange, Headers
+from oyez.gateway.exchange import Exchange
+from oyez.gateway.http1 import Headers
 
 COOKIE = "oyez_after"
 HEADER = b"oyez-after"
@@ -37,11 +38,9 @@ def token_in(exchange: Exchange) -> str:
         return ""
 
 
-def cookie_for(exchange: Exchange, answered: Headers) -> Headers:
-    """Return the header that keeps what a service's answer names; none if it names nothing."""
-    tokens = [value.decode("latin-1") for name, value in answered if name == HEADER]
-    if not tokens:
-        return []
+def cookie_for(exchange: Exchange, answered: list[bytes]) -> Headers:
+    """Return the header that keeps what the header of a service's answer names."""
+    tokens = [value.decode("latin-1") for value in answered]
     earlier = token_in(exchange)
     try:
         token = merged(earlier, ", ".join(tokens))

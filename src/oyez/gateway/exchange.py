@@ -1,22 +1,28 @@
-"""One request and its response, with the parts common to all.
+"""One request and its answer, with the parts common to all.
 
-Limits on the head and the body, a request id and a trace, security headers on the response, and
+Limits on the head and the body, a request id and a trace, security headers on the answer, and
 refusals as problem documents (RFC 9457).
 """
 
 from __future__ import annotations
 
-import http
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from email.utils import formatdate
+from functools import lru_cache
+from http.client import responses
+from typing import TYPE_CHECKING
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
+from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
 
-Headers = list[tuple[bytes, bytes]]
+if TYPE_CHECKING:
+    import asyncio
+
+    from oyez.gateway.edge import ClientConnection
 
 SECURITY: Headers = [
     (
@@ -28,12 +34,11 @@ SECURITY: Headers = [
     (b"x-frame-options", b"DENY"),
 ]
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
-_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-_HOST = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-_MOST_HEADERS = 100
-LINGER_SECONDS = 1.0
-_LINGER_BYTES = 8 * 1024 * 1024
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{8,64}")
+_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+_HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+_NONE: list[bytes] = []
+_WITHOUT_BODY = (204, 304)
 
 
 class Refusal(Exception):
@@ -53,6 +58,9 @@ class ClientGone(Exception):
     """The client disconnected, or took too long to accept the response."""
 
 
+SLOW_BODY = Refusal(408, "slow_body", "the body did not arrive in time")
+
+
 class Budget:
     """The limit of bytes for all request bodies in memory together."""
 
@@ -60,64 +68,70 @@ class Budget:
         self.free = limit
 
 
-def problem(status: int, code: str, detail: str) -> tuple[Headers, bytes]:
+def problem(refusal: Refusal) -> tuple[Headers, bytes]:
     """Return the headers and the body of a problem document."""
     body = msgspec.json.encode(
         {
             "type": "about:blank",
-            "title": http.HTTPStatus(status).phrase,
-            "status": status,
-            "detail": detail,
-            "code": code,
+            "title": responses[refusal.status],
+            "status": refusal.status,
+            "detail": refusal.detail,
+            "code": refusal.code,
         }
     )
-    return [(b"content-type", b"application/problem+json")], body
+    return [(b"content-type", b"application/problem+json"), *refusal.headers], body
 
 
 class Exchange:
-    """A request in progress.
+    """A request in progress, and its answer.
 
-    ``label`` is the route's name in the log. ``status`` is 0 until the response starts;
-    ``complete`` is set once its last byte was passed on.
+    ``label`` is the route's name in the log. ``status`` is 0 until the answer starts; ``complete``
+    is set once its last byte was accepted. ``closing``: the connection ends with this answer.
+    ``task`` works on it; ``interruption`` says why that was cancelled.
     """
+
+    task: asyncio.Task[None]
 
     def __init__(
         self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        head: RequestHead,
+        connection: ClientConnection,
         settings: GatewaySettings,
         ambient: Ambient,
         budget: Budget,
     ) -> None:
-        self.scope = scope
-        self.method: str = scope["method"]
-        self.headers: Headers = [(name.lower(), value) for name, value in scope["headers"]]
+        self.method = head.method
+        self.target = head.target
+        self.fields = head.fields
+        self._old = head.old
+        self._unread = head.body
+        self.path = self.target.partition(b"?")[0]
         self.label = "-"
         self.status = 0
         self.complete = False
-        self._receive = receive
-        self._send = send
+        self.closing = self._old or closes(self.fields)
+        self.interruption: Refusal | ClientGone | None = None
+        self._connection = connection
         self._settings = settings
         self._ambient = ambient
         self._budget = budget
         self._held = 0
-        self._linger = LINGER_SECONDS
-        self._unread = self.values(b"content-length") not in ([], ["0"]) or bool(
-            self.values(b"transfer-encoding")
-        )
-        given = self.values(b"x-request-id")
+        self._head = b""
+        self._chunked = self._silent = False
+        given = self.fields.get(b"x-request-id", _NONE)
         kept = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        self.request_id = given[0] if kept else ambient.new_id()
+        self.request_id = given[0].decode() if kept else ambient.new_id()
         self.traceparent, self.continues_trace = self._trace()
 
     def values(self, name: bytes) -> list[str]:
         """Return all values of a header of the request, in order."""
-        return [value.decode("latin-1") for each, value in self.headers if each == name]
+        found = self.fields.get(name)
+        return [value.decode("latin-1") for value in found] if found else []
 
     def value(self, name: bytes) -> str | None:
         """Return the first value of a header of the request."""
-        return next(iter(self.values(name)), None)
+        found = self.fields.get(name)
+        return found[0].decode("latin-1") if found else None
 
     @property
     def host(self) -> str:
@@ -126,146 +140,178 @@ class Exchange:
 
     @property
     def scheme(self) -> str:
-        """``https`` if the client's connection is encrypted, here or at a proxy before."""
-        return "https" if self._settings.tls or self.scope["scheme"] == "https" else "http"
+        """``https`` if the client's connection is encrypted, by a proxy before."""
+        return "https" if self._settings.tls else "http"
+
+    @property
+    def client(self) -> str:
+        """The address that the client connects from."""
+        return self._connection.client
+
+    @property
+    def unread(self) -> bool:
+        """Whether a body, or a part of it, was not read."""
+        return self._unread is not None
 
     def check_head(self) -> None:
-        """Refuse a head that is too large, ambiguous, or declares an unsupported body."""
-        size = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        size += len(self.scope["raw_path"]) + len(self.scope["query_string"])
-        if size > self._settings.header_limit or len(self.headers) > _MOST_HEADERS:
-            limit = f"{self._settings.header_limit} bytes, {_MOST_HEADERS} headers"
-            raise Refusal(431, "headers_too_large", f"the head of a request is at most {limit}")
-        lengths, codings = self.values(b"content-length"), self.values(b"transfer-encoding")
-        old = codings and self.scope["http_version"] == "1.0"
-        if (
-            old
-            or (lengths and codings)
-            or len(lengths) > 1
-            or not "".join(lengths or "0").isdigit()
-        ):
-            # A length that two servers read differently allows request smuggling.
-            raise Refusal(400, "ambiguous_length", "the length of the body is given ambiguously")
-        hosts = self.values(b"host")
-        if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])):
+        """Refuse a head that is ambiguous, or declares an unsupported body."""
+        fields = self.fields
+        if b"host" in fields and not _HOST.fullmatch(fields[b"host"][0]):
             raise Refusal(400, "bad_host", "the Host header is malformed")
-        if any(value.strip().lower() not in ("", "identity") for value in self.encodings()):
-            detail = "request bodies are accepted without a content encoding only"
-            raise Refusal(415, "encoded_body", detail, [(b"accept-encoding", b"identity")])
+        if b"content-encoding" in fields:
+            codings = b",".join(fields[b"content-encoding"]).lower().split(b",")
+            if any(coding.strip() not in (b"", b"identity") for coding in codings):
+                detail = "request bodies are accepted without a content encoding only"
+                raise Refusal(415, "encoded_body", detail, [(b"accept-encoding", b"identity")])
+        lengths = fields.get(b"content-length")
         if lengths and int(lengths[0]) > self._settings.body_limit:
             raise self._too_large()
 
-    def encodings(self) -> list[str]:
-        """Return the content encodings that the request declares for its body."""
-        return ",".join(self.values(b"content-encoding")).split(",")
-
     async def body(self) -> bytes:
         """Return the whole body, within the limits of size and time; raises :class:`Refusal`."""
-        if not self._unread:
+        framing, connection = self._unread, self._connection
+        if framing is None:
             return b""
-        body = bytearray()
-        try:
-            async with self._ambient.timeout(self._settings.timeout):
-                while self._unread:
-                    chunk = await self._next()
-                    if len(body) + len(chunk) > self._settings.body_limit:
-                        raise self._too_large()
-                    self._hold(len(chunk))
-                    body += chunk
-        except TimeoutError:
-            self._linger = 0
-            raise Refusal(408, "slow_body", "the body did not arrive in time") from None
-        return bytes(body)
+        body = self._admitted(framing.feed(connection.take()))
+        if not framing.done:
+            connection.within(self._settings.timeout, SLOW_BODY)
+            if b"expect" in self.fields and not self._old:
+                connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            parts = [body]
+            while not framing.done:
+                parts.append(self._admitted(framing.feed(await connection.more())))
+            body = b"".join(parts)
+        connection.put_back(framing.rest)
+        self._unread = None
+        return body
 
-    async def gone(self) -> Message:
-        """Wait for ``http.disconnect`` and return it; call it after the body was read."""
-        while (message := await self._receive())["type"] != "http.disconnect":
-            pass
-        return message
+    def within(self, seconds: float | None, late: Refusal) -> None:
+        """Interrupt the exchange after that many seconds from now; None for never."""
+        self._connection.within(seconds, late)
 
-    async def send(self, message: Message) -> None:
-        """Send an ASGI message with completed headers; raises :class:`ClientGone`.
+    def interrupt(self, cause: Refusal | ClientGone) -> None:
+        """End the work on the exchange, wherever it is."""
+        self.interruption = cause
+        self.task.cancel()
 
-        If the request's body was not read, the connection closes after the response: further
-        bytes on it could not be distinguished from the body.
+    def start(self, status: int, headers: Headers) -> None:
+        """Begin the answer; its head is sent with what follows.
+
+        Without ``content-length`` among the headers the body is sent in chunks. If the request's
+        body was not read, the connection closes after the answer: further bytes on it could not be
+        distinguished from the body.
         """
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": self._completed(list(message.get("headers", ())))}
-            await self._hand_over(message)
-        elif message.get("more_body", False):
-            await self._hand_over(message)
-        else:
-            if self._unread:
-                await self._hand_over({**message, "more_body": True})
-                await self._discard()
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
-            self.complete = True
-            await self._hand_over(message)
+        names = dict(headers).keys()
+        lines = [_status_line(status)]
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        lines += _security_lines(names)
+        lines.append(b"x-request-id: %b\r\n" % self.request_id.encode())
+        lines.append(_date_line(int(self._ambient.now())))
+        self._silent = self.method == "HEAD" or status in _WITHOUT_BODY
+        if not self._silent and b"content-length" not in names:
+            # To a client of HTTP/1.0 the body ends with the connection.
+            self._chunked = not self._old
+            if self._chunked:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if self._unread is not None or self._connection.draining:
+            self.closing = True
+        lines.append(b"connection: close\r\n\r\n" if self.closing else b"\r\n")
+        self._head = b"".join(lines)
+        self.status = status
+
+    async def write(self, content: bytes) -> None:
+        """Send the next part of the answer's body; raises :class:`ClientGone`."""
+        self._connection.write(self._framed(content))
+        if self._connection.full:
+            await self._connection.accepted()
+
+    async def end(self, content: bytes = b"") -> None:
+        """Send the last part of the answer's body; raises :class:`ClientGone`."""
+        data = self._framed(content)
+        self._connection.write(data + b"0\r\n\r\n" if self._chunked else data)
+        if self._connection.full:
+            await self._connection.accepted()
+        self.complete = True
 
     async def plain(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Respond with a short body, which caches must not store."""
-        length = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
-        headers = [*headers, *length, (b"cache-control", b"no-store")]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        length = [] if status == 204 else [(b"content-length", b"%d" % len(body))]
+        self.start(status, [*headers, *length, (b"cache-control", b"no-store")])
+        await self.end(body)
 
     async def refuse(self, refusal: Refusal) -> None:
         """Respond with a problem document."""
-        headers, body = problem(refusal.status, refusal.code, refusal.detail)
-        await self.plain(refusal.status, [*headers, *refusal.headers], body)
+        headers, body = problem(refusal)
+        await self.plain(refusal.status, headers, body)
 
     def release(self) -> None:
         """Release the memory of the body."""
         self._budget.free += self._held
         self._held = 0
 
-    def _hold(self, size: int) -> None:
+    def _admitted(self, content: bytes) -> bytes:
+        size = len(content)
+        if self._held + size > self._settings.body_limit:
+            raise self._too_large()
         if size > self._budget.free:
             detail = "too many large requests at the same time"
             raise Refusal(503, "busy", detail, [(b"retry-after", b"1")])
         self._budget.free -= size
         self._held += size
+        return content
 
-    async def _next(self) -> bytes:
-        message = await self._receive()
-        if message["type"] != "http.request":
-            raise ClientGone
-        self._unread = message.get("more_body", False)
-        return bytes(message.get("body", b""))
-
-    async def _discard(self) -> None:
-        # Closing a socket with unread bytes resets it, and the client may lose the response.
-        left = _LINGER_BYTES
-        try:
-            async with self._ambient.timeout(self._linger):
-                while self._unread and left > 0:
-                    left -= len(await self._next())
-        except (TimeoutError, ClientGone):
-            pass
-
-    async def _hand_over(self, message: Message) -> None:
-        try:
-            async with self._ambient.timeout(self._settings.timeout):
-                await self._send(message)
-        except (TimeoutError, OSError):
-            raise ClientGone from None
-
-    def _completed(self, headers: Headers) -> Headers:
-        present = {name.lower() for name, _ in headers}
-        headers += [each for each in SECURITY if each[0] not in present]
-        headers.append((b"x-request-id", self.request_id.encode()))
-        if self._unread:
-            headers.append((b"connection", b"close"))
-        return headers
+    def _framed(self, content: bytes) -> bytes:
+        head, self._head = self._head, b""
+        if self._silent or not content:
+            return head
+        return (
+            b"%b%x\r\n%b\r\n" % (head, len(content), content) if self._chunked else head + content
+        )
 
     def _too_large(self) -> Refusal:
         limit = self._settings.body_limit
         return Refusal(413, "body_too_large", f"the body of a request is at most {limit} bytes")
 
     def _trace(self) -> tuple[str, bool]:
-        given = self.values(b"traceparent")
+        given = self.fields.get(b"traceparent", _NONE)
         match = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-        trace = match[1] if match else f"{self._ambient.bits(128) or 1:032x}"
-        flags = match[2] if match else "01"
-        return f"00-{trace}-{self._ambient.bits(64) or 1:016x}-{flags}", match is not None
+        if match is None:
+            made = f"{self._ambient.bits(192) or 1:048x}"
+            return f"00-{made[:32]}-{made[32:]}-01", False
+        span = self._ambient.bits(64) or 1
+        return f"00-{match[1].decode()}-{span:016x}-{match[2].decode()}", True
+
+
+def refusal_of(error: Malformed) -> Refusal:
+    """Return the refusal of a request whose bytes are malformed."""
+    if error.too_large:
+        return Refusal(431, "headers_too_large", "the head of the request is too large")
+    return Refusal(400, "malformed", "the request is not well-formed HTTP/1.1")
+
+
+def loose_answer(refusal: Refusal) -> bytes:
+    """Return the bytes that refuse what is no request; they end its connection."""
+    headers, body = problem(refusal)
+    headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    lines = b"".join(b"%b: %b\r\n" % header for header in (*headers, *SECURITY))
+    return b"%b%b\r\n%b" % (_status_line(refusal.status), lines, body)
+
+
+@lru_cache(maxsize=128)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {responses.get(status, '')}\r\n".encode()
+
+
+@lru_cache(maxsize=1)
+def _date_line(second: int) -> bytes:
+    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
+
+
+_LINES = [b"%b: %b\r\n" % header for header in SECURITY]
+_NAMES = {name for name, _ in SECURITY}
+
+
+def _security_lines(present: Set[bytes]) -> list[bytes]:
+    if _NAMES.isdisjoint(present):
+        return _LINES
+    return [line for line, (name, _) in zip(_LINES, SECURITY, strict=True) if name not in present]

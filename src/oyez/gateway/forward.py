@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
-
-import httpx
+from collections.abc import Callable
+from functools import lru_cache
 
 from oyez.ambient import Ambient
-from oyez.config import GatewaySettings
+from oyez.config import GatewaySettings, Listen
 from oyez.gateway import after
 from oyez.gateway.access import COOKIE, cookies
-from oyez.gateway.exchange import ClientGone, Exchange, Headers, Refusal
+from oyez.gateway.exchange import Exchange, Refusal
+from oyez.gateway.http1 import AnswerHead, Fields, Headers
 from oyez.gateway.routing import Target
+from oyez.gateway.upstream import Broken, ServiceConnection, Unreachable, Upstream
 
 # They belong to one connection, not to the request (RFC 9110, section 7.6.1).
 _HOP_BY_HOP = {
@@ -43,23 +43,21 @@ _REPLACED = {
     b"x-request-id",
 }
 _ANSWER_REPLACED = {b"server", b"date", b"x-request-id"}
+_WITH_BODY = ("POST", "PUT", "PATCH")
 _OURS = (b"x-oyez-", b"x-forwarded-")
 _OUR_COOKIES = tuple(name.encode() + b"=" for name in (COOKIE, after.COOKIE))
 
-_KEPT_OPEN = 100
-# Shorter than the time after which services close an idle connection.
-_KEPT_OPEN_SECONDS = 2.0
-_RECONNECT_SECONDS = 1.0
-_FIRST_PAUSE = 0.025
-
-
-# The client's socket layer raises AttributeError (a peer name asked of no socket) for a connection
-# that is reset between being made and first being used, as when the service is killed just then.
-_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, AttributeError)
+_RETRY: Headers = [(b"retry-after", b"1")]
+_DRAINING = Refusal(503, "service_unavailable", "the gateway is about to stop", _RETRY)
+_UNREACHABLE = Refusal(503, "service_unavailable", "the service can't be reached", _RETRY)
+_LATE = Refusal(504, "service_timeout", "the service did not answer in time", _RETRY)
+_BROKEN = Refusal(
+    502, "service_broken", "the service disconnected or violated the protocol", _RETRY
+)
 
 
 class Forwarder:
-    """A client of the services with one bounded pool of connections.
+    """A client of the services.
 
     It follows no redirect, keeps no cookie and uses no proxy: all addresses are from the
     configuration.
@@ -68,24 +66,18 @@ class Forwarder:
     def __init__(self, settings: GatewaySettings, ambient: Ambient) -> None:
         self._settings = settings
         self._ambient = ambient
-        self._draining = asyncio.Event()
-        # A client's connection uses at most one to a service, so the pool is never exhausted.
-        self._pool = httpx.AsyncHTTPTransport(
-            trust_env=False,
-            limits=httpx.Limits(
-                max_connections=settings.connections,
-                max_keepalive_connections=_KEPT_OPEN,
-                keepalive_expiry=_KEPT_OPEN_SECONDS,
-            ),
-        )
+        self._upstreams: dict[Listen, Upstream] = {}
+        self._endless: set[Exchange] = set()
 
     def drain(self) -> None:
         """End endless responses, so that their clients connect to another gateway."""
-        self._draining.set()
+        for exchange in self._endless:
+            exchange.interrupt(_DRAINING)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close the connections to the services."""
-        await self._pool.aclose()
+        for upstream in self._upstreams.values():
+            upstream.close()
 
     async def send(
         self, exchange: Exchange, target: Target, principal: str | None, body: bytes
@@ -95,153 +87,137 @@ class Forwarder:
         If the service disconnects halfway, the response remains incomplete and the client's
         connection is closed. If the client disconnects, so does the gateway.
         """
-        request = self._request(exchange, target, principal, body)
-        work = self._relay(exchange, request, stream=target.route.stream)
-        if await self._while_wanted(exchange, work, until_drain=target.route.stream):
-            return
-        if exchange.status == 0:
-            raise _unavailable("the gateway is about to stop")
-        await exchange.send({"type": "http.response.body", "body": b""})
-
-    async def _while_wanted(
-        self, exchange: Exchange, work: Coroutine[Any, Any, None], *, until_drain: bool
-    ) -> bool:
-        """Do the work; return False if draining ended it. Raises :class:`ClientGone`."""
-        task = asyncio.create_task(work)
-        gone = asyncio.create_task(exchange.gone())
-        waiting: set[asyncio.Task[Any]] = {task, gone}
-        if until_drain:
-            waiting.add(asyncio.create_task(self._draining.wait()))
+        exchange.within(self._settings.timeout, _LATE)
+        if target.route.stream:
+            self._endless.add(exchange)
+        upstream = self._upstream(target.address)
+        request = _request(exchange, target, principal, body)
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if exchange.complete:  # the rest returns the connection to the pool
-                await asyncio.wait({task})
-            finished, hung_up = task.done(), gone.done()
-        finally:
-            for each in waiting:
-                each.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        if finished:
-            task.result()
-        elif hung_up:
-            raise ClientGone
-        return finished
-
-    async def _relay(self, exchange: Exchange, request: httpx.Request, *, stream: bool) -> None:
-        seconds = self._settings.timeout
-        try:
-            async with self._ambient.timeout(None if stream else seconds):
-                async with self._ambient.timeout(seconds):
-                    response = await self._answer(request)
-                try:
-                    await self._pass_back(exchange, response)
-                finally:
-                    await response.aclose()
-        except TimeoutError:
-            if not exchange.status:
-                detail = "the service did not answer in time"
-                raise Refusal(504, "service_timeout", detail, _RETRY) from None
-        except httpx.TransportError:
-            if not exchange.status:
-                detail = "the service disconnected or violated the protocol"
-                raise Refusal(502, "service_broken", detail, _RETRY) from None
-
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
-        """Return the head of the response. A service that restarts is retried for a second.
-
-        Only a connection that failed is retried: then the service can't have seen the request.
-        """
-        patience = min(_RECONNECT_SECONDS, self._settings.timeout / 2)
-        give_up = self._ambient.monotonic() + patience
-        pause = _FIRST_PAUSE
-        while True:
+            connection = upstream.kept() or await upstream.connect()
             try:
-                response = await self._pool.handle_async_request(request)
-            except _NOT_CONNECTED:
-                left = give_up - self._ambient.monotonic()
-                if left <= 0:
-                    raise _unavailable("the service can't be reached") from None
-                await self._ambient.sleep(min(pause * (0.5 + self._ambient.chance()), left))
-                pause *= 2
-            else:
-                response.request = request
-                return response
+                answer = await connection.ask(request, to_head=exchange.method == "HEAD")
+                if target.route.stream:
+                    exchange.within(None, _LATE)
+                await _pass_back(exchange, target, answer, connection)
+            finally:
+                connection.release()
+        except Unreachable:
+            raise _UNREACHABLE from None
+        except Broken:
+            if not exchange.status:
+                raise _BROKEN from None
+        except asyncio.CancelledError:
+            if exchange.interruption is not _DRAINING or not exchange.status:
+                raise
+            await exchange.end()
+        finally:
+            self._endless.discard(exchange)
 
-    async def _pass_back(self, exchange: Exchange, response: httpx.Response) -> None:
-        headers = _passing(response.headers.raw, _ANSWER_REPLACED)
-        own_address = f"http://{response.request.headers['host']}".encode()
-        kept: Headers = []
-        for name, value in headers:
-            if name == b"set-cookie" and value.lstrip().startswith(_OUR_COOKIES):
-                continue
-            if name == b"location" and value.startswith(own_address + b"/"):
-                value = value.removeprefix(own_address)
-            kept.append((name, value))
-        kept += after.cookie_for(exchange, kept)
-        status = response.status_code
-        await exchange.send({"type": "http.response.start", "status": status, "headers": kept})
-        async for chunk in response.aiter_raw():
-            await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await exchange.send({"type": "http.response.body", "body": b""})
-
-    def _request(
-        self, exchange: Exchange, target: Target, principal: str | None, body: bytes
-    ) -> httpx.Request:
-        address = f"{target.address}"
-        headers = _passing(exchange.headers, _REPLACED)
-        if not exchange.continues_trace:
-            headers = [each for each in headers if each[0] != b"tracestate"]
-        ours_alone = (COOKIE, after.COOKIE)
-        jar = [f"{n}={v}" for n, v in cookies(exchange.values(b"cookie")) if n not in ours_alone]
-        client = (exchange.scope.get("client") or ("unknown",))[0]
-        host = exchange.host
-        shown = f'"[{client}]"' if ":" in client else f'"{client}"'
-        ours = {
-            "host": address,
-            "x-request-id": exchange.request_id,
-            "traceparent": exchange.traceparent,
-            "forwarded": f'for={shown};host="{host}";proto={exchange.scheme}',
-            "x-forwarded-for": client,
-            "x-forwarded-host": host,
-            "x-forwarded-proto": exchange.scheme,
-        }
-        if jar:
-            ours["cookie"] = "; ".join(jar)
-        token = "" if exchange.value(after.HEADER) else after.token_in(exchange)
-        if token:
-            ours["oyez-after"] = token
-        if principal:
-            ours["x-oyez-principal"] = principal
-        headers += [(name.encode(), value.encode("latin-1")) for name, value in ours.items()]
-        query = exchange.scope["query_string"]
-        raw = exchange.scope["raw_path"] + (b"?" + query if query else b"")
-        connect = self._settings.connect_timeout
-        timeout = {"connect": connect, "pool": connect, "read": None, "write": None}
-        return httpx.Request(
-            exchange.method,
-            f"http://{address}",
-            headers=headers,
-            content=body or None,
-            # The target is sent byte for byte as it was checked, not as a URL library rewrites it.
-            extensions={"timeout": timeout, "target": raw},
-        )
+    def _upstream(self, address: Listen) -> Upstream:
+        upstream = self._upstreams.get(address)
+        if upstream is None:
+            upstream = self._upstreams[address] = Upstream(address, self._settings, self._ambient)
+        return upstream
 
 
-_RETRY: Headers = [(b"retry-after", b"1")]
+async def _pass_back(
+    exchange: Exchange, target: Target, answer: AnswerHead, connection: ServiceConnection
+) -> None:
+    exchange.start(answer.status, _for_the_client(exchange, target, answer.fields))
+    while not connection.complete:
+        await exchange.write(connection.take())
+        await connection.more()
+    await exchange.end(connection.take())
 
 
-def _unavailable(detail: str) -> Refusal:
-    return Refusal(503, "service_unavailable", detail, _RETRY)
+def _for_the_client(exchange: Exchange, target: Target, answered: Fields) -> Headers:
+    headers = _passing(answered, _passes_back)
+    if b"set-cookie" in answered:
+        headers = [
+            (name, value)
+            for name, value in headers
+            if name != b"set-cookie" or not value.startswith(_OUR_COOKIES)
+        ]
+    if b"location" in answered:
+        own = f"http://{target.address}/".encode()
+        headers = [
+            (
+                name,
+                value[len(own) - 1 :] if name == b"location" and value.startswith(own) else value,
+            )
+            for name, value in headers
+        ]
+    if after.HEADER in answered:
+        headers += after.cookie_for(exchange, answered[after.HEADER])
+    return headers
 
 
-def _passing(headers: Headers, replaced: set[bytes]) -> Headers:
-    """Return the headers to forward; ``_`` counts as ``-``, as some servers read it."""
-    headers = [(name.lower(), value) for name, value in headers]
-    named = b",".join(value for name, value in headers if name == b"connection").lower()
-    dropped = {name.strip() for name in named.split(b",")} | _HOP_BY_HOP | replaced
-    kept = []
-    for name, value in headers:
-        plain = name.replace(b"_", b"-")
-        if name not in dropped and plain not in dropped and not plain.startswith(_OURS):
-            kept.append((name, value))
-    return kept
+def _request(exchange: Exchange, target: Target, principal: str | None, body: bytes) -> bytes:
+    """Return the bytes of a request: its target byte for byte, and its headers rewritten."""
+    fields = exchange.fields
+    lines = [
+        b"%b %b HTTP/1.1\r\n" % (exchange.method.encode(), exchange.target),
+        _hop(f"{target.address}", exchange.client, exchange.host, exchange.scheme),
+        f"x-request-id: {exchange.request_id}\r\ntraceparent: {exchange.traceparent}\r\n".encode(),
+    ]
+    if principal:
+        lines.append(f"x-oyez-principal: {principal}\r\n".encode())
+    if b"cookie" in fields:
+        lines.append(_cookie_lines(exchange))
+    if body or exchange.method in _WITH_BODY:
+        lines.append(b"content-length: %d\r\n" % len(body))
+    lines += [
+        b"%b: %b\r\n" % (name, value)
+        for name, value in _passing(fields, _passes_on)
+        if name != b"tracestate" or exchange.continues_trace
+    ]
+    lines.append(b"\r\n")
+    lines.append(body)
+    return b"".join(lines)
+
+
+@lru_cache(maxsize=1024)
+def _hop(address: str, client: str, host: str, scheme: str) -> bytes:
+    """Return the headers that are the same for all requests of a connection."""
+    shown = f"[{client}]" if ":" in client else client
+    return (
+        f"host: {address}\r\n"
+        f'forwarded: for="{shown}";host="{host}";proto={scheme}\r\n'
+        f"x-forwarded-for: {client}\r\n"
+        f"x-forwarded-host: {host}\r\n"
+        f"x-forwarded-proto: {scheme}\r\n"
+    ).encode("latin-1")
+
+
+def _cookie_lines(exchange: Exchange) -> bytes:
+    ours_alone = (COOKIE, after.COOKIE)
+    jar = [f"{n}={v}" for n, v in cookies(exchange.values(b"cookie")) if n not in ours_alone]
+    lines = f"cookie: {'; '.join(jar)}\r\n" if jar else ""
+    token = "" if exchange.value(after.HEADER) else after.token_in(exchange)
+    return (f"{lines}oyez-after: {token}\r\n" if token else lines).encode("latin-1")
+
+
+def _passing(fields: Fields, passes: Callable[[bytes], bool]) -> Headers:
+    """Return the headers to forward, without those that ``Connection`` names."""
+    kept = [(name, value) for name, values in fields.items() if passes(name) for value in values]
+    if b"connection" not in fields:
+        return kept
+    options = b",".join(fields[b"connection"]).lower().split(b",")
+    named = {option.strip() for option in options}
+    return [each for each in kept if named.isdisjoint((each[0], _plain(each[0])))]
+
+
+@lru_cache(maxsize=256)
+def _passes_on(name: bytes) -> bool:
+    return _plain(name) not in _HOP_BY_HOP | _REPLACED and not _plain(name).startswith(_OURS)
+
+
+@lru_cache(maxsize=256)
+def _passes_back(name: bytes) -> bool:
+    plain = _plain(name)
+    return plain not in _HOP_BY_HOP | _ANSWER_REPLACED and not plain.startswith(_OURS)
+
+
+def _plain(name: bytes) -> bytes:
+    """Return a header's name as some servers read it, to which ``_`` is ``-``."""
+    return name.replace(b"_", b"-")

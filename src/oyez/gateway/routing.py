@@ -12,12 +12,16 @@ from oyez.gateway.exchange import Exchange, Refusal
 # Separators and dots that are encoded once or more often: a service that decodes once more than the
 # gateway, or cuts at ";", would see another path than the one admitted.
 _DISGUISED = re.compile(r"//|;|\\|%(?:25)*(?:2e|2f|5c|3b|00)|%(?![0-9a-f]{2})", re.IGNORECASE)
+# Most paths: nothing is encoded, and no segment is empty or begins with a dot.
+_PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*+)++")
 
 
 def safe_path(exchange: Exchange) -> str:
     """Return the decoded path of the request; raises :class:`Refusal` (400) if it is ambiguous."""
+    if _PLAIN.fullmatch(exchange.path):
+        return exchange.path.decode()
     try:
-        raw = exchange.scope["raw_path"].decode("ascii")
+        raw = exchange.path.decode("ascii")
         path = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
         raw = path = ""
