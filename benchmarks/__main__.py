@@ -38,6 +38,7 @@ NAMES = (
     "plain_consume",
     "start",
     "growth",
+    "gateway",
     "postgres_store",
     "server_job",
     "kafka_log",
