@@ -105,7 +105,10 @@ class Access:
         return found
 
     def _by_session(self, exchange: Exchange) -> str | None:
-        tokens = [value for name, value in cookies(exchange.values(b"cookie")) if name == COOKIE]
+        sent = exchange.values(b"cookie")
+        if not any(COOKIE in each for each in sent):
+            return None
+        tokens = [value for name, value in cookies(sent) if name == COOKIE]
         if not tokens:
             return None
         match = _TOKEN.fullmatch(tokens[0]) if len(tokens) == 1 else None

@@ -27,7 +27,10 @@ _LARGEST = 3_500
 
 def token_in(exchange: Exchange) -> str:
     """Return the token that a request's cookie holds; empty for none, or one that is broken."""
-    found = [value for name, value in cookies(exchange.values(b"cookie")) if name == COOKIE]
+    sent = exchange.values(b"cookie")
+    if not any(COOKIE in each for each in sent):
+        return ""
+    found = [value for name, value in cookies(sent) if name == COOKIE]
     if len(found) != 1 or len(found[0]) > _LARGEST:
         return ""
     try:

@@ -84,15 +84,18 @@ class Edge:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One connection: it waits for a head, then a task answers, then it waits again.
+    """One connection, whose ``task`` answers one request after the other.
 
     One timer bounds whatever is being waited for. Its end is moved with each step, and the timer
     is set anew only when it has run out too early, so a request costs no timer.
     """
 
+    task: asyncio.Task[None]
+
     def __init__(self, edge: Edge) -> None:
         self.client = "unknown"
         self.full = False
+        self._lost = False
         self._edge = edge
         self._loop = asyncio.get_running_loop()
         self._received = b""
@@ -116,14 +119,18 @@ class ClientConnection(asyncio.Protocol):
         self._edge.idle[self] = None
         self._edge.arrived(self)
         self.within(self._edge.settings.timeout, _SLOW_HEAD)
+        self.task = self._loop.create_task(self._work())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Interrupt the request in progress."""
         if self._timer is not None:
             self._timer.cancel()
         self._edge.left(self)
+        self._lost = True
         if self._exchange is not None:
             self._exchange.interrupt(ClientGone())
+        else:
+            self.task.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Begin the next request, or keep what belongs to the present one or follows it."""
@@ -200,6 +207,7 @@ class ClientConnection(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection once what was sent is accepted, or ``timeout`` seconds are over."""
         self._received = b""
+        self._edge.idle.pop(self, None)
         self.within(self._edge.settings.timeout, _IDLE)
         self._transport.close()
 
@@ -224,15 +232,25 @@ class ClientConnection(asyncio.Protocol):
         self._received = received[end:]
         edge.idle.pop(self, None)
         self._due = math.inf
-        self._exchange = exchange = Exchange(head, self, edge.settings, edge.ambient, edge.budget)
-        exchange.task = self._loop.create_task(self._serve(exchange))
+        self._exchange = Exchange(head, self, edge.settings, edge.ambient, edge.budget)
+        self._wake()
 
-    async def _serve(self, exchange: Exchange) -> None:
-        try:
-            await self._edge.answer(exchange)
-        finally:
-            exchange.release()
-            self._exchange = None
+    async def _work(self) -> None:
+        while not self._lost:
+            exchange = self._exchange
+            if exchange is None:
+                await self._woken()
+                continue
+            try:
+                await self._edge.answer(exchange)
+            except asyncio.CancelledError:
+                if exchange.interruption is None:
+                    raise
+            finally:
+                exchange.release()
+                self._exchange = None
+            if exchange.interruption is not None:
+                self.task.uncancel()
             if not self._transport.is_closing():
                 self._served(exchange)
 

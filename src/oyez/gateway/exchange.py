@@ -20,8 +20,6 @@ from oyez.config import GatewaySettings
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
 
 if TYPE_CHECKING:
-    import asyncio
-
     from oyez.gateway.edge import ClientConnection
 
 SECURITY: Headers = [
@@ -87,10 +85,8 @@ class Exchange:
 
     ``label`` is the route's name in the log. ``status`` is 0 until the answer starts; ``complete``
     is set once its last byte was accepted. ``closing``: the connection ends with this answer.
-    ``task`` works on it; ``interruption`` says why that was cancelled.
+    ``interruption`` says why the work on it was cancelled.
     """
-
-    task: asyncio.Task[None]
 
     def __init__(
         self,
@@ -192,7 +188,7 @@ class Exchange:
     def interrupt(self, cause: Refusal | ClientGone) -> None:
         """End the work on the exchange, wherever it is."""
         self.interruption = cause
-        self.task.cancel()
+        self._connection.task.cancel()
 
     def start(self, status: int, headers: Headers) -> None:
         """Begin the answer; its head is sent with what follows.

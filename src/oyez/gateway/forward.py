@@ -190,8 +190,10 @@ def _hop(address: str, client: str, host: str, scheme: str) -> bytes:
 
 
 def _cookie_lines(exchange: Exchange) -> bytes:
-    ours_alone = (COOKIE, after.COOKIE)
-    jar = [f"{n}={v}" for n, v in cookies(exchange.values(b"cookie")) if n not in ours_alone]
+    sent, ours_alone = exchange.values(b"cookie"), (COOKIE, after.COOKIE)
+    if not any(name in each for each in sent for name in ours_alone):
+        return f"cookie: {'; '.join(sent)}\r\n".encode("latin-1")
+    jar = [f"{n}={v}" for n, v in cookies(sent) if n not in ours_alone]
     lines = f"cookie: {'; '.join(jar)}\r\n" if jar else ""
     token = "" if exchange.value(after.HEADER) else after.token_in(exchange)
     return (f"{lines}oyez-after: {token}\r\n" if token else lines).encode("latin-1")

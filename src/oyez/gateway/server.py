@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ async def serve(
     assert settings is not None
     refuse = partial(config.error, "gateway.listen")
     listener = bind(settings.listen.host, settings.listen.port, refuse)
+    gc.freeze()  # else each full collection, a pause for all clients, visits what was imported
     _allow_files(2 * settings.connections + _OTHER_FILES)
     edge = Edge(settings, ambient, app)
     stopped = asyncio.Event()
