@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -718,6 +718,122 @@ async def test_an_answer_that_breaks_off_is_seen_to(tmp_path: Path) -> None:
             await client.get("/open")
 
 
+@pytest.mark.parametrize(
+    ("says", "body", "chunked"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole", b"whole", False),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"2\r\nwh\r\n3;x\r\nole\r\n0\r\nt: 1\r\n\r\n",
+            b"whole",
+            True,
+        ),
+        (b"HTTP/1.1 200 OK\r\n\r\nwhole", b"whole", True),
+        (b"HTTP/1.0 200 OK\r\n\r\nwhole", b"whole", True),
+        (
+            b"HTTP/1.1 103 Early Hints\r\na: b\r\n\r\n"
+            b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nwhole",
+            b"whole",
+            False,
+        ),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", False),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", b"", False),
+    ],
+)
+async def test_answers_in_every_framing(
+    tmp_path: Path, says: bytes, body: bytes, chunked: bool
+) -> None:
+    """However their bytes are cut."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for at in range(len(says)):
+            writer.write(says[at : at + 1])
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.close()
+
+    async with broken(handle) as port, serving(settings(tmp_path, port)) as client:
+        answer = await client.get("/open")
+        assert answer.content == body
+        assert ("transfer-encoding" in answer.headers) == chunked
+        old = await client.raw(b"GET /open HTTP/1.0\r\n\r\n")
+        assert old.endswith(b"\r\n\r\n" + body)
+        assert b"chunked" not in old
+
+
+async def test_answers_to_head_have_no_body(tmp_path: Path) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+
+    async with broken(handle) as port, serving(settings(tmp_path, port)) as client:
+        for _ in range(2):
+            answer = await client.head("/open")
+            assert (answer.headers["content-length"], answer.content) == ("5", b"")
+
+
+async def test_a_connection_that_the_service_closed_is_not_used(tmp_path: Path) -> None:
+    """Nor one on which it sent more than was asked for: no request is lost, none is sent twice."""
+    served: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        if len(served) % 2:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+        writer.close()
+
+    async with broken(handle) as port, serving(settings(tmp_path, port)) as client:
+        for number in range(1, 7):
+            assert (await client.post("/open", content=b"")).text == "ok"
+            assert len(served) == number
+
+
+async def test_a_large_answer_passes_whole_and_waits_for_its_client(tmp_path: Path) -> None:
+    part = bytes(range(256)) * 4096
+    sent = 0
+    ended = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        parts = 64 if b"/large" in await reader.readuntil(b"\r\n\r\n") else 4
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (parts * len(part)))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(parts):
+                writer.write(part)
+                await writer.drain()
+                sent += 1
+        writer.close()
+        ended.set()
+
+    async with (
+        broken(handle) as port,
+        serving(settings(tmp_path, port, "timeout = 2.0")) as client,
+    ):
+        assert (await client.get("/open")).content == part * 4
+        ended.clear()
+        sent = 0
+        _, writer = await asyncio.open_connection(
+            client.address.host, client.address.port, limit=1024
+        )
+        writer.write(b"GET /open/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(ended.wait(), 10)
+        writer.close()
+    assert sent < 32  # of 64 MiB; what the sockets' buffers hold
+
+
+async def test_a_client_that_asks_is_told_to_go_on(client: Client, upstream: Upstream) -> None:
+    reader, writer = await asyncio.open_connection(client.address.host, client.address.port)
+    writer.write(b"POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n")
+    writer.write(b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"body")
+    assert (await reader.read()).endswith(b"a\r\nhello body\r\n0\r\n\r\n")
+    writer.close()
+    assert b"expect" not in upstream.seen[0]["map"]
+
+
 # Streams
 
 
@@ -857,3 +973,25 @@ async def test_a_bug_of_ours_shows_no_stack(tmp_path: Path) -> None:
             response = refused(await client.get("/open/live"), 500, "internal")
     assert "canary" not in response.text
     assert [line["event"] for line in lines] == ["gateway failed", "request"]
+
+
+async def test_a_share_of_requests_is_logged_and_every_failure(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    class Lot(SystemAmbient):
+        lots: ClassVar[list[float]] = [0.9, 0.1]
+
+        def chance(self) -> float:
+            return self.lots.pop(0) if self.lots else 0.0
+
+    async with listening(upstream) as port:
+        with structlog.testing.capture_logs() as lines:
+            async with serving(settings(tmp_path, port, "access_log = 0.5"), Lot()) as client:
+                await client.get("/open/left-out", headers={"x-request-id": "left-out"})
+                await client.get("/open/logged", headers={"x-request-id": "the-logged-one"})
+    assert [line["request_id"] for line in lines] == ["the-logged-one"]
+    with structlog.testing.capture_logs() as lines:
+        async with serving(settings(tmp_path, 1, "access_log = 0")) as client:
+            assert (await client.get("/nothing")).status_code == 404
+            assert (await client.get("/open")).status_code == 503
+    assert [line["status"] for line in lines] == [503]
