@@ -1,4 +1,4 @@
-"""Sockets, signals and the HTTP server of the gateway, of services and of admin ports."""
+"""Sockets, signals, and the HTTP server of services and of admin ports."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from oyez.cli.invocation import run_async
@@ -23,4 +25,6 @@ def command() -> None:
 
 
 def _ready(listen: Listen) -> None:
+    # Else each full collection, a pause for all clients, visits what was imported.
+    gc.freeze()
     Logger().info("started", service="gateway", http=str(listen))

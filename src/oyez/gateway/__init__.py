@@ -2,13 +2,17 @@
 
 ::
 
-    client ─► server.py    sockets, strict HTTP/1.1 framing, draining
+    client ─► server.py    the process: its socket, draining
+              edge.py      connections of clients: limits of time and number
+              http1.py     HTTP/1.1 read strictly, on both sides
               app.py       the steps of one request, in order
               exchange.py  one request and its response: limits, ids, headers, refusals
               routing.py   a safe path, and the route it belongs to
               access.py    API keys and signed sessions
               static.py    the storefront's files
-              forward.py   to the service and back ─► service
+              forward.py   to the service and back: headers rewritten
+              after.py     a client's last token, for reading its own writes
+              upstream.py  connections to services, kept open ─► service
 """
 
 from __future__ import annotations

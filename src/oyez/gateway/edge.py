@@ -84,13 +84,11 @@ class Edge:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One connection, whose ``task`` answers one request after the other.
+    """One connection, whose task answers one request after the other.
 
     One timer bounds whatever is being waited for. Its end is moved with each step, and the timer
     is set anew only when it has run out too early, so a request costs no timer.
     """
-
-    task: asyncio.Task[None]
 
     def __init__(self, edge: Edge) -> None:
         self.client = "unknown"
@@ -119,7 +117,7 @@ class ClientConnection(asyncio.Protocol):
         self._edge.idle[self] = None
         self._edge.arrived(self)
         self.within(self._edge.settings.timeout, _SLOW_HEAD)
-        self.task = self._loop.create_task(self._work())
+        self._task = self._loop.create_task(self._work())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Interrupt the request in progress."""
@@ -130,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.interrupt(ClientGone())
         else:
-            self.task.cancel()
+            self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Begin the next request, or keep what belongs to the present one or follows it."""
@@ -161,31 +159,31 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether the connection is to end with the present answer."""
+        """See :class:`Connection`."""
         return self._edge.draining
 
     def take(self) -> bytes:
-        """Return what was received and not taken yet."""
+        """See :class:`Connection`."""
         data, self._received = self._received, b""
         return data
 
     def put_back(self, data: bytes) -> None:
-        """Keep bytes that were taken and belong to the next request."""
+        """See :class:`Connection`."""
         self._received = data + self._received
 
     async def more(self) -> bytes:
-        """Return what is received next."""
+        """See :class:`Connection`."""
         if not self._received:
             self._resume_reading()
             await self._woken()
         return self.take()
 
     def write(self, data: bytes) -> None:
-        """Send bytes, without waiting for the client to accept them."""
+        """See :class:`Connection`."""
         self._transport.write(data)
 
     async def accepted(self) -> None:
-        """Wait until the client accepts more, for at most ``timeout`` seconds."""
+        """See :class:`Connection`."""
         endless = self._due == math.inf
         if endless:
             self.within(self._edge.settings.timeout, ClientGone())
@@ -195,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
             self.within(None, _IDLE)
 
     def within(self, seconds: float | None, late: Refusal | ClientGone) -> None:
-        """Interrupt what is in progress after that many seconds from now; None for never."""
+        """See :class:`Connection`."""
         self._late = late
         if seconds is None:
             self._due = math.inf
@@ -214,6 +212,10 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close the connection at once."""
         self._transport.abort()
+
+    def cancel(self) -> None:
+        """See :class:`Connection`."""
+        self._task.cancel()
 
     # One request after the other
 
@@ -250,7 +252,7 @@ class ClientConnection(asyncio.Protocol):
                 exchange.release()
                 self._exchange = None
             if exchange.interruption is not None:
-                self.task.uncancel()
+                self._task.uncancel()
             if not self._transport.is_closing():
                 self._served(exchange)
 

@@ -11,16 +11,13 @@ from collections.abc import Sequence, Set
 from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
-
-if TYPE_CHECKING:
-    from oyez.gateway.edge import ClientConnection
 
 SECURITY: Headers = [
     (
@@ -80,6 +77,48 @@ def problem(refusal: Refusal) -> tuple[Headers, bytes]:
     return [(b"content-type", b"application/problem+json"), *refusal.headers], body
 
 
+class Connection(Protocol):
+    """A client's connection, as an exchange uses it."""
+
+    client: str
+    """The address that the client connects from."""
+    full: bool
+    """Whether the client has not accepted what it was sent."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the connection is to end with the present answer."""
+        ...
+
+    def take(self) -> bytes:
+        """Return what was received and not taken yet."""
+        ...
+
+    def put_back(self, data: bytes) -> None:
+        """Keep bytes that were taken and belong to the next request."""
+        ...
+
+    async def more(self) -> bytes:
+        """Return what is received next."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, without waiting for the client to accept them."""
+        ...
+
+    async def accepted(self) -> None:
+        """Wait until the client accepts more, for at most ``timeout`` seconds."""
+        ...
+
+    def within(self, seconds: float | None, late: Refusal | ClientGone) -> None:
+        """Interrupt the exchange after that many seconds from now; None for never."""
+        ...
+
+    def cancel(self) -> None:
+        """Cancel the work on the exchange."""
+        ...
+
+
 class Exchange:
     """A request in progress, and its answer.
 
@@ -91,7 +130,7 @@ class Exchange:
     def __init__(
         self,
         head: RequestHead,
-        connection: ClientConnection,
+        connection: Connection,
         settings: GatewaySettings,
         ambient: Ambient,
         budget: Budget,
@@ -188,7 +227,7 @@ class Exchange:
     def interrupt(self, cause: Refusal | ClientGone) -> None:
         """End the work on the exchange, wherever it is."""
         self.interruption = cause
-        self._connection.task.cancel()
+        self._connection.cancel()
 
     def start(self, status: int, headers: Headers) -> None:
         """Begin the answer; its head is sent with what follows.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 from collections.abc import Callable
 from functools import partial
@@ -32,14 +31,13 @@ async def serve(
     assert settings is not None
     refuse = partial(config.error, "gateway.listen")
     listener = bind(settings.listen.host, settings.listen.port, refuse)
-    gc.freeze()  # else each full collection, a pause for all clients, visits what was imported
     _allow_files(2 * settings.connections + _OTHER_FILES)
     edge = Edge(settings, ambient, app)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(edge.connection, sock=listener, backlog=BACKLOG)
     stopped = asyncio.Event()
     try:
         with stop_signals(stopped.set):
-            loop = asyncio.get_running_loop()
-            server = await loop.create_server(edge.connection, sock=listener, backlog=BACKLOG)
             if ready is not None:
                 host, port = listener.getsockname()[:2]
                 ready(Listen(host, port))
