@@ -985,12 +985,12 @@ async def test_a_share_of_requests_is_logged_and_every_failure(
             return self.lots.pop(0) if self.lots else 0.0
 
     async with listening(upstream) as port:
-        with structlog.testing.capture_logs() as lines:
+        with logged() as lines:
             async with serving(settings(tmp_path, port, "access_log = 0.5"), Lot()) as client:
                 await client.get("/open/left-out", headers={"x-request-id": "left-out"})
                 await client.get("/open/logged", headers={"x-request-id": "the-logged-one"})
     assert [line["request_id"] for line in lines] == ["the-logged-one"]
-    with structlog.testing.capture_logs() as lines:
+    with logged() as lines:
         async with serving(settings(tmp_path, 1, "access_log = 0")) as client:
             assert (await client.get("/nothing")).status_code == 404
             assert (await client.get("/open")).status_code == 503
