@@ -79,7 +79,7 @@ class _Undone(Commits):
         """What the units of work announced, to be emptied by the caller."""
 
     def unit(self, claim: Claim | None) -> UnitOfWork:
-        unit = _Rehearsed(self.store, self._announcing, lambda: None)
+        unit = _Rehearsed(self.store, self._announcing)
         unit.take = self.announced.extend
         return unit
 
