@@ -38,7 +38,8 @@ class Queue:
     def __init__(self, writer: Writer, *, hold: bool, rang: Callable[[], None]) -> None:
         """Nothing runs before `open`.
 
-        Without ``hold`` turns last as long as they like. ``rang`` is called on the event loop
+        Without ``hold`` turns last as long as they like, and share no commit: on one thread another
+        file object would wait for the lock for ever. ``rang`` is called on the event loop
         after a write that rings and is not quiet.
         """
         self.writer = writer
@@ -55,8 +56,10 @@ class Queue:
             raise StoreUnavailable("the file is not open")
         return self._worker
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    @property
+    def shares(self) -> bool:
+        """Whether an entry waits that may share the commit of the one before it."""
+        return self._hold and bool(self._entries)
 
     def open(self, worker: Worker) -> None:
         """Accept entries; the writer's jobs run on the worker."""
@@ -105,7 +108,7 @@ class Queue:
 
     def _next_is_turn(self) -> bool:
         entries = self._entries
-        return bool(entries) and isinstance(entries[0], Turn) and len(self.writer.group) < GROUP
+        return self.shares and isinstance(entries[0], Turn) and len(self.writer.group) < GROUP
 
     async def _serve(self, turn: Turn) -> None:
         if turn.granted.done():  # its task was cancelled while it waited
@@ -118,7 +121,7 @@ class Queue:
                 await turn.ended
         except TimeoutError:
             await turn.expire()
-        if not self._entries or len(self.writer.group) >= GROUP:
+        if not self.shares or len(self.writer.group) >= GROUP:
             await self._flush()
         self._deliver()
 
@@ -266,7 +269,7 @@ class Turn:
             return
         self._opened = False
         writer.group.pending.append((entry, result))
-        if not self._queue:
+        if not self._queue.shares:
             writer.commit()
 
     def _connection(self) -> apsw.Connection:
