@@ -65,15 +65,14 @@ async def work(job: Job, started: Callable[[], None], ended: Callable[[], None])
     await consuming.execute(_TABLES)
     client = await CLIENTS[job.kind](job)
     committed = asyncio.Event()
-    consumer = asyncio.create_task(_consume(client, consuming, committed))
-    started()
-    sent = 0
-    while not job.count or sent < job.count:
-        if consumer.done():
-            await consumer
-        sent += await _relay(client, relaying, committed)
-    ended()
-    consumer.cancel()
+    async with asyncio.TaskGroup() as group:
+        consumer = group.create_task(_consume(client, consuming, committed))
+        started()
+        sent = 0
+        while not job.count or sent < job.count:
+            sent += await _relay(client, relaying, committed)
+        ended()
+        consumer.cancel()
 
 
 async def _consume(client: Client, connection: Any, committed: asyncio.Event) -> None:
@@ -172,8 +171,9 @@ async def _kafka(job: Job) -> Client:
 
     class Kafka:
         def _take(self) -> Sequence[Message]:
-            messages = consumer.consume(1, 60) + consumer.consume(BATCH - 1, 0)
-            return [(dict(each.headers())["ce_id"].decode(), each.value()) for each in messages]
+            found = consumer.consume(1, 0.5) + consumer.consume(BATCH - 1, 0)
+            messages = [each for each in found if each.error() is None]
+            return [(_id_of(each.headers()), each.value() or b"") for each in messages]
 
         async def take(self) -> Sequence[Message]:
             return await asyncio.to_thread(self._take)
@@ -201,6 +201,11 @@ async def _kafka(job: Job) -> Client:
             await sent
 
     return Kafka()
+
+
+def _id_of(headers: Any) -> str:
+    found: bytes = dict(headers)["ce_id"]
+    return found.decode()
 
 
 CLIENTS: dict[str, Callable[[Job], Awaitable[Client]]] = {"nats": _nats, "kafka": _kafka}
