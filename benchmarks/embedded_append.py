@@ -24,7 +24,7 @@ from zlib import crc32
 import apsw
 import msgspec
 
-from benchmarks.comparison import Figures, Report, Way, interleave
+from benchmarks.comparison import Aim, Figures, Report, Way, interleave
 from benchmarks.machine import Surroundings
 from oyez import Event
 from oyez.brokers.embedded.broker import EmbeddedBroker
@@ -107,6 +107,22 @@ async def run(here: Surroundings) -> Report:
         benchmark="embedded_append",
         about="durable appends a second, and a backlog; above 1 is faster than by hand",
         rows=rows,
+        aims=[
+            Aim(
+                what=f"embedded append, batches of {batch}, beside {way}",
+                case=f"batch {batch}",
+                figure="events/s",
+                way=way,
+                at_least=0.8,
+            )
+            for batch in (1, 16, 256)
+            for way in ("apsw by hand", "apsw by hand, for readers")
+        ],
+        lacks={
+            "apsw by hand": "partitions, positions, checksums, a thread beside the event loop",
+            "apsw by hand, for readers": "batches, streams by name, readers that are woken, limits",
+            "sqlite3 by hand": "what apsw by hand does not do",
+        },
         notes=[
             "at once: by hand there is no group commit, so it stays one commit a record",
             "backlog: appended 256 at a time; by hand decodes headers, checks and makes nothing",

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import apsw
 
-from benchmarks.comparison import Figures, Report, Row, Way, interleave, percentile
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave, percentile
 from benchmarks.latency_probe import LOG, SEEN, Ticked, connect
 from benchmarks.machine import Surroundings
 from oyez.brokers.embedded.broker import EmbeddedBroker
@@ -61,6 +61,21 @@ async def run(here: Surroundings) -> Report:
         benchmark="embedded_latency",
         about="from publish to handler, two processes; below 1 is faster, or cheaper, than by hand",
         rows=rows,
+        aims=[
+            Aim(
+                what=f"publish to handler at 500/s, {name}",
+                case="500/s",
+                figure=name,
+                way="oyez",
+                at_most=most,
+                absolute=True,
+            )
+            for name, most in (("p50 ms", 1.0), ("p99 ms", 3.0))
+        ],
+        lacks=dict.fromkeys(
+            ("by hand, datagram", "by hand, polled"),
+            "deduplication, partitions, replicas, positions that survive a crash, retries, traces",
+        ),
         notes=["the events of a few seconds a turn; the polled loop sleeps 10 ms"],
     )
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from benchmarks.comparison import Figures, Report, Row, Way, interleave, percentile
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave, percentile
 from benchmarks.http_peers import ANSWERED, POSTED
 from benchmarks.machine import Surroundings
 from benchmarks.servers import NotRunning
@@ -102,11 +102,27 @@ async def run(here: Surroundings) -> Report:
         benchmark="gateway",
         about=f"a proxied request, {CONNECTIONS} connections; the first way is oyez",
         rows=rows,
+        aims=[
+            Aim(
+                what=f"gateway, {case}, {what} beside nginx",
+                case=case,
+                figure=figure,
+                way="nginx",
+                **limit,
+            )
+            for case in ("GET 1 KB", "POST 1 KB")
+            for what, figure, limit in (
+                ("requests/s a core", "requests/s a core", {"at_least": 0.5}),
+                ("p99", "p99 ms", {"at_most": 2.0}),
+            )
+        ],
+        lacks={
+            "nginx": "sessions, API keys, methods by route, one budget for all bodies, traces, the "
+            "cookie for one's own writes; it reads requests more laxly",
+            "relay": "it reads nothing: what uvloop itself costs between two sockets",
+        },
         notes=[
-            "one process each; every answer was complete and every posted body arrived unchanged",
-            "of nginx: no sessions or API keys, no methods by route, no budget for all bodies, no",
-            "trace, no cookie for one's own writes, and a laxer reading of requests",
-            "of the relay: it reads nothing; what uvloop itself costs between two sockets",
+            "one process each; every answer was complete and every posted body arrived unchanged"
         ],
     )
 

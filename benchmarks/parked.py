@@ -25,7 +25,7 @@ import asyncpg
 import msgspec
 
 from benchmarks import servers
-from benchmarks.comparison import Figures, Report, Row, Way, interleave
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave
 from benchmarks.consume_job import fill
 from benchmarks.embedded_append import Paid, make_records
 from benchmarks.keyed_state import empty
@@ -95,6 +95,32 @@ async def run(here: Surroundings) -> Report:
         benchmark="parked",
         about="parked events handled a second, and a second of CPU; above 1 is faster",
         rows=rows,
+        aims=[
+            Aim(
+                what=f"parked events handled a second, 1,000 keys, {name}",
+                case=f"{name}, drain",
+                figure="events/s",
+                way="oyez",
+                at_least=10_000,
+                absolute=True,
+            )
+            for name in stores
+        ]
+        + [
+            Aim(
+                what=f"seconds until a backlog of {backlog:,} after an outage is gone, {name}",
+                case=f"{name}, outage of {backlog:,}",
+                figure="seconds",
+                way="oyez",
+                at_most=30,
+                absolute=True,
+            )
+            for name in stores
+        ],
+        lacks=dict.fromkeys(
+            ("256 a commit by hand", "1 a commit by hand"),
+            "order per key, retries, a limit of calls at once, replicas, protection from poison",
+        ),
         notes=notes,
     )
 

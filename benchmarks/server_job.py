@@ -37,7 +37,7 @@ import msgspec
 
 from benchmarks import servers
 from benchmarks.broker_log import PARTITIONS
-from benchmarks.comparison import Figures, Report, Row, Way, interleave, percentile
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave, percentile
 from benchmarks.consume_job import ACCOUNTS, ledger
 from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings
@@ -121,6 +121,33 @@ async def run(here: Surroundings) -> Report:
         benchmark="server_job",
         about="the job on PostgreSQL: events/s above 1 is faster, µs and ms below 1 are better",
         rows=rows,
+        aims=[
+            Aim(
+                what=f"the job on PostgreSQL and {kind}, beside {way}",
+                case=f"backlog, {kind}",
+                figure="events/s",
+                way=way,
+                at_least=least,
+            )
+            for kind in ("nats", "kafka")
+            for way, least in (("by hand", 0.6), ("FastStream, Core, 8 workers", 40.0))
+        ]
+        + [
+            Aim(
+                what=f"caused event at {rate:,}/s, PostgreSQL and NATS, {figure}",
+                case=f"caused event, {rate:,}/s, nats",
+                figure=figure,
+                way="oyez",
+                at_most=most,
+                absolute=True,
+            )
+            for rate, figure, most in ((150, "p50 ms", 2.0), (10_000, "p99 ms", 25.0))
+        ],
+        lacks={
+            "by hand": "order per key, claims, fencing, retries, dead letters, traces",
+            "FastStream, Core, 8 workers": "order per key over its workers, dead letters, fencing; "
+            "a transaction for each message, as its users write it",
+        },
         notes=notes,
     )
 
