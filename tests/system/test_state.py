@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from uuid import uuid4
 
-import asyncpg
 import msgspec
 import pytest
 
@@ -21,7 +19,6 @@ from oyez.partitioning import partition_of
 from oyez.ports import Record
 from oyez.testing.ticks import until
 from oyez.transaction import Announcer, Origin
-from servers import server
 
 STREAMS = [f"tally.desk-{n}" for n in range(4)]
 PARTITIONS = 8
@@ -78,20 +75,6 @@ def accounts() -> list[str]:
         found.setdefault(partition_of(name, PARTITIONS), name)
         number += 1
     return list(found.values())
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def store_url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """A store that is empty."""
-    if request.param == "sqlite":
-        yield "sqlite:.oyez/counter.db"
-        return
-    place, name = server("postgresql"), f"test_{uuid4().hex[:12]}"
-    mark = "&" if "?" in place.url else "?"
-    yield f"{place.url}{mark}schema={name}"
-    admin = await asyncpg.connect(place.url)
-    await admin.execute(f'drop schema if exists "{name}" cascade')
-    await admin.close()
 
 
 @pytest.mark.timeout(180)

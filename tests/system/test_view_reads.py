@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from oyez import Event, Service, View, applies, brokers, stores
@@ -57,22 +56,9 @@ class Counts(View, table="counts", key="client"):
         self.events += 1
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """The URL of a store of this test's own, for the service with the view."""
-    if request.param == "sqlite":
-        yield "sqlite:desk.db"
-        return
-    found, schema = server("postgresql"), f"test_{uuid4().hex[:12]}"
-    yield f"{found.url}?schema={schema}"
-    connection = await asyncpg.connect(found.url)
-    await connection.execute(f"drop schema if exists {schema} cascade")
-    await connection.close()
-
-
 @asynccontextmanager
 async def running(
-    service: Service, system: str, broker: str, store: str, folder: Path
+    service: Service, system: str, broker: str, store_url: str, folder: Path
 ) -> AsyncIterator[ServiceProcess]:
     """A process of the service."""
     ambient = SystemAmbient()
@@ -82,7 +68,7 @@ async def running(
         broker=brokers.connect(
             broker, ambient, root=folder, group=service.name, partitions=PARTITIONS
         ),
-        store=stores.connect(store, ambient, root=folder),
+        store=stores.connect(store_url, ambient, root=folder),
         ambient=ambient,
         signals=Signals(),
     )
@@ -154,7 +140,7 @@ async def applied(desk: Service, name: str, number: int) -> bool:
 
 
 @pytest.mark.timeout(900)
-async def test_a_read_through_the_token_is_never_older(tmp_path: Path, store: str) -> None:
+async def test_a_read_through_the_token_is_never_older(tmp_path: Path, store_url: str) -> None:
     nats, system = server("nats"), f"reads{uuid4().hex[:8]}"
     till = Service("till", publishes=(Counted,))
     desks = [Service("desk") for _ in range(REPLICAS)]
@@ -162,7 +148,7 @@ async def test_a_read_through_the_token_is_never_older(tmp_path: Path, store: st
         each.view(Counts)
     async with nats.proxy() as proxy, AsyncExitStack() as stack:
         broker = f"{proxy.through(nats.url)}?deadline=3"
-        for service, at in [(till, "sqlite:till.db"), *((each, store) for each in desks)]:
+        for service, at in [(till, "sqlite:till.db"), *((each, store_url) for each in desks)]:
             await stack.enter_async_context(running(service, system, broker, at, tmp_path))
         clients = Clients(f"/{system}/till", till, desks)
         cuts = asyncio.create_task(cut_now_and_then(proxy))

@@ -11,11 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
 
-import asyncpg
 import pytest
 import viewed
 
@@ -26,7 +23,6 @@ from oyez.runtime import views
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 from oyez.testing.ticks import until
-from servers import server
 
 TOML = """[system]
 name = "test"
@@ -39,19 +35,6 @@ store = "{store}"
 PARKED = "select count(*) as parked from oyez_inbox where state > 0"
 DEADLINE = 1_000.0
 """Seconds that a test waits, at most, for what must come."""
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """The URL of a store of this test's own."""
-    if request.param == "sqlite":
-        yield "sqlite:desk.db"
-        return
-    found, schema = server("postgresql"), f"test_{uuid4().hex[:12]}"
-    yield f"{found.url}?schema={schema}"
-    connection = await asyncpg.connect(found.url)
-    await connection.execute(f"drop schema if exists {schema} cascade")
-    await connection.close()
 
 
 async def caught_up(process: ServiceProcess) -> None:
@@ -77,9 +60,9 @@ async def caught_up(process: ServiceProcess) -> None:
         await asyncio.sleep(0.02)
 
 
-def kill_after(folder: Path, store: str, batches: int) -> None:
+def kill_after(folder: Path, store_url: str, batches: int) -> None:
     """Fill the view in a process, and ``kill -9`` it after that many batches."""
-    command = [sys.executable, viewed.__file__, str(folder), store]
+    command = [sys.executable, viewed.__file__, str(folder), store_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         try:
@@ -91,13 +74,13 @@ def kill_after(folder: Path, store: str, batches: int) -> None:
 
 @pytest.mark.timeout(1_200)
 async def test_a_view_that_is_killed_while_it_is_filled_equals_its_history(
-    tmp_path: Path, store: str
+    tmp_path: Path, store_url: str
 ) -> None:
     count = int(os.environ.get("OYEZ_TEST_EVENTS", "100000"))
     await viewed.publish(tmp_path, count)
     for batches in (3, 40, 1, 77, 20) * max(1, count // 250_000):
-        await asyncio.to_thread(kill_after, tmp_path, store, batches)
-    async with viewed.process(tmp_path, store) as process:
+        await asyncio.to_thread(kill_after, tmp_path, store_url, batches)
+    async with viewed.process(tmp_path, store_url) as process:
         await caught_up(process)
         assert await list_dead(process.store) == []
         rows = await process.store.fetch('select * from order_weights order by "order"', {})
@@ -111,14 +94,14 @@ async def test_a_view_that_is_killed_while_it_is_filled_equals_its_history(
 
 @pytest.mark.timeout(1_200)
 async def test_a_version_is_filled_beside_the_live_one_and_equals_it(
-    tmp_path: Path, store: str
+    tmp_path: Path, store_url: str
 ) -> None:
     count = int(os.environ.get("OYEZ_TEST_EVENTS", "100000"))
     past = count * 9 // 10
     await viewed.publish(tmp_path, count, slice(past))
-    async with viewed.process(tmp_path, store) as live:
+    async with viewed.process(tmp_path, store_url) as live:
         await caught_up(live)
-        async with viewed.process(tmp_path, store, view=viewed.Again) as filling:
+        async with viewed.process(tmp_path, store_url, view=viewed.Again) as filling:
             beside, fed, step = 0, past, max(1, (count - past) // 20)
             for fed in range(past, count, step):
                 await viewed.publish(tmp_path, count, slice(fed, fed + step))
@@ -136,13 +119,13 @@ async def test_a_version_is_filled_beside_the_live_one_and_equals_it(
 
 
 async def test_a_version_takes_the_place_of_another_and_gives_it_back(
-    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store_url))
     assert await asyncio.to_thread(oyez, tmp_path, "view", "list") == "no views\n"
     await viewed.publish(tmp_path, 500)
     shown = 'select * from order_weights order by "order" limit 1'
-    async with viewed.process(tmp_path, store) as process:
+    async with viewed.process(tmp_path, store_url) as process:
         await caught_up(process)
         (row,) = await process.store.fetch(shown, {})
         assert list(row) == ["order", "cents", "note", "times", "heavy", "weights"]
@@ -154,7 +137,7 @@ async def test_a_version_takes_the_place_of_another_and_gives_it_back(
         unknown = f"{last['source']};{process.ambient.new_id()}"
         with pytest.raises(Stale):
             await process.service.read(viewed.Orders, row["order"], after=unknown, wait=0.05)
-    async with viewed.process(tmp_path, store, view=viewed.Newer) as process:
+    async with viewed.process(tmp_path, store_url, view=viewed.Newer) as process:
         await active(process, 2)
         (row,) = await process.store.fetch(shown, {})
         assert list(row) == ["order", "cents"]
@@ -181,7 +164,7 @@ async def test_a_version_takes_the_place_of_another_and_gives_it_back(
         ):
             sql = f"select count(*) as rows from {table} where {column} like '%weights@1%'"
             assert await process.store.fetch(sql, {}) == [{"rows": 0}]
-    async with viewed.process(tmp_path, store) as process:
+    async with viewed.process(tmp_path, store_url) as process:
         await caught_up(process)
         rows = await process.store.fetch('select * from order_weights__1 order by "order"', {})
         assert rows == viewed.folded(500)
@@ -235,13 +218,13 @@ async def kill_when(store: Store, folder: Path, sql: str, *arguments: str) -> No
 
 
 @pytest.mark.timeout(300)
-async def test_a_version_is_built_before_its_deploy(tmp_path: Path, store: str) -> None:
+async def test_a_version_is_built_before_its_deploy(tmp_path: Path, store_url: str) -> None:
     """By a job beside the live version, that is killed on the way."""
     count, build = 40_000, ("view", "build", "desk", "order_weights")
-    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store_url))
     code_of(tmp_path, "Again")
     await viewed.publish(tmp_path, count, slice(count - 1000))
-    async with viewed.process(tmp_path, store) as live:
+    async with viewed.process(tmp_path, store_url) as live:
         await caught_up(live)
         part = "select 1 from oyez_cursor where reader = 'view:order_weights@2' and position > 500"
         await kill_when(live.store, tmp_path, part, *build)
@@ -255,7 +238,7 @@ async def test_a_version_is_built_before_its_deploy(tmp_path: Path, store: str) 
         assert marks == [], "events of the view are parked"
         assert await listed(tmp_path) == [(1, "active", 0, True), (2, "filling", 0, False)]
         await caught_up(live)
-        async with viewed.process(tmp_path, store, view=viewed.Again) as deployed:
+        async with viewed.process(tmp_path, store_url, view=viewed.Again) as deployed:
             await active(deployed, 2)
             said = await asyncio.to_thread(oyez, tmp_path, *build, code=1, errors=True)
             assert "a running replica of desk fills version 2" in said
@@ -263,13 +246,13 @@ async def test_a_version_is_built_before_its_deploy(tmp_path: Path, store: str) 
 
 @pytest.mark.timeout(300)
 async def test_a_version_that_is_built_can_be_swapped_in_at_once(
-    tmp_path: Path, store: str
+    tmp_path: Path, store_url: str
 ) -> None:
     build = ("view", "build", "desk", "order_weights", "--swap")
-    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store_url))
     code_of(tmp_path, "Strict")
     await viewed.publish(tmp_path, 500)
-    async with viewed.process(tmp_path, store) as live:
+    async with viewed.process(tmp_path, store_url) as live:
         await caught_up(live)
         said = await asyncio.to_thread(oyez, tmp_path, *build, code=1, errors=True)
         assert "events of version 2 failed, so it can't take its place" in said
@@ -285,12 +268,12 @@ async def test_a_version_that_is_built_can_be_swapped_in_at_once(
         assert "version 3 of order_weights is active, and the code has version 2" in said
 
 
-async def test_drift_is_found_and_repaired(tmp_path: Path, store: str) -> None:
-    (tmp_path / "oyez.toml").write_text(TOML.format(store=store))
+async def test_drift_is_found_and_repaired(tmp_path: Path, store_url: str) -> None:
+    (tmp_path / "oyez.toml").write_text(TOML.format(store=store_url))
     code_of(tmp_path, "Orders")
     await viewed.publish(tmp_path, 3000)
     await viewed.publish_to_another(tmp_path)
-    async with viewed.process(tmp_path, store) as process:
+    async with viewed.process(tmp_path, store_url) as process:
         await caught_up(process)
         said = await asyncio.to_thread(oyez, tmp_path, "view", "verify", "desk", "order_weights")
         assert said == "150 rows of order_weights version 1 are what the history says\n"

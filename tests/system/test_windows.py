@@ -8,12 +8,9 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from oyez import Event, brokers, stores
@@ -25,7 +22,6 @@ from oyez.event import describe
 from oyez.ports import BEGINNING, Broker, Record, Store
 from oyez.testing.ticks import until
 from oyez.transaction import Announcer, Origin
-from servers import server
 
 SENSORS = 40
 READINGS = 12_000
@@ -97,20 +93,6 @@ class Measured(Event, type="plant.measured", key="sensor"):
     start: float
     count: int
     total: int
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def store_url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """A store that is empty."""
-    if request.param == "sqlite":
-        yield "sqlite:.oyez/measure.db"
-        return
-    place, name = server("postgresql"), f"test_{uuid4().hex[:12]}"
-    mark = "&" if "?" in place.url else "?"
-    yield f"{place.url}{mark}schema={name}"
-    admin = await asyncpg.connect(place.url)
-    await admin.execute(f'drop schema if exists "{name}" cascade')
-    await admin.close()
 
 
 def readings() -> list[Reading]:
