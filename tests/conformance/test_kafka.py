@@ -16,11 +16,19 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
+from oyez.brokers.kafka import publisher
 from oyez.brokers.kafka.cluster import Topic
 from oyez.brokers.kafka.connection import client_settings
 from oyez.brokers.kafka.inspection import judge
@@ -355,6 +363,35 @@ class TestPublishing:
             ends = await direct.ends(stream)
             numbers = _numbers(await _take(direct, stream, ends[0]))
         assert list(dict.fromkeys(numbers)) == list(range(5_001))
+
+    async def test_a_fatal_error_ends_what_is_on_its_way_and_no_thread(
+        self, kafka: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Fatal(Producer):  # type: ignore[misc]
+            raised = 0
+
+            def poll(self, timeout: float) -> int:
+                served: int = super().poll(timeout)
+                if len(self) and Fatal.raised < 3:
+                    Fatal.raised += 1
+                    raise KafkaException(KafkaError(KafkaError._FATAL, "as if it were"))
+                return served
+
+        async with _broker(kafka) as direct, kafka.proxy() as proxy:
+            stream = await _stream(direct)
+            async with _broker(kafka, proxy.through(kafka.url)) as broker:
+                await broker.publish([_record(stream, 0)])
+                monkeypatch.setattr(publisher, "Producer", Fatal)
+                broker._discard(broker._publisher)
+                proxy.stall()
+                async with asyncio.timeout(DEADLINE):
+                    with pytest.raises(BrokerUnavailable):
+                        await broker.publish([_record(stream, 1)])
+                proxy.restore()
+                monkeypatch.undo()
+                await broker.publish([_record(stream, 2)])
+        assert Fatal.raised
+        assert not [thread for thread in threading.enumerate() if "kafka" in thread.name]
 
     async def test_a_name_that_kafka_does_not_take_is_refused(self, kafka: Server) -> None:
         async with _broker(kafka) as broker:

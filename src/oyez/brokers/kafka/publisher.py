@@ -76,19 +76,35 @@ class Publisher:
     def _run(self, producer: Producer) -> None:
         self._poll(producer)
         producer.purge()
-        producer.poll(0)
+        while self._serve(producer, 0) is None:
+            pass
         del self._producer, producer
         _call(self._loop, _settle, self._ended, None)
 
     def _poll(self, producer: Producer) -> None:
         quiet = 0
         while not self.discarded:
-            quiet = 0 if producer.poll(_GLANCE) or len(producer) else quiet + 1
+            served = self._serve(producer, _GLANCE)
+            if served is None:
+                producer.purge()  # nothing will come of what it holds
+            quiet = 0 if served is None or served or len(producer) else quiet + 1
             if quiet > _LINGERS:
                 self._work.clear()
                 if not len(producer) and not self.discarded:
                     self._work.wait()
                 quiet = 0
+
+    def _serve(self, producer: Producer, seconds: float) -> int | None:
+        """Call what waits for reports; return how many there were, or None for a fatal error.
+
+        The driver raises a fatal error, such as the purge of messages on their way, in the middle
+        of the reports; those behind it are left for the next time.
+        """
+        try:
+            return producer.poll(seconds)
+        except KafkaException as error:
+            self._hear(error.args[0])
+            return None
 
     def _hear(self, error: KafkaError) -> None:
         self.trouble = error
