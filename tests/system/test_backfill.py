@@ -212,7 +212,7 @@ class Shop:
     async def delete_history(self) -> None:
         """Let retention delete what was published until now, but for the last 40 records."""
         with apsw.Connection(str(self.root / ".oyez" / "events.db")) as file:
-            file.execute("update record set time = 1 where position <= ?", (CUSTOMERS // 4 - 10,))
+            file.execute("update batch set time = 1 where last <= ?", (CUSTOMERS // 4 - 10,))
             file.execute("update housekeeping set due = 0")
 
         async def deleted() -> bool:
