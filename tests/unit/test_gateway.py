@@ -22,7 +22,7 @@ import uvicorn
 from oyez.ambient import SystemAmbient
 from oyez.config import Config, Listen, load
 from oyez.errors import ConfigurationError
-from oyez.gateway import gateway, serve
+from oyez.gateway import edge, gateway, serve
 from oyez.gateway.access import read_secret
 from oyez.logger import configure
 
@@ -879,6 +879,24 @@ async def test_sigterm_drains(tmp_path: Path, upstream: Upstream) -> None:
         await asyncio.wait_for(client.serving, 5)
         with pytest.raises(httpx.ConnectError):
             await client.get("/livez")
+
+
+async def test_who_keeps_a_connection_open_does_not_hold_up_the_end(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that had begun could not say that its connection ends with it."""
+    monkeypatch.setattr(edge, "_IDLE_SECONDS", 600.0)
+    async with (
+        listening(upstream) as port,
+        serving(settings(tmp_path, port, "grace = 300")) as client,
+    ):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"GET /open/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(client.serving, 30)
+        assert (await reader.read()).endswith(b"0\r\n\r\n")
+        writer.close()
 
 
 async def test_a_port_in_use_names_the_setting(tmp_path: Path) -> None:

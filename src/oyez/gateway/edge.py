@@ -263,7 +263,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger(0 if exchange.interruption is SLOW_BODY else _LINGER_SECONDS)
         elif not exchange.complete and self.full:
             self.abort()
-        elif exchange.closing or not exchange.complete:
+        elif exchange.closing or not exchange.complete or self.draining:
             self.close()
         else:
             self._edge.idle[self] = None
