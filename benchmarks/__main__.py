@@ -73,13 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\n{name}: left out: {error}", file=sys.stderr, flush=True)
                 continue
             reports.append(report)
+            if options.write or not (options.names or options.quick):
+                # Each time, so that a run that is cut off leaves what it has.
+                _write(reports, machine)
             if options.as_json:
                 report = msgspec.structs.replace(report, machine=machine)
                 print(msgspec.json.encode(report).decode(), flush=True)
             else:
                 print(f"\n{report}\n  ({time.monotonic() - start:.0f} s)", flush=True)
-    if options.write or not (options.names or options.quick):
-        _write(reports, machine)
 
 
 def _write(reports: Sequence[Report], machine: Mapping[str, Any]) -> None:
@@ -94,7 +95,6 @@ def _write(reports: Sequence[Report], machine: Mapping[str, Any]) -> None:
         (root / "docs" / "pictures" / "performance.svg", results.plot(reports, commit, day)),
     ):
         path.write_text(text)
-        print(f"wrote {path.relative_to(root)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
