@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reports.append(report)
             if options.write or not (options.names or options.quick):
                 # Each time, so that a run that is cut off leaves what it has.
-                _write(reports, machine)
+                _write(reports, machine, quick=options.quick)
             if options.as_json:
                 report = msgspec.structs.replace(report, machine=machine)
                 print(msgspec.json.encode(report).decode(), flush=True)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\n{report}\n  ({time.monotonic() - start:.0f} s)", flush=True)
 
 
-def _write(reports: Sequence[Report], machine: Mapping[str, Any]) -> None:
+def _write(reports: Sequence[Report], machine: Mapping[str, Any], *, quick: bool) -> None:
     root = Path(__file__).resolve().parent.parent
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
@@ -91,7 +91,10 @@ def _write(reports: Sequence[Report], machine: Mapping[str, Any]) -> None:
     commit = described.stdout.strip() or "unknown"
     day = datetime.now(UTC).date().isoformat()
     for path, text in (
-        (root / "benchmarks" / "results.md", results.page(reports, machine, commit, day)),
+        (
+            root / "benchmarks" / "results.md",
+            results.page(reports, machine, commit, day, quick=quick),
+        ),
         (root / "docs" / "pictures" / "performance.svg", results.plot(reports, commit, day)),
     ):
         path.write_text(text)

@@ -29,13 +29,20 @@ _STYLE = """
 """
 
 
-def page(reports: Sequence[Report], machine: Mapping[str, Any], commit: str, day: str) -> str:
-    """Return the page, in Markdown."""
+def page(
+    reports: Sequence[Report], machine: Mapping[str, Any], commit: str, day: str, *, quick: bool
+) -> str:
+    """Return the page, in Markdown. ``quick``: it was run at small sizes."""
+    run = (
+        "`make bench ARGS=--quick`, at small sizes and with few rounds,"
+        if quick
+        else "`make bench`"
+    )
     about = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [
         "# Results of the benchmarks",
         "",
-        f"Written by `make bench` on {day}, of commit {commit}, on a machine with {about}.",
+        f"Written by {run} on {day}, of commit {commit}, on a machine with {about}.",
         "Each ratio is the median of one interleaved run's rounds, between their least and most.",
         "",
         "| aim | seen | wanted | |",

@@ -97,12 +97,13 @@ def test_results_say_what_was_aimed_at_and_whether_it_is_reached() -> None:
         ],
         lacks={"by <hand>": "no retries"},
     )
-    page = results.page([report], {"cpus": 2}, "abc", "2026-01-01")
+    page = results.page([report], {"cpus": 2}, "abc", "2026-01-01", quick=True)
     assert "| the job, to <hand> | 0.50 times | ≥ 0.4 times | met |" in page
     assert "| the job, to more | 0.50 times | ≥ 0.6 times | **missed** |" in page
     assert "| the job at all | 500 | ≤ 400 | **missed** |" in page
     assert "by <hand> does not do this: no retries" in page
     assert "left out" not in page
+    assert "at small sizes" in page
     plot = ET.fromstring(results.plot([report], "abc", "2026-01-01"))
     bars = plot.findall("{http://www.w3.org/2000/svg}rect")
     assert [bar.get("class") for bar in bars] == ["met", "not", "not"]
