@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.comparison import Aim, Report, Row, number
 
-WIDTH = 860
+WIDTH = 970
 """Of the plot, in pixels."""
-_LINE, _LEFT, _RIGHT, _TOP = 26, 390, 150, 64
+_LINE, _LEFT, _RIGHT, _TOP = 26, 470, 180, 64
 _LOW, _HIGH = 0.05, 20.0
 _TICKS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 _STYLE = """

@@ -148,7 +148,9 @@ def test_there_is_code_to_run() -> None:
     without = {
         named(page) for page in GUIDE if not any(b.language == "python" for b in blocks(page))
     }
-    assert without == {f"docs/guide/{name}.md" for name in ("bridges", "operations", "options")}
+    assert without == {
+        f"docs/guide/{name}.md" for name in ("bridges", "operations", "options", "performance")
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
