@@ -719,7 +719,10 @@ class ServerBrokerSuite(BrokerSuite):
                     await asyncio.to_thread(server.start)
                     more = len(acknowledged) + 50
                     await _until(partial(_longer, acknowledged, more), RESUMES)
-                    await _until(partial(_arrived, found, acknowledged[-1]), RESUMES)
+                    try:
+                        await _until(partial(_arrived, found, acknowledged[-1]), RESUMES)
+                    except TimeoutError:
+                        raise AssertionError(await _missing(reader, found, acknowledged)) from None
                 stopping = True
                 await publishing
                 await _until(lambda: set(acknowledged) <= set(_numbers(found)), RESUMES)
@@ -771,6 +774,19 @@ async def _heard(event: asyncio.Event) -> None:
 
 def _arrived(found: Sequence[Record], number: int) -> bool:
     return any(record.headers["id"] == str(number) for record in reversed(found))
+
+
+async def _missing(reader: Broker, found: Sequence[Record], acknowledged: Sequence[int]) -> str:
+    """What was acknowledged and not read: whether its partition stands still, or it is lost."""
+    read = set(_numbers(found))
+    missing = [number for number in acknowledged if number not in read]
+    last = {r.partition: r.headers["id"] for r in found}
+    stream = found[-1].stream if found else ""
+    lag = await reader.lag(stream, dict.fromkeys(last, BEGINNING)) if stream else {}
+    return (
+        f"{len(missing)} of {len(acknowledged)} acknowledged were not read, {missing[:5]} first; "
+        f"last read of each partition: {last}; records that wait: {dict(lag)}"
+    )
 
 
 def _longer(things: Sequence[object], length: int) -> bool:

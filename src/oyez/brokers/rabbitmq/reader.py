@@ -27,11 +27,17 @@ SILENCE = 10.0
 It does: a single active consumer can be left without messages for good after a restart of the
 server or an expired ``consumer_timeout`` (rabbitmq-server #17317, #14141); attaching anew heals it.
 """
+EARLY = 1.0
+"""The same at first on a new connection, since a restart is when it happens; it then doubles."""
 GRACE = 1.0
 """Seconds for what came just then to arrive."""
 
 Queue = Callable[[str, int], Awaitable[str]]
 """Waits until a partition exists, makes sure of its queue and tells its name."""
+
+
+class _Forgotten(AmqpError):
+    """The server sends nothing of what it has for this consumer."""
 
 
 class Bounds:
@@ -73,6 +79,7 @@ class _Reader(ABC):
         self._prefetch = min(FIRST, bounds.prefetch)
         self._tail: Tail | None = None
         self._name = ""
+        self._silence = EARLY
 
     async def next(self) -> Batch:
         """The next batch; waits for it. Raises BrokerRefused, and BrokerUnavailable once closed."""
@@ -89,6 +96,8 @@ class _Reader(ABC):
                     self._make_room(tail)
             except (AmqpError, BrokerUnavailable) as error:
                 self.stop()
+                if not isinstance(error, _Forgotten):
+                    self._silence = EARLY
                 if self._connection.closed:
                     raise BrokerUnavailable(f"{self._stream}: the broker was closed") from error
                 if isinstance(error, AmqpError) and error.code == NOT_FOUND:
@@ -117,12 +126,13 @@ class _Reader(ABC):
         forgotten = False
         while True:
             try:
-                async with asyncio.timeout(GRACE if forgotten else SILENCE):
+                async with asyncio.timeout(GRACE if forgotten else self._silence):
                     return await tail.arrival()
             except TimeoutError:
+                self._silence = min(2 * self._silence, SILENCE)
                 if forgotten:
                     text = f"queue {self._name} sends nothing of what it has"
-                    raise AmqpError(0, text) from None
+                    raise _Forgotten(0, text) from None
             try:
                 async with asyncio.timeout(self._bounds.deadline):
                     forgotten = await self._forgotten(tail)
