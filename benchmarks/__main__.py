@@ -25,6 +25,7 @@ from benchmarks.machine import Surroundings, describe
 from benchmarks.servers import NotRunning
 from oyez.ambient import SystemAmbient
 from oyez.cli.invocation import run_async
+from oyez.runtime.interpreter import tune
 
 NAMES = (
     "embedded_append",
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         sys.exit(f"there is no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
     # As `oyez run` sets it; the peers' threads gain by it as well.
-    sys.setswitchinterval(0.0005)
+    tune()
     with tempfile.TemporaryDirectory(prefix="oyez-bench-", dir=options.folder) as folder:
         machine = describe(Path(folder))
         if not options.as_json:

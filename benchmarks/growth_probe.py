@@ -18,6 +18,7 @@ from oyez.ambient import SystemAmbient
 from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.cli.invocation import run_async
 from oyez.listening import stop_signals
+from oyez.runtime.interpreter import tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
 from oyez.stores.sqlite import SqliteStore
@@ -77,5 +78,5 @@ async def replica(folder: Path, handlers: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.setswitchinterval(0.0005)  # as `oyez run` sets it
+    tune()  # as `oyez run` does
     run_async(replica(Path(sys.argv[1]), int(sys.argv[2])))

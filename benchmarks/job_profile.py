@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import pstats
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -28,6 +27,7 @@ from oyez.brokers.embedded import log
 from oyez.cli.invocation import run_async
 from oyez.doorbell import Doorbell
 from oyez.runtime import batches
+from oyez.runtime.interpreter import tune
 from oyez.sqlite.connection import Reader
 from oyez.sqlite.writer import Writer
 from oyez.stores import sqlite
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.job_profile")
     parser.add_argument("--events", type=int, default=20_000)
     events = parser.parse_args().events
-    sys.setswitchinterval(0.0005)
+    tune()
     with tempfile.TemporaryDirectory(prefix="oyez-bench-") as folder:
         here = Surroundings(folder=Path(folder), quick=False, ambient=SystemAmbient())
         records = make_records(here, events)

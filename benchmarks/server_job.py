@@ -45,6 +45,7 @@ from oyez.ambient import SystemAmbient
 from oyez.brokers import connect as connect_broker
 from oyez.cli.invocation import run_async
 from oyez.ports import BEGINNING, Broker, Record
+from oyez.runtime.interpreter import tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventsPublished, Signal, Signals
 from oyez.stores import connect as connect_store
@@ -363,7 +364,7 @@ def main() -> None:
     parser.add_argument("way", choices=list(WAYS))
     parser.add_argument("job", type=lambda text: msgspec.json.decode(text, type=Job))
     options = parser.parse_args()
-    sys.setswitchinterval(0.0005)  # as `oyez run` sets it
+    tune()  # as `oyez run` does
     work: Work = importlib.import_module(WAYS[options.way]).work
     began, spent = time.perf_counter(), time.process_time()
 

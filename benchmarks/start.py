@@ -32,6 +32,7 @@ from benchmarks.machine import Surroundings
 from oyez.ambient import SystemAmbient
 from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.cli.invocation import run_async
+from oyez.runtime.interpreter import tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import BatchHandled, Signal, Signals
 from oyez.stores.sqlite import SqliteStore
@@ -333,5 +334,5 @@ def _prepare(folder: Path) -> None:
 
 if __name__ == "__main__":
     # As `oyez run` sets it.
-    sys.setswitchinterval(0.0005)
+    tune()
     run_async(_until_handled(Path(sys.argv[1])))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import click
 
 from oyez.cli.invocation import run_async
@@ -12,6 +10,7 @@ from oyez.errors import ConfigurationError
 from oyez.gateway import serve
 from oyez.logger import Logger, configure
 from oyez.project import Project
+from oyez.runtime.interpreter import settle, tune
 
 
 @click.command("gateway")
@@ -21,10 +20,10 @@ def command() -> None:
     if project.config.gateway is None:
         raise ConfigurationError(f"{project.config.path}: there is no [gateway] table")
     configure(project.config.system.log)
+    tune()
     run_async(serve(project.config, project.ambient, ready=_ready))
 
 
 def _ready(listen: Listen) -> None:
-    # Else each full collection, a pause for all clients, visits what was imported.
-    gc.freeze()
+    settle()
     Logger().info("started", service="gateway", http=str(listen))

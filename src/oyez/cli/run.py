@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
@@ -21,6 +20,7 @@ from oyez.observe.metrics import Metrics
 from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
+from oyez.runtime.interpreter import settle, tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
 from oyez.sites import kind
@@ -48,9 +48,7 @@ def _leave(number: int, frame: object) -> NoReturn:
 def prepare(project: Project) -> None:
     """Prepare a long-running process of a project."""
     configure(project.config.system.log)
-    # The loop exchanges work with the writer threads thousands of times a second; with Python's
-    # default of 5 ms it would often wait that long for the interpreter lock.
-    sys.setswitchinterval(0.0005)
+    tune()
 
 
 async def _run(project: Project, name: str) -> None:
@@ -123,6 +121,7 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
         try:
             for server in servers:
                 await server.start()
+            settle()
             await stopped.wait()
         finally:
             process.watchdog.stop()
