@@ -283,7 +283,8 @@ async def _stores(
                 if broker is not None and settings.broker is not None:
                     async for finding in _setup(f"broker of {name}", broker):
                         yield finding
-                lag = await measure(project, name, service, broker, store)
+                system, now = project.config.system.name, project.ambient.now()
+                lag = await measure(system, name, service, broker, store, now)
                 if broker is not None:
                     yield await _gaps(name, broker, lag)
             except NotCreated:

@@ -121,11 +121,12 @@ async def measure_all(project: Project, names: Iterable[str]) -> SystemLag:
             try:
                 store = await stack.enter_async_context(project.opened_store(name))
                 service = services.get(name)
+                system, now = project.config.system.name, project.ambient.now()
                 try:
-                    measured.append(await measure(project, name, service, broker, store))
+                    measured.append(await measure(system, name, service, broker, store, now))
                 except BrokerError as error:
                     _miss(project, name, error, gaps)
-                    measured.append(await measure(project, name, service, None, store))
+                    measured.append(await measure(system, name, service, None, store, now))
             except NotCreated:
                 missing.append(name)
             except OyezError as error:
@@ -146,14 +147,18 @@ def _miss(project: Project, service: str, error: OyezError, gaps: list[Gap]) -> 
 
 
 async def measure(
-    project: Project, name: str, service: Service | None, broker: Broker | None, store: Store
+    system: str,
+    name: str,
+    service: Service | None,
+    broker: Broker | None,
+    store: Store,
+    now: float,
 ) -> ServiceLag:
-    """Return the lag of a service.
+    """Return the lag of a service, as of ``now``, on a broker and a store that are open.
 
     Without the service's code or its broker, the values that depend on them are unknown. Raises
     StoreError and BrokerError.
     """
-    now = project.ambient.now()
     # Positions first: with an end read before a position, the lag could be below zero.
     cursors: dict[history.Place, Row] = {
         (row["stream"], row["partition"]): row
@@ -172,7 +177,6 @@ async def measure(
         (r["stream"], r["partition"]): r["letters"]
         for r in await store.fetch(tables.DEAD_BY_PARTITION, {})
     }
-    system = project.config.system.name
     ends = await _ends(system, service, broker, cursors)
     places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
     overdue = {r["part"]: r for r in await store.fetch(tables.OVERDUE_TIMERS, {"now": now})}

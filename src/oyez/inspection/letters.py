@@ -9,7 +9,7 @@ import msgspec
 
 from oyez.inspection.form import payload_json, utc_time
 from oyez.inspection.reach import Gap, ask_stores
-from oyez.ports import Position, Row
+from oyez.ports import Position, Row, Store
 from oyez.project import Project
 from oyez.runtime.dead import list_dead, show_dead
 
@@ -87,7 +87,23 @@ async def show_letter(project: Project, service: str, letter: int) -> WholeLette
     Raises StoreError, and NotCreated where the service never ran.
     """
     async with project.opened_store(service) as store:
-        row = await show_dead(store, letter)
+        return await read_letter(service, store, letter)
+
+
+async def read_letters(
+    service: str, store: Store, *, every: bool = False, after: int = 0, limit: int = 100
+) -> tuple[list[Letter], bool]:
+    """Return a service's dead letters after a number, and whether there are more.
+
+    Raises StoreError.
+    """
+    rows = await list_dead(store, every=every, after=after, limit=limit + 1)
+    return [_letter(service, row) for row in rows[:limit]], len(rows) > limit
+
+
+async def read_letter(service: str, store: Store, letter: int) -> WholeLetter | None:
+    """Return a whole dead letter from an open store; None without it. Raises StoreError."""
+    row = await show_dead(store, letter)
     if row is None:
         return None
     return WholeLetter(
