@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape as markup
 
+import msgspec
+
 from oyez.inspection.form import escape
 from oyez.inspection.topology import Flow, Topology
 from oyez.saga import SagaType, Step
@@ -81,18 +83,41 @@ _STYLE = """
   --c4:#ff8fb3; --c5:#b7d96b; --c6:#63d0e0; --c7:#b9a9e6 } }
  text { font:13px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; fill:var(--ink) }
  .head { font-weight:600; fill:var(--soft) } .name { font-weight:600 } .soft { fill:var(--soft) }
- .box { fill:var(--box); stroke:var(--edge) } .loose { stroke-dasharray:4 3 }
+ .paper { fill:var(--paper) }
+ .box { fill:var(--box); stroke:var(--edge) } path.box { fill:none } .loose { stroke-dasharray:4 3 }
  .line { fill:none; stroke-width:1.6; opacity:.75 }
 """ + "".join(
     f" .k{n} {{ stroke:var(--c{n}) }} .f{n} {{ fill:var(--c{n}) }}\n" for n in range(_COLOURS)
 )
 
 
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written behind a name of a drawing."""
+
+    text: str
+    trouble: bool = False
+    """Whether it is drawn, with the lines that lead to it, as something that is wrong."""
+
+
+class Notes(msgspec.Struct, frozen=True, kw_only=True):
+    """The notes of a topology's picture that is part of a page."""
+
+    publishers: Mapping[str, Note] = {}
+    """By service."""
+    services: Mapping[str, Note] = {}
+    """By service that handles events."""
+    handlers: Mapping[tuple[str, str], Note] = {}
+    """By service and handler."""
+    link: str = "#"
+    """What the address of a service's link begins with, before its name."""
+
+
 class _Box:
     """A box of the drawing, with the ends of its lines."""
 
-    def __init__(self, lines: list[str]) -> None:
+    def __init__(self, lines: list[str], notes: Sequence[Note | None] = ()) -> None:
         self.lines = lines
+        self.notes = [*notes, *[None] * (len(lines) - len(notes))]
         self.x = self.y = self.width = 0.0
         self.height = float(_ROW + _LINE * (len(lines) - 1))
 
@@ -100,14 +125,23 @@ class _Box:
     def middle(self) -> float:
         return self.y + self.height / 2
 
+    @property
+    def widest(self) -> float:
+        return max(
+            _width(line if note is None else f"{line} {note.text}")
+            for line, note in zip(self.lines, self.notes, strict=True)
+        )
+
     def row(self, index: int) -> float:
         return self.y + _ROW / 2 + index * _LINE
 
 
-def svg(topology: Topology) -> str:
+def svg(topology: Topology, notes: Notes | None = None) -> str:
     """Return a picture: publishers to the left, event types in the middle, handlers right.
 
-    Each service is on both sides, so lines run one way only. Types are grouped by publisher.
+    Each service is on both sides, so lines run one way only. Types are grouped by publisher. With
+    ``notes`` it is a part of a page: the page's style sheet has its colours, and services are
+    links.
     """
     found = topology.flows
     publishers = list(dict.fromkeys(name for flow in found for name in flow.publishers))
@@ -115,14 +149,14 @@ def svg(topology: Topology) -> str:
     ordered = sorted(
         found, key=lambda f: (order.get(f.publishers[0], 0) if f.publishers else 10**6, f.type)
     )
-    left, middle, right = columns = _placed(ordered, publishers)
-    parts = _drawing(ordered, left, middle, right, order)
+    left, middle, right = columns = _placed(ordered, publishers, notes or Notes())
+    parts = _drawing(ordered, left, middle, right, order, None if notes is None else notes.link)
     for column, word in zip(columns, ("publishes", "event", "reacts"), strict=True):
         for box in list(column.values())[:1]:
             parts.append(f'<text class="head" x="{box.x:.0f}" y="46">{word}</text>')
     boxes = [box for column in columns for box in column.values()]
     label = f"Who publishes and who handles the events of {topology.system}"
-    return _picture(topology.system, label, parts, boxes)
+    return _picture(topology.system, label, parts, boxes, styled=notes is None)
 
 
 def saga_svg(kind: SagaType) -> str:
@@ -192,7 +226,9 @@ def _about(step: Step) -> list[str]:
     return lines
 
 
-def _picture(name: str, label: str, parts: list[str], boxes: Sequence[_Box]) -> str:
+def _picture(
+    name: str, label: str, parts: list[str], boxes: Sequence[_Box], *, styled: bool = True
+) -> str:
     width = max((box.x + box.width for box in boxes), default=200) + _MARGIN
     height = max((box.y + box.height for box in boxes), default=_HEAD) + _MARGIN
     return "\n".join(
@@ -200,8 +236,8 @@ def _picture(name: str, label: str, parts: list[str], boxes: Sequence[_Box]) -> 
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
             f'width="{width:.0f}" height="{height:.0f}" role="img" '
             f'aria-label="{markup(escape(label))}">',
-            f"<style>{_STYLE}</style>",
-            '<rect width="100%" height="100%" style="fill:var(--paper)"/>',
+            f"<style>{_STYLE}</style>" if styled else "",
+            '<rect class="paper" width="100%" height="100%"/>',
             f'<text class="name" x="{_MARGIN}" y="24">{markup(escape(name))}</text>',
             *parts,
             "</svg>",
@@ -210,7 +246,7 @@ def _picture(name: str, label: str, parts: list[str], boxes: Sequence[_Box]) -> 
 
 
 def _placed(
-    ordered: list[Flow], publishers: list[str]
+    ordered: list[Flow], publishers: list[str], notes: Notes
 ) -> tuple[dict[str, _Box], dict[str, _Box], dict[str, _Box]]:
     """Return the boxes of the three columns, by name, with their positions."""
     reactions: dict[str, list[str]] = {}
@@ -221,13 +257,22 @@ def _placed(
             if handler not in names:
                 names.append(handler)
             pull.setdefault(service, []).append(index)
-    left = {name: _Box([name]) for name in publishers}
+    left = {name: _Box([name], [notes.publishers.get(name)]) for name in publishers}
     middle = {flow.type: _Box([flow.type]) for flow in ordered}
     by_pull = sorted(reactions, key=lambda name: _mean(pull[name]))
-    right = {name: _Box([name, *reactions[name]]) for name in by_pull}
+    right = {
+        name: _Box(
+            [name, *reactions[name]],
+            [
+                notes.services.get(name),
+                *(notes.handlers.get((name, each)) for each in reactions[name]),
+            ],
+        )
+        for name in by_pull
+    }
     x = float(_MARGIN)
     for column, gap in ((left, 120), (middle, 220), (right, 0)):
-        width = max((_width(line) for box in column.values() for line in box.lines), default=0) + 28
+        width = max((box.widest for box in column.values()), default=0) + 28
         for box in column.values():
             box.x, box.width = x, width
         x += (width + gap) if column else 0
@@ -251,6 +296,7 @@ def _drawing(
     middle: Mapping[str, _Box],
     right: Mapping[str, _Box],
     order: Mapping[str, int],
+    link: str | None,
 ) -> list[str]:
     lines: list[str] = []
     boxes: list[str] = []
@@ -261,18 +307,23 @@ def _drawing(
         lines += [_curve(left[name], box, box.middle, line) for name in flow.publishers]
         for service, handler in flow.handlers:
             end = right[service]
-            lines.append(_curve(box, end, end.row(end.lines.index(handler, 1)), line))
+            row = end.lines.index(handler, 1)
+            note = end.notes[row]
+            bad = " trouble" if note is not None and note.trouble else ""
+            lines.append(_curve(box, end, end.row(row), line + bad))
         loose = "" if flow.publishers and flow.handlers else " loose"
         boxes.append(_rectangle(box, loose))
         fill = "soft" if colour is None else f"f{colour}"
         boxes.append(_words(box, 0, flow.type, fill))
     for name, box in left.items():
         boxes.append(_rectangle(box, ""))
-        boxes.append(_words(box, 0, name, f"name f{order[name] % _COLOURS}"))
+        words = _words(box, 0, name, f"name f{order[name] % _COLOURS}")
+        boxes.append(_linked(words, name, link))
     for box in right.values():
         boxes.append(_rectangle(box, ""))
         for index, text in enumerate(box.lines):
-            boxes.append(_words(box, index, text, "soft" if index else "name"))
+            words = _words(box, index, text, "soft" if index else "name")
+            boxes.append(words if index else _linked(words, name, link))
     return [*lines, *boxes]
 
 
@@ -280,7 +331,7 @@ def _curve(start: _Box, end: _Box, y2: float, kind: str) -> str:
     x1, y, x2 = start.x + start.width, start.middle, end.x
     bend = (x2 - x1) / 2
     return (
-        f'<path class="{kind}" style="fill:none" d="M{x1:.1f} {y:.1f}C{x1 + bend:.1f} {y:.1f} '
+        f'<path class="{kind}" d="M{x1:.1f} {y:.1f}C{x1 + bend:.1f} {y:.1f} '
         f'{x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"/>'
     )
 
@@ -294,7 +345,17 @@ def _rectangle(box: _Box, extra: str) -> str:
 
 def _words(box: _Box, index: int, text: str, kind: str) -> str:
     y = box.y + 20 + index * _LINE
-    return f'<text class="{kind}" x="{box.x + 14:.1f}" y="{y:.1f}">{markup(escape(text))}</text>'
+    note, figure = box.notes[index], ""
+    if note is not None:
+        trouble = " bad" if note.trouble else ""
+        figure = f' <tspan class="figure{trouble}">{markup(escape(note.text))}</tspan>'
+    words = markup(escape(text))
+    return f'<text class="{kind}" x="{box.x + 14:.1f}" y="{y:.1f}">{words}{figure}</text>'
+
+
+def _linked(words: str, name: str, link: str | None) -> str:
+    """Return the words as a link to a service, in a picture that has links."""
+    return words if link is None else f'<a href="{markup(link + name)}">{words}</a>'
 
 
 def _stack(boxes: Iterable[_Box], wanted: list[float], top: float = _HEAD) -> None:
