@@ -10,6 +10,7 @@ from functools import partial
 from typing import NoReturn
 
 import click
+from starlette.types import ASGIApp
 
 from oyez.cli.invocation import run_async
 from oyez.config import BridgeSettings, Listen, ServiceSettings
@@ -105,9 +106,21 @@ def admin_server(
     grace: float,
 ) -> HttpServer:
     """Return the server of the admin port; ``key`` is its table in oyez.toml, for errors."""
-    app = admin(process, token=project.token(), metrics=metrics.render)
+    app = admin(
+        process,
+        token=project.token(),
+        metrics=metrics.render,
+        details=partial(_details, process),
+    )
     listener = bind(address.host, address.port, partial(project.config.error, f"{key}.admin"))
     return HttpServer(app, listener, grace=grace, lifespan="off")
+
+
+def _details(process: ServiceProcess) -> ASGIApp:
+    # Imported when somebody looks: a service's start and its memory at rest do without.
+    from oyez.console.api import api
+
+    return api(process)
 
 
 async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: float) -> None:

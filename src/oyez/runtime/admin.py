@@ -8,14 +8,26 @@ from collections.abc import Callable, Sequence
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 
 
-def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) -> Starlette:
-    """Return the ASGI app; ``metrics`` renders Prometheus' text format."""
+def admin(
+    process: ServiceProcess,
+    *,
+    token: str,
+    metrics: Callable[[], str],
+    details: Callable[[], ASGIApp] | None = None,
+) -> Starlette:
+    """Return the ASGI app; ``metrics`` renders Prometheus' text format.
+
+    ``details`` makes the app of everything else under ``/oyez``, behind the token too. It is made
+    at the first request for it.
+    """
+    detailed: list[ASGIApp] = []
 
     def allowed(request: Request) -> bool:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -24,16 +36,19 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
     def guarded(handler: Callable[[Request], object]) -> Callable[[Request], object]:
         async def check(request: Request) -> Response:
             if not allowed(request):
-                return JSONResponse(
-                    {"title": "Unauthorized", "status": 401, "code": "token_required"},
-                    status_code=401,
-                    headers={"WWW-Authenticate": "Bearer"},
-                    media_type="application/problem+json",
-                )
+                return _unauthorized()
             answer = await handler(request)  # type: ignore[misc]
             return JSONResponse(answer)
 
         return check
+
+    async def rest(scope: Scope, receive: Receive, send: Send) -> None:
+        if not allowed(Request(scope)):
+            await _unauthorized()(scope, receive, send)
+            return
+        if not detailed and details is not None:
+            detailed.append(details())
+        await detailed[0](scope, receive, send)
 
     async def livez(_: Request) -> Response:
         return _verdict(process.health.liveness())
@@ -64,7 +79,17 @@ def admin(process: ServiceProcess, *, token: str, metrics: Callable[[], str]) ->
             Route("/metrics", show_metrics),
             Route("/oyez/status", guarded(status)),
             Route("/oyez/dead", guarded(dead)),
+            *([Mount("/oyez", rest)] if details is not None else []),
         ]
+    )
+
+
+def _unauthorized() -> Response:
+    return JSONResponse(
+        {"title": "Unauthorized", "status": 401, "code": "token_required"},
+        status_code=401,
+        headers={"WWW-Authenticate": "Bearer"},
+        media_type="application/problem+json",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oyez.errors import OyezError
 from oyez.runtime.retry import describe_traceback
-from oyez.signals import HandlerCalled, Signal, Signals, Trouble
+from oyez.signals import HandlerCalled, Listener, Signal, Signals, Trouble
 
 
 class Reports:
@@ -18,6 +18,10 @@ class Reports:
     def calls(self) -> bool:
         """Whether there are listeners to calls of handlers."""
         return self._signals.calls
+
+    def listen(self, listener: Listener) -> None:
+        """Add a listener for the signals from now on."""
+        self._signals.listen(listener)
 
     def emit_call(self, signal: HandlerCalled) -> None:
         """Send a call to the listeners to calls."""
