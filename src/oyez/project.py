@@ -260,3 +260,7 @@ class Project:
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
         return path.read_text().strip()
+
+    def read_token(self) -> str | None:
+        """Return the token of the console's readers, ``OYEZ_READ_TOKEN``; None without one."""
+        return os.environ.get("OYEZ_READ_TOKEN") or None

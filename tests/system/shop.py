@@ -140,10 +140,11 @@ def copy_shop(
     """The shop's files in ``folder``, on free ports, not started."""
     root = folder / "shop"
     shutil.copytree(SOURCE, root, ignore=shutil.ignore_patterns(".oyez", "__pycache__", "tests"))
-    ports = dict(zip(("8080", "8101", "8090", "8025", "8026", "8091"), free_ports(6), strict=True))
+    known = ("8080", "8101", "8090", "8025", "8026", "8091", "8081")
+    ports = dict(zip(known, free_ports(len(known)), strict=True))
     toml = (root / "oyez.toml").read_text()
-    for known, free in ports.items():
-        toml = toml.replace(f":{known}", f":{free}")
+    for usual, free in ports.items():
+        toml = toml.replace(f":{usual}", f":{free}")
     for service, count in (replicas or {}).items():
         toml = toml.replace(f"[services.{service}]", f"[services.{service}]\nreplicas = {count}")
     (root / "oyez.toml").write_text(toml)

@@ -17,6 +17,7 @@ _COMMANDS = {
     "dev": "Run every service, the gateway and the companions of oyez.toml.",
     "run": "Run one service in the foreground; SIGTERM drains it.",
     "gateway": "Run the gateway alone.",
+    "console": "Serve the console: the system's state, dead letters, and their cures.",
     "bridge": "Copy streams from one broker to another.",
     "publish": "Publish one event.",
     "tail": "Follow events live.",

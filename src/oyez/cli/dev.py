@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import click
 from rich.text import Text
 from watchfiles import PythonFilter, awatch
 
+from oyez.cli.console import CODE
 from oyez.cli.invocation import run_async
 from oyez.cli.printing import console
 from oyez.config import Config
@@ -57,6 +60,8 @@ def check_addresses(config: Config) -> None:
     ]
     if config.gateway is not None:
         wanted.append(("gateway.listen", config.gateway.listen))
+    if config.console is not None:
+        wanted.append(("console.listen", config.console.listen))
     for key, listen in wanted:
         bind(listen.host, listen.port, partial(config.error, key)).close()
 
@@ -64,14 +69,16 @@ def check_addresses(config: Config) -> None:
 async def supervise(config: Config, *, reload: bool, as_json: bool) -> None:
     """Run the system until SIGTERM or SIGINT, then stop it, the gateway first."""
     output = _Log(as_json)
+    # For one sign-in by the link in the announcement. Only the console has it besides.
+    code = secrets.token_urlsafe(24)
     children = [
-        _Child(name, command, config, output, watched)
+        _Child(name, command, config, output, watched, _secrets(name, code))
         for name, command, watched in _commands(config)
     ]
     stopped = asyncio.Event()
     with stop_signals(stopped.set):
         tasks = [asyncio.create_task(child.run(), name=child.name) for child in children]
-        announce = asyncio.create_task(_announce(config, children, output))
+        announce = asyncio.create_task(_announce(config, children, output, code))
         watcher = asyncio.create_task(_watch(config, children, output)) if reload else None
         await stopped.wait()
         for task in (announce, watcher):
@@ -79,7 +86,7 @@ async def supervise(config: Config, *, reload: bool, as_json: bool) -> None:
                 task.cancel()
         output.say("stopping")
         longest = max([10.0, *(s.grace for s in config.services.values())]) + 2.0
-        for group in ("gateway", "service", "companion"):
+        for group in ("gateway", "console", "service", "companion"):
             await asyncio.gather(
                 *(child.stop(longest) for child in children if child.group == group)
             )
@@ -100,7 +107,13 @@ def _commands(config: Config) -> list[tuple[str, list[str], bool]]:
     found += [(f"service:{name}", [*python, "bridge", name], False) for name in config.bridges]
     if config.gateway is not None:
         found.append(("gateway:gateway", [*python, "gateway"], False))
+    if config.console is not None:
+        found.append(("console:console", [*python, "console"], False))
     return found
+
+
+def _secrets(name: str, code: str) -> dict[str, str]:
+    return {CODE: code} if name.startswith("console:") else {}
 
 
 def _with_this_python(command: list[str]) -> list[str]:
@@ -111,13 +124,20 @@ class _Child:
     """A process that is restarted when it dies."""
 
     def __init__(
-        self, name: str, command: list[str], config: Config, output: _Log, watched: bool
+        self,
+        name: str,
+        command: list[str],
+        config: Config,
+        output: _Log,
+        watched: bool,
+        environment: Mapping[str, str],
     ) -> None:
         self.group, _, self.name = name.partition(":")
         self.command = command
         self.watched = watched
         self.ready = asyncio.Event()
         self._config = config
+        self._environment = environment
         self._output = output
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
@@ -173,6 +193,7 @@ class _Child:
             "OYEZ_LOG": "json",
             "OYEZ_DEV": "1",
             "PYTHONUNBUFFERED": "1",
+            **self._environment,
         }
         process = self._process = await asyncio.create_subprocess_exec(
             *self.command,
@@ -247,7 +268,7 @@ class _Log:
         self._console.print(text)
 
 
-async def _announce(config: Config, children: list[_Child], output: _Log) -> None:
+async def _announce(config: Config, children: list[_Child], output: _Log, code: str) -> None:
     for child in children:
         await child.ready.wait()
     where = f"http://{config.gateway.listen}/" if config.gateway is not None else "no gateway"
@@ -256,6 +277,9 @@ async def _announce(config: Config, children: list[_Child], output: _Log) -> Non
         if "--listen" in companion.run:
             listen = companion.run[companion.run.index("--listen") + 1]
             output.say(f"{name}: http://{listen}/")
+    if config.console is not None:
+        # The code works once, and for a while only, so that a log that is kept gives no access.
+        output.say(f"console: http://{config.console.listen}/sign-in#{code}")
 
 
 async def _watch(config: Config, children: list[_Child], output: _Log) -> None:

@@ -112,9 +112,10 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
 
 
 class ConsoleSettings(_Settings, frozen=True, kw_only=True):
-    """The table ``[console]``."""
+    """The table ``[console]``. ``tls`` says that a TLS proxy stands in front."""
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8081)
+    tls: Annotated[bool, rules.truth()] = False
 
 
 class LintSettings(_Settings, frozen=True, kw_only=True):

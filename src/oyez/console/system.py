@@ -1,0 +1,242 @@
+"""The console's side: asks the admin ports of a system's processes, all at once and bounded.
+
+An answer is a value or a gap, never an empty value for a process that did not answer, and a process
+that hangs, breaks off or answers with something else takes nothing from the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+import httpx
+import msgspec
+
+from oyez import tables
+from oyez.console.answers import Done, LetterPage, LetterShown, Problem, Replica
+from oyez.errors import OyezError
+from oyez.inspection.lag import ServiceLag
+from oyez.inspection.reach import Gap
+from oyez.project import Project
+
+T = TypeVar("T")
+
+DEADLINE = 2.0
+"""Seconds for one whole answer."""
+LARGEST = 4_194_304
+"""Bytes of an answer; a larger one is refused unread."""
+_AT_ONCE = 32
+_REMEMBERED = 5.0
+"""Seconds for which the addresses of a service's replicas are used."""
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}  # noqa: S104
+
+
+class Answer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What one service, or one of its replicas, answered: ``value`` or else ``gap``."""
+
+    service: str
+    at: str
+    """The address that was asked; empty where none is known."""
+    value: T | None = None
+    gap: Gap | None = None
+
+
+class Unanswered(Exception):
+    """One service did not answer, or refused. ``status`` is the page's, ``str`` its reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class System:
+    """The processes of a project, by their admin ports."""
+
+    def __init__(self, project: Project) -> None:
+        self.name = project.config.system.name
+        self.services = tuple(project.config.services)
+        """The names of all services."""
+        self._project = project
+        self._known: dict[str, tuple[float, list[str]]] = {}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {project.token()}", "Accept-Encoding": "identity"},
+            timeout=DEADLINE,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+    async def replicas(self) -> list[Answer[Replica]]:
+        """Ask every replica of every service."""
+        found = await asyncio.gather(*(self._replicas(name) for name in self.services))
+        return [answer for answers in found for answer in answers]
+
+    async def lags(self) -> list[Answer[ServiceLag]]:
+        """Ask each service for its lag, once."""
+        return await self._each("/oyez/lag", ServiceLag)
+
+    async def letters(
+        self, services: Iterable[str] = (), *, every: bool = False, after: int = 0, limit: int = 100
+    ) -> list[Answer[LetterPage]]:
+        """Ask services, by default all, for their dead letters after a number."""
+        path = f"/oyez/letters?every={every:d}&after={after}&limit={limit}"
+        return await self._each(path, LetterPage, services)
+
+    async def letter(self, service: str, letter: int) -> LetterShown:
+        """Return one dead letter. Raises Unanswered."""
+        return await self._one(service, f"/oyez/letters/{letter}", LetterShown)
+
+    async def payload(self, service: str, letter: int) -> bytes:
+        """Return the payload of a dead letter. Raises Unanswered."""
+        answer = await self._first(service, f"/oyez/letters/{letter}/data", _bytes)
+        return _value(answer)
+
+    async def act(self, service: str, path: str, body: msgspec.Struct) -> None:
+        """Have a service carry out an act at ``/oyez/…``. Raises Unanswered when it did not."""
+        addresses, gap = await self._addresses(service)
+        if not addresses:
+            raise Unanswered(503, str(gap))
+        # An act is asked for once: what became of one without an answer is not known.
+        answer = await self._ask(service, addresses[0], path, _decoder(Done), body)
+        _value(answer)
+
+    async def _replicas(self, service: str) -> list[Answer[Replica]]:
+        addresses, gap = await self._addresses(service)
+        if not addresses:
+            return [Answer(service=service, at="", gap=gap)]
+        ask = _decoder(Replica)
+        return list(
+            await asyncio.gather(
+                *(self._ask(service, each, "/oyez/replica", ask) for each in addresses)
+            )
+        )
+
+    async def _each(
+        self, path: str, kind: type[T], services: Iterable[str] = ()
+    ) -> list[Answer[T]]:
+        read = _decoder(kind)
+        names = list(services) or self.services
+        return list(await asyncio.gather(*(self._first(name, path, read) for name in names)))
+
+    async def _one(self, service: str, path: str, kind: type[T]) -> T:
+        return _value(await self._first(service, path, _decoder(kind)))
+
+    async def _first(self, service: str, path: str, read: Callable[[bytes], T]) -> Answer[T]:
+        """Return the answer of the first replica that has one."""
+        addresses, gap = await self._addresses(service)
+        answer: Answer[T] = Answer(service=service, at="", gap=gap)
+        for address in addresses:
+            answer = await self._ask(service, address, path, read)
+            if answer.value is not None:
+                break
+        return answer
+
+    async def _ask(
+        self,
+        service: str,
+        address: str,
+        path: str,
+        read: Callable[[bytes], T],
+        body: msgspec.Struct | None = None,
+    ) -> Answer[T]:
+        cause = "unreachable"
+        try:
+            async with self._turns, asyncio.timeout(DEADLINE):
+                status, content = await self._exchange(f"http://{address}{path}", body)
+            if status == 200:
+                return Answer(service=service, at=address, value=read(content))
+            cause, reason = "failed", _told(status, content)
+        except TimeoutError:
+            reason = f"no answer within {DEADLINE:g} s"
+        except httpx.HTTPError as error:
+            self._known.pop(service, None)
+            reason = f"no connection ({type(error).__name__})"
+        except (msgspec.MsgspecError, ValueError) as error:
+            cause, reason = "failed", f"an answer that can't be read: {error}"
+        except _TooLarge:
+            cause, reason = "failed", f"an answer of more than {LARGEST} bytes"
+        gap = Gap(
+            part="service",
+            name=service,
+            cause="failed" if cause == "failed" else "unreachable",
+            effect=f"{service} at {address}",
+            reason=reason,
+        )
+        return Answer(service=service, at=address, gap=gap)
+
+    async def _exchange(self, url: str, body: msgspec.Struct | None) -> tuple[int, bytes]:
+        content = None if body is None else msgspec.json.encode(body)
+        method = "GET" if body is None else "POST"
+        async with self._client.stream(method, url, content=content) as answer:
+            found = bytearray()
+            async for part in answer.aiter_raw(65_536):
+                found += part
+                if len(found) > LARGEST:
+                    raise _TooLarge
+            return answer.status_code, bytes(found)
+
+    async def _addresses(self, service: str) -> tuple[list[str], Gap | None]:
+        """Return where the replicas of a service are asked, or why that is not known."""
+        listen = self._project.config.services[service].admin
+        if listen.port:
+            return [_reached(str(listen))], None
+        now = asyncio.get_running_loop().time()
+        known = self._known.get(service)
+        if known is not None and now - known[0] < _REMEMBERED:
+            return known[1], None
+        try:
+            async with asyncio.timeout(DEADLINE), self._project.opened_store(service) as store:
+                rows = await store.fetch(tables.REPLICAS, {})
+        except OyezError as error:
+            return [], Gap.of("service", service, error, service)
+        except TimeoutError:
+            return [], _gap(service, f"its store did not answer within {DEADLINE:g} s")
+        time = self._project.ambient.now()
+        living = sorted(row["note"] for row in rows if row["until"] > time and row["note"])
+        if not living:
+            return [], _gap(service, "no replica of it is running")
+        addresses = [_reached(note) for note in living]
+        self._known[service] = now, addresses
+        return addresses, None
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _decoder(kind: type[T]) -> Callable[[bytes], T]:
+    return msgspec.json.Decoder(kind).decode
+
+
+def _bytes(content: bytes) -> bytes:
+    return content
+
+
+def _value(answer: Answer[T]) -> T:
+    if answer.value is None:
+        refused = answer.gap is not None and answer.gap.cause == "failed"
+        raise Unanswered(409 if refused else 503, str(answer.gap))
+    return answer.value
+
+
+def _told(status: int, content: bytes) -> str:
+    """Return the reason in a problem; the status alone for any other answer."""
+    try:
+        problem = msgspec.json.decode(content, type=Problem)
+    except msgspec.MsgspecError:
+        return f"it answered {status}"
+    return problem.detail or problem.title
+
+
+def _gap(service: str, reason: str) -> Gap:
+    return Gap(part="service", name=service, cause="unreachable", effect=service, reason=reason)
+
+
+def _reached(address: str) -> str:
+    """Return an address at which a process that listens everywhere is reached."""
+    host, _, port = address.rpartition(":")
+    return f"{_EVERYWHERE.get(host, host)}:{port}"
