@@ -149,7 +149,8 @@ def test_there_is_code_to_run() -> None:
         named(page) for page in GUIDE if not any(b.language == "python" for b in blocks(page))
     }
     assert without == {
-        f"docs/guide/{name}.md" for name in ("bridges", "operations", "options", "performance")
+        f"docs/guide/{name}.md"
+        for name in ("bridges", "console", "operations", "options", "performance")
     }
 
 

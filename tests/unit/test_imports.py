@@ -15,6 +15,7 @@ SERVERS = ("h11", "httptools", "starlette", "uvicorn", "uvloop", "watchfiles")
 TERMINAL = ("pygments", "rich")
 METADATA = ("importlib.metadata",)
 CALENDAR = ("cronsim", "zoneinfo")
+CONSOLE = ("jinja2", "oyez.console")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ CALENDAR = ("cronsim", "zoneinfo")
         ),
         (
             "import oyez.cli.run",
-            (*DRIVERS, *CLIENTS, *TERMINAL, *METADATA, *CALENDAR, "h11", "apsw"),
+            (*DRIVERS, *CLIENTS, *TERMINAL, *METADATA, *CALENDAR, *CONSOLE, "h11", "apsw"),
         ),
         (
             "import oyez.stores.sqlite, oyez.brokers.embedded.broker",

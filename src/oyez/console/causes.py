@@ -14,6 +14,7 @@ from oyez.inspection.letters import Letter
 _PARTICULAR = re.compile(
     r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b(?=\w*\d)[0-9a-zA-Z_-]{12,}\b|\d+"
 )
+_ATTEMPTS = re.compile(r"^failed \d+ of \d+ attempts: ")
 _LONGEST = 200
 
 
@@ -54,4 +55,4 @@ def by_cause(letters: Iterable[Letter]) -> list[Cause]:
 def general(reason: str) -> str:
     """Return the first line of a reason with ``…`` for what is particular to one event."""
     first = reason.partition("\n")[0][: 4 * _LONGEST]
-    return _PARTICULAR.sub("…", first)[:_LONGEST]
+    return _PARTICULAR.sub("…", _ATTEMPTS.sub("", first))[:_LONGEST]

@@ -20,6 +20,7 @@ MOST = 2_000
 PRETTY = 65_536
 """Bytes of a payload that are laid out."""
 
+_DUMPED = 4_096
 # Letters and marks that str.isprintable() lets pass and that nobody sees.
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
@@ -70,7 +71,9 @@ def laid_out(data: bytes, size: int) -> Payload:
         if error.start >= len(head) - 3 and len(head) < size:
             text = head[: error.start].decode()
         else:
-            return Payload(text=_dump(head[:4096]), form="bytes", whole=size <= 4096)
+            return Payload(
+                text=_dump(head[:_DUMPED]), form="bytes", whole=size <= len(head[:_DUMPED])
+            )
     return Payload(text=text, form="text", whole=len(head) == size)
 
 

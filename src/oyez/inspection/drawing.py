@@ -319,7 +319,7 @@ def _drawing(
         boxes.append(_rectangle(box, ""))
         words = _words(box, 0, name, f"name f{order[name] % _COLOURS}")
         boxes.append(_linked(words, name, link))
-    for box in right.values():
+    for name, box in right.items():
         boxes.append(_rectangle(box, ""))
         for index, text in enumerate(box.lines):
             words = _words(box, index, text, "soft" if index else "name")

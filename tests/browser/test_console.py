@@ -1,0 +1,215 @@
+"""The console in a real browser: from an alert to the stuck order, its cause and its cure."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from chromium import Opener
+from playwright.sync_api import Page, expect
+from shop import Shop, copy_shop
+
+TOKEN = "the-operators-token"
+READ = "the-readers-token"
+HOSTILE = "<img src=x onerror='window.owned = 1'>\u202egnp\u200b\x1b[31m"
+WIDTHS = pytest.mark.parametrize("width", [390, 1600])
+POISON = """    if pathlib.Path("poison").exists():
+        raise ValueError(f"no box for order {event.order_id} {HOSTILE}")
+    parcel.prepared = True
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop in which `shipping.prepare` fails as long as there is a file "poison"."""
+    tokens = {"OYEZ_TOKEN": TOKEN, "OYEZ_READ_TOKEN": READ}
+    shop = copy_shop(tmp_path_factory.mktemp("console"), environment=tokens)
+    code = shop.root / "shipping" / "service.py"
+    text = code.read_text()
+    text = text.replace("from oyez import", "import pathlib\n\nfrom oyez import Retry,", 1)
+    text = text.replace(
+        'service = Service("shipping")', f'HOSTILE = {HOSTILE!r}\nservice = Service("shipping")'
+    )
+    text = text.replace(
+        "@service.on(OrderPlaced)", "@service.on(OrderPlaced, retry=Retry(attempts=2, first=0.05))"
+    )
+    code.write_text(text.replace("    parcel.prepared = True\n", POISON))
+    shop.start()
+    yield shop
+    shop.stop()
+
+
+@pytest.fixture
+def address(shop: Shop) -> str:
+    return f"http://127.0.0.1:{shop.ports['8081']}"
+
+
+@pytest.fixture
+def stuck(shop: Shop, address: str) -> Iterator[list[str]]:
+    """Two orders whose parcels were never packed; the cause is gone when the test cures them."""
+    (shop.root / "poison").touch()
+    orders = [order(shop), order(shop)]
+    yield orders
+    (shop.root / "poison").unlink(missing_ok=True)
+
+
+def order(shop: Shop) -> str:
+    wish = {"lines": [{"sku": "bell", "quantity": 1}], "email": "ada@example.org", "card": "tok_ok"}
+    with httpx.Client(base_url=shop.url, timeout=20) as client:
+        client.post("/session").raise_for_status()
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return str(
+            client.post("/orders", json=wish, headers=headers).raise_for_status().json()["order_id"]
+        )
+
+
+def sign_in(page: Page, address: str, token: str = TOKEN) -> None:
+    page.goto(address)
+    page.get_by_label("Token").fill(token)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Topology")).to_be_visible()
+
+
+def no_sideways_scroll(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def open_console(open_window: Opener, width: int) -> Page:
+    return open_window(viewport={"width": width, "height": 900})
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until a link or button of that name has the focus; fails after a hundred."""
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        focused = page.evaluate("document.activeElement.innerText ?? ''")
+        if name in focused:
+            return
+    raise AssertionError(f"no Tab leads to {name}")
+
+
+@WIDTHS
+def test_from_an_alert_to_the_cure_in_three_clicks(
+    open_window: Opener, shop: Shop, address: str, stuck: list[str], width: int
+) -> None:
+    page = open_console(open_window, width)
+    sign_in(page, address)
+    alert = page.get_by_role("link", name=re.compile("dead letters of shipping.prepare"))
+    expect(alert).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("link", name=re.compile("no box for order"))).to_be_visible()
+    no_sideways_scroll(page)
+    alert.click()
+    row = page.get_by_role("row").filter(has_text=stuck[0])
+    expect(row.first).to_contain_text("no box for order")
+    no_sideways_scroll(page)
+    row.get_by_role("link").click()
+    expect(page.get_by_label("Traceback", exact=True)).to_contain_text("ValueError")
+    expect(page.get_by_label("Payload", exact=True)).to_contain_text(stuck[0])
+    no_sideways_scroll(page)
+    (shop.root / "poison").unlink()
+    page.get_by_role("button", name="Redrive").click()
+    expect(page.get_by_role("status")).to_contain_text("Redriven")
+    assert page.evaluate("window.owned") is None
+    page.goto(f"{address}/dead/shipping")
+    for link in page.get_by_role("rowheader").get_by_role("link").all():
+        number = link.inner_text()
+        page.goto(f"{address}/dead/shipping/{number}")
+        page.get_by_role("button", name="Redrive").click()
+        expect(page.get_by_role("status")).to_contain_text("Redriven")
+    page.goto(address)
+    expect(page.get_by_text("Nothing is wrong")).to_be_visible(timeout=30_000)
+
+
+def test_by_keyboard_alone(open_window: Opener, shop: Shop, address: str, stuck: list[str]) -> None:
+    page = open_console(open_window, 1280)
+    sign_in(page, address)
+    alert = page.get_by_role("link", name=re.compile("dead letters of shipping.prepare"))
+    expect(alert).to_be_visible(timeout=30_000)
+    page.keyboard.press("Tab")
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    expect(page.get_by_role("heading", name="Dead letters", exact=True)).to_be_visible()
+    tab_to(page, "no box for order")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("columnheader", name="Letter")).to_be_visible()
+    first = page.get_by_role("rowheader").get_by_role("link").first.inner_text()
+    tab_to(page, first)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Redrive")).to_be_visible()
+    (shop.root / "poison").unlink()
+    tab_to(page, "Redrive")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("Redriven")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("g")
+    page.keyboard.press("o")
+    expect(page.get_by_role("heading", name="Topology")).to_be_visible()
+
+
+def test_an_edit_shows_what_changes_and_a_discard_wants_a_reason(
+    open_window: Opener, shop: Shop, address: str, stuck: list[str]
+) -> None:
+    page = open_console(open_window, 1280)
+    sign_in(page, address)
+    expect(page.get_by_role("link", name=re.compile("shipping.prepare"))).to_be_visible(
+        timeout=30_000
+    )
+    page.goto(f"{address}/dead/shipping")
+    page.get_by_role("row").filter(has_text=stuck[0]).get_by_role("link").click()
+    here = page.url
+    page.get_by_text("Edit the payload").click()
+    editor = page.get_by_label("New payload")
+    text = editor.input_value()
+    editor.fill(text.replace(stuck[0], "another-order"))
+    page.get_by_role("button", name="Show what changes").click()
+    expect(page.locator(".diff .gone").filter(has_text=stuck[0])).to_be_visible()
+    expect(page.locator(".diff .new").filter(has_text="another-order")).to_be_visible()
+    page.goto(here)
+    page.get_by_label("Why it may be discarded").fill("cured by hand")
+    page.get_by_role("button", name="Discard").click()
+    expect(page.get_by_role("status")).to_contain_text("Discarded: cured by hand")
+    expect(page.get_by_role("button", name="Redrive")).to_have_count(0)
+
+
+def test_who_may_read_is_shown_no_act(open_window: Opener, address: str, stuck: list[str]) -> None:
+    page = open_console(open_window, 1280)
+    sign_in(page, address, READ)
+    alert = page.get_by_role("link", name=re.compile("shipping.prepare"))
+    expect(alert).to_be_visible(timeout=30_000)
+    page.goto(f"{address}/dead/shipping")
+    page.get_by_role("rowheader").get_by_role("link").first.click()
+    expect(page.get_by_text("Signed in to read")).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("Redrive|Discard"))).to_have_count(0)
+
+
+def test_the_link_of_oyez_dev_signs_in_once(
+    open_window: Opener, shop: Shop, address: str, complaints: list[str]
+) -> None:
+    (link,) = {
+        match[0]
+        for line in shop.lines
+        if (match := re.search(r"http://\S+/sign-in#\S+", str(line.get("event"))))
+    }
+    page = open_console(open_window, 1280)
+    page.goto(link)
+    expect(page.get_by_role("heading", name="Topology")).to_be_visible()
+    another = open_console(open_window, 1280)
+    another.goto(link)
+    expect(another.get_by_role("alert")).to_contain_text("not a token")
+    assert [each for each in complaints if "403" not in each] == []
+    complaints.clear()
+
+
+def test_it_can_be_read_without_scripts(
+    open_window: Opener, address: str, stuck: list[str]
+) -> None:
+    page = open_window(java_script_enabled=False)
+    sign_in(page, address)
+    expect(page.get_by_role("table")).to_contain_text("shipping")
+    page.get_by_role("link", name="Dead letters", exact=True).click()
+    expect(page.get_by_role("heading", name="Dead letters", exact=True)).to_be_visible()
