@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from parts import Placed
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from oyez import Retry, Service
+from oyez import Retry, Service, testing
 from oyez.config import load
 from oyez.console import system as asking
 from oyez.console.access import LIFETIME, OPERATOR, Access, TooMany
-from oyez.console.answers import Counts, LetterPage, Replica
+from oyez.console.answers import Counts, Discard, LetterPage, Replica
 from oyez.console.api import SHOWN, api
 from oyez.console.app import console
 from oyez.console.causes import general
@@ -37,6 +38,7 @@ from oyez.runtime.admin import admin
 from oyez.testing import VirtualAmbient, running
 
 TOKEN, READ, CODE = "operate-this", "read-this", "once-only"
+EVENTS = {"Accept": "text/event-stream"}
 SAME_SITE = {"Sec-Fetch-Site": "same-origin", "Origin": "http://console"}
 HOSTILE = "<script>alert(1)</script>\u202e\u200b\x1b[2J"
 
@@ -56,7 +58,7 @@ def desk() -> Service:
 
 
 @asynccontextmanager
-async def asked(token: str = TOKEN) -> AsyncIterator[tuple[httpx.AsyncClient, object]]:
+async def asked(token: str = TOKEN) -> AsyncIterator[tuple[httpx.AsyncClient, testing.System]]:
     """A client of the admin port of a desk with two dead letters and one handled event."""
     async with running(desk()) as system:
         process = system.processes["desk"]
@@ -117,7 +119,7 @@ async def test_letters_are_listed_shown_and_settled() -> None:
         body = msgspec.json.encode({"data": b'{"order": "good"}'})
         answer = await client.post(f"/oyez/letters/{after}/redrive", content=body)
         assert answer.status_code == 200
-        await system.settled()  # type: ignore[attr-defined]
+        await system.settled()
         again = await client.post(f"/oyez/letters/{after}/redrive", content=body)
         assert (again.status_code, "redriven already" in again.json()["detail"]) == (409, True)
         gone = await client.post(f"/oyez/letters/{after + 1}/discard", content=b'{"why": "old"}')
@@ -155,7 +157,10 @@ async def test_what_is_asked_wrongly_is_refused(path: str, body: bytes | None, s
 class World:
     """A desk with its admin port on a socket, and its console."""
 
-    def __init__(self, client: httpx.AsyncClient, system: object, access: Access) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, system: testing.System, access: Access, app: Starlette
+    ) -> None:
+        self.app = app
         self.client = client
         self.system = system
         self.access = access
@@ -208,7 +213,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
                 transport=httpx.ASGITransport(app=app), base_url="https://console"
             ) as client:
                 SAME_SITE["Origin"] = "https://console"
-                yield World(client, system, access)
+                yield World(client, system, access, app)
             await asks.close()
 
 
@@ -339,6 +344,68 @@ async def test_a_form_has_a_size(world: World) -> None:
     large = {"token": "x" * 5_000_000}
     answer = await world.client.post("/sign-in", data=large, headers=SAME_SITE)
     assert answer.status_code == 413
+
+
+async def test_a_page_is_kept_up_to_date_while_it_is_open_and_its_session_lasts(
+    world: World,
+) -> None:
+    await world.sign_in()
+    cookie = "; ".join(f"{name}={value}" for name, value in world.client.cookies.items())
+    live = world.app.state.desk.live
+    asks = world.app.state.desk.system
+    async with served(world.app) as at, httpx.AsyncClient(base_url=f"http://{at}") as client:
+        assert (await client.get("/live/overview", headers=EVENTS)).status_code == 401
+        headers = {**EVENTS, "Cookie": cookie}
+        async with client.stream("GET", "/live/overview", headers=headers) as answer:
+            lines = answer.aiter_lines()
+            assert (await anext(lines)).startswith("data: <section")
+            assert live.viewers == 1
+            await asks.act("desk", "/oyez/letters/1/discard", Discard(why="no need"))
+            await world.system.advance(2.0)  # what it measured last is not fresh any more
+            async with asyncio.timeout(20):
+                async for line in lines:
+                    if "Nothing is wrong" in line:
+                        break
+        async with asyncio.timeout(20):
+            while live.viewers:
+                await asyncio.sleep(0.01)
+        async with client.stream("GET", "/live/overview", headers=headers) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            request = Request({"type": "http", "headers": [(b"cookie", cookie.encode())]})
+            world.access.end(request, Response())
+            async with asyncio.timeout(20):
+                async for _ in lines:  # it ends by itself
+                    pass
+    assert live.viewers == 0
+
+
+async def test_no_password_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OYEZ_TOKEN", TOKEN)
+    text = """
+[system]
+name = "till"
+data = "."
+broker = "redis://me:canary@127.0.0.1:1?deadline=0.2"
+[services.desk]
+app = "desk:service"
+store = "postgresql://me:canary@127.0.0.1:1/none?deadline=0.2"
+"""
+    (tmp_path / "oyez.toml").write_text(text)
+    found = Project(load(tmp_path, {}))
+    asks = System(found)
+    app = console(asks, Access(found.ambient, name="till", token=TOKEN), found.ambient)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="https://console"
+    ) as client:
+        headers = {**SAME_SITE, "Origin": "https://console"}
+        await client.post("/sign-in", data={"token": TOKEN}, headers=headers)
+        for path in ("/", "/dead", "/dead/desk", "/dead/desk/1"):
+            page = await client.get(path)
+            assert "127.0.0.1:1" in page.text
+            assert "canary" not in page.text
+            assert TOKEN not in page.text
+    await asks.close()
 
 
 @pytest.mark.parametrize("wanted", ["//evil", "https://evil", "/\\evil", "/%5cevil", "", "/a\nb"])
@@ -512,7 +579,8 @@ def test_differences() -> None:
 
 
 def test_causes_leave_out_what_is_particular() -> None:
-    one = "failed 2 of 2 attempts: ValueError: no box for order 01a227bc-89d7-7039-a06d-11ef0bf91e4a in 3 s: 'red'"
+    one = "ValueError: no box for order 01a227bc-89d7-7039-a06d-11ef0bf91e4a in 3 s: 'red'"
+    one = f"failed 2 of 2 attempts: {one}"
     two = "ValueError: no box for order 01a227bc-8a60-7069-b7a4-2253154d05a2 in 12 s: 'blue'"
     assert general(one) == general(two) == "ValueError: no box for order … in … s: …"
     assert general("KeyError: x") != general("ValueError: x")

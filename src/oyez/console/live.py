@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -56,7 +56,7 @@ class Live:
             self._looked = now
         return await asyncio.shield(self._looking)
 
-    async def snapshots(self) -> AsyncIterator[Snapshot]:
+    async def snapshots(self) -> AsyncGenerator[Snapshot]:
         """Return a snapshot each time there is a new one, until the viewer leaves."""
         self.viewers += 1
         try:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
 import httpx
 import msgspec
 
 from oyez import tables
+from oyez.config import Listen
 from oyez.console.answers import Done, LetterPage, LetterShown, Problem, Replica
 from oyez.errors import OyezError
 from oyez.inspection.lag import ServiceLag
 from oyez.inspection.reach import Gap
+from oyez.ports import Store
 from oyez.project import Project
 
 T = TypeVar("T")
@@ -55,8 +58,8 @@ class System:
 
     def __init__(self, project: Project) -> None:
         self.name = project.config.system.name
-        self.services = tuple(project.config.services)
-        """The names of all services."""
+        self.services = (*project.config.services, *project.config.bridges)
+        """The names of all services, and of the bridges, which are processes like them."""
         self._project = project
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -181,15 +184,18 @@ class System:
 
     async def _addresses(self, service: str) -> tuple[list[str], Gap | None]:
         """Return where the replicas of a service are asked, or why that is not known."""
-        listen = self._project.config.services[service].admin
-        if listen.port:
-            return [_reached(str(listen))], None
+        config = self._project.config
+        settings = config.services.get(service) or config.bridges[service]
+        if settings.admin.port:
+            address = getattr(settings, "address", None)
+            host = address.host if address is not None else settings.admin.host
+            return [_reached(str(Listen(host, settings.admin.port)))], None
         now = asyncio.get_running_loop().time()
         known = self._known.get(service)
         if known is not None and now - known[0] < _REMEMBERED:
             return known[1], None
         try:
-            async with asyncio.timeout(DEADLINE), self._project.opened_store(service) as store:
+            async with asyncio.timeout(DEADLINE), self._store(service) as store:
                 rows = await store.fetch(tables.REPLICAS, {})
         except OyezError as error:
             return [], Gap.of("service", service, error, service)
@@ -202,6 +208,11 @@ class System:
         addresses = [_reached(note) for note in living]
         self._known[service] = now, addresses
         return addresses, None
+
+    def _store(self, service: str) -> AbstractAsyncContextManager[Store]:
+        if service in self._project.config.bridges:
+            return self._project.opened_bridge_store(service)
+        return self._project.opened_store(service)
 
 
 class _TooLarge(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -19,14 +20,15 @@ def live(request: Request, part: Callable[[Desk, Snapshot], str]) -> Response:
 
     async def parts() -> AsyncIterator[str]:
         last = ""
-        async for snapshot in shared.live.snapshots():
-            if shared.access.session(request) is None or shared.live.closed:
-                return
-            text = part(shared, snapshot)
-            if text == last:
-                yield ": the same\n\n"
-                continue
-            last = text
-            yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
+        async with aclosing(shared.live.snapshots()) as snapshots:
+            async for snapshot in snapshots:
+                if shared.access.session(request) is None or shared.live.closed:
+                    return
+                text = part(shared, snapshot)
+                if text == last:
+                    yield ": the same\n\n"
+                    continue
+                last = text
+                yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
 
     return StreamingResponse(parts(), media_type="text/event-stream")
