@@ -234,7 +234,7 @@ def _picture(
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-            f'width="{width:.0f}" height="{height:.0f}" role="img" '
+            f'width="{width:.0f}" height="{height:.0f}" role="{"img" if styled else "group"}" '
             f'aria-label="{markup(escape(label))}">',
             f"<style>{_STYLE}</style>" if styled else "",
             '<rect class="paper" width="100%" height="100%"/>',
