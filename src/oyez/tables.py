@@ -1,6 +1,6 @@
 """Oyez's own tables in a service's store: their states, and the statements common to all stores.
 
-A store creates nine tables; `STEPS` in each store module has the columns in its own SQL types.
+A store creates ten tables; `STEPS` in each store module has the columns in its own SQL types.
 
 - ``oyez_inbox``: one row for each event and handler, kept for deduplication; while the event is
   parked, the row also holds what its next attempt needs. Unique by (reader, event_id, source,
@@ -8,7 +8,9 @@ A store creates nine tables; `STEPS` in each store module has the columns in its
 - ``oyez_outbox``: announced events that the broker has not confirmed, in commit order by ``seq``.
 - ``oyez_cursor``: the position, owner and epoch of each partition, by (stream, partition, reader).
 - ``oyez_replica``: the lease of each process of the service.
-- ``oyez_dead``: dead letters.
+- ``oyez_dead``: dead letters. ``cause`` is what `oyez.causes.cause_of` returns, written with each.
+- ``oyez_audit``: one row for each act of a person, written in the transaction of the act; see
+  `oyez.runtime.audit`.
 - ``oyez_state``: keyed state, by (kind, key); see `oyez.state`. A saga's rows have a ``status`` as
   well, and are also the view ``oyez_saga``.
 - ``oyez_saga_log``: one row for each transition of a saga, by (kind, key, version), where
@@ -28,7 +30,7 @@ methods (commit, leases, migrations) are in the store's module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum, StrEnum
 from typing import TypeVar
 
@@ -184,9 +186,77 @@ PARK_AGAIN = f"""insert into oyez_inbox (event_id, source, handler, reader, seen
   chain = null, due = excluded.due, attempt = 0, history = excluded.history, key = excluded.key,
   headers = excluded.headers, data = excluded.data
  where oyez_inbox.state = {Inbox.HANDLED:d} returning seq"""
+WITHOUT_CAUSE = f"""select id, handler, type, reason from oyez_dead
+ where state = '{Letter.DEAD}' and id > :after order by id limit :limit"""
+"""For the step that gives them one."""
+LAST_LETTER = "select coalesce(max(id), 0) as last from oyez_dead"
+WANTED = {
+    "handler": "handler = :handler",
+    "type": "type = :type",
+    "key": "substr(key, 1, 100) = substr(cast(:key as text), 1, 100) and key = :key",
+    "group": "cause = :group",
+    "text": "lower(reason) like :text escape '\\'",
+}
+"""The conditions that dead letters may be chosen by, each with a parameter of its name. Of the key,
+which nobody bounds, an index holds the beginning."""
+
+
+def wanted_letters(names: Iterable[str], *, every: bool = False) -> str:
+    """Return the statement for the letters that meet these conditions of `WANTED`, by id.
+
+    They are those after ``:after``, up to ``:last``, at most ``:limit``; without ``every`` only
+    dead ones.
+    """
+    return f"{_LETTERS} where {_wanted(names, every)} and id > :after and id <= :last{_BY_ID}"
+
+
+def count_letters(names: Iterable[str]) -> str:
+    """Return the statement for the number of the dead letters that meet these conditions."""
+    return f"select count(*) as letters from oyez_dead where {_wanted(names)} and id <= :last"
+
+
+def letter_groups(names: Iterable[str]) -> str:
+    """Return the statement for groups of the dead letters that meet these conditions.
+
+    The largest come first: those after one of ``:letters`` letters and the name ``:after``, at most
+    ``:limit``. Of each, its newest letter is read for what all of them share: handler and type.
+    """
+    shared = [name for name in names if name in ("handler", "type")]
+    each = [name for name in names if name not in shared]
+    # The index of groups is read from end to end, but only where it has all that is asked for.
+    group = "cause || ''" if each else "cause"
+    page = "order by letters desc, cause limit :limit"
+    return f"""select g.cause as "group", d.handler, d.type, d.reason, g.letters, g.oldest,
+  g.newest, g.example from (
+ select {group} as cause, count(*) as letters, min(time) as oldest, max(time) as newest,
+   max(id) as example from oyez_dead where {_wanted(each)} group by {group}
+  having count(*) < :letters or (count(*) = :letters and {group} > :after)
+  {"" if shared else page}
+ ) g join oyez_dead d on d.id = g.example
+ where {" and ".join(f"d.{WANTED[name]}" for name in shared) or "1 = 1"}
+ order by g.letters desc, g.cause limit :limit"""
+
+
+def _wanted(names: Iterable[str], every: bool = False) -> str:
+    dead = [] if every else [f"state = '{Letter.DEAD}'"]
+    return " and ".join([*dead, *(WANTED[name] for name in names)]) or "1 = 1"
+
+
+_BY_ID = " order by id limit :limit"
 DELETE_SETTLED_LETTERS = f"""delete from oyez_dead where id in
  (select id from oyez_dead where state <> '{Letter.DEAD}' and time < :then
   order by id limit 1000) returning id"""
+
+# -- the audit -------------------------------------------------------------------------------------
+
+AUDIT = """insert into oyez_audit (time, who, via, act, target, reason, before, after)
+ values (:time, :who, :via, :act, :target, :reason, :before, :after)"""
+ACTS = """select id, time, who, via, act, target, reason, before, after from oyez_audit
+ where id < :before and (cast(:target as text) = '' or target = :target)
+ order by id desc limit :limit"""
+"""The newest first; with an empty target, of all."""
+DELETE_AUDIT = """delete from oyez_audit where id in
+ (select id from oyez_audit where time < :then order by time limit 1000) returning id"""
 
 # -- keyed state -----------------------------------------------------------------------------------
 

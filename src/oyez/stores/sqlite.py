@@ -18,6 +18,7 @@ import apsw
 import msgspec
 
 from oyez.ambient import Ambient
+from oyez.causes import cause_of
 from oyez.endpoint import located
 from oyez.errors import Fenced, StateConflict, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
@@ -38,10 +39,37 @@ from oyez.ports import (
     rounds,
 )
 from oyez.presence import Presence
-from oyez.sqlite import SqliteFile, Turn, answer, bind
-from oyez.tables import Inbox, Outbox, halves, reserved
+from oyez.sqlite import SqliteFile, Step, Turn, answer, bind
+from oyez.tables import WITHOUT_CAUSE, Inbox, Outbox, halves, reserved
 
-STEPS = (
+_AUDIT = """
+create table oyez_audit (
+  id integer primary key autoincrement,
+  time real not null, who text not null, via text not null, act text not null,
+  target text not null, reason text not null, before text not null, after text not null
+);
+create index oyez_audit_time on oyez_audit (time);
+
+alter table oyez_dead add column cause text not null default '';
+"""
+_DEAD_INDEXES = """
+create index oyez_dead_cause on oyez_dead (state, cause, id, time);
+create index oyez_dead_key on oyez_dead (substr(key, 1, 100), id) where state = 'dead';
+"""
+
+
+def _add_audit(connection: apsw.Connection) -> None:
+    """Add the audit, and to each dead letter its cause, some at a time."""
+    _finish(connection.execute(_AUDIT))
+    last = 0
+    while rows := bind(connection, WITHOUT_CAUSE, {"after": last, "limit": 500}):
+        filled = [(cause_of(row["handler"], row["type"], row["reason"]), row["id"]) for row in rows]
+        connection.executemany("update oyez_dead set cause = ? where id = ?", filled)
+        last = rows[-1]["id"]
+    _finish(connection.execute(_DEAD_INDEXES))
+
+
+STEPS: tuple[Step, ...] = (
     """
 create table oyez_inbox (
   seq integer primary key,
@@ -144,6 +172,7 @@ alter table oyez_outbox add column name text;
 create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not null;
 create unique index oyez_outbox_name on oyez_outbox (name) where name is not null;
 """,
+    _add_audit,
 )
 """The schema as steps: a change is a new step at the end; steps are never edited."""
 _FOR_EVER = 1e12
@@ -188,9 +217,9 @@ _NEXT = f"""update oyez_inbox set state = {Inbox.DUE:d}, due = 0
 _RETRIED = f"""update oyez_inbox set due = :due, attempt = :attempt, history = :history
  where seq = :seq and state = {Inbox.DUE:d}"""
 _DEAD = """insert into oyez_dead (event_id, source, type, handler, reader, stream, partition,
-  position, key, reason, traceback, attempts, history, headers, data, time)
+  position, key, reason, traceback, attempts, history, headers, data, time, cause)
  values (:event_id, :source, :type, :handler, :reader, :stream, :partition, :position, :key,
-  :reason, :traceback, :attempts, :history, :headers, :data, :time)"""
+  :reason, :traceback, :attempts, :history, :headers, :data, :time, :cause)"""
 _SEEN = """select event_id, source, handler from oyez_inbox
  where event_id in (select value from json_each(?)) and reader = ?"""
 _OUTBOX = f"""select seq, due, stream, key, headers, data from oyez_outbox
@@ -638,6 +667,7 @@ def _dead_row(dead: DeadLetter) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.structs.asdict(dead)
     row["history"] = _encode(dead.history)
     row["headers"] = _encode(dead.headers)
+    row["cause"] = cause_of(dead.handler, dead.type, dead.reason)
     return row
 
 

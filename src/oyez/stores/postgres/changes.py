@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from oyez.causes import cause_of
 from oyez.errors import Fenced, Superseded
 from oyez.ports import Announcement, Changes, Claim, DeadLetter, Parked, Position, rounds
 from oyez.postgresql import Connection
@@ -32,10 +33,10 @@ NAMED = """on conflict (name) where name is not null do update set due = exclude
 """What the last one ends with if any of these events has a name."""
 _ALL_THREE = f"with handled as ({HANDLED}), sent as ({SENT}) {ANNOUNCED} {NAMED}"
 _DEAD = """insert into oyez_dead (event_id, source, type, handler, stream, partition, position, key,
-  reason, traceback, attempts, history, headers, data, time, reader)
+  reason, traceback, attempts, history, headers, data, time, reader, cause)
 select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[],
   $7::bigint[], $8::text[], $9::text[], $10::text[], $11::int[], $12::bytea[], $13::bytea[],
-  $14::bytea[], $15::float8[], $16::text[])"""
+  $14::bytea[], $15::float8[], $16::text[], $17::text[])"""
 _SETTLED = f"""with settled as (
   update oyez_inbox set state = {Inbox.HANDLED:d}, seen = $1, due = null, chain = null,
     history = null, headers = null, data = null, key = null
@@ -115,7 +116,7 @@ async def apply(connection: Connection, changes: Changes) -> None:
     if changes.handled or changes.announced or changes.sent:
         await connection.execute(_ALL_THREE, *arguments(changes))
     if changes.dead:
-        await connection.execute(_DEAD, *_columns([_dead(letter) for letter in changes.dead], 16))
+        await connection.execute(_DEAD, *_columns([_dead(letter) for letter in changes.dead], 17))
     for settled in rounds(changes.settled):
         await _settle(connection, settled, now)
     if changes.retried:
@@ -186,23 +187,24 @@ def _announced(one: Announcement) -> tuple[Any, ...]:
 def _parked(one: Parked) -> tuple[Any, ...]:
     return (
         one.event_id, one.source, one.handler, one.stream, one.partition, one.position, one.chain,
-        one.due, one.attempt, _encode(one.history), _text(one.key), _encode(one.headers), one.data,
-        one.reader,
+        one.due, one.attempt, _encode(one.history), None if one.key is None else _text(one.key),
+        _encode(one.headers), one.data, one.reader,
     )  # fmt: skip
 
 
 def _dead(one: DeadLetter) -> tuple[Any, ...]:
+    kind, reason = _text(one.type), _text(one.reason)
     return (
-        _text(one.event_id), _text(one.source), _text(one.type), one.handler, one.stream,
-        one.partition, one.position, _text(one.key), _text(one.reason), _text(one.traceback),
+        _text(one.event_id), _text(one.source), kind, one.handler, one.stream, one.partition,
+        one.position, None if one.key is None else _text(one.key), reason, _text(one.traceback),
         one.attempts, _encode(one.history), _encode(one.headers), one.data, one.time,
-        one.reader,
+        one.reader, cause_of(one.handler, kind, reason),
     )  # fmt: skip
 
 
-def _text(value: str | None) -> str | None:
+def _text(value: str) -> str:
     """Return the text without NUL, which PostgreSQL can't store and a dead letter may contain."""
-    return value.replace("\0", "\ufffd") if value is not None and "\0" in value else value
+    return value.replace("\0", "\ufffd") if "\0" in value else value
 
 
 def _literal(text: str) -> str:

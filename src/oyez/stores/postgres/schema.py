@@ -7,8 +7,11 @@ from hashlib import sha256
 
 from asyncpg import exceptions as pg
 
+from oyez.causes import cause_of
 from oyez.errors import StoreMissing, StoreRefused, StoreUnavailable
 from oyez.postgresql import Connection
+from oyez.stores.postgres.statements import query
+from oyez.tables import WITHOUT_CAUSE
 
 STEPS = (
     """
@@ -113,8 +116,23 @@ alter table oyez_outbox add column name text;
 create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not null;
 create unique index oyez_outbox_name on oyez_outbox (name) where name is not null;
 """,
+    """
+create table oyez_audit (
+  id bigint generated always as identity primary key,
+  time double precision not null, who text not null, via text not null, act text not null,
+  target text not null, reason text not null, before text not null, after text not null
+);
+create index oyez_audit_time on oyez_audit (time);
+
+alter table oyez_dead add column cause text not null default '';
+create index oyez_dead_cause on oyez_dead (state, cause, id, time);
+create index oyez_dead_key on oyez_dead (substr(key, 1, 100), id) where state = 'dead';
+""",
 )
 """The tables, step by step: what changes them is appended, never edited into an earlier step."""
+
+_CAUSES = 4
+"""The step after which dead letters have a cause."""
 
 NAMES = tuple(re.findall(r"create (?:table|view) (\w+)", "".join(STEPS)))
 _OWN = re.compile(r"\b(?=" + "|".join(NAMES) + r"\b)")
@@ -177,8 +195,10 @@ async def _upgrade(connection: Connection, schema: str) -> None:
         version = 0
         if await connection.fetchval("select to_regclass($1)", f'"{schema}".oyez_schema'):
             version = await connection.fetchval("select version from oyez_schema")
-        for step in STEPS[version:]:
+        for number, step in enumerate(STEPS[version:], version + 1):
             await connection.execute(step)
+            if number == _CAUSES and version:
+                await _fill_causes(connection)
         if version == 0:
             await connection.execute(f"insert into oyez_schema values ({len(STEPS)})")
         elif version < len(STEPS):
@@ -191,3 +211,18 @@ async def _upgrade(connection: Connection, schema: str) -> None:
             f'exists "{schema}"; grant create, usage on schema "{schema}" to "{user}";'
         ) from None
     await connection.execute("commit")
+
+
+async def _fill_causes(connection: Connection) -> None:
+    """Give each dead letter its cause, some at a time."""
+    last = 0
+    while rows := await query(connection, WITHOUT_CAUSE, {"after": last, "limit": 500}):
+        ids = [row["id"] for row in rows]
+        causes = [cause_of(row["handler"], row["type"], row["reason"]) for row in rows]
+        await connection.execute(
+            "update oyez_dead d set cause = f.cause"
+            " from unnest($1::bigint[], $2::text[]) f (id, cause) where d.id = f.id",
+            ids,
+            causes,
+        )
+        last = ids[-1]
