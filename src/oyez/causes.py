@@ -19,14 +19,15 @@ _READ = 1_000
 _MASKS = (
     (re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,8}"), "#"),
     (re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1)[^\\])*(?:\1(?!\w)|\\?\Z)"""), "'…'"),
+    (re.compile(r"(?<![\w.-])[-+]?\d+(?:[.,_]\d+)*(?:[eE][-+]?\d+)?(?![\w-])"), "#"),
     (re.compile(r"[A-Za-z0-9_-]+"), lambda found: _mask_name(found[0])),
-    (re.compile(r"(?<![\w.])[-+]?\d+(?:[.,_]\d+)*(?:[eE][-+]?\d+)?(?!\w)"), "#"),
+    (re.compile(r"\d+"), "#"),
     (re.compile(r"#(?:, ?#)+|'…'(?:, ?'…')+"), lambda found: found[0].partition(",")[0]),
     (re.compile(r"\s+"), " "),
 )
-"""In this order: e-mail addresses, quoted values, names with digits, numbers, lists, spaces."""
-_HEX = re.compile(r"[0-9a-fA-F-]{8,}")
-_NUMBER = re.compile(r"-?[0-9]+(?:[eE]-?[0-9]+)?")
+"""In this order: e-mail addresses, quoted values, numbers, names with digits, digits of other
+scripts, lists, spaces."""
+_HEX = re.compile(r"(?![A-Za-z]+-[0-9]+\Z)[0-9a-fA-F-]{8,}")
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -50,8 +51,6 @@ def cause_of(handler: str, type: str, reason: str) -> str:  # noqa: A002 - Cloud
 def _mask_name(name: str) -> str:
     """Mask an id as a whole, and of a name such as ``sqlite3`` only its number."""
     runs = len(_DIGITS.findall(name))
-    if not runs or _NUMBER.fullmatch(name):
-        return name
-    if runs > 1 or _HEX.fullmatch(name):
+    if runs > 1 or (runs and _HEX.fullmatch(name)):
         return "#"
     return _DIGITS.sub("#", name)

@@ -23,9 +23,11 @@ from oyez.ambient import SystemAmbient
 from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.brokers.embedded.schema import STEPS
+from oyez.causes import cause_of
 from oyez.errors import BrokerCorrupt, StoreRefused
 from oyez.ports import BEGINNING, Changes, Claim, Record, Store
-from oyez.runtime.dead import list_dead, redrive
+from oyez.runtime.audit import Actor, list_acts
+from oyez.runtime.dead import list_dead, list_groups, redrive
 from oyez.stores import connect, sqlite
 from oyez.stores.postgres import schema
 from servers import server
@@ -90,6 +92,11 @@ async def test_several_replicas_upgrade_it_once_and_nothing_is_lost(former: Make
         ("p3", 0, ""),
     ]
     assert [row["event_id"] for row in await list_dead(store)] == ["d1"]
+    (group,) = await list_groups(store)
+    assert (group.handler, group.cause) == ("charge", "failed # of # attempts: ValueError: no")
+    assert group.group == cause_of(
+        "charge", "orders.order_placed", "failed 2 of 2 attempts: ValueError: no"
+    )
     assert await store.fetch("select * from orders", {}) == [{"id": "4711", "state": "placed"}]
     assert await store.migrate([("001_orders.sql", _ORDERS)]) == []
     await asyncio.gather(*(store.close() for store in stores))
@@ -104,8 +111,10 @@ async def test_work_goes_on_where_it_was(former: Make) -> None:
     due = await store.due(CLAIM.owner, "charge", NOW + 60.0, 10)
     assert sorted(one.event_id for one in due) == ["p2", "p3"]
     (letter,) = await list_dead(store)
-    await redrive(store, letter["id"], SystemAmbient(), old=True)
+    by = Actor(who="ann", via="command")
+    await redrive(store, letter["id"], SystemAmbient(), by=by, old=True)
     assert await list_dead(store) == []
+    assert [act.who for act in await list_acts(store)] == ["ann"]
     announced = await store.outbox(0, NOW, 10)
     sent = Changes(claim=CLAIM, sent=[row.seq for row in announced], handled=[_REPLAYED])
     await store.begin().commit(sent)

@@ -244,6 +244,8 @@ def fresh(tmp_path: Path) -> Iterator[Till]:
         ("dead", "show", "nobody", "1"),
         ("dead", "redrive", "nobody", "1"),
         ("dead", "discard", "nobody", "1", "--why", "x"),
+        ("dead", "groups", "nobody"),
+        ("audit", "nobody"),
         ("lag", "nobody"),
         ("schedule", "list", "nobody"),
         ("schedule", "cancel", "nobody", "1"),
@@ -267,6 +269,11 @@ def test_an_unknown_service_is_answered_with_those_there_are(
         ("dead", "show", "ledger", "x"),
         ("dead", "redrive", "ledger"),
         ("dead", "redrive", "ledger", "1", "--all"),
+        ("dead", "redrive", "ledger", "--key", "1", "--all"),
+        ("dead", "redrive", "ledger", "--group", "all"),
+        ("dead", "redrive", "ledger", "1", "--rate", "0"),
+        ("dead", "groups", "ledger", "--limit", "0"),
+        ("audit", "--limit", "0"),
         ("dead", "redrive", "ledger", "1", "--handler", "recrod"),
         ("dead", "redrive", "ledger", "1", "--data", "no-such-file"),
         ("dead", "redrive", "ledger", "1", "2", "--data", "oyez.toml"),
@@ -296,6 +303,8 @@ def test_a_project_that_never_ran_gets_an_answer_and_no_files(fresh: Till) -> No
         assert "does not exist yet: `oyez " in error
         assert error.count("\n") == 1
     assert fresh.json("dead", "list") == {"letters": [], "more": False}
+    assert fresh.json("dead", "groups") == {"groups": [], "more": False}
+    assert fresh.json("audit") == {"acts": [], "more": False}
     assert fresh.json("lag") == {"services": [], "not_created": ["desk", "ledger", "idle"]}
     assert fresh.oyez("topology")
     assert fresh.json("doctor")["ok"] is True
@@ -576,6 +585,38 @@ def test_a_discarded_dead_letter_says_why(till: Till) -> None:
     )
 
 
+def test_a_group_is_looked_at_and_redriven_and_the_audit_tells_who_did_it(till: Till) -> None:
+    letters = [till.dead(sale) for sale in ("alike 1", "alike 2")]
+    groups = till.json("dead", "groups", "ledger", "--handler", "record")["groups"]
+    (group,) = [each for each in groups if each["example"] in letters]
+    assert group["letters"] >= 2
+    assert "ValueError" in group["cause"]
+    assert group["group"] in till.oyez("dead", "groups")
+    arguments = ("dead", "redrive", "ledger", "--group", group["group"])
+    looked = till.oyez(*arguments, "--dry-run")
+    assert f'{letters[0]}  → record  Paid  {{"sale":"alike 1","cents":-1}}' in looked
+    assert {row["id"] for row in till.letters()} >= set(letters)
+    assert "use --yes" in till.oyez(*arguments, code=2)
+    told = till.oyez(*arguments, "--yes", "--rate", "1000", "--why", "mended\x1b[31m")
+    assert f"redriven: ledger {letters[0]}\n" in told
+    acts = till.json("audit", "ledger", "--limit", "1000")["acts"]
+    (act,) = [each for each in acts if each["target"] == f"dead letter {letters[0]}"]
+    assert (act["act"], act["via"], act["reason"]) == (
+        "dead.redrive",
+        "command",
+        "mended\x1b[31m",
+    )
+    assert act["who"].endswith(f"@{socket.gethostname()}")
+    assert (act["before"]["state"], act["after"]["state"]) == ("dead", "redriven")
+    shown = till.oyez("audit")
+    assert "mended\\x1b[31m" in shown
+    assert "\x1b" not in shown
+    # It dies again, as nothing was mended.
+    until(lambda: "alike 1" in {row["key"] for row in till.letters()})
+    assert "redriven: ledger" in till.oyez("dead", "redrive", "ledger", "--key", "alike 1", "--yes")
+    assert "no such dead letters" in till.oyez("dead", "redrive", "ledger", "--key", "nobody")
+
+
 def test_an_unknown_dead_letter_ends_with_1(till: Till) -> None:
     assert "no dead letter 999" in till.oyez("dead", "show", "ledger", "999", code=1)
     assert "no dead letter 999" in till.oyez("dead", "redrive", "ledger", "999", code=1)
@@ -615,7 +656,7 @@ def test_dead_letters_of_a_service_that_is_down(fresh: Till) -> None:
     assert [row["id"] for row in fresh.letters()] == [letter]
     (fresh.root / "ledger.py").write_text(LEDGER.replace("def record", "def renamed"))
     error = fresh.oyez("dead", "redrive", "ledger", f"{letter}", code=1)
-    assert "is of record, a handler that ledger no longer has" in error
+    assert "is of record, a handler that its service no longer has" in error
     (fresh.root / "mended").touch()
     fresh.oyez("dead", "redrive", "ledger", f"{letter}", "--handler", "renamed")
     fresh.run("ledger")

@@ -22,6 +22,7 @@ from oyez import Event, brokers, stores
 from oyez.ambient import SystemAmbient
 from oyez.envelope import format_time
 from oyez.ports import Broker, Changes, Record, Store
+from oyez.runtime.audit import list_acts
 from oyez.testing.ticks import until
 from oyez.transaction import Announcer, Origin
 from servers import server
@@ -419,6 +420,9 @@ async def test_new_state_takes_the_place_of_the_old(depot: Depot) -> None:
     row = {"placed": number, "paid": number, "cents": 2 * sum(range(ROUNDS))}
     assert await depot.rows("Parcel") == {f"o{order}": row for order in range(ORDERS)}
     await nothing_is_left(depot, "twice")
+    swapped, begun = await list_acts(depot.store)
+    assert (swapped.act, swapped.after) == ("replay.swap", {"kinds": ["Parcel"]})
+    assert (begun.act, begun.target) == ("replay.begin", "replay twice")
 
 
 @pytest.mark.timeout(120)
@@ -436,6 +440,8 @@ async def test_no_swap_while_the_service_has_read_less(depot: Depot) -> None:
     assert code == 0
     assert await depot.rows("Parcel") == live
     await nothing_is_left(depot, "ahead")
+    acts = [act.act for act in await list_acts(depot.store)]
+    assert acts == ["replay.forget", "replay.begin", "replay.begin"]
 
 
 async def nothing_is_left(depot: Depot, name: str) -> None:

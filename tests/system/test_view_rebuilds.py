@@ -20,6 +20,7 @@ from oyez import tables
 from oyez.errors import Stale
 from oyez.ports import Changes, Store
 from oyez.runtime import views
+from oyez.runtime.audit import list_acts
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 from oyez.testing.ticks import until
@@ -263,6 +264,13 @@ async def test_a_version_that_is_built_can_be_swapped_in_at_once(
         await active(live, 3)
         rows = await live.store.fetch('select * from order_weights order by "order"', {})
         assert rows == viewed.folded(500)
+        swapped, *built = await list_acts(live.store)
+        assert (swapped.act, swapped.before, swapped.after) == (
+            "view.swap",
+            {"version": 1},
+            {"version": 3},
+        )
+        assert [act.after for act in built] == [{"version": 3}, {"version": 2}]
         code_of(tmp_path, "Again")
         said = await asyncio.to_thread(oyez, tmp_path, *build, code=1, errors=True)
         assert "version 3 of order_weights is active, and the code has version 2" in said

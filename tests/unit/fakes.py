@@ -131,6 +131,7 @@ class Contents:
         self.state: dict[tuple[str, str], Kept] = {}
         self.marks: dict[str, str] = {}
         self.written: list[tuple[str, Parameters]] = []
+        self.acts: list[Parameters] = []
         self.last = 0
         """The last number that a row was given."""
 
@@ -283,6 +284,11 @@ class FakeStore:
     def letters(self) -> list[Row]:
         """Dead letters, whatever became of them."""
         return self.contents.dead
+
+    @property
+    def acts(self) -> list[Parameters]:
+        """The audit."""
+        return self.contents.acts
 
     @property
     def announced(self) -> list[Row]:
@@ -792,6 +798,17 @@ def _state(contents: Contents, asked: Parameters) -> list[Row]:
     return [] if row is None else [{"version": row.version, "shape": row.shape, "data": row.data}]
 
 
+def _audit(contents: Contents, asked: Parameters) -> list[Row]:
+    contents.acts.append(dict(asked))
+    return []
+
+
+def _delete_audit(contents: Contents, asked: Parameters) -> list[Row]:
+    old = [act for act in contents.acts if act["time"] < asked["then"]][:1000]
+    contents.acts = [act for act in contents.acts if act not in old]
+    return [{"id": n} for n, _ in enumerate(old)]
+
+
 STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     ONE: lambda contents, asked: [{"one": 1}],
     tables.LIVING: _living,
@@ -823,4 +840,6 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.PARK_AGAIN: _park_again,
     tables.DELETE_SETTLED_LETTERS: _delete_settled_letters,
     tables.STATE: _state,
+    tables.AUDIT: _audit,
+    tables.DELETE_AUDIT: _delete_audit,
 }

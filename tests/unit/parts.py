@@ -11,6 +11,7 @@ from fakes import FakeBroker, FakeStore
 
 from oyez import Event, Service, tables
 from oyez.ports import Batch, Changes, Claim, Parked, Record
+from oyez.runtime.audit import Actor
 from oyez.runtime.batches import Batches
 from oyez.runtime.calls import Calls
 from oyez.runtime.claims import Place
@@ -29,7 +30,14 @@ from oyez.transaction import Announcer
 
 STREAM = "shop.till"
 OWNER = "me"
+BY = Actor(who="ann@desk", via="command", why="a test")
+"""Who acts in a test."""
 S = TypeVar("S", bound=Signal)
+
+
+def because(why: str) -> Actor:
+    """The same, for a reason."""
+    return msgspec.structs.replace(BY, why=why)
 
 
 class Placed(Event, type="shop.placed", key="order"):

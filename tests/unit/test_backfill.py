@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from parts import BY
 
 from oyez import Event, Service, Transaction, View, applies, tables
 from oyez.cli import root
@@ -21,6 +22,7 @@ from oyez.errors import (
 )
 from oyez.inspection.beginning import _position
 from oyez.ports import Changes
+from oyez.runtime.audit import list_acts
 from oyez.runtime.backfill import ATTEMPTS, CHUNK, Walk, Walked, mark_of, walked_for
 from oyez.runtime.views import begun_mark, lacks
 from oyez.testing import System, running
@@ -93,10 +95,10 @@ class TestWalk:
         service, asked = owner(1_200)
         async with running(service, desk()) as system:
             first = walk_of(system)
-            assert not await first.begin()
+            assert not await first.begin(by=BY)
             assert await first.chunk()
             second = walk_of(system)
-            assert await second.begin()
+            assert await second.begin(by=BY)
             assert second.walked.announced == CHUNK
             while await second.chunk():
                 pass
@@ -106,14 +108,21 @@ class TestWalk:
             (walked,) = (await walked_for(system.processes["owner"].store, "desk")).values()
             assert (walked.announced, walked.done) == (1_200, True)
             assert await walked_for(system.processes["owner"].store, "des") == {}
-            assert not await walk_of(system).begin()  # a new one, from the beginning
+            assert not await walk_of(system).begin(by=BY)  # a new one, from the beginning
+            acts = await list_acts(system.processes["owner"].store)
+            assert [(act.act, act.before) for act in acts] == [
+                ("backfill.begin", {}),
+                ("backfill.begin", {"announced": CHUNK}),
+                ("backfill.begin", {}),
+            ]
+            assert acts[0].target == "backfill of test.known for desk"
 
     async def test_two_processes_share_the_work(self) -> None:
         service, asked = owner(3_000)
         async with running(service, desk()) as system:
             walks = [walk_of(system), walk_of(system)]
             for each in walks:
-                await each.begin()
+                await each.begin(by=BY)
 
             async def walk(one: Walk) -> None:
                 while await one.chunk():
@@ -130,11 +139,11 @@ class TestWalk:
         async with running(service, desk(), partitions=2) as system:
             await system.publish(Known(one="a"), service="owner")
             first = walk_of(system)
-            await first.begin()
+            await first.begin(by=BY)
             assert sum(first.walked.begins) == 1
             await system.publish(Known(one="b"), service="owner")
             second = walk_of(system)
-            await second.begin()
+            await second.begin(by=BY)
             assert second.walked.begins == first.walked.begins
 
 

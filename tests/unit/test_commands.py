@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from parts import BY
 
 from oyez import Command, Event, InvalidEvent, Service, Transaction
 from oyez.envelope import STRUCTURED
@@ -78,8 +79,8 @@ async def test_a_command_that_has_expired_is_not_run_but_a_dead_letter() -> None
         assert asked == []
         store = system.processes["payments"].store
         with pytest.raises(NotRedriven, match=r"a command that expired at .* use --old"):
-            await redrive(store, letter, system.ambient)
-        await redrive(store, letter, system.ambient, old=True)
+            await redrive(store, letter, system.ambient, by=BY)
+        await redrive(store, letter, system.ambient, by=BY, old=True)
         await system.settled()
         assert asked == ["1"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from fakes import FakeStore
-from parts import parked
+from parts import BY, because, parked
 
 from oyez import tables
 from oyez.errors import InvalidEvent, NotRedriven, StoreUnavailable
@@ -64,7 +64,7 @@ class Desk:
         return await self.letter(handler=tables.OUTBOX, position=seq, stream="shop.desk", key=key)
 
     async def redrive(self, letter: int, **how: Any) -> None:
-        await redrive(self.store, letter, self.ambient, **how)
+        await redrive(self.store, letter, self.ambient, by=BY, **how)
 
     async def outbox(self) -> list[tuple[str, bytes]]:
         """What may be published."""
@@ -75,7 +75,7 @@ class Desk:
 async def test_letters_are_listed_in_pages_without_what_is_settled() -> None:
     desk = Desk()
     letters = [await desk.letter(f"e{n}") for n in range(5)]
-    await discard(desk.store, letters[1], "known")
+    await discard(desk.store, letters[1], desk.ambient, by=because("known"))
     first = await list_dead(desk.store, limit=2)
     assert [row["event_id"] for row in first] == ["e0", "e2"]
     rest = await list_dead(desk.store, after=first[-1]["id"], limit=9)
@@ -112,16 +112,16 @@ async def test_a_letter_is_redriven_or_discarded_once() -> None:
     desk = Desk()
     first, second = await desk.letter("e1"), await desk.letter("e2")
     await desk.redrive(first)
-    await discard(desk.store, second, "known")
+    await discard(desk.store, second, desk.ambient, by=because("known"))
     for letter, what in ((first, "redriven"), (second, "discarded already: known")):
         with pytest.raises(NotRedriven, match=what):
             await desk.redrive(letter)
         with pytest.raises(NotRedriven, match="still dead"):
-            await discard(desk.store, letter, "again")
+            await discard(desk.store, letter, desk.ambient, by=because("again"))
     with pytest.raises(NotRedriven, match="no dead letter 99"):
         await desk.redrive(99)
     with pytest.raises(NotRedriven, match="no dead letter 99"):
-        await discard(desk.store, 99, "why")
+        await discard(desk.store, 99, desk.ambient, by=because("why"))
     assert len(desk.store.waiting) == 1
 
 
@@ -197,8 +197,8 @@ async def test_to_discard_one_must_say_why() -> None:
     desk = Desk()
     letter = await desk.letter()
     with pytest.raises(InvalidEvent, match="state why"):
-        await discard(desk.store, letter, "")
-    await discard(desk.store, letter, "w" * 999)
+        await discard(desk.store, letter, desk.ambient, by=because(""))
+    await discard(desk.store, letter, desk.ambient, by=because("w" * 999))
     assert desk.store.letters[0]["note"] == "w" * 500
 
 
@@ -238,7 +238,7 @@ async def test_a_refused_event_is_redriven_in_its_place_before_its_key_s_others(
 async def test_a_refused_event_that_is_discarded_lets_the_others_go() -> None:
     desk = Desk()
     letter = await desk.refused()
-    await discard(desk.store, letter, "known")
+    await discard(desk.store, letter, desk.ambient, by=because("known"))
     assert [event_id for event_id, _ in await desk.outbox()] == ["e2", "e3"]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from parts import BY
 
 from oyez import Event, Service, State, Tick, Transaction
 from oyez.errors import OyezError
 from oyez.inspection.schedule import Later, as_value, cancel, list_later
+from oyez.runtime.audit import list_acts
 from oyez.testing import running
 from oyez.testing.clock import START
 from oyez.timers import Timer, arm
@@ -63,11 +65,15 @@ async def test_what_is_next_comes_first_and_events_can_be_cancelled() -> None:
         value = as_value(found[1])
         assert value["due"] == "2027-01-15T08:01:30.500000Z"
         assert json.loads(json.dumps(value)) == value
-        await cancel(store, first, START)
-        await cancel(store, "test.reminder/4711", START)
+        await cancel(store, first, START, by=BY)
+        await cancel(store, "test.reminder/4711", START, by=BY)
         for gone in (first, "test.reminder/4711", "daily"):
             with pytest.raises(OyezError, match=f"no event {gone} is scheduled"):
-                await cancel(store, gone, START)
+                await cancel(store, gone, START, by=BY)
+        assert [act.target for act in await list_acts(store)] == [
+            "event test.reminder/4711",
+            f"event {first}",
+        ]
         assert [each.what for each in (await list_later(store))[0]] == ["timer", "schedule"]
         await system.advance(4000.0)
         assert system.announced(Reminder) == [Reminder(order="c")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from parts import Parts
+from parts import BY, Parts, because
 
 from oyez import Event, Service, tables
 from oyez.brokers.memory.broker import MemoryBroker
@@ -127,13 +127,13 @@ async def test_a_redriven_event_is_published_before_what_waited_behind_it(tmp_pa
         await system.published()
         (letter,) = await system.letters()
         system.broker.refuse()
-        await redrive(system.store, letter, system.ambient)
+        await redrive(system.store, letter, system.ambient, by=BY)
         published = await system.published()
         assert [order for order in published if order[0] == "a"] == [("a", n) for n in (1, 2, 3, 4)]
         assert await system.letters() == []
         assert system.process.health.warnings() == []
         with pytest.raises(NotRedriven, match="was redriven already"):
-            await redrive(system.store, letter, system.ambient)
+            await redrive(system.store, letter, system.ambient, by=BY)
 
 
 async def test_a_redriven_event_that_is_refused_again_is_dead_again(tmp_path: Path) -> None:
@@ -142,14 +142,14 @@ async def test_a_redriven_event_that_is_refused_again_is_dead_again(tmp_path: Pa
         await system.place(("a", 1), ("a", 2))
         assert await system.published() == []
         (letter,) = await system.letters()
-        await redrive(system.store, letter, system.ambient)
+        await redrive(system.store, letter, system.ambient, by=BY)
         assert await system.published() == []
         (again,) = await system.letters()
         assert again != letter
         row = await show_dead(system.store, again)
         assert row is not None
         data = msgspec.json.encode({"order": "a", "number": 7})
-        await redrive(system.store, again, system.ambient, data=data)
+        await redrive(system.store, again, system.ambient, by=BY, data=data)
         assert await system.published() == [("a", 7), ("a", 2)]
 
 
@@ -160,8 +160,8 @@ async def test_what_waited_behind_a_discarded_event_is_published(tmp_path: Path)
         assert await system.published() == [("b", 1)]
         (letter,) = await system.letters()
         with pytest.raises(NotRedriven, match="leave out --handler"):
-            await redrive(system.store, letter, system.ambient, handler="other")
-        await discard(system.store, letter, "placed twice")
+            await redrive(system.store, letter, system.ambient, by=BY, handler="other")
+        await discard(system.store, letter, system.ambient, by=because("placed twice"))
         assert await system.published() == [("b", 1), ("a", 2)]
 
 
@@ -189,7 +189,7 @@ async def test_another_relay_keeps_the_key_held(tmp_path: Path) -> None:
         await system.place(("a", 2), ("b", 2))
         assert await system.published() == [("b", 2)]
         (letter,) = await system.letters()
-        await redrive(system.store, letter, system.ambient)
+        await redrive(system.store, letter, system.ambient, by=BY)
         assert await system.published() == [("b", 2), ("a", 1), ("a", 2)]
 
 
@@ -414,7 +414,7 @@ async def test_what_was_held_back_is_sent_before_what_is_in_memory() -> None:
     await sender.ambient.advance(1.0)
     assert sender.published == ["0"]
     hold = sender.broker.faults.hold("publish")
-    await redrive(sender.store, letter["id"], sender.ambient)
+    await redrive(sender.store, letter["id"], sender.ambient, by=BY)
     await sender.ambient.advance(1.0)
     await sender.announce("last", told=True)
     hold.release.set()

@@ -115,6 +115,13 @@ class Desk:
     def json(self, *arguments: str) -> Any:
         return json.loads(self.oyez(*arguments, "--json"))
 
+    def acts(self) -> list[Any]:
+        """The audit, the newest first."""
+        with pytest.raises(SystemExit):
+            main(["audit", "orders", "--json"])
+        found: list[Any] = json.loads(self._capsys.readouterr()[0])["acts"]
+        return found
+
     def announced(self) -> list[str]:
         """The types in the outbox, in their order."""
         with sqlite3.connect(self._file) as connection:
@@ -207,6 +214,10 @@ def test_retry_asks_again(desk: Desk) -> None:
     assert desk.oyez("retry", "1") == "orders Fulfilment 1: running, waits for reserve, charge\n"
     assert desk.announced() == ["shop.reserve", "shop.charge"] * 2
     assert desk.json("show", "1")["log"][-1]["type"] == "retry"
+    (act,) = desk.acts()
+    assert (act["act"], act["target"]) == ("saga.retry", "saga Fulfilment 1")
+    assert (act["before"]["status"], act["before"]["stuck"]) == ("stuck", True)
+    assert act["after"] == {"status": "running", "waits_for": "reserve, charge", "stuck": False}
 
 
 def test_abort_undoes(desk: Desk) -> None:
@@ -216,6 +227,9 @@ def test_abort_undoes(desk: Desk) -> None:
     assert desk.announced()[-1] == "shop.refund"
     assert desk.json("show", "1")["failure"] == {"step": "", "reason": "fraud"}
     assert "is being undone already" in desk.oyez("abort", "1", "--why", "again", code=1)
+    (act,) = desk.acts()
+    assert (act["act"], act["reason"]) == ("saga.abort", "fraud")
+    assert (act["before"]["status"], act["after"]["status"]) == ("running", "undoing")
 
 
 def test_resolve_stands_for_an_answer(desk: Desk) -> None:
@@ -225,6 +239,8 @@ def test_resolve_stands_for_an_answer(desk: Desk) -> None:
     )
     assert desk.announced()[-1] == "shop.done"
     assert desk.json("show", "1")["log"][-1]["effects"][0] == "ship is done: seen"
+    (act,) = desk.acts()
+    assert (act["after"]["step"], act["after"]["took"]) == ("ship", "done")
 
 
 def test_a_saga_that_the_service_does_not_declare_is_left_alone(desk: Desk, tmp_path: Path) -> None:

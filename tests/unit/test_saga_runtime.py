@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from parts import BY
 from test_saga import (
     Asked,
     Cancelled,
@@ -280,7 +281,7 @@ async def test_without_a_start_they_are_dead_letters_that_can_be_redriven() -> N
         assert await sagas(system) == []
         assert await system.fetch("orders", "select * from oyez_saga_log") == []
         await system.publish(OrderPlaced())
-        await redrive(system.processes["orders"].store, letter["id"], system.ambient)
+        await redrive(system.processes["orders"].store, letter["id"], system.ambient, by=BY)
         await system.settled()
         state = await service.read(Brief, "1")
         assert state is not None

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+from parts import BY
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -26,6 +27,7 @@ from oyez.errors import (
 from oyez.ports import Changes, Parked, Record
 from oyez.runtime import views
 from oyez.runtime.admin import admin
+from oyez.runtime.audit import list_acts
 from oyez.runtime.dead import discard
 from oyez.runtime.health import LOOK, STALL, STUCK
 from oyez.runtime.process import ServiceProcess
@@ -274,7 +276,7 @@ class TestVersions:
                 assert process.views.versions["orders_seen"].active == 1
                 assert await rows(system) == [("a",), ("b",)]
                 (letter,) = await system.dead("desk")
-                await discard(process.store, letter["id"], "an error of the till")
+                await discard(process.store, letter["id"], system.ambient, by=BY)
                 await system.advance(2.0)
                 assert await rows(system) == [("b", "c", 1, "placed")]
             finally:
@@ -288,14 +290,19 @@ class TestVersions:
             await system.settled()
             await system.advance(2.0)
             assert await rows(system) == [("a", "c", 0, "placed", 7)]
-            assert await views.go_back(process.store, "orders_seen", system.ambient.now()) == 1
+            assert (
+                await views.go_back(process.store, "orders_seen", system.ambient.now(), by=BY) == 1
+            )
             await system.advance(2.0)
             assert await rows(system) == [("a", "c", 0, "placed")]
             assert process.views.versions["orders_seen"].left == 2
             with pytest.raises(StoreRefused, match="orders_seen has no older version to go back"):
-                await views.go_back(process.store, "orders_seen", system.ambient.now())
+                await views.go_back(process.store, "orders_seen", system.ambient.now(), by=BY)
+            (act,) = await list_acts(process.store)  # the service's own swap is not one
+            assert (act.act, act.target) == ("view.back", "view orders_seen")
+            assert (act.before, act.after) == ({"version": 2}, {"version": 1})
             with pytest.raises(StoreRefused, match="view odd has no older version"):
-                await views.go_back(process.store, "odd", system.ambient.now())
+                await views.go_back(process.store, "odd", system.ambient.now(), by=BY)
             process = await deploy(system, desk(orders(3, width=9)))
             await system.settled()
             await system.advance(2.0)

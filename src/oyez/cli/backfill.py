@@ -10,11 +10,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from oyez.cli.invocation import json_option, run_async
+from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import closest, print_json, print_line, warn
 from oyez.errors import ConfigurationError
 from oyez.listening import stop_signals
 from oyez.project import Project
+from oyez.runtime.audit import Actor
 from oyez.runtime.backfill import Walk, Walked
 from oyez.service import Backfill, Service
 from oyez.transaction import Announcer
@@ -24,8 +25,9 @@ from oyez.transaction import Announcer
 @click.argument("service")
 @click.argument("event")
 @click.option("--for", "recipient", metavar="SERVICE", required=True, help="Who asked for it.")
+@why_option
 @json_option
-def command(service: str, event: str, recipient: str, as_json: bool) -> None:
+def command(service: str, event: str, recipient: str, why: str, as_json: bool) -> None:
     """Announce what SERVICE has as EVENT, a class or a type, to the service that asked.
 
     The events are those of the function that SERVICE declares with @service.backfill. They go
@@ -36,7 +38,7 @@ def command(service: str, event: str, recipient: str, as_json: bool) -> None:
     owner = project.service(project.settings(service).name)
     backfill = _chosen(owner, event)
     views = _asking(project, recipient, backfill)
-    walked = run_async(_walk(project, owner, backfill, recipient))
+    walked = run_async(_walk(project, owner, backfill, recipient, actor(why)))
     if as_json:
         print_json({"event": backfill.event.name, "for": recipient, "announced": walked.announced})
         return
@@ -84,7 +86,9 @@ def _asking(project: Project, recipient: str, backfill: Backfill) -> list[str]:
     ]
 
 
-async def _walk(project: Project, owner: Service, backfill: Backfill, recipient: str) -> Walked:
+async def _walk(
+    project: Project, owner: Service, backfill: Backfill, recipient: str, by: Actor
+) -> Walked:
     stopped = asyncio.Event()
     opened = project.opened_broker(owner.name)
     async with opened as broker, project.opened_store(owner.name) as store:
@@ -95,7 +99,7 @@ async def _walk(project: Project, owner: Service, backfill: Backfill, recipient:
             lambda: broker.capabilities.max_bytes,
         )
         walk = Walk(backfill, recipient, broker=broker, store=store, announcer=announcer)
-        if await walk.begin():
+        if await walk.begin(by=by):
             warn(f"goes on after {walk.walked.after!r}: {walk.walked.announced} are announced")
         with stop_signals(stopped.set), _progress() as told:
             while await walk.chunk():

@@ -1,17 +1,29 @@
-"""``oyez dead``: list, show, redrive and discard the dead letters of any service."""
+"""``oyez dead``: list, group, show, redrive and discard the dead letters of any service."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from oyez import strict_json
 from oyez.cli.gaps import refuse
-from oyez.cli.invocation import json_option, run_async
+from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import (
     Cell,
     closest,
@@ -29,25 +41,60 @@ from oyez.inspection.form import escape
 from oyez.inspection.letters import (
     WholeLetter,
     as_value,
+    group_letters,
+    groups_as_value,
     list_letters,
     show_letter,
     whole_as_value,
 )
+from oyez.listening import stop_signals
 from oyez.ports import Store
 from oyez.project import Project
-from oyez.runtime.dead import discard, list_dead, redrive, show_dead
+from oyez.runtime.dead import Wanted, count_dead
+from oyez.runtime.redrive import (
+    Settled,
+    Step,
+    Told,
+    discard_letters,
+    handlers_of,
+    preview_letters,
+    redrive_letters,
+)
+from oyez.service import Service
 from oyez.tables import OUTBOX
 
-_PAGE = 500
+_PREVIEWS = 100
+"""The limit of letters that a dry run shows."""
 
 _LETTER = click.IntRange(min=1, max=2**63 - 1)
+_GROUP = re.compile(r"[0-9a-f]{16}")
 _service = click.argument("service")
 _ids = click.argument("ids", metavar="ID...", nargs=-1, type=_LETTER)
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and _GROUP.fullmatch(value) is None:
+        raise click.BadParameter(f"{value}: expected 16 hexadecimal digits: see oyez dead groups")
+    return value
+
+
+def _wanted(function: F) -> F:
+    """Add the options that choose dead letters."""
+    for option in (
+        click.option("--text", help="Only those whose reason has this in it."),
+        click.option("--key", help="Only those of this key."),
+        click.option("--type", "type", help="Only those of this type."),
+        click.option("--handler", help="Only those of this handler."),
+    ):
+        function = option(function)
+    return function
 
 
 @click.group("dead")
 def command() -> None:
-    """List, show, redrive or discard dead letters.
+    """List, group, show, redrive or discard dead letters.
 
     A dead letter is an event that a handler gave up on. These commands open the service's store
     themselves, whether the service runs or not.
@@ -57,15 +104,21 @@ def command() -> None:
 @command.command("list")
 @click.argument("service", required=False)
 @click.option("--all", "every", is_flag=True, help="Include redriven and discarded ones.")
+@click.option("--group", callback=_named, help="Only those of this group.")
+@_wanted
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=100, help="Per service, oldest first."
 )
 @json_option
-def list_(service: str | None, every: bool, limit: int, as_json: bool) -> None:
+def list_(
+    service: str | None, every: bool, limit: int, as_json: bool, **wanted: str | None
+) -> None:
     """List the dead letters of one service, or of all."""
     project = Project.open()
     names = [project.settings(service).name] if service else list(project.config.services)
-    found = run_async(list_letters(project, names, every=every, limit=limit))
+    found = run_async(
+        list_letters(project, names, every=every, limit=limit, wanted=Wanted(**wanted))
+    )
     for gap in found.gaps:
         refuse(gap)
     if as_json:
@@ -146,10 +199,58 @@ def _print(whole: WholeLetter) -> None:
     output.print("  " + payload(whole.data))
 
 
+@command.command("groups")
+@click.argument("service", required=False)
+@_wanted
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, help="Per service, largest first."
+)
+@json_option
+def groups(service: str | None, limit: int, as_json: bool, **wanted: str | None) -> None:
+    """Group the dead letters of one service, or of all, by handler, type and cause.
+
+    A cause is a reason without what differs: ids, numbers and quoted values. The name of a group is
+    for `oyez dead redrive --group`.
+    """
+    project = Project.open()
+    names = [project.settings(service).name] if service else list(project.config.services)
+    found = run_async(group_letters(project, names, wanted=Wanted(**wanted), limit=limit))
+    for gap in found.gaps:
+        refuse(gap)
+    if as_json:
+        print_json(groups_as_value(found))
+        return
+    if not found.groups:
+        print_line("no dead letters")
+        return
+    rows: list[list[Cell]] = [
+        [
+            name,
+            each.group,
+            each.letters,
+            local_time(each.oldest),
+            local_time(each.newest),
+            each.type or "?",
+            each.handler or Text("(unreadable)", style="yellow"),
+            each.example,
+            each.cause,
+        ]
+        for name, each in found.groups
+    ]
+    titles = "SERVICE GROUP LETTERS FIRST LAST TYPE HANDLER EXAMPLE CAUSE".split()
+    print_table(titles, rows)
+    if found.more:
+        warn(f"there are more: --limit {limit * 10}")
+
+
 @command.command("redrive")
 @_service
 @_ids
 @click.option("--all", "every", is_flag=True, help="Redrive every dead letter of the service.")
+@click.option("--key", help="Redrive those of this key.")
+@click.option(
+    "--group", callback=_named, help="Redrive those of this group: `oyez dead groups` names them."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--handler", help="Pass it to this handler instead of the one that gave up.")
 @click.option(
@@ -159,31 +260,72 @@ def _print(whole: WholeLetter) -> None:
     help="A file (- for standard input) whose JSON replaces the event's data.",
 )
 @click.option("--old", is_flag=True, help="Even if a duplicate could no longer be detected.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True, max=1_000_000),
+    help="At most so many a second.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be handed to which handler.")
+@why_option
 def redrive_(
     service: str,
     ids: tuple[int, ...],
     every: bool,
+    key: str | None,
+    group: str | None,
     yes: bool,
     handler: str | None,
     file: Path | None,
     old: bool,
+    rate: float | None,
+    dry_run: bool,
+    why: str,
 ) -> None:
-    """Redrive dead letters: pass them to their handler again, with fresh attempts."""
+    """Redrive dead letters: pass them to their handler again, with fresh attempts.
+
+    Name them by their ids, or choose all of a key, of a group, or of the service. Ctrl-C stops
+    between two of them; the same command goes on with the rest.
+    """
     project = Project.open()
     project.settings(service)
-    if every == bool(ids):
-        raise ConfigurationError("name the dead letters by their ids, or use --all")
+    if sum((bool(ids), every, key is not None, group is not None)) != 1:
+        raise ConfigurationError(
+            "name the dead letters by their ids, or use --all, --key or --group"
+        )
     if file is not None and len(ids) != 1:
         raise ConfigurationError("--data replaces the data of one dead letter: name one")
     data = None if file is None else _data(file)
-    handlers = _handlers(project, service, handler)
-    chosen = run_async(_all(project, service)) if every else list(dict.fromkeys(ids))
-    if every:
-        if not chosen:
-            print_line(f"{service} has no dead letters")
+    code = _code(project, service, handler)
+    letters: Sequence[int] | Wanted = ids or Wanted(key=key, group=group)
+    if dry_run:
+        if code is None:
+            raise ConfigurationError(f"--dry-run decodes with the code of {service}: mend it first")
+        run_async(_preview(project, service, letters, code, handler, data, old))
+        return
+    if isinstance(letters, Wanted):
+        count = run_async(_count(project, service, letters))
+        if not count:
+            print_line(f"{service} has no {'' if every else 'such '}dead letters")
             return
-        _confirm(f"Redrive {len(chosen)} dead letters of {service}?", yes)
-    run_async(_redrive(project, service, chosen, handlers, handler, data, old))
+        _confirm(f"Redrive {count} dead letters of {service}?", yes)
+    by, handlers = actor(why), None if code is None else handlers_of(code)
+
+    async def act(store: Store, told: Told, stopped: asyncio.Event) -> Settled:
+        return await redrive_letters(
+            store,
+            letters,
+            project.ambient,
+            by=by,
+            handler=handler,
+            handlers=handlers,
+            data=data,
+            old=old,
+            rate=rate or 0.0,
+            told=told,
+            stopped=stopped,
+        )
+
+    run_async(_settle(project, service, "redriven", act, bar=not ids))
 
 
 def _data(file: Path) -> bytes:
@@ -204,19 +346,19 @@ def _data(file: Path) -> bytes:
     return data
 
 
-def _handlers(project: Project, service: str, handler: str | None) -> set[str] | None:
-    """Return the service's handlers; None if it can't be imported."""
+def _code(project: Project, service: str, handler: str | None) -> Service | None:
+    """Return the service, of which ``handler`` is to be one; None if it can't be imported."""
     services, failed = project.services(service)
     if service not in services:
         warn(f"{service} can't be imported, so its handlers are unknown: {failed[service]}")
         return None
-    names = {each.name for each in services[service].handlers}
+    names = handlers_of(services[service])
     if handler is not None and handler not in names:
         raise ConfigurationError(
             f"{service} has no handler {handler!r}{closest(handler, names)}; "
             f"there are: {', '.join(sorted(names)) or 'none'}"
         )
-    return names
+    return services[service]
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -228,39 +370,42 @@ def _confirm(question: str, yes: bool) -> None:
         raise OyezError("nothing was redriven")
 
 
-async def _all(project: Project, service: str) -> list[int]:
+async def _count(project: Project, service: str, wanted: Wanted) -> int:
     async with project.opened_store(service) as store:
-        found: list[int] = []
-        while True:
-            after = found[-1] if found else 0
-            rows = await list_dead(store, after=after, limit=_PAGE)
-            found.extend(row["id"] for row in rows)
-            if len(rows) < _PAGE:
-                return found
+        return await count_dead(store, wanted)
 
 
-async def _redrive(
+async def _preview(
     project: Project,
     service: str,
-    chosen: list[int],
-    handlers: set[str] | None,
+    letters: Sequence[int] | Wanted,
+    code: Service,
     handler: str | None,
     data: bytes | None,
     old: bool,
 ) -> None:
-    async def one(store: Store, letter: int) -> str:
-        row = await show_dead(store, letter)
-        target = handler or (row["handler"] if row is not None else "")
-        if target not in ("", OUTBOX) and handlers is not None and target not in handlers:
-            names = ", ".join(sorted(handlers)) or "none"
-            raise NotRedriven(
-                f"dead letter {letter} is of {target}, a handler that {service} no longer has: "
-                f"name another with --handler; there are: {names}"
-            )
-        await redrive(store, letter, project.ambient, handler=handler, data=data, old=old)
-        return f"redriven: {service} {letter}"
-
-    await _each(project, service, chosen, one)
+    async with project.opened_store(service) as store:
+        found = await preview_letters(
+            store,
+            letters,
+            code,
+            project.ambient,
+            handler=handler,
+            data=data,
+            old=old,
+            limit=_PREVIEWS + 1,
+        )
+    output = console()
+    for each in found[:_PREVIEWS]:
+        if each.refused:
+            output.print(Text(f"{each.letter}  refused: {escape(each.refused)}", style="yellow"))
+            continue
+        to = "published again" if each.handler == OUTBOX else f"→ {each.handler}"
+        output.print(f"{each.letter}  {escape(to)}  {escape(each.event)}  {payload(each.data)}")
+    if not found:
+        print_line(f"{service} has no such dead letters")
+    if len(found) > _PREVIEWS:
+        warn(f"there are more; these are the first {_PREVIEWS}")
 
 
 @command.command("discard")
@@ -275,26 +420,62 @@ def discard_(service: str, ids: tuple[int, ...], why: str) -> None:
         raise ConfigurationError("name the dead letters by their ids")
     if not why.strip():
         raise ConfigurationError("--why: state why they may be discarded")
+    by = actor(why)
 
-    async def one(store: Store, letter: int) -> str:
-        await discard(store, letter, why)
-        return f"discarded: {service} {letter}"
+    async def act(store: Store, told: Told, stopped: asyncio.Event) -> Settled:
+        return await discard_letters(store, ids, project.ambient, by=by, told=told, stopped=stopped)
 
-    run_async(_each(project, service, list(dict.fromkeys(ids)), one))
+    run_async(_settle(project, service, "discarded", act, bar=False))
 
 
-async def _each(project: Project, service: str, chosen: list[int], one: Any) -> None:
-    """Call ``one`` for each letter; fail at the end if some were refused."""
-    refused: list[NotRedriven] = []
-    async with project.opened_store(service) as store:
-        for letter in chosen:
-            try:
-                print_line(await one(store, letter))
-            except NotRedriven as error:
-                refused.append(error)
-    if len(refused) == 1:
-        raise refused[0]
-    if refused:
-        for each in refused:
-            warn(str(each))
-        raise OyezError(f"{len(refused)} of {len(chosen)} were refused")
+async def _settle(
+    project: Project,
+    service: str,
+    word: str,
+    act: Callable[[Store, Told, asyncio.Event], Awaitable[Settled]],
+    *,
+    bar: bool,
+) -> None:
+    """Settle letters, with a line for each or a bar; fail at the end if some were refused."""
+    stopped = asyncio.Event()
+    with stop_signals(stopped.set), _progress(bar) as advance:
+
+        def told(step: Step) -> None:
+            if not step.refused:
+                advance(step, f"{word}: {service} {step.letter}")
+            else:
+                advance(step, "")
+
+        async with project.opened_store(service) as store:
+            settled = await act(store, told, stopped)
+    if settled.stopped:
+        warn(f"interrupted: {settled.done} are {word}; the same command goes on with the rest")
+        raise click.Abort
+    if settled.refusals == 1:
+        raise NotRedriven(settled.refused[0].why)
+    if settled.refusals:
+        for each in settled.refused:
+            warn(each.why)
+        total = settled.done + settled.refusals
+        raise OyezError(f"{settled.refusals} of {total} were refused")
+
+
+@contextmanager
+def _progress(bar: bool) -> Iterator[Callable[[Step, str], None]]:
+    """Show a bar on a terminal; yields what is told each step, with a line to print or none."""
+    errors = Console(stderr=True)
+    if not (bar and errors.is_terminal):
+        yield lambda step, line: print_line(line) if line else None
+        return
+    columns = (BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("redrive", total=None)
+        done = 0
+
+        def advance(step: Step, line: str) -> None:
+            nonlocal done
+            done += bool(line)
+            progress.update(task, completed=step.count, total=step.total)
+
+        yield advance
+    print_line(f"redriven: {done}")

@@ -25,14 +25,15 @@ from rich.progress import (
 )
 
 from oyez import tables
-from oyez.cli.invocation import json_option, run_async
+from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import print_json, print_line, print_table, shorten, warn
 from oyez.envelope import parse_time
 from oyez.errors import BrokerRefused, InvalidEvent, OyezError, ReplayRefused
 from oyez.inspection import history
 from oyez.listening import stop_signals
-from oyez.ports import BEGINNING, Broker, Changes, Position, Record, Store
+from oyez.ports import BEGINNING, Broker, Position, Record, Store
 from oyez.project import Project
+from oyez.runtime.audit import Actor
 from oyez.runtime.comparison import Comparison, Difference
 from oyez.runtime.process import provided
 from oyez.runtime.rehearsal import Rehearsal
@@ -41,12 +42,12 @@ from oyez.runtime.replay import (
     Place,
     Replay,
     Stretch,
+    begin_replay,
     choose,
     deleted,
     ends,
     forget,
     kind_under,
-    mark_of,
     swap,
 )
 from oyez.runtime.reports import Reports
@@ -78,6 +79,7 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
     announce: bool
     swap: bool
     as_json: bool
+    by: Actor
 
 
 @click.command("replay")
@@ -93,6 +95,7 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
     "--swap", "swap_in", is_flag=True, help="Then put the new state in the place of the old."
 )
 @click.option("--forget", "forget_it", is_flag=True, help="Delete what the replay --name has left.")
+@why_option
 @json_option
 def command(
     service: str,
@@ -105,6 +108,7 @@ def command(
     announce: bool,
     swap_in: bool,
     forget_it: bool,
+    why: str,
     as_json: bool,
 ) -> None:
     """Handle a service's history once more, beside the running service.
@@ -122,7 +126,7 @@ def command(
     if forget_it:
         if name is None:
             raise click.UsageError("--forget deletes what a replay has left: add its --name.")
-        run_async(_forget(project, project.settings(service).name, name))
+        run_async(_forget(project, project.settings(service).name, name, actor(why)))
         return
     if begin is None:
         raise click.UsageError("Missing option '--from'.")
@@ -139,6 +143,7 @@ def command(
         announce=announce,
         swap=swap_in,
         as_json=as_json,
+        by=actor(why),
     )
     found = project.service(service)
     chosen = choose(found, handlers, outward=outward)
@@ -184,7 +189,9 @@ async def _replay(project: Project, asked: _Asked, service: Service, chosen: Cho
     broker_opened = project.opened_broker(asked.service)
     async with broker_opened as broker, project.opened_store(asked.service) as store:
         await _places(project, asked, broker, chosen)
-        await _mark(project, asked, store, chosen)
+        handlers = ", ".join(sorted(each.name for each in (*chosen.folds, *chosen.safe)))
+        of = f"{handlers} from {asked.begin}"
+        await begin_replay(store, asked.name, of, project.ambient, by=asked.by)
         async with AsyncExitStack() as resources:
             given = await provided(service, {}, resources) if chosen.safe else {}
             for _ in range(SWAPS if asked.swap else 1):
@@ -209,7 +216,9 @@ async def _replay(project: Project, asked: _Asked, service: Service, chosen: Cho
                     warn("interrupted: the same command goes on from here")
                     raise
                 system = project.config.system.name
-                if not asked.swap or await swap(store, asked.name, chosen, system, project.ambient):
+                if not asked.swap or await swap(
+                    store, asked.name, chosen, system, project.ambient, by=asked.by
+                ):
                     break
             else:
                 raise OyezError(
@@ -225,29 +234,9 @@ async def _replay(project: Project, asked: _Asked, service: Service, chosen: Cho
     return 1 if failed else 0
 
 
-async def _forget(project: Project, service: str, name: str) -> None:
+async def _forget(project: Project, service: str, name: str, by: Actor) -> None:
     async with project.opened_store(service) as store:
-        await forget(store, name, project.ambient)
-
-
-async def _mark(project: Project, asked: _Asked, store: Store, chosen: Chosen) -> None:
-    """Note what this replay is; refuse to go on with another one of its name."""
-    name = mark_of(asked.name)
-    handlers = ", ".join(sorted(each.name for each in (*chosen.folds, *chosen.safe)))
-    mark = f"{handlers} from {asked.begin}"
-    now = project.ambient.now()
-    begun = store.begin()
-    try:
-        added = await begun.fetch(tables.MARK_FIRST, {"name": name, "mark": mark, "now": now}, [])
-        (found,) = await begun.fetch(tables.ACTIVE, {"name": name}, [])
-        if not added and found["version"] != mark:
-            raise ReplayRefused(
-                f"replay {asked.name} is one of {found['version']}, not of {mark}: give this one "
-                "another --name, or --forget the former"
-            )
-        await begun.commit(Changes(time=now))
-    finally:
-        await begun.rollback()
+        await forget(store, name, project.ambient, by=by)
 
 
 def _print_replay(

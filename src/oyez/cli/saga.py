@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 
 import click
 import msgspec
 from rich.text import Text
 
 from oyez.cli.gaps import refuse
-from oyez.cli.invocation import json_option, run_async
+from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import (
     Cell,
     console,
@@ -27,18 +28,17 @@ from oyez.inspection.sagas import (
     STATUSES,
     History,
     Instance,
-    Operation,
     WholeInstance,
     as_value,
     export,
     find_instance,
     list_instances,
-    operate,
     whole_as_value,
 )
 from oyez.project import Project
-from oyez.saga import Outputs, Progress, Saga, SagaType
-from oyez.saga_transition import abort, resolve, retry
+from oyez.runtime.sagas import Sagas
+from oyez.saga import Progress, SagaType
+from oyez.transaction import Announcer
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _AGE = re.compile(r"(\d{1,9})([smhd])")
@@ -183,11 +183,12 @@ def _status(status: str) -> Text:
 
 @command.command("retry")
 @_key
+@why_option
 @_service
 @_saga
-def retry_(key: str, service: str, saga: str) -> None:
+def retry_(key: str, why: str, service: str, saga: str) -> None:
     """Ask again what an instance waits for; one that is stuck goes on."""
-    _operate(key, service, saga, retry)
+    _act(key, service, saga, why, lambda sagas, name: sagas.retry(name, key))
 
 
 @command.command("abort")
@@ -198,11 +199,7 @@ def retry_(key: str, service: str, saga: str) -> None:
 def abort_(key: str, why: str, service: str, saga: str) -> None:
     """Undo an instance, as if a step had failed."""
     _said(why)
-
-    def operation(kind: SagaType, instance: Saga, now: float) -> Outputs:
-        return abort(kind, instance, why, now)
-
-    _operate(key, service, saga, operation)
+    _act(key, service, saga, why, lambda sagas, name: sagas.abort(name, key))
 
 
 @command.command("resolve")
@@ -215,11 +212,8 @@ def abort_(key: str, why: str, service: str, saga: str) -> None:
 def resolve_(key: str, step: str, outcome: str, why: str, service: str, saga: str) -> None:
     """Take a step for done, or for undone, as you have found it to be."""
     _said(why)
-
-    def operation(kind: SagaType, instance: Saga, now: float) -> Outputs:
-        return resolve(kind, instance, step, done=outcome == "done", why=why, now=now)
-
-    _operate(key, service, saga, operation)
+    done = outcome == "done"
+    _act(key, service, saga, why, lambda sagas, name: sagas.resolve(name, key, step, done=done))
 
 
 @command.command("export")
@@ -270,12 +264,22 @@ def _said(why: str) -> None:
         raise ConfigurationError("--why: state the reason")
 
 
-def _operate(key: str, service: str, saga: str, operation: Operation) -> None:
+def _act(
+    key: str,
+    service: str,
+    saga: str,
+    why: str,
+    act: Callable[[Sagas, str], Awaitable[Progress]],
+) -> None:
     project = Project.open()
+    by = actor(why)
 
     async def work() -> tuple[Instance, Progress]:
-        whole = await find_instance(project, key, service=service, saga=saga)
-        return whole.instance, await operate(project, whole.instance, operation)
+        instance = (await find_instance(project, key, service=service, saga=saga)).instance
+        code, name = project.service(instance.service), project.config.system.name
+        announcer = Announcer(name, instance.service, project.ambient)
+        async with project.opened_store(instance.service) as store:
+            return instance, await act(Sagas(store, code, announcer, by=by), instance.saga)
 
     instance, progress = run_async(work())
     waits = f", waits for {progress.waits_for}" if progress.waits_for else ""

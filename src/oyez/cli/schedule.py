@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from oyez.cli.invocation import json_option, run_async
+from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import Cell, local_time, print_json, print_line, print_table, warn
 from oyez.errors import NotCreated
 from oyez.inspection.schedule import Later, as_value, cancel, list_later
 from oyez.project import Project
+from oyez.runtime.audit import Actor
 
 _service = click.argument("service")
 
@@ -49,11 +50,12 @@ def list_(service: str, limit: int, as_json: bool) -> None:
 @command.command("cancel")
 @_service
 @click.argument("event", metavar="ID|NAME")
-def cancel_(service: str, event: str) -> None:
+@why_option
+def cancel_(service: str, event: str, why: str) -> None:
     """Cancel a scheduled event, by its id or by its name as it is listed."""
     project = Project.open()
     name = project.settings(service).name
-    run_async(_cancel(project, name, event))
+    run_async(_cancel(project, name, event, actor(why)))
     print_line(f"cancelled: {name} {event}")
 
 
@@ -65,6 +67,6 @@ async def _list(project: Project, name: str, limit: int) -> tuple[list[Later], b
         return [], False
 
 
-async def _cancel(project: Project, name: str, event: str) -> None:
+async def _cancel(project: Project, name: str, event: str, by: Actor) -> None:
     async with project.opened_store(name) as store:
-        await cancel(store, event, project.ambient.now())
+        await cancel(store, event, project.ambient.now(), by=by)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from oyez import tables
 from oyez.cli.gaps import refuse
-from oyez.cli.invocation import json_option, run_async
+from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import UNKNOWN, Cell, print_json, print_line, print_table, warn
 from oyez.cli.replay import reports_of, run_to_end
 from oyez.errors import BrokerRefused, HistoryMissing, OyezError, ReplayRefused
@@ -20,6 +20,7 @@ from oyez.inspection.drift import kind_of, verify
 from oyez.inspection.views import ViewVersion, as_value, list_views
 from oyez.ports import Broker, Store
 from oyez.project import Project
+from oyez.runtime.audit import Actor, record
 from oyez.runtime.replay import Chosen, Replay, Stretch, ends
 from oyez.runtime.views import go_back, lacks, prepare, show, versions_in
 from oyez.view import ViewType
@@ -92,16 +93,24 @@ def _note(each: ViewVersion) -> Cell:
 )
 @click.option("--key", help="The row of this key alone.")
 @click.option("--repair", is_flag=True, help="Write what the history says into rows that differ.")
+@why_option
 @json_option
 def verify_(
-    service: str, view: str, sample: int, key: str | None, repair: bool, as_json: bool
+    service: str,
+    view: str,
+    sample: int,
+    key: str | None,
+    repair: bool,
+    why: str,
+    as_json: bool,
 ) -> None:
     """Compare rows of VIEW with the history, and print the fields that differ.
 
     It reads the whole history, and folds the events of some keys in memory. Exit code 1 if any row
     differs, and was not repaired.
     """
-    found = run_async(verify(Project.open(), service, view, sample=sample, key=key, repair=repair))
+    by = actor(why) if repair else None
+    found = run_async(verify(Project.open(), service, view, sample=sample, key=key, repair=by))
     for gap in found.gaps:
         warn(str(gap))
     if as_json:
@@ -135,7 +144,8 @@ def verify_(
 @click.argument("service")
 @click.argument("view")
 @click.option("--swap", "swap_in", is_flag=True, help="Then let SQL and readers have this version.")
-def build(service: str, view: str, swap_in: bool) -> None:
+@why_option
+def build(service: str, view: str, swap_in: bool, why: str) -> None:
     """Fill the version of VIEW that the code has, and end when it has read all there is.
 
     A job to run with the new code before it is deployed, beside the replicas with the old one. The
@@ -143,16 +153,16 @@ def build(service: str, view: str, swap_in: bool) -> None:
     --swap this command does. It goes on where it was interrupted. Exit codes: 0 done, 1 events
     failed or it could not be swapped.
     """
-    run_async(_build(Project.open(), service, view, swap_in=swap_in))
+    run_async(_build(Project.open(), service, view, swap_in=swap_in, by=actor(why)))
 
 
-async def _build(project: Project, service: str, view: str, *, swap_in: bool) -> None:
+async def _build(project: Project, service: str, view: str, *, swap_in: bool, by: Actor) -> None:
     system = project.config.system.name
     code = project.service(project.settings(service).name)
     kind = kind_of(code, view)
     handler = code.views[kind]
     async with project.opened_store(service) as store, project.opened_broker(service) as broker:
-        active = await _prepare(project, service, kind, handler, store, broker)
+        active = await _prepare(project, service, kind, handler, store, broker, by)
         for _ in range(ROUNDS):
             failed: Counter[str] = Counter()
             replay = Replay(
@@ -181,7 +191,8 @@ async def _build(project: Project, service: str, view: str, *, swap_in: bool) ->
                     f"{found['dead']} events of version {kind.version} failed, so it can't take "
                     f"its place: see `oyez dead list {service}`"
                 )
-            whole = await show(store, kind, project.ambient.now()) if swap_in else not found
+            now = project.ambient.now()
+            whole = await show(store, kind, now, by=by) if swap_in else not found
             if whole:
                 break
         else:
@@ -202,6 +213,7 @@ async def _prepare(
     handler: Handler,
     store: Store,
     broker: Broker,
+    by: Actor,
 ) -> int:
     """Make the table of the version; return the active one. Refuse what can't be built."""
     view, version = kind.view, kind.version
@@ -211,6 +223,8 @@ async def _prepare(
     active = known.active if known else version
     if active > version:
         raise OyezError(f"version {active} of {view} is active, and the code has version {version}")
+    now = project.ambient.now()
+    await record(store, by, "view.build", f"view {view}", now, {"version": version})
     await prepare(store, [kind], project.ambient)
     asked = {"reader": kind.name, "now": project.ambient.now()}
     (living,) = await store.fetch(tables.LIVE_READERS, asked)
@@ -231,14 +245,15 @@ async def _prepare(
 @command.command("begin")
 @click.argument("service")
 @click.argument("view")
-def begin_(service: str, view: str) -> None:
+@why_option
+def begin_(service: str, view: str, why: str) -> None:
     """Let VIEW begin behind what retention has deleted, where a backfill stands for it.
 
     First let each service whose history is missing announce what it has: `oyez backfill OWNER EVENT
     --for SERVICE`. The view begins where these backfills did, and is filled from there on; nothing
     is done, with the reason, unless they have ended and all that came since is still there.
     """
-    begun = run_async(begin(Project.open(), service, view))
+    begun = run_async(begin(Project.open(), service, view, by=actor(why)))
     if not begun:
         print_line(f"{view} lacks nothing of its history")
         return
@@ -249,16 +264,18 @@ def begin_(service: str, view: str) -> None:
 @command.command("back")
 @click.argument("service")
 @click.argument("view")
-def back(service: str, view: str) -> None:
+@why_option
+def back(service: str, view: str, why: str) -> None:
     """Show the version of VIEW before the active one again.
 
     The version that was active stays as it is until a newer one takes its place. A version that no
     replica reads stands still: deploy the code that has it as well.
     """
     project = Project.open()
+    by = actor(why)
 
     async def go() -> int:
         async with project.opened_store(service) as store:
-            return await go_back(store, view, project.ambient.now())
+            return await go_back(store, view, project.ambient.now(), by=by)
 
     print_line(f"{view} shows version {run_async(go())}")

@@ -17,6 +17,7 @@ from oyez.handler import Handler
 from oyez.inspection.drift import kind_of
 from oyez.ports import BEGINNING, Broker, Changes, Position, Store, Writes
 from oyez.project import Project
+from oyez.runtime.audit import Actor, audited
 from oyez.runtime.backfill import Walked, walked_for
 from oyez.runtime.views import Begun, begun_mark, versions_in
 from oyez.view import ViewType
@@ -26,7 +27,7 @@ _PAGE = 1_000
 Place = tuple[str, int]
 
 
-async def begin(project: Project, service: str, view: str) -> dict[Place, Position]:
+async def begin(project: Project, service: str, view: str, *, by: Actor) -> dict[Place, Position]:
     """Let the version of a view in the code begin where backfills for its service did.
 
     Returns the partitions with their new positions; none where nothing is missing. Running
@@ -54,7 +55,7 @@ async def begin(project: Project, service: str, view: str) -> dict[Place, Positi
                 if of == stream:
                     begins[of, partition] = _position(walked, of, partition, count)
             until[stream] = list(await broker.ends(stream))
-        await _save(store, kind, begins, until, project.ambient.now())
+        await _save(store, kind, begins, until, project.ambient.now(), by)
     return begins
 
 
@@ -154,8 +155,10 @@ async def _save(
     begins: Mapping[Place, Position],
     until: Mapping[str, list[Position]],
     now: float,
+    by: Actor,
 ) -> None:
-    writes: Writes = []
+    after = {"partitions": len(begins), "version": kind.version}
+    writes: Writes = [audited(by, "view.begin", f"view {kind.view}", now, after=after)]
     for (stream, partition), position in begins.items():
         cursor = {"stream": stream, "partition": partition, "reader": kind.name}
         writes.append((tables.ADD_CURSOR, [cursor]))

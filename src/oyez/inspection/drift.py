@@ -21,6 +21,7 @@ from oyez.inspection import history
 from oyez.inspection.reach import Gap
 from oyez.ports import Broker, Changes, Kept, Position, Store
 from oyez.project import Project
+from oyez.runtime.audit import Actor, audited
 from oyez.service import Service
 from oyez.view import GONE, Entry, ViewType, apply
 
@@ -74,14 +75,14 @@ async def verify(
     *,
     sample: int = 1_000,
     key: str | None = None,
-    repair: bool = False,
+    repair: Actor | None = None,
 ) -> Verified:
     """Compare about ``sample`` rows of a view, or the one of ``key``, with the history.
 
-    It reads the whole history. ``repair`` writes what the history says into those that differ,
-    unless retention has deleted some of it. Raises HistoryMissing where retention has deleted its
-    beginning, ConfigurationError where the service's code has no such view, StoreError and
-    BrokerError.
+    It reads the whole history. ``repair`` is who has what the history says written into those that
+    differ, unless retention has deleted some of it. Raises HistoryMissing where retention has
+    deleted its beginning, ConfigurationError where the service's code has no such view, StoreError
+    and BrokerError.
     """
     code = project.service(service)
     kind = kind_of(code, view)
@@ -98,10 +99,12 @@ async def verify(
             for difference in _differences(kind, each, expected.get(each), snapshot)
         ]
         repaired = 0
-        if repair and not short:
+        if repair is not None and not short:
             for each in sorted({difference.key for difference in found}):
                 version, now = snapshot.versions.get(each, 0), project.ambient.now()
-                repaired += await _repair(store, kind, each, expected.get(each), version, now)
+                repaired += await _repair(
+                    store, kind, each, expected.get(each), version, now, repair
+                )
     return Verified(
         view=view,
         version=kind.version,
@@ -125,7 +128,7 @@ async def _check_whole(kind: ViewType, broker: Broker, snapshot: Snapshot) -> No
 
 
 async def _repair(
-    store: Store, kind: ViewType, key: str, expected: Any, version: int, now: float
+    store: Store, kind: ViewType, key: str, expected: Any, version: int, now: float, by: Actor
 ) -> bool:
     """Write a row; return False, with nothing written, if it changed since it was compared."""
     begun = store.begin()
@@ -139,7 +142,8 @@ async def _repair(
         closed = kind.close(entry, bare)
         sql, parameters = kind.write(entry, closed or bare)
         kept = [] if closed is None else [closed]
-        await begun.commit(Changes(kept=kept, writes=[(sql, [parameters])], time=now))
+        audit = audited(by, "view.repair", f"view {kind.view}, row {key}", now)
+        await begun.commit(Changes(kept=kept, writes=[(sql, [parameters]), audit], time=now))
     finally:
         await begun.rollback()
     return True

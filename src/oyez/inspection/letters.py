@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from oyez.inspection.form import payload_json, utc_time
 from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Position, Row, Store
 from oyez.project import Project
-from oyez.runtime.dead import list_dead, show_dead
+from oyez.runtime.dead import ALL, Group, Wanted, list_dead, list_groups, show_dead
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +63,12 @@ class Letters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_letters(
-    project: Project, services: Iterable[str], *, every: bool = False, limit: int = 100
+    project: Project,
+    services: Iterable[str],
+    *,
+    every: bool = False,
+    limit: int = 100,
+    wanted: Wanted = ALL,
 ) -> Letters:
     """Return the oldest dead letters of each service, at most ``limit`` of each.
 
@@ -72,13 +77,44 @@ async def list_letters(
     letters: list[Letter] = []
     gaps: list[Gap] = []
     more = False
-    answers = await ask_stores(
-        project, services, lambda store: list_dead(store, every=every, limit=limit + 1), gaps
-    )
+
+    def ask(store: Store) -> Awaitable[list[Row]]:
+        return list_dead(store, every=every, limit=limit + 1, wanted=wanted)
+
+    answers = await ask_stores(project, services, ask, gaps)
     for name, rows in answers:
         more = more or len(rows) > limit
         letters += [_letter(name, row) for row in rows[:limit]]
     return Letters(letters=tuple(letters), more=more, gaps=tuple(gaps))
+
+
+class Groups(msgspec.Struct, frozen=True, kw_only=True):
+    """Groups of dead letters of several services."""
+
+    groups: tuple[tuple[str, Group], ...]
+    """Each with its service, by service, the largest first."""
+    more: bool
+    """Whether some were left out."""
+    gaps: tuple[Gap, ...]
+    """Stores that could not be read."""
+
+
+async def group_letters(
+    project: Project, services: Iterable[str], *, wanted: Wanted = ALL, limit: int = 100
+) -> Groups:
+    """Return the largest groups of dead letters of each service, at most ``limit`` of each.
+
+    A service that never ran has none.
+    """
+    gaps: list[Gap] = []
+    answers = await ask_stores(
+        project, services, lambda store: list_groups(store, wanted=wanted, limit=limit + 1), gaps
+    )
+    return Groups(
+        groups=tuple((name, each) for name, found in answers for each in found[:limit]),
+        more=any(len(found) > limit for _, found in answers),
+        gaps=tuple(gaps),
+    )
 
 
 async def show_letter(project: Project, service: str, letter: int) -> WholeLetter | None:
@@ -119,6 +155,22 @@ async def read_letter(service: str, store: Store, letter: int) -> WholeLetter | 
 def as_value(letter: Letter) -> dict[str, Any]:
     """Return a dead letter as a value for JSON."""
     return {**msgspec.structs.asdict(letter), "time": utc_time(letter.time)}
+
+
+def groups_as_value(found: Groups) -> dict[str, Any]:
+    """Return groups as a value for JSON."""
+    return {
+        "groups": [
+            {
+                "service": name,
+                **msgspec.structs.asdict(each),
+                "oldest": utc_time(each.oldest),
+                "newest": utc_time(each.newest),
+            }
+            for name, each in found.groups
+        ],
+        "more": found.more,
+    }
 
 
 def whole_as_value(whole: WholeLetter) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The instances of a system's sagas, running or not: listed, shown, and set going again."""
+"""The instances of a system's sagas, running or not: listed and shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -10,22 +10,17 @@ import msgspec
 from oyez import tables
 from oyez.contract import encode
 from oyez.envelope import open_record, parse_time
-from oyez.errors import ConfigurationError, NotCreated, OyezError
+from oyez.errors import NotCreated, OyezError
 from oyez.event import describe
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Record, Row
 from oyez.project import Project
-from oyez.saga import Outputs, Progress, Saga, SagaType, Status, read_progress
-from oyez.saga_handler import carry_out
+from oyez.saga import Progress, Status, read_progress
 from oyez.timers import Timer
-from oyez.transaction import Announcer, Origin, UnitOfWork
 
 _TIMER = describe(Timer)
-
-Operation = Callable[[SagaType, Saga, float], Outputs]
-"""What an operator does to an instance, at a time: `oyez.saga_transition.retry`, say."""
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,34 +201,6 @@ def _timer(of: Instance, entry: Logged) -> bytes:
     name, _, time = entry.event_id.removeprefix(f"{of.saga}/{of.key}/").rpartition("@")
     due = parse_time(time.partition("#")[0]).timestamp()
     return encode(_TIMER, Timer(kind=of.saga, key=of.key, name=name, due=due))
-
-
-async def operate(project: Project, found: Instance, operation: Operation) -> Progress:
-    """Do something to an instance, in one commit with its effects; return where it stands then.
-
-    Whatever the service does meanwhile comes before or after. Raises what the operation raises,
-    and ConfigurationError when the service does not declare the saga.
-    """
-    service = project.service(found.service)
-    kind = service.kinds.get(found.saga)
-    if not isinstance(kind, SagaType):
-        raise ConfigurationError(
-            f"{found.service} does not declare the saga {found.saga}: run this with the version "
-            "of the service that does"
-        )
-    announcer = Announcer(project.config.system.name, found.service, project.ambient)
-    async with project.opened_store(found.service) as store:
-        unit = UnitOfWork(store, announcer)
-        try:
-            tx = unit.transaction(Origin(correlationid=found.correlationid), found.key)
-            await unit.load([(kind.name, found.key)], alone=True)
-            saga: Saga = unit.states.of(kind, found.key)
-            carry_out(kind, saga, operation(kind, saga, unit.changes.time), tx)
-            unit.changes.ring = True
-            await unit.commit()
-        finally:
-            await unit.rollback()
-    return saga.progress
 
 
 def as_value(instance: Instance) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from oyez import tables
 from oyez.errors import OyezError
 from oyez.inspection.form import utc_time
 from oyez.ports import Changes, Store
+from oyez.runtime.audit import Actor, audited
 from oyez.schedule import EVERY
 
 
@@ -60,7 +61,7 @@ async def list_later(store: Store, limit: int = 100) -> tuple[list[Later], bool]
     return found[:limit], len(found) > limit
 
 
-async def cancel(store: Store, event: str, now: float) -> None:
+async def cancel(store: Store, event: str, now: float, *, by: Actor) -> None:
     """Cancel a scheduled event by its id, or by its type and name as ``type/name``.
 
     Raises OyezError when there is none, and StoreError.
@@ -74,7 +75,8 @@ async def cancel(store: Store, event: str, now: float) -> None:
                 f"no event {event} is scheduled: it has been published or cancelled, or is a timer "
                 "or schedule, which its code ends; see `oyez schedule list`"
             )
-        await begun.commit(Changes(time=now))
+        audit = audited(by, "schedule.cancel", f"event {event}", now)
+        await begun.commit(Changes(writes=[audit], time=now))
     finally:
         await begun.rollback()
 

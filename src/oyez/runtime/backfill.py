@@ -18,7 +18,8 @@ import msgspec
 from oyez import tables
 from oyez.ambient import backoff
 from oyez.errors import BackfillFailed, OyezError
-from oyez.ports import Broker, Position, Row, Store
+from oyez.ports import Broker, Changes, Parameters, Position, Row, Store
+from oyez.runtime.audit import Actor, audited
 from oyez.service import Backfill
 from oyez.transaction import Announcer, Origin, UnitOfWork
 
@@ -66,7 +67,7 @@ class Walk:
         self._announcer = announcer
         self._seen: set[str] = set()
 
-    async def begin(self) -> bool:
+    async def begin(self, *, by: Actor) -> bool:
         """Begin, or go on where it was interrupted; return whether it goes on.
 
         Raises BrokerError and StoreError.
@@ -74,15 +75,26 @@ class Walk:
         found = await self._store.fetch(tables.ACTIVE, self._name)
         if found and not (walked := _walked(found[0])).done:
             self.walked = walked
+            now = self._announcer.ambient.now()
+            writes = [self._audited(by, {"announced": walked.announced})]
+            await self._store.begin().commit(Changes(writes=writes, time=now))
             return True
         # The ends first: what is published afterwards is not lost, wherever it is announced.
         begins = list(await self._broker.ends(self._announcer.stream))
         unit = UnitOfWork(self._store, self._announcer)
         try:
+            sql, (row,) = self._audited(by)
+            unit.transaction(Origin()).execute(sql, **row)
             await self._keep(unit, Walked(begins=begins))
         finally:
             await unit.rollback()
         return False
+
+    def _audited(
+        self, by: Actor, before: dict[str, int] | None = None
+    ) -> tuple[str, list[Parameters]]:
+        target = f"backfill of {self._backfill.event.name} for {self._recipient}"
+        return audited(by, "backfill.begin", target, self._announcer.ambient.now(), before)
 
     async def chunk(self) -> bool:
         """Announce the next chunk; return whether there may be more.

@@ -15,12 +15,14 @@ DEAD_RETENTION = 90 * 86_400.0
 """Seconds for which redriven and discarded dead letters are kept."""
 SAGA_RETENTION = 7 * 86_400.0
 """Seconds for which sagas that have ended are kept, with their logs."""
+AUDIT_RETENTION = 366 * 86_400.0
+"""Seconds for which acts are kept in the audit."""
 ROUND = 60.0
 """Seconds between two rounds."""
 
 
 class Housekeeping:
-    """The retention of inbox rows, of settled dead letters and of sagas that have ended."""
+    """The retention of inbox rows, settled dead letters, sagas that have ended and the audit."""
 
     def __init__(self, store: Store, ambient: Ambient, reports: Reports) -> None:
         self._store = store
@@ -42,6 +44,7 @@ class Housekeeping:
             (INBOX_RETENTION, [tables.DELETE_HANDLED]),
             (DEAD_RETENTION, [tables.DELETE_SETTLED_LETTERS]),
             (SAGA_RETENTION, [tables.DELETE_ENDED_LOG, tables.DELETE_ENDED]),
+            (AUDIT_RETENTION, [tables.DELETE_AUDIT]),
         ):
             while await self._delete(statements, now - age):
                 await self._ambient.sleep(0)  # other transactions may write between two rounds

@@ -41,6 +41,7 @@ from oyez.ports import (
     Store,
     Writes,
 )
+from oyez.runtime.audit import Actor, audited
 from oyez.runtime.batches import SAVE, Batches
 from oyez.runtime.calls import THREADS, Calls
 from oyez.runtime.claims import CRASHES
@@ -606,7 +607,32 @@ def mark_of(name: str) -> str:
     return f"oyez:replay:{name}"
 
 
-async def swap(store: Store, name: str, chosen: Chosen, system: str, ambient: Ambient) -> bool:
+async def begin_replay(store: Store, name: str, of: str, ambient: Ambient, *, by: Actor) -> None:
+    """Note what a replay is ``of``, before it begins or goes on.
+
+    Raises ReplayRefused when there is one of this name that is of something else.
+    """
+    mark = mark_of(name)
+    now = ambient.now()
+    begun = store.begin()
+    try:
+        added = await begun.fetch(tables.MARK_FIRST, {"name": mark, "mark": of, "now": now}, [])
+        (found,) = await begun.fetch(tables.ACTIVE, {"name": mark}, [])
+        if not added and found["version"] != of:
+            raise ReplayRefused(
+                f"replay {name} is one of {found['version']}, not of {of}: give this one "
+                "another --name, or --forget the former"
+            )
+        before = {} if added else {"of": of}
+        audit = audited(by, "replay.begin", _target(name), now, before, {"of": of})
+        await begun.commit(Changes(writes=[audit], time=now))
+    finally:
+        await begun.rollback()
+
+
+async def swap(
+    store: Store, name: str, chosen: Chosen, system: str, ambient: Ambient, *, by: Actor
+) -> bool:
     """Put the rows that a replay has made in the place of the service's, in one transaction.
 
     False, with nothing changed, when the service has not read exactly as far as the replay, or has
@@ -638,7 +664,11 @@ async def swap(store: Store, name: str, chosen: Chosen, system: str, ambient: Am
         if parked or live != made:
             return False
         now = ambient.now()
-        writes = _leaving(name, now)
+        kinds = {"kinds": [kind.name for kind in chosen.kinds]}
+        writes = [
+            *_leaving(name, now),
+            audited(by, "replay.swap", _target(name), now, after=kinds),
+        ]
         for kind in chosen.kinds:
             fresh = kind_under(kind.name, name)
             writes.append((tables.REPLACED_STATE, [{"kind": kind.name}]))
@@ -646,14 +676,20 @@ async def swap(store: Store, name: str, chosen: Chosen, system: str, ambient: Am
         await begun.commit(Changes(writes=writes, time=now))
     finally:
         await begun.rollback()
-    await forget(store, name, ambient)
+    await _clear(store, name, ambient)
     return True
 
 
-async def forget(store: Store, name: str, ambient: Ambient) -> None:
+async def forget(store: Store, name: str, ambient: Ambient, *, by: Actor) -> None:
     """Delete everything of a replay. A process that replays it is fenced."""
     now = ambient.now()
-    await store.begin().commit(Changes(writes=_leaving(name, now), time=now))
+    audit = audited(by, "replay.forget", _target(name), now)
+    await store.begin().commit(Changes(writes=[*_leaving(name, now), audit], time=now))
+    await _clear(store, name, ambient)
+
+
+async def _clear(store: Store, name: str, ambient: Ambient) -> None:
+    """Delete what a replay has left that nobody goes on with."""
     kinds = await store.fetch(tables.KINDS_LIKE, {"kind": kind_under("%", name)})
     reader = {"reader": reader_of(name)}
     for sql, asked in (
@@ -665,6 +701,10 @@ async def forget(store: Store, name: str, ambient: Ambient) -> None:
             await ambient.sleep(0)  # other transactions may write between two rounds
     gone: Writes = [(tables.DELETE_MARK, [{"name": mark_of(name)}])]
     await store.begin().commit(Changes(writes=gone, time=ambient.now()))
+
+
+def _target(name: str) -> str:
+    return f"replay {name}"
 
 
 def _leaving(name: str, now: float) -> Writes:

@@ -25,6 +25,7 @@ from oyez.ports import (
     Store,
     Writes,
 )
+from oyez.runtime.audit import Actor, audited
 from oyez.runtime.calls import Calls
 from oyez.runtime.claims import Place
 from oyez.runtime.commits import Commits
@@ -330,8 +331,11 @@ class Views:
             await self._look()
 
 
-async def show(store: Store, kind: ViewType, now: float) -> bool:
-    """Make the version in the code the active one; False, with nothing done, if it is not whole."""
+async def show(store: Store, kind: ViewType, now: float, *, by: Actor | None = None) -> bool:
+    """Make the version in the code the active one; False, with nothing done, if it is not whole.
+
+    ``by`` is who asked for it, if not the service itself.
+    """
     begun = store.begin()
 
     async def fetch(sql: str, parameters: Parameters) -> list[Row]:
@@ -343,6 +347,8 @@ async def show(store: Store, kind: ViewType, now: float) -> bool:
             return False
         if active < kind.version:
             writes = _switch(kind.view, kind.version, now)
+            if by is not None:
+                writes.append(_audited(by, "view.swap", kind.view, now, active, kind.version))
             await begun.commit(Changes(writes=writes, time=now))
     finally:
         await begun.rollback()
@@ -354,7 +360,13 @@ def _switch(view: str, version: int, now: float) -> Writes:
     return [*showing(view, version), (tables.CHANGE_MARK, [_mark(view, version, now)])]
 
 
-async def go_back(store: Store, view: str, now: float) -> int:
+def _audited(
+    by: Actor, act: str, view: str, now: float, before: int, after: int
+) -> tuple[str, list[Parameters]]:
+    return audited(by, act, f"view {view}", now, {"version": before}, {"version": after})
+
+
+async def go_back(store: Store, view: str, now: float, *, by: Actor) -> int:
     """Make the version before the active one the active one again; return it.
 
     The one that it was stays inactive. Raises StoreRefused where there is no older one.
@@ -371,7 +383,11 @@ async def go_back(store: Store, view: str, now: float) -> int:
                 f"{KEPT / 3600:.0f} hours after it was replaced"
             )
         left: Parameters = {"name": f"oyez:view:{view}@left", "mark": str(found.active), "now": now}
-        writes = [*_switch(view, older[-1], now), (tables.SET_MARK, [left])]
+        writes = [
+            *_switch(view, older[-1], now),
+            (tables.SET_MARK, [left]),
+            _audited(by, "view.back", view, now, found.active, older[-1]),
+        ]
         await begun.commit(Changes(writes=writes, time=now))
     finally:
         await begun.rollback()

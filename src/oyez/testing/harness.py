@@ -29,6 +29,7 @@ from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe
 from oyez.ports import Record, Row
+from oyez.runtime.audit import Actor
 from oyez.runtime.backfill import Walk
 from oyez.runtime.calls import Begun
 from oyez.runtime.dead import list_dead
@@ -137,7 +138,7 @@ class System:
             store=process.store,
             announcer=process.announcer,
         )
-        await walk.begin()
+        await walk.begin(by=Actor(who="test", via="command"))
         while await walk.chunk():
             pass
         return walk.walked.announced

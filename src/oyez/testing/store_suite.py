@@ -47,7 +47,8 @@ from oyez.ports import (
     StoreTransaction,
     Writes,
 )
-from oyez.runtime.dead import discard, list_dead, redrive
+from oyez.runtime.audit import Actor, audited, list_acts
+from oyez.runtime.dead import ALL, Wanted, discard, list_dead, list_groups, redrive
 from oyez.tables import INBOX_RETENTION
 from oyez.testing.crash import run_and_kill
 from oyez.timers import arm, disarm, disarm_all
@@ -56,6 +57,8 @@ DEADLINE = 60.0
 """Seconds that a test waits, at most, for what must come."""
 LEASE = 1.2
 """Seconds of the lease that a blocked event loop must not lose."""
+
+BY = Actor(who="suite", via="command", why="to see it")
 
 Factory = Callable[[], Store]
 
@@ -705,7 +708,83 @@ class StoreSuite:
             assert not await cancel(tables.CANCEL, id="2")
             assert not await cancel(tables.CANCEL_NAMED, name="t/2")
 
-    # -- dead letters ------------------------------------------------------------------------------
+    # -- dead letters and the audit ----------------------------------------------------------------
+
+    async def test_an_act_and_its_audit_are_one_commit(self, tmp_path: Path) -> None:
+        """Neither a failed act nor a failed audit leaves half of it."""
+        ambient = SystemAmbient()
+        async with self._open(tmp_path) as (store,):
+            letters = [msgspec.structs.replace(_dead(id_), time=ambient.now()) for id_ in "12"]
+            await store.begin().commit(Changes(dead=letters))
+            first, second = [row["id"] for row in await list_dead(store)]
+            await redrive(store, first, ambient, by=BY, data=b"{}")
+            with pytest.raises(NotRedriven):
+                await redrive(store, first, ambient, by=BY)
+            (act,) = await list_acts(store)
+            assert (act.who, act.via, act.act, act.target, act.reason) == (
+                "suite",
+                "command",
+                "dead.redrive",
+                f"dead letter {first}",
+                "to see it",
+            )
+            assert (act.before["state"], act.after["state"]) == ("dead", "redriven")
+            sql, (row,) = audited(BY, "dead.discard", f"dead letter {second}", 1.0)
+            mark = {"id": second, "state": "discarded", "note": ""}
+            half = Changes(writes=[(tables.MARK_LETTER, [mark]), (sql, [{**row, "act": None}])])
+            with pytest.raises(ConstraintViolated):
+                await store.begin().commit(half)
+            assert [row["id"] for row in await list_dead(store)] == [second]
+            assert await list_acts(store) == [act]
+            assert await list_acts(store, target=f"dead letter {second}") == []
+            assert await list_acts(store, before=act.id) == []
+
+    async def test_dead_letters_are_grouped_and_chosen_by_what_they_share(
+        self, tmp_path: Path
+    ) -> None:
+        """A store writes the cause of each with it, and answers by any part of what is asked."""
+        kinds = [
+            ("h", "t", "no order 17 of 'ann'", "a"),
+            ("h", "t", "no order 4 of 'bob'", "b"),
+            ("h", "t", "out of stock", "a"),
+            ("h", "u", "no order 5 of 'cy'", "a"),
+            ("g", "t", "no order 6 of 'di'", None),
+            ("h", "t", "50%_off", "k" * 3_000),
+        ]
+        letters = [
+            msgspec.structs.replace(
+                _dead(str(n)), handler=handler, type=kind, reason=reason, key=key, time=float(n)
+            )
+            for n, (handler, kind, reason, key) in enumerate(kinds)
+        ]
+        async with self._open(tmp_path) as (store,):
+            await store.begin().commit(Changes(dead=letters))
+            first, *others = await list_groups(store)
+            assert (first.handler, first.type, first.cause) == ("h", "t", "no order # of '…'")
+            assert (first.letters, first.oldest, first.newest) == (2, 0.0, 1.0)
+            assert [each.letters for each in others] == [1, 1, 1, 1]
+            paged, after = [], None
+            while page := await list_groups(store, after=after, limit=2):
+                paged += page
+                after = page[-1]
+            assert paged == [first, *others]
+
+            async def chosen(**wanted: str) -> list[str]:
+                rows = await list_dead(store, wanted=Wanted(**wanted))
+                return [row["event_id"] for row in rows]
+
+            assert await chosen(group=first.group) == ["0", "1"]
+            assert await chosen(key="a") == ["0", "2", "3"]
+            assert await chosen(key="k" * 3_000) == ["5"]
+            assert await chosen(key="k" * 2_999) == []
+            assert await chosen(handler="g") == ["4"]
+            assert await chosen(type="u", key="a") == ["3"]
+            assert await chosen(text="NO ORDER") == ["0", "1", "3", "4"]
+            assert await chosen(text="%_") == ["5"]
+            assert [row["event_id"] for row in await list_dead(store, wanted=ALL)] == [*"012345"]
+            (group,) = await list_groups(store, wanted=Wanted(type="u"))
+            assert group.letters == 1
+            assert await list_groups(store, wanted=Wanted(text="nothing")) == []
 
     async def test_a_redrive_older_than_the_inbox_remembers_wants_to_be_meant(
         self, tmp_path: Path
@@ -720,14 +799,14 @@ class StoreSuite:
             await store.begin().commit(Changes(dead=letters))
             old, young = [row["id"] for row in await list_dead(store)]
             with pytest.raises(NotRedriven, match=r"older than 7 days.*--old"):
-                await redrive(store, old, ambient)
+                await redrive(store, old, ambient, by=BY)
             assert (await _left(store))["inbox"] == 0
-            await redrive(store, young, ambient)
-            await redrive(store, old, ambient, old=True)
+            await redrive(store, young, ambient, by=BY)
+            await redrive(store, old, ambient, by=BY, old=True)
             assert (await _left(store))["inbox"] == 2
             for letter in (old, young):
                 with pytest.raises(NotRedriven, match="already"):
-                    await redrive(store, letter, ambient, old=True)
+                    await redrive(store, letter, ambient, by=BY, old=True)
 
     async def test_a_refused_event_of_the_outbox_holds_its_key_until_it_is_settled(
         self, tmp_path: Path
@@ -768,16 +847,16 @@ class StoreSuite:
             )
             assert await ids() == ["5"]
             assert await store.fetch(tables.REFUSALS, {}) == [{"events": 1}]
-            await redrive(store, letter, ambient, data=b"mended")
+            await redrive(store, letter, ambient, by=BY, data=b"mended")
             assert await ids() == ["1", "2", "3", "4", "5", "6"]
             assert (await store.outbox(0, 0.0, 1))[0].data == b"mended"
             letter = await refuse()
             assert await ids() == ["5"]
-            await discard(store, letter, "not needed")
+            await discard(store, letter, ambient, by=BY)
             assert await ids() == ["2", "3", "4", "5", "6"]
             assert await store.fetch(tables.HELD, {}) == []
             with pytest.raises(NotRedriven):
-                await discard(store, letter, "twice")
+                await discard(store, letter, ambient, by=BY)
 
     # -- keyed state -------------------------------------------------------------------------------
 
