@@ -9,7 +9,9 @@ but an index.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
+from typing import Any
 
 MAX_TEXT = 200
 """The limit of characters of a masked reason."""
@@ -46,6 +48,14 @@ def cause_of(handler: str, type: str, reason: str) -> str:  # noqa: A002 - Cloud
     """Return the group of a dead letter, 16 hexadecimal digits."""
     text = "\0".join((handler, type, masked(reason)))
     return sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def causes_of(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return id and cause of each of these rows of ``oyez_dead``."""
+    return [
+        {"id": row["id"], "cause": cause_of(row["handler"], row["type"], row["reason"])}
+        for row in rows
+    ]
 
 
 def _mask_name(name: str) -> str:

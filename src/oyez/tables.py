@@ -187,8 +187,9 @@ PARK_AGAIN = f"""insert into oyez_inbox (event_id, source, handler, reader, seen
   headers = excluded.headers, data = excluded.data
  where oyez_inbox.state = {Inbox.HANDLED:d} returning seq"""
 WITHOUT_CAUSE = f"""select id, handler, type, reason from oyez_dead
- where state = '{Letter.DEAD}' and id > :after order by id limit :limit"""
-"""For the step that gives them one."""
+ where state = '{Letter.DEAD}' and cause = '' limit 500"""
+"""Letters of a former version, which may still run while this one does."""
+SET_CAUSE = "update oyez_dead set cause = :cause where id = :id"
 LAST_LETTER = "select coalesce(max(id), 0) as last from oyez_dead"
 WANTED = {
     "handler": "handler = :handler",

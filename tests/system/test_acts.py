@@ -275,6 +275,15 @@ async def test_the_audit_is_kept_for_a_year(store: Store) -> None:
     assert [act.target for act in await list_acts(store)] == [f"dead letter {ids[1]}"]
 
 
+async def test_letters_of_a_former_version_get_their_cause(store: Store) -> None:
+    await bury(store, *(f"s{n}" for n in range(1_200)))
+    (known,) = await list_groups(store)
+    forget: Any = ("update oyez_dead set cause = ''", [{}])
+    await store.begin().commit(Changes(writes=[forget]))
+    await Housekeeping(store, VirtualAmbient(), Reports("desk", Signals())).keep()
+    assert await list_groups(store) == [known]
+
+
 async def test_a_killed_process_leaves_an_act_for_each_redrive_and_no_other(
     store: Store, store_url: str, tmp_path: Path
 ) -> None:

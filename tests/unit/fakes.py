@@ -842,4 +842,5 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.STATE: _state,
     tables.AUDIT: _audit,
     tables.DELETE_AUDIT: _delete_audit,
+    tables.WITHOUT_CAUSE: lambda contents, asked: [],
 }

@@ -1,4 +1,4 @@
-"""Deletes expired rows of a service's store."""
+"""Deletes expired rows of a service's store, and completes those of a former version."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from oyez import tables
 from oyez.ambient import Ambient
+from oyez.causes import causes_of
 from oyez.ports import Changes, Store, Writes
 from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
@@ -38,7 +39,7 @@ class Housekeeping:
         self._loop.kill()
 
     async def keep(self) -> None:
-        """Delete the rows that have expired."""
+        """Delete the rows that have expired; give dead letters without a cause theirs."""
         now = self._ambient.now()
         for age, statements in (
             (INBOX_RETENTION, [tables.DELETE_HANDLED]),
@@ -48,6 +49,9 @@ class Housekeeping:
         ):
             while await self._delete(statements, now - age):
                 await self._ambient.sleep(0)  # other transactions may write between two rounds
+        while rows := await self._store.fetch(tables.WITHOUT_CAUSE, {}):
+            writes: Writes = [(tables.SET_CAUSE, causes_of(rows))]
+            await self._store.begin().commit(Changes(writes=writes, time=now))
 
     async def _step(self) -> float:
         await self.keep()

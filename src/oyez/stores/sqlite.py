@@ -18,7 +18,7 @@ import apsw
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.causes import cause_of
+from oyez.causes import cause_of, causes_of
 from oyez.endpoint import located
 from oyez.errors import Fenced, StateConflict, StoreMissing, StoreRefused, Superseded
 from oyez.ports import (
@@ -40,7 +40,7 @@ from oyez.ports import (
 )
 from oyez.presence import Presence
 from oyez.sqlite import SqliteFile, Step, Turn, answer, bind
-from oyez.tables import WITHOUT_CAUSE, Inbox, Outbox, halves, reserved
+from oyez.tables import SET_CAUSE, WITHOUT_CAUSE, Inbox, Outbox, halves, reserved
 
 _AUDIT = """
 create table oyez_audit (
@@ -51,8 +51,6 @@ create table oyez_audit (
 create index oyez_audit_time on oyez_audit (time);
 
 alter table oyez_dead add column cause text not null default '';
-"""
-_DEAD_INDEXES = """
 create index oyez_dead_cause on oyez_dead (state, cause, id, time);
 create index oyez_dead_key on oyez_dead (substr(key, 1, 100), id) where state = 'dead';
 """
@@ -61,12 +59,8 @@ create index oyez_dead_key on oyez_dead (substr(key, 1, 100), id) where state = 
 def _add_audit(connection: apsw.Connection) -> None:
     """Add the audit, and to each dead letter its cause, some at a time."""
     _finish(connection.execute(_AUDIT))
-    last = 0
-    while rows := bind(connection, WITHOUT_CAUSE, {"after": last, "limit": 500}):
-        filled = [(cause_of(row["handler"], row["type"], row["reason"]), row["id"]) for row in rows]
-        connection.executemany("update oyez_dead set cause = ? where id = ?", filled)
-        last = rows[-1]["id"]
-    _finish(connection.execute(_DEAD_INDEXES))
+    while rows := bind(connection, WITHOUT_CAUSE, {}):
+        connection.executemany(SET_CAUSE, causes_of(rows))
 
 
 STEPS: tuple[Step, ...] = (

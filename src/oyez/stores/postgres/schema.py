@@ -7,11 +7,11 @@ from hashlib import sha256
 
 from asyncpg import exceptions as pg
 
-from oyez.causes import cause_of
+from oyez.causes import causes_of
 from oyez.errors import StoreMissing, StoreRefused, StoreUnavailable
 from oyez.postgresql import Connection
-from oyez.stores.postgres.statements import query
-from oyez.tables import WITHOUT_CAUSE
+from oyez.stores.postgres.statements import query, write
+from oyez.tables import SET_CAUSE, WITHOUT_CAUSE
 
 STEPS = (
     """
@@ -215,14 +215,5 @@ async def _upgrade(connection: Connection, schema: str) -> None:
 
 async def _fill_causes(connection: Connection) -> None:
     """Give each dead letter its cause, some at a time."""
-    last = 0
-    while rows := await query(connection, WITHOUT_CAUSE, {"after": last, "limit": 500}):
-        ids = [row["id"] for row in rows]
-        causes = [cause_of(row["handler"], row["type"], row["reason"]) for row in rows]
-        await connection.execute(
-            "update oyez_dead d set cause = f.cause"
-            " from unnest($1::bigint[], $2::text[]) f (id, cause) where d.id = f.id",
-            ids,
-            causes,
-        )
-        last = ids[-1]
+    while rows := await query(connection, WITHOUT_CAUSE, {}):
+        await write(connection, [(SET_CAUSE, causes_of(rows))])
