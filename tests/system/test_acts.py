@@ -14,10 +14,11 @@ import pytest
 
 from oyez import Event, Service, tables
 from oyez.ambient import SystemAmbient
-from oyez.errors import InvalidEvent
-from oyez.ports import Changes, DeadLetter, Store
+from oyez.errors import InvalidEvent, StoreError
+from oyez.inspection.schedule import cancel, list_later
+from oyez.ports import Announcement, Changes, DeadLetter, Store
 from oyez.runtime.audit import Actor, changed_fields, list_acts
-from oyez.runtime.dead import Wanted, list_dead, list_groups
+from oyez.runtime.dead import Wanted, discard, list_dead, list_groups, redrive
 from oyez.runtime.housekeeping import AUDIT_RETENTION, Housekeeping
 from oyez.runtime.redrive import (
     Preview,
@@ -27,6 +28,7 @@ from oyez.runtime.redrive import (
     preview_letters,
     redrive_letters,
 )
+from oyez.runtime.replay import begin_replay
 from oyez.runtime.reports import Reports
 from oyez.signals import Signals
 from oyez.stores import connect
@@ -275,6 +277,27 @@ async def test_the_audit_is_kept_for_a_year(store: Store) -> None:
     assert [act.target for act in await list_acts(store)] == [f"dead letter {ids[1]}"]
 
 
+async def test_an_act_that_can_not_be_recorded_is_not_done(store: Store) -> None:
+    ambient = SystemAmbient()
+    (letter,) = await bury(store, "a")
+    sent = Announcement(stream="till.desk", key="a", headers={}, data=b"{}", due=9e9, event_id="e")
+    gone: Any = [("alter table oyez_audit rename to gone", [{}])]
+    await store.begin().commit(Changes(writes=gone, announced=[sent]))
+    later = await list_later(store)
+    for act in (
+        redrive(store, letter, ambient, by=BY),
+        discard(store, letter, ambient, by=BY),
+        cancel(store, "e", ambient.now(), by=BY),
+        begin_replay(store, "again", "book from beginning", ambient, by=BY),
+    ):
+        with pytest.raises(StoreError, match="oyez_audit"):
+            await act
+    assert [row["id"] for row in await list_dead(store)] == [letter]
+    assert await parked(store) == 0
+    assert await list_later(store) == later
+    assert await store.fetch(tables.ACTIVE, {"name": "oyez:replay:again"}) == []
+
+
 async def test_letters_of_a_former_version_get_their_cause(store: Store) -> None:
     await bury(store, *(f"s{n}" for n in range(1_200)))
     (known,) = await list_groups(store)
@@ -289,6 +312,9 @@ async def test_a_killed_process_leaves_an_act_for_each_redrive_and_no_other(
 ) -> None:
     await bury(store, *(f"s{n}" for n in range(2_000)))
     said = await asyncio.to_thread(run_and_kill, _CHILD, store_url, str(tmp_path), lines=40)
+    begun = store.begin()
+    await begun.fetch("select 1 as one", {}, [])  # what the server still does for it ends first
+    await begun.rollback()
     sql = "select id from oyez_dead where state = 'redriven' order by id"
     redriven = [f"dead letter {row['id']}" for row in await store.fetch(sql, {})]
     acts = await list_acts(store, limit=5_000)
