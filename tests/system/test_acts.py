@@ -336,3 +336,23 @@ async def test_a_killed_process_leaves_an_act_for_each_redrive_and_no_other(
 )
 def test_changed_fields(old: bytes | None, new: bytes, names: list[str]) -> None:
     assert changed_fields(old, new) == names
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (Wanted(), "COVERING INDEX oyez_dead_cause (state=?)"),
+        (Wanted(handler="book", type="till.sold"), "COVERING INDEX oyez_dead_cause (state=?)"),
+        (Wanted(key="a"), "INDEX oyez_dead_key (<expr>=?)"),
+        (Wanted(text="no sale"), "INDEX oyez_dead_state (state=?)"),
+    ],
+    ids=repr,
+)
+async def test_groups_are_counted_by_an_index(tmp_path: Path, wanted: Wanted, index: str) -> None:
+    store = connect("sqlite:store.db", SystemAmbient(), root=tmp_path)
+    await store.open()
+    sql = f"explain query plan {tables.letter_groups(wanted.asked)}"
+    asked = {**wanted.asked, "letters": 9, "after": "", "limit": 9}
+    plan = [row["detail"] for row in await store.fetch(sql, asked)]
+    assert any(step.endswith(index) for step in plan), plan
+    await store.close()
