@@ -214,16 +214,16 @@ async def test_a_dry_run_shows_what_the_handler_would_get_and_does_nothing(store
     await bury(store, "b", data=b'{"sale": 3}')
     await bury(store, "c", handler="gone")
     await bury(store, "d", handler=tables.OUTBOX)
-    first, second, third, fourth = await preview_letters(store, Wanted(), desk(), SystemAmbient())
+    looks = preview_letters(store, Wanted(), desk(), SystemAmbient())
+    first, second, third, fourth = [each async for each in looks]
     assert first == Preview(
         letter=ids[0], handler="book", event="Sold", key="a", data=b'{"sale":"a","cents":7}'
     )
     assert second.refused == "$.sale: Expected `str`, got `int`"
     assert "no longer has" in third.refused
     assert (fourth.handler, fourth.event) == (tables.OUTBOX, "till.sold")
-    (mended,) = await preview_letters(
-        store, [second.letter], desk(), SystemAmbient(), data=b'{"sale":"b"}'
-    )
+    again = preview_letters(store, [second.letter], desk(), SystemAmbient(), data=b'{"sale":"b"}')
+    (mended,) = [each async for each in again]
     assert (mended.refused, mended.event) == ("", "Sold")
     assert handlers_of(desk()) == {"book"}
     assert (len(await list_dead(store)), await parked(store)) == (4, 0)

@@ -6,7 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -384,28 +384,28 @@ async def _preview(
     data: bytes | None,
     old: bool,
 ) -> None:
-    async with project.opened_store(service) as store:
-        found = await preview_letters(
-            store,
-            letters,
-            code,
-            project.ambient,
-            handler=handler,
-            data=data,
-            old=old,
-            limit=_PREVIEWS + 1,
-        )
-    output = console()
-    for each in found[:_PREVIEWS]:
-        if each.refused:
-            output.print(Text(f"{each.letter}  refused: {escape(each.refused)}", style="yellow"))
-            continue
-        to = "published again" if each.handler == OUTBOX else f"→ {each.handler}"
-        output.print(f"{each.letter}  {escape(to)}  {escape(each.event)}  {payload(each.data)}")
-    if not found:
+    output, shown = console(), 0
+    async with (
+        project.opened_store(service) as store,
+        aclosing(
+            preview_letters(
+                store, letters, code, project.ambient, handler=handler, data=data, old=old
+            )
+        ) as previews,
+    ):
+        async for each in previews:
+            if shown == _PREVIEWS:
+                warn(f"there are more; these are the first {_PREVIEWS}")
+                break
+            shown += 1
+            if each.refused:
+                line = f"{each.letter}  refused: {escape(each.refused)}"
+                output.print(Text(line, style="yellow"))
+                continue
+            to = "published again" if each.handler == OUTBOX else f"→ {each.handler}"
+            output.print(f"{each.letter}  {escape(to)}  {escape(each.event)}  {payload(each.data)}")
+    if not shown:
         print_line(f"{service} has no such dead letters")
-    if len(found) > _PREVIEWS:
-        warn(f"there are more; these are the first {_PREVIEWS}")
 
 
 @command.command("discard")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 
 import msgspec
 
@@ -155,22 +155,18 @@ async def preview_letters(
     handler: str | None = None,
     data: bytes | None = None,
     old: bool = False,
-    limit: int = 100,
-) -> list[Preview]:
-    """Return what `redrive_letters` would do with the first ``limit`` letters; do nothing."""
-    found: list[Preview] = []
+) -> AsyncGenerator[Preview, None]:
+    """Yield what `redrive_letters` would do with each letter; do nothing."""
     async for letter in _ids(store, letters, await _last(store)):
-        if len(found) == limit:
-            break
         row = await show_dead(store, letter)
         now = ambient.now()
         try:
             refuse(row, letter, now, handler=handler, handlers=handlers_of(service), old=old)
             assert row is not None
-            found.append(_preview(row, service, 0.0 if old else now, handler, data))
+            preview = _preview(row, service, 0.0 if old else now, handler, data)
         except OyezError as error:
-            found.append(Preview(letter=letter, refused=str(error)))
-    return found
+            preview = Preview(letter=letter, refused=str(error))
+        yield preview
 
 
 def _preview(
