@@ -28,6 +28,7 @@ from benchmarks.embedded_append import make_records
 from benchmarks.machine import Surroundings, describe
 from oyez.ambient import SystemAmbient
 from oyez.brokers.embedded.broker import EmbeddedBroker
+from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.ports import Record
 
 LIMIT = 256 * 1024**2
@@ -37,11 +38,13 @@ BACKLOG = 20_000
 BATCH = 256
 SLACK = {"memory": 4 * 1024**2, "descriptors": 2, "threads": 2, "files": 16 * 1024**2}
 """What may come on top of a twentieth, in the units of `Sample`."""
-_TOML = """
+RETENTION = 60.0
+"""Seconds for which records are kept."""
+_TOML = f"""
 [system]
 name = "bench"
 broker = "embedded:events.db"
-retention_days = 0.0007
+retention_days = {RETENTION / 86_400}
 
 [services.ledger]
 app = "benchmarks.soak_probe:service"
@@ -117,7 +120,9 @@ async def _feed(
     most: int,
     rate: float,
 ) -> list[Sample]:
-    broker = EmbeddedBroker(folder / "events.db", here.ambient)
+    # Whichever process is first deletes what is old: both must mean the same by that.
+    options = EmbeddedOptions(retention=RETENTION)
+    broker = EmbeddedBroker(folder / "events.db", here.ambient, options)
     await broker.open()
     store = await _opened(folder / "ledger.db", process)
     samples: list[Sample] = []
