@@ -1,5 +1,8 @@
 """Log lines on standard error: what happened, and fields beside it.
 
+A line that is written within a call of a handler, or a request, has its ``trace_id`` and
+``span_id``.
+
 A module of its own: of the libraries for lines with fields, structlog loads more code than all of
 Oyez, among it the terminal library rich, and no process starts in time and memory with that.
 """
@@ -11,6 +14,8 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from typing import Final, Literal
+
+from oyez.spans import here
 
 Style = Literal["console", "json"]
 """``console`` for people, ``json`` for machines."""
@@ -69,6 +74,9 @@ class Logger:
             return
         time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         render = _as_json if _style == "json" else _as_text
+        if (traced := here.get()) is not None:
+            own = traced.traceparent
+            fields = {"trace_id": own[3:35], "span_id": own[36:52], **fields}
         # Looked up for each line, so that a replaced stream is used; one write, so that the lines
         # of several threads stay whole.
         sys.stderr.write(render(time, level, event, {**self._fields, **fields}) + "\n")

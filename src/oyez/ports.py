@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from oyez.spans import Span
+
 Position = int
 """The position (offset) of a record in its partition. Strictly increasing, not always by 1."""
 BEGINNING: Position = 0
@@ -240,7 +242,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """An event in the outbox. ``due`` is 0.0 for at once, else seconds since 1970.
 
     An event of a later time has its id as ``event_id``, and perhaps a ``name``: it takes the place
-    of one in the outbox that has the name. Neither is read back.
+    of one in the outbox that has the name. Neither is read back. ``span`` is for the runtime alone:
+    the span of its announcement, which ends with the commit.
     """
 
     stream: str
@@ -251,6 +254,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
     event_id: str | None = None
     name: str | None = None
+    span: Span | None = None
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

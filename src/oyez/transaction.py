@@ -22,9 +22,10 @@ from oyez import tables
 from oyez.ambient import Ambient
 from oyez.contract import encode
 from oyez.envelope import JSON, SPECVERSION, Envelope, format_time
-from oyez.errors import InvalidEvent, TransactionClosed
+from oyez.errors import InvalidEvent, StoreUnavailable, TransactionClosed
 from oyez.event import MAX_KEY, EventType, describe
 from oyez.ports import Announcement, Answer, Changes, Parameters, Row, Store, Writes, weigh
+from oyez.spans import Span, Tracer
 from oyez.state import Fold, Place, S, kind_of
 
 T = TypeVar("T")
@@ -74,10 +75,19 @@ class Announcer:
     """A factory of the outbox rows of one service, with source, stream, ids and trace."""
 
     def __init__(
-        self, system: str, service: str, ambient: Ambient, limit: Callable[[], int] = int
+        self,
+        system: str,
+        service: str,
+        ambient: Ambient,
+        limit: Callable[[], int] = int,
+        tracer: Tracer | None = None,
     ) -> None:
-        """``limit`` returns the broker's size limit of a record in bytes, 0 for no limit."""
+        """``limit`` returns the broker's size limit of a record in bytes, 0 for no limit.
+
+        ``tracer`` records spans; None where none are recorded.
+        """
         self._limit = limit
+        self.tracer = tracer
         self.source = f"/{system}/{service}"
         self.stream = f"{system}.{service}"
         self.ambient = ambient
@@ -98,6 +108,7 @@ class Announcer:
     ) -> Announcement:
         """Return the outbox row of an event. Raises InvalidEvent naming the invalid field.
 
+        ``span`` is the span of the call or request that announces it, if it is known;
         ``recipient`` is the only service it is for, by default the one that a command asks;
         ``expires`` is in seconds since 1970; ``name`` identifies an event that is due later.
         """
@@ -105,12 +116,16 @@ class Announcer:
         if key is None:
             key = kind.key(event)
         event_id = self.ambient.new_id()
+        tracer = self.tracer
+        parent = span or since.traceparent
+        if parent is None or not (span or tracer):
+            parent = self.span(parent)
         headers = {
             **common,
             "id": event_id,
             "time": time,
             "correlationid": since.correlationid or event_id,
-            "traceparent": span or self.span(since.traceparent),
+            "traceparent": parent,
         }
         if key is not None:
             if not 0 < len(key) <= MAX_KEY or not key.isprintable():
@@ -137,6 +152,11 @@ class Announcer:
                 f"{kind.name} is {size} bytes with its headers, and the broker takes {limit}: "
                 "set system.claim_check, so that large data is kept outside the broker",
             )
+        sending = None
+        if tracer is not None and tracer.wants(parent):
+            sending = tracer.send(parent, headers, self.stream, self.ambient.now())
+            if sending is not None:
+                headers["traceparent"] = sending.traceparent
         return Announcement(
             stream=self.stream,
             key=key,
@@ -145,7 +165,16 @@ class Announcer:
             due=due,
             event_id=event_id if due else None,
             name=name if due else None,
+            span=sending,
         )
+
+    def announced(self, changes: Changes) -> None:
+        """End the spans of what was announced, now that it is committed."""
+        if self.tracer is not None and changes.announced:
+            now = self.ambient.now()
+            for each in changes.announced:
+                if each.span is not None:
+                    each.span.end(now)
 
     def _know(self, cls: type) -> tuple[EventType, dict[str, str]]:
         kind = describe(cls)
@@ -165,6 +194,8 @@ class Announcer:
         """Return the traceparent of a new span: a child of that one, or the root of a trace."""
         bits = self.ambient.bits
         if parent is None:
+            if self.tracer is not None:
+                return self.tracer.root(self.ambient.now())
             return f"00-{bits(128):032x}-{bits(64):016x}-01"
         return f"{parent[:36]}{bits(64):016x}{parent[52:55]}"
 
@@ -237,6 +268,10 @@ class UnitOfWork:
         try:
             await self._store.commit(changes)
             committed = changes
+            self._announcer.announced(changes)
+        except StoreUnavailable:
+            self._announcer.announced(changes)  # it may be committed
+            raise
         finally:
             if self._committed is not None:
                 self._committed(committed)
@@ -365,12 +400,14 @@ class Transaction:
     Handlers receive it by parameter type; HTTP handlers open one with ``service.transaction()``.
     """
 
-    __slots__ = ("_key", "_since", "_span", "_unit", "_wave")
+    __slots__ = ("_key", "_since", "_span", "_unit", "_wave", "recorded")
 
     def __init__(self, unit: UnitOfWork, since: Origin | Envelope, key: str | None) -> None:
         self._unit = unit
         self._since = since
         self._span: str | None = None
+        self.recorded: Span | None = None
+        """The span of this call, if it is recorded."""
         self._key = key
         self._wave = unit._reached.get(key, 0) if key is not None else 0
 
@@ -403,6 +440,16 @@ class Transaction:
                 span = self._unit._announcer.span(span)
             self._span = span
         return span
+
+    @property
+    def tracestate(self) -> str | None:
+        """What other tracing systems have added to its trace."""
+        return self._origin.tracestate
+
+    def record(self, span: Span) -> None:
+        """Make this the span of the call, before it begins."""
+        self.recorded = span
+        self._span = span.traceparent
 
     @property
     def parent(self) -> str:

@@ -13,30 +13,36 @@ from oyez.gateway.http1 import Malformed
 from oyez.gateway.routing import Routes, not_allowed, safe_path
 from oyez.gateway.static import Files, not_found
 from oyez.logger import Logger
+from oyez.spans import Failure, Span, Tracer, here
 
 _OWN = ("/livez", "/readyz", "/session")
 
 
-def gateway(config: Config, ambient: Ambient, *, secret: bytes) -> Gateway:
+def gateway(
+    config: Config, ambient: Ambient, *, secret: bytes, tracer: Tracer | None = None
+) -> Gateway:
     """Return the gateway of a configuration; ``secret`` signs its sessions.
 
-    Raises :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it names are
-    missing or readable for others.
+    ``tracer`` records spans; None where none are recorded. Raises :class:`ConfigurationError` if
+    there is no ``[gateway]``, or if the files it names are missing or readable for others.
     """
-    return Gateway(config, ambient, secret)
+    return Gateway(config, ambient, secret, tracer)
 
 
 class Gateway:
     """It responds to requests. See :func:`gateway`."""
 
-    def __init__(self, config: Config, ambient: Ambient, secret: bytes) -> None:
+    def __init__(
+        self, config: Config, ambient: Ambient, secret: bytes, tracer: Tracer | None = None
+    ) -> None:
         if config.gateway is None:
             raise config.error("gateway", "a table [gateway]", "nothing")
         self._settings = config.gateway
         self._ambient = ambient
         self._routes = Routes(config)
         self._access = Access(config, ambient, secret)
-        self._forwarder = Forwarder(config.gateway, ambient)
+        self._tracer = tracer
+        self._forwarder = Forwarder(config.gateway, ambient, tracer)
         self._files = _files(config)
         self._draining = False
         self._log = Logger()
@@ -53,6 +59,9 @@ class Gateway:
     async def __call__(self, exchange: Exchange) -> None:
         """Respond to one request, whatever happens, and log it."""
         began = self._ambient.monotonic()
+        if self._tracer is not None:
+            self._begin_span(exchange, self._tracer)
+        here.set(exchange)  # until the next request of the connection, whose task this is
         try:
             await self._answer(exchange)
         except Refusal as refusal:
@@ -66,8 +75,35 @@ class Gateway:
             if exchange.status == 0:
                 await exchange.refuse(Refusal(500, "internal", "the gateway failed"))
         finally:
+            if exchange.recorded is not None:
+                self._end_span(exchange, exchange.recorded)
             if self._is_logged(exchange):
                 self._write_line(exchange, self._ambient.monotonic() - began)
+
+    def _begin_span(self, exchange: Exchange, tracer: Tracer) -> None:
+        span = tracer.serve(
+            exchange.method,
+            exchange.scheme,
+            exchange.given,
+            exchange.tracestate,
+            self._ambient.now(),
+        )
+        if span is not None:
+            exchange.recorded, exchange.traceparent = span, span.traceparent
+
+    def _end_span(self, exchange: Exchange, span: Span) -> None:
+        found: dict[str, str | int] = {}
+        if exchange.label != "-":
+            found["http.route"] = exchange.label
+        if exchange.status:
+            found["http.response.status_code"] = exchange.status
+        failure = None
+        if exchange.status >= 500:
+            failure = Failure(str(exchange.status))
+        elif not exchange.complete:
+            gone = isinstance(exchange.interruption, ClientGone)
+            failure = Failure("client_gone" if gone else "cut_off")
+        span.end(self._ambient.now(), failure, found)
 
     async def _answer(self, exchange: Exchange) -> None:
         exchange.check_head()

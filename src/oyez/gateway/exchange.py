@@ -18,6 +18,7 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
+from oyez.spans import Span
 
 SECURITY: Headers = [
     (
@@ -124,7 +125,8 @@ class Exchange:
 
     ``label`` is the route's name in the log. ``status`` is 0 until the answer starts; ``complete``
     is set once its last byte was accepted. ``closing``: the connection ends with this answer.
-    ``interruption`` says why the work on it was cancelled.
+    ``interruption`` says why the work on it was cancelled. ``given`` is the client's traceparent,
+    if it is valid, ``traceparent`` this exchange's own, and ``recorded`` its span, if it has one.
     """
 
     def __init__(
@@ -156,7 +158,11 @@ class Exchange:
         given = self.fields.get(b"x-request-id", _NONE)
         kept = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
         self.request_id = given[0].decode() if kept else ambient.new_id()
-        self.traceparent, self.continues_trace = self._trace()
+        self.recorded: Span | None = None
+        given = self.fields.get(b"traceparent", _NONE)
+        known = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
+        self.given = given[0].decode() if known else None
+        self.traceparent = self._trace(known)
 
     def values(self, name: bytes) -> list[str]:
         """Return all values of a header of the request, in order."""
@@ -167,6 +173,12 @@ class Exchange:
         """Return the first value of a header of the request."""
         found = self.fields.get(name)
         return found[0].decode("latin-1") if found else None
+
+    @property
+    def tracestate(self) -> str | None:
+        """The client's tracestate, if its trace goes on: several headers are one list."""
+        found = b",".join(self.fields.get(b"tracestate", _NONE))
+        return found.decode("latin-1") if found and self.given is not None else None
 
     @property
     def host(self) -> str:
@@ -307,14 +319,12 @@ class Exchange:
         limit = self._settings.body_limit
         return Refusal(413, "body_too_large", f"the body of a request is at most {limit} bytes")
 
-    def _trace(self) -> tuple[str, bool]:
-        given = self.fields.get(b"traceparent", _NONE)
-        match = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-        if match is None:
+    def _trace(self, given: re.Match[bytes] | None) -> str:
+        if given is None:
             made = f"{self._ambient.bits(192) or 1:048x}"
-            return f"00-{made[:32]}-{made[32:]}-01", False
+            return f"00-{made[:32]}-{made[32:]}-01"
         span = self._ambient.bits(64) or 1
-        return f"00-{match[1].decode()}-{span:016x}-{match[2].decode()}", True
+        return f"00-{given[1].decode()}-{span:016x}-{given[2].decode()}"
 
 
 def refusal_of(error: Malformed) -> Refusal:

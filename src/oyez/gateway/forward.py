@@ -14,6 +14,7 @@ from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
 from oyez.gateway.routing import Target
 from oyez.gateway.upstream import Broken, ServiceConnection, Unreachable, Upstream
+from oyez.spans import Failure, Span, Tracer
 
 # They belong to one connection, not to the request (RFC 9110, section 7.6.1).
 _HOP_BY_HOP = {
@@ -63,9 +64,12 @@ class Forwarder:
     configuration.
     """
 
-    def __init__(self, settings: GatewaySettings, ambient: Ambient) -> None:
+    def __init__(
+        self, settings: GatewaySettings, ambient: Ambient, tracer: Tracer | None = None
+    ) -> None:
         self._settings = settings
         self._ambient = ambient
+        self._tracer = tracer
         self._upstreams: dict[Listen, Upstream] = {}
         self._endless: set[Exchange] = set()
 
@@ -91,7 +95,9 @@ class Forwarder:
         if target.route.stream:
             self._endless.add(exchange)
         upstream = self._upstream(target.address)
-        request = _request(exchange, target, principal, body)
+        span = self._begin_span(exchange, target)
+        parent = exchange.traceparent if span is None else span.traceparent
+        request = _request(exchange, target, principal, body, parent)
         try:
             connection = upstream.kept() or await upstream.connect()
             try:
@@ -112,6 +118,32 @@ class Forwarder:
             await exchange.end()
         finally:
             self._endless.discard(exchange)
+            if span is not None:
+                self._end_span(exchange, span)
+
+    def _begin_span(self, exchange: Exchange, target: Target) -> Span | None:
+        if self._tracer is None:
+            return None
+        host, port = target.address.host, target.address.port
+        return self._tracer.ask(
+            exchange.method,
+            target.route.path,
+            host,
+            port,
+            exchange.traceparent,
+            exchange.tracestate,
+            self._ambient.now(),
+        )
+
+    def _end_span(self, exchange: Exchange, span: Span) -> None:
+        status = exchange.status  # the service's, once its answer has begun
+        failure = None
+        if not exchange.complete:
+            failure = Failure("incomplete" if status else "no_answer")
+        elif status >= 400:
+            failure = Failure(str(status))
+        found = {"http.response.status_code": status} if status else {}
+        span.end(self._ambient.now(), failure, found)
 
     def _upstream(self, address: Listen) -> Upstream:
         upstream = self._upstreams.get(address)
@@ -152,13 +184,18 @@ def _for_the_client(exchange: Exchange, target: Target, answered: Fields) -> Hea
     return headers
 
 
-def _request(exchange: Exchange, target: Target, principal: str | None, body: bytes) -> bytes:
-    """Return the bytes of a request: its target byte for byte, and its headers rewritten."""
+def _request(
+    exchange: Exchange, target: Target, principal: str | None, body: bytes, parent: str
+) -> bytes:
+    """Return the bytes of a request: its target byte for byte, and its headers rewritten.
+
+    ``parent`` is the traceparent that it has.
+    """
     fields = exchange.fields
     lines = [
         b"%b %b HTTP/1.1\r\n" % (exchange.method.encode(), exchange.target),
         _hop(f"{target.address}", exchange.client, exchange.host, exchange.scheme),
-        f"x-request-id: {exchange.request_id}\r\ntraceparent: {exchange.traceparent}\r\n".encode(),
+        f"x-request-id: {exchange.request_id}\r\ntraceparent: {parent}\r\n".encode(),
     ]
     if principal:
         lines.append(f"x-oyez-principal: {principal}\r\n".encode())
@@ -169,7 +206,7 @@ def _request(exchange: Exchange, target: Target, principal: str | None, body: by
     lines += [
         b"%b: %b\r\n" % (name, value)
         for name, value in _passing(fields, _passes_on)
-        if name != b"tracestate" or exchange.continues_trace
+        if name != b"tracestate" or exchange.given is not None
     ]
     lines.append(b"\r\n")
     lines.append(body)

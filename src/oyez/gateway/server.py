@@ -13,21 +13,27 @@ from oyez.gateway.access import read_secret
 from oyez.gateway.app import gateway
 from oyez.gateway.edge import Edge
 from oyez.listening import BACKLOG, bind, stop_signals
+from oyez.spans import Tracer
 
 _OTHER_FILES = 64
 
 
 async def serve(
-    config: Config, ambient: Ambient, *, ready: Callable[[Listen], None] | None = None
+    config: Config,
+    ambient: Ambient,
+    *,
+    ready: Callable[[Listen], None] | None = None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT, or until cancelled; then drain.
 
     Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds.
-    ``ready`` is called with the address once connections are accepted. Raises
+    ``ready`` is called with the address once connections are accepted; ``tracer`` records spans.
+    Raises
     :class:`ConfigurationError` if the gateway can't start as configured.
     """
     settings = config.gateway
-    app = gateway(config, ambient, secret=read_secret(config))
+    app = gateway(config, ambient, secret=read_secret(config), tracer=tracer)
     assert settings is not None
     refuse = partial(config.error, "gateway.listen")
     listener = bind(settings.listen.host, settings.listen.port, refuse)

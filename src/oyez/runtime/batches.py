@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import CoroutineType
 from typing import cast
 
@@ -22,7 +22,7 @@ from oyez.errors import Fenced, InvalidEvent, StateConflict, StoreUnavailable
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.ports import Batch, Broker, Changes, DeadLetter, Parked, Position, Record
-from oyez.runtime.calls import Call
+from oyez.runtime.calls import Told
 from oyez.runtime.commits import Commits
 from oyez.runtime.execution import CONFLICTS, Execution, decode_for, park
 from oyez.runtime.handlers import Handlers
@@ -72,6 +72,8 @@ class Batches:
         self._commits = commits
         self._ambient = ambient
         self._reports = reports
+        # Of a view that is rebuilt no spans are recorded: it reads events of long ago.
+        self._tracer = None if lane.claim.reader else reports.tracer
 
     async def take(self, batch: Batch) -> int:
         lane = self._lane
@@ -163,7 +165,9 @@ class Batches:
         """
         lane = self._lane
         unit = self._commits.unit(lane.claim)
-        made: list[Call] | None = [] if self._reports.calls else None
+        told = None
+        if self._tracer is not None or self._reports.calls:
+            told = Told(self._ambient, self._reports, self._tracer)
         parked: list[Parked] = []
         broken: list[DeadLetter] = []
         try:
@@ -183,9 +187,9 @@ class Batches:
                     else:
                         calls.append((handler, item))
             alone |= any(self._handlers[name].reads for name in lists)
-            await self._call(unit, calls, made, alone)
+            await self._call(unit, calls, told, alone)
             for name, members in lists.items():
-                await self._call_batch(unit, self._handlers[name], members, made)
+                await self._call_batch(unit, self._handlers[name], members, told)
             unit.changes.parked = parked
             unit.changes.dead = broken
             await lane.commit(unit, last)
@@ -194,25 +198,29 @@ class Batches:
             raise
         except Exception:  # noqa: BLE001 - a handler may raise anything; each runs alone now
             self._forget(parked)
+            if told is not None:
+                told.tell("repeated")
             await unit.rollback()
             for item in items:
                 await self._alone(item)
             await lane.advance(last)
         else:
             self._report(broken)
-            for call in made or ():
-                self._reports.emit_call(call.signal("done"))
+            if told is not None:
+                told.tell("done")
         finally:
+            if told is not None:
+                told.tell("repeated")
             await unit.rollback()
 
     async def _call(
         self,
         unit: UnitOfWork,
         calls: Sequence[tuple[Handler, Item]],
-        made: list[Call] | None,
+        told: Told | None,
         alone: bool,
     ) -> None:
-        """Call handlers for one event each; ``made`` collects the calls to be reported."""
+        """Call handlers for one event each; ``told`` collects the calls to be told of."""
         handled = unit.changes.handled
         now = unit.changes.time
         events = [
@@ -234,20 +242,26 @@ class Batches:
                 envelope = cast(Envelope, item.envelope)
                 tx = Transaction(unit, envelope, item.key)
                 context = self._context(handler, envelope) if handler.needs_context else None
-                if made is not None:
-                    made.append(Call(self._ambient, handler, envelope, tx))
-                answer = begin(handler, events[index], tx, context)
-                for event in await answer if isinstance(answer, CoroutineType) else answer:
-                    tx.publish(event)
-                if made is not None:
-                    made[-1].end()
+                call = None
+                if told is not None:
+                    at = item.record
+                    call = told.call(handler, (envelope,), tx, at.stream, at.partition)
+                if call is None:
+                    answer = begin(handler, events[index], tx, context)
+                    for event in await answer if isinstance(answer, CoroutineType) else answer:
+                        tx.publish(event)
+                else:
+                    with call:
+                        tx.publish_all(
+                            await self._calls.perform(handler, events[index], tx, context)
+                        )
                 handled.append((envelope.id, envelope.source, handler.name))
                 index += 1
                 continue
             end = index
             while end < len(calls) and calls[end][0] is handler:
                 end += 1
-            await self._call_blocking(unit, calls[index:end], events[index:end], made)
+            await self._call_blocking(unit, calls[index:end], events[index:end], told)
             index = end
 
     async def _call_blocking(
@@ -255,7 +269,7 @@ class Batches:
         unit: UnitOfWork,
         calls: Sequence[tuple[Handler, Item]],
         events: Sequence[object],
-        made: list[Call] | None,
+        told: Told | None,
     ) -> None:
         ready = []
         transactions = []
@@ -264,9 +278,11 @@ class Batches:
             tx = unit.transaction(envelope, item.key)
             context = self._context(handler, envelope) if handler.needs_context else None
             call = self._calls.ready(handler, event, tx, context)
-            if made is not None:
-                made.append(Call(self._ambient, handler, envelope, tx))
-                call = made[-1].around(call)
+            if told is not None:
+                at = item.record
+                known = told.call(handler, (envelope,), tx, at.stream, at.partition)
+                if known is not None:
+                    call = known.around(call)
             ready.append((handler, call))
             transactions.append(tx)
             unit.changes.handled.append((envelope.id, envelope.source, handler.name))
@@ -275,17 +291,18 @@ class Batches:
             tx.publish_all(returned)
 
     async def _call_batch(
-        self, unit: UnitOfWork, handler: Handler, items: list[Item], made: list[Call] | None
+        self, unit: UnitOfWork, handler: Handler, items: list[Item], told: Told | None
     ) -> None:
         envelopes = [cast(Envelope, item.envelope) for item in items]
         tx = unit.transaction(envelopes[0])
         now = unit.changes.time
         events = [decode_for(handler, envelope, now) for envelope in envelopes]
-        if made is not None:
-            made.append(Call(self._ambient, handler, envelopes[0], tx, events=len(events)))
-        tx.publish_all(await self._calls.perform(handler, events, tx, None))
-        if made is not None:
-            made[-1].end()
+        call = None
+        if told is not None:
+            at = items[0].record
+            call = told.call(handler, envelopes, tx, at.stream, at.partition)
+        with call or nullcontext():
+            tx.publish_all(await self._calls.perform(handler, events, tx, None))
         unit.changes.handled.extend((e.id, e.source, handler.name) for e in envelopes)
 
     def _context(self, handler: Handler, envelope: Envelope) -> Context:

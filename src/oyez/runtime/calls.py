@@ -18,7 +18,10 @@ from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.runtime.handlers import Handlers
 from oyez.runtime.loop import was_asked_to_end
+from oyez.runtime.reports import Reports
+from oyez.runtime.retry import describe_error, failure_of
 from oyez.signals import HandlerCalled
+from oyez.spans import Span, Tracer, here
 from oyez.transaction import Transaction
 
 THREADS = 32
@@ -33,15 +36,19 @@ Later: TypeAlias = "CoroutineType[Any, Any, Sequence[object]]"
 
 
 class Call:
-    """The measurement of one call of a handler, for listeners to calls."""
+    """What is to be known of one call of a handler: for listeners to calls, and as a span."""
 
     __slots__ = (
         "_ambient",
         "_began",
+        "_ended",
+        "_envelopes",
+        "_partition",
+        "_span",
+        "_stream",
+        "_tracer",
         "attempt",
-        "ended",
-        "envelope",
-        "events",
+        "error",
         "handler",
         "start",
         "tx",
@@ -51,59 +58,148 @@ class Call:
         self,
         ambient: Ambient,
         handler: Handler,
-        envelope: Envelope,
+        envelopes: Sequence[Envelope],
         tx: Transaction,
+        stream: str,
+        partition: int,
         *,
         attempt: int = 1,
-        events: int = 1,
+        tracer: Tracer | None = None,
     ) -> None:
+        """``envelopes`` are more than one for a list only. It is a span where there is a tracer."""
         self._ambient = ambient
         self.handler = handler
-        self.envelope = envelope
+        self._envelopes = envelopes
         self.tx = tx
+        self._stream = stream
+        self._partition = partition
         self.attempt = attempt
-        self.events = events
-        self.begin()
+        self._tracer = tracer
+        self._span: Span | None = None
+        self.error: BaseException | None = None
+        """What the handler raised."""
+        self.start = self._began = self._ended = 0.0
 
     def begin(self) -> None:
-        """Start the measurement."""
+        """Start the measurement, and the span."""
         self.start = self._ambient.now()
-        self._began = self.ended = self._ambient.monotonic()
+        self._began = self._ended = self._ambient.monotonic()
+        if self._tracer is not None:
+            self._span = self._tracer.process(
+                self.handler.name,
+                self._envelopes,
+                self._stream,
+                self._partition,
+                self.attempt,
+                self.start,
+            )
+            self.tx.record(self._span)
 
-    def end(self) -> None:
-        """End the measurement."""
-        self.ended = self._ambient.monotonic()
+    def end(self, error: BaseException | None = None) -> None:
+        """End the measurement; ``error`` is what the handler raised."""
+        self._ended = self._ambient.monotonic()
+        self.error = error
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
+        self.end(error)
 
     def around(self, ready: Ready) -> Ready:
         """Return the call so wrapped that it starts and ends the measurement itself."""
 
         def measured() -> Any:
-            self.begin()
-            try:
+            with self:
                 return ready()
-            finally:
-                self.end()
 
         return measured
 
-    def signal(self, outcome: str, error: str = "") -> HandlerCalled:
-        """Return the signal of this call."""
-        envelope, own = self.envelope, self.tx.traceparent
+    def tell(self, reports: Reports, outcome: str, error: BaseException | None = None) -> None:
+        """Tell of the call after its outcome: ``done``, ``retry``, ``dead`` or ``repeated``.
+
+        ``repeated``: it was rolled back, since another one of its batch failed, or it itself, and
+        is made again. That is told as a span alone.
+        """
+        span, self._span = self._span, None
+        if span is not None:
+            error = error or self.error
+            span.end(
+                self.start + self._ended - self._began,
+                None if error is None else failure_of(error),
+                {"oyez.outcome": outcome},
+            )
+        if reports.calls and outcome != "repeated":
+            reports.emit_call(self._signal(outcome, "" if error is None else describe_error(error)))
+
+    def _signal(self, outcome: str, error: str) -> HandlerCalled:
+        envelope, own = self._envelopes[0], self.tx.traceparent
         return HandlerCalled(
             service=self.handler.service,
             handler=self.handler.name,
             event_id=envelope.id,
             type=envelope.type,
-            events=self.events,
+            events=len(self._envelopes),
             attempt=self.attempt,
             start=self.start,
-            seconds=self.ended - self._began,
+            seconds=self._ended - self._began,
             outcome=outcome,
             error=error,
             trace_id=own[3:35],
             span_id=own[36:52],
             parent_id=self.tx.parent[36:52],
         )
+
+
+class Told:
+    """The calls of one unit of work that are told of: all for listeners, else the recorded ones."""
+
+    __slots__ = ("_ambient", "_calls", "_listened", "_reports", "_tracer")
+
+    def __init__(self, ambient: Ambient, reports: Reports, tracer: Tracer | None) -> None:
+        self._ambient = ambient
+        self._reports = reports
+        self._tracer = tracer
+        self._listened = reports.calls
+        self._calls: list[Call] = []
+
+    def call(
+        self,
+        handler: Handler,
+        envelopes: Sequence[Envelope],
+        tx: Transaction,
+        stream: str,
+        partition: int,
+        attempt: int = 1,
+    ) -> Call | None:
+        """Return a call that is about to begin, or None if nobody wants to know of it."""
+        tracer = self._tracer
+        if tracer is not None:
+            for each in envelopes:
+                if tracer.wants(each.traceparent):
+                    break
+            else:
+                tracer = None
+        if tracer is None and not self._listened:
+            return None
+        call = Call(
+            self._ambient,
+            handler,
+            envelopes,
+            tx,
+            stream,
+            partition,
+            attempt=attempt,
+            tracer=tracer,
+        )
+        self._calls.append(call)
+        return call
+
+    def tell(self, outcome: str, error: BaseException | None = None) -> None:
+        """Tell of all of them, once; see `Call.tell`."""
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call.tell(self._reports, outcome, error)
 
 
 class Calls:
@@ -120,7 +216,13 @@ class Calls:
         self, handler: Handler, event: object, tx: Transaction, context: Context | None
     ) -> Ready:
         """Return the call of a handler with all its arguments, for `perform_blocking`."""
-        return partial(self._handlers.call(handler), event, tx, context)
+        call = self._handlers.call(handler)
+
+        def ready() -> Any:
+            here.set(tx)  # in the copy of a context, which ends with the thread's work
+            return call(event, tx, context)
+
+        return ready
 
     async def perform(
         self,
@@ -151,6 +253,7 @@ class Calls:
         if handler.generator:
             coroutine = _collect(coroutine)
         self.current = handler
+        outside = here.set(tx)
         try:
             first = coroutine.send(None)
         except StopIteration as stop:
@@ -159,12 +262,18 @@ class Calls:
             raise _stray(error, handler) from error.__cause__
         finally:
             self.current = None
-        return cast(Later, self._finish(handler, coroutine, first))
+            here.reset(outside)
+        return cast(Later, self._finish(handler, coroutine, first, tx))
 
     async def _finish(
-        self, handler: Handler, coroutine: Coroutine[Any, Any, Any], first: object
+        self,
+        handler: Handler,
+        coroutine: Coroutine[Any, Any, Any],
+        first: object,
+        tx: Transaction,
     ) -> Sequence[object]:
         start = self._ambient.monotonic()
+        outside = here.set(tx)
         try:
             async with self._ambient.timeout(handler.timeout):
                 answer = await Begun(coroutine, first, partial(self._mark, handler))
@@ -177,6 +286,8 @@ class Calls:
             ) from error
         except asyncio.CancelledError as error:
             raise _stray(error, handler) from error.__cause__
+        finally:
+            here.reset(outside)
 
     def _mark(self, handler: Handler, runs: bool) -> None:
         self.current = handler if runs else None

@@ -40,6 +40,7 @@ class Commits:
         """Commit changes of Oyez's own. Raises what `StoreTransaction.commit` raises."""
         changes.time = self._ambient.now()
         await self.store.begin().commit(changes)
+        self._announcer.announced(changes)
 
     def tell_sender(self, changes: Changes, event: Parked, kind: str, reason: str) -> None:
         """Announce to the sender of a command that it becomes a dead letter with these changes.

@@ -6,8 +6,9 @@ alone, since a parked event has a row already.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from oyez.ambient import Ambient
@@ -27,7 +28,7 @@ from oyez.event import EventType
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.ports import Changes, DeadLetter, Parked, Position
-from oyez.runtime.calls import Call, Calls
+from oyez.runtime.calls import Calls, Told
 from oyez.runtime.commits import Commits
 from oyez.runtime.lane import Lane
 from oyez.runtime.reports import Reports
@@ -42,6 +43,7 @@ from oyez.runtime.retry import (
     remember,
 )
 from oyez.signals import EventDead, EventRetried, Signal
+from oyez.spans import here
 from oyez.transaction import UnitOfWork
 
 CONFLICTS = 2
@@ -80,10 +82,14 @@ class Execution:
         Raises Fenced, Superseded and StoreUnavailable, each with nothing changed.
         """
         how = (handler, event, lane, envelope, position, begun, returned)
-        for _ in range(CONFLICTS):
-            with suppress(StateConflict):
-                return await self._attempt(*how)
-        return await self._attempt(*how, alone=True)
+        outside = here.set(None)
+        try:
+            for _ in range(CONFLICTS):
+                with suppress(StateConflict):
+                    return await self._attempt(*how)
+            return await self._attempt(*how, alone=True)
+        finally:
+            here.reset(outside)
 
     async def _attempt(
         self,
@@ -99,21 +105,26 @@ class Execution:
     ) -> Outcome:
         """Do the same; raise StateConflict, which is no outcome, when others were in the way."""
         unit = self._commits.unit(lane.claim)
-        calls: list[Call] | None = [] if self._reports.calls else None
+        told = None
+        tracer = None if event.reader else self._reports.tracer  # see `Batches`
+        if tracer is not None or self._reports.calls:
+            told = Told(self._ambient, self._reports, tracer)
         try:
-            await self._call(unit, handler, event, envelope, calls, alone)
+            await self._call(unit, handler, event, envelope, told, alone)
             returned()
             self._settle(unit.changes, event)
             await _commit(event, lane, unit, position)
-        except (Fenced, Superseded, StoreUnavailable):
+        except (Fenced, Superseded, StoreUnavailable, asyncio.CancelledError):
+            if told is not None:
+                told.tell("repeated")
             raise
         except Exception as caught:  # noqa: BLE001 - a handler may raise anything
             error = caught
         else:
             if event.seq:
                 lane.chains.remove(event.chain)
-            for call in calls or ():
-                self._reports.emit_call(call.signal("done"))
+            if told is not None:
+                told.tell("done")
             return Done()
         finally:
             await unit.rollback()
@@ -121,6 +132,8 @@ class Execution:
             identity = (event.event_id, event.source, event.handler)
             if await self._commits.store.seen([identity], lane.claim.reader):
                 await lane.advance(position)  # a copy of it, on another partition, was faster
+                if told is not None:
+                    told.tell("repeated")
                 return Done()
         now = self._ambient.now()
         earlier = event.history[:-1] if begun else event.history
@@ -133,10 +146,14 @@ class Execution:
             event.history = [*earlier, remember(event.attempt, error, now)]
             result = outcome(error, event.attempt, handler.retry, now, self._ambient.chance())
         kind = "" if envelope is None else envelope.type
-        await self.record(event, lane, result, error, position, kind)
-        word = "retry" if isinstance(result, RetryAt) else "dead"
-        for call in calls or ():
-            self._reports.emit_call(call.signal(word, describe_error(error)))
+        try:
+            await self.record(event, lane, result, error, position, kind)
+        except BaseException:
+            if told is not None:
+                told.tell("repeated", error)
+            raise
+        if told is not None:
+            told.tell("retry" if isinstance(result, RetryAt) else "dead", error)
         return result
 
     async def record(
@@ -224,10 +241,10 @@ class Execution:
         handler: Handler,
         event: Parked,
         envelope: Envelope | None,
-        calls: list[Call] | None,
+        told: Told | None,
         alone: bool,
     ) -> None:
-        """Call the handler; the call is added to ``calls`` if there are listeners."""
+        """Call the handler; ``told`` collects the call if it is to be told of."""
         if envelope is None:
             envelope = open_record(event.headers, event.data)
         value: Any = decode_for(handler, envelope, unit.changes.time)
@@ -245,15 +262,15 @@ class Execution:
             places = [(state.kind.name, state.key_of(value, key)) for state in handler.states]
             await unit.load(places, alone=alone or handler.reads)
         tx = unit.transaction(envelope, key)
-        if calls is not None:
-            calls.append(Call(self._ambient, handler, envelope, tx, attempt=event.attempt + 1))
-        try:
+        here.set(tx)  # until the attempt ends, so that the lines about its outcome belong to it
+        call = None
+        if told is not None:
+            place = (event.stream, event.partition)
+            call = told.call(handler, (envelope,), tx, *place, event.attempt + 1)
+        with call or nullcontext():
             events = await self.calls.perform(
                 handler, [value] if handler.batch else value, tx, context
             )
-        finally:
-            if calls is not None:
-                calls[-1].end()
         if event.seq:
             unit.restamp()
         tx.publish_all(events)

@@ -39,6 +39,7 @@ from oyez.runtime.watch import Follower, Watch
 from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
 from oyez.signals import Signals, Started, Stopped
+from oyez.spans import Tracer
 from oyez.transaction import Announcer
 from oyez.view import ViewType
 
@@ -77,12 +78,13 @@ class ServiceProcess:
         threads: Executor | None = None,
         reads: Callable[[str], bool] | None = None,
         consumer: Callable[[Lane], Consumer] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """``provide`` replaces values of the service's own providers, by type.
 
         ``threads`` runs plain ``def`` handlers; by default a pool of `THREADS`. ``reads`` returns
         whether a stream is read, by its name, and ``consumer`` the consumer of a lane's records;
-        by default both are the service's handlers.
+        by default both are the service's handlers. ``tracer`` records its spans.
         """
         self.service = service
         self.settings = settings
@@ -92,9 +94,9 @@ class ServiceProcess:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ambient.bits(32):08x}"
         self.stopping = False
         self.draining = False
-        self.reports = Reports(service.name, signals)
+        self.reports = Reports(service.name, signals, tracer)
         self.announcer = Announcer(
-            settings.system, service.name, ambient, lambda: broker.capabilities.max_bytes
+            settings.system, service.name, ambient, lambda: broker.capabilities.max_bytes, tracer
         )
         self.handlers = Handlers(settings.system, service.name, service.handlers)
         self.reads = reads or self.handlers.read

@@ -28,6 +28,7 @@ from oyez.ports import Announcement, Broker, Changes, Claim, DeadLetter, Paramet
 from oyez.runtime.commits import Commits
 from oyez.runtime.loop import Loop
 from oyez.runtime.reports import Reports
+from oyez.runtime.retry import failure_of
 from oyez.runtime.tail import Tail
 from oyez.signals import EventDead, EventsPublished
 
@@ -168,7 +169,9 @@ class Relay:
     async def _publish(self, rows: list[Announcement], numbers: Sequence[int]) -> None:
         start = self._ambient.monotonic()
         try:
-            await self._broker.publish([_record(row) for row in rows])
+            await publish(
+                self._broker, [_record(row) for row in rows], self._reports, self._ambient
+            )
         except BrokerRefused:
             await self._settled()
             numbered = [
@@ -220,7 +223,7 @@ class Relay:
             if chain in waiting:
                 continue
             try:
-                await self._broker.publish([_record(row)])
+                await publish(self._broker, [_record(row)], self._reports, self._ambient)
             except BrokerRefused as error:
                 refused.append((row, error))
                 if chain is not None:
@@ -282,6 +285,23 @@ class Relay:
                     service=self._reports.service, stream=stream, events=events, seconds=seconds
                 )
             )
+
+
+async def publish(
+    broker: Broker, records: Sequence[Record], reports: Reports, ambient: Ambient
+) -> None:
+    """Publish records, with spans where they are recorded. Raises what `Broker.publish` raises."""
+    tracer = reports.tracer
+    if tracer is None:
+        await broker.publish(records)
+        return
+    since = ambient.now()
+    try:
+        await broker.publish(records)
+    except Exception as error:
+        tracer.publish(records, since, ambient.now(), failure_of(error))
+        raise
+    tracer.publish(records, since, ambient.now())
 
 
 def _record(row: Announcement) -> Record:

@@ -1,17 +1,19 @@
-"""The signals of one running service."""
+"""The signals and the spans of one running service."""
 
 from __future__ import annotations
 
 from oyez.errors import OyezError
 from oyez.runtime.retry import describe_traceback
 from oyez.signals import HandlerCalled, Listener, Signal, Signals, Trouble
+from oyez.spans import Tracer
 
 
 class Reports:
-    """The sender of one service's signals."""
+    """The sender of one service's signals; ``tracer`` records its spans, if they are recorded."""
 
-    def __init__(self, service: str, signals: Signals) -> None:
+    def __init__(self, service: str, signals: Signals, tracer: Tracer | None = None) -> None:
         self.service = service
+        self.tracer = tracer
         self._signals = signals
 
     @property

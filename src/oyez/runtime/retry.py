@@ -9,6 +9,7 @@ import msgspec
 
 from oyez.errors import OyezError
 from oyez.handler import Retry
+from oyez.spans import Failure
 
 MAX_TRACEBACK = 16_384
 """Characters of a traceback that are kept: its end, which names the cause."""
@@ -75,6 +76,12 @@ def describe_error(error: BaseException) -> str:
 def describe_traceback(error: BaseException) -> str:
     """Return the last ``MAX_TRACEBACK`` characters of the error's traceback."""
     return _storable("".join(tracebacks.format_exception(error))[-MAX_TRACEBACK:])
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return the error as a span records it. The stack is without the text, which may be secret."""
+    stack = "".join(tracebacks.format_tb(error.__traceback__))[-MAX_TRACEBACK:]
+    return Failure(type(error).__qualname__, describe_error(error), _storable(stack))
 
 
 def remember(attempt: int, error: BaseException, now: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 import httpx
 
 from oyez import tables
+from oyez.ambient import Ambient
 from oyez.brokers.memory.broker import MemoryBroker
 from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
@@ -38,6 +39,7 @@ from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.runtime.rebuild import Rebuild
 from oyez.service import Service
 from oyez.signals import Signal, Signals
+from oyez.spans import Tracer
 from oyez.stores.sqlite import SqliteStore
 from oyez.tables import OUTBOX, PLACES, TIMERS
 from oyez.testing.clock import VirtualAmbient, quiescent
@@ -153,7 +155,8 @@ class System:
 
     def http(self, service: str) -> httpx.AsyncClient:
         """Return a client for a service's HTTP side, without a socket."""
-        app = with_origin(self.processes[service].service.http)
+        process = self.processes[service]
+        app = with_origin(process.service.http, process.announcer)
         return httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url=f"http://{service}"
         )
@@ -288,11 +291,13 @@ async def running(
     provide: Mapping[type, object] | None = None,
     seed: int = 0,
     partitions: int = 8,
+    tracer: Callable[[str, Ambient], Tracer] | None = None,
 ) -> AsyncIterator[System]:
     """Run services under a virtual clock until the block ends.
 
     Migration folders are relative to ``root`` (by default the current folder). ``provide`` replaces
-    values of the services' own providers, by type. With the same ``seed`` and handlers without
+    values of the services' own providers, by type. ``tracer`` returns what records the spans of a
+    service. With the same ``seed`` and handlers without
     input or output of their own, two runs have the same history.
     """
     ambient = VirtualAmbient(seed)
@@ -313,6 +318,7 @@ async def running(
                 signals=made.bus,
                 provide=provide,
                 threads=_Inline(),
+                tracer=None if tracer is None else tracer(service.name, ambient),
             )
             await process.start()
             stack.push_async_callback(process.drain)
