@@ -151,6 +151,8 @@ class Progress(msgspec.Struct):
     stuck_on: str = ""
     """The step that it is stuck on."""
     correlationid: str | None = None
+    traceparent: str | None = None
+    """The span that announced what it began with."""
     transitions: int = 0
 
     @property

@@ -100,12 +100,12 @@ def carry_out(kind: SagaType, saga: Saga, outputs: Outputs, tx: Transaction) -> 
                 time=now,
             )
         )
-    for sql, rows in _writes(kind.name, saga, outputs, now):
+    for sql, rows in _writes(kind.name, saga, outputs, now, tx):
         for row in rows:
             tx.execute(sql, **row)
 
 
-def _writes(kind: str, saga: Saga, outputs: Outputs, now: float) -> Writes:
+def _writes(kind: str, saga: Saga, outputs: Outputs, now: float, tx: Transaction) -> Writes:
     place = {"kind": kind, "key": saga.key}
     writes: Writes = []
     if outputs.disarm or is_deleted(saga):
@@ -114,7 +114,14 @@ def _writes(kind: str, saga: Saga, outputs: Outputs, now: float) -> Writes:
         if due is None:
             writes += disarm(**place, name=name)
         elif not is_deleted(saga):
-            writes += arm(**place, name=name, due=due, now=now)
+            writes += arm(
+                **place,
+                name=name,
+                due=due,
+                now=now,
+                traceparent=tx.traceparent,
+                tracestate=tx.tracestate,
+            )
     if is_deleted(saga):
         return [*writes, (tables.FORGET_SAGA, [place])]
     rows: list[Parameters] = [

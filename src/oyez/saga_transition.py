@@ -238,6 +238,7 @@ class _Transition:
         progress.phase = Status.RUNNING
         progress.started = self._now
         progress.correlationid = envelope.correlationid or envelope.id or None
+        progress.traceparent = envelope.traceparent
         self._note("starts")
         self._call(self._kind.starters[describe(type(event)).name], event)
         early, progress.early = progress.early, []

@@ -30,14 +30,32 @@ class Timer(Event, type="oyez.timer", key="key"):
     due: float
 
 
-def arm(kind: str, key: str, name: str, due: float, now: float) -> Writes:
+def arm(
+    kind: str,
+    key: str,
+    name: str,
+    due: float,
+    now: float,
+    *,
+    traceparent: str | None = None,
+    tracestate: str | None = None,
+) -> Writes:
     """Return the writes that set a timer of this name, in place of an earlier one.
 
     It fires at ``due`` (seconds since 1970), or at once if that is past. If the clock is set back
-    behind ``now``, it fires ``due - now`` seconds after that.
+    behind ``now``, it fires ``due - now`` seconds after that. Its event is in the trace of
+    ``traceparent``.
     """
-    part = partition_of(key, PLACES)
-    row = {"kind": kind, "key": key, "name": name, "due": max(due, 0.0), "part": part, "armed": now}
+    row = {
+        "kind": kind,
+        "key": key,
+        "name": name,
+        "due": max(due, 0.0),
+        "part": partition_of(key, PLACES),
+        "armed": now,
+        "traceparent": traceparent,
+        "tracestate": tracestate,
+    }
     return [(tables.ARM, [row])]
 
 

@@ -613,7 +613,16 @@ def _fold(time_of: Callable[[Any, Envelope], int]) -> Callable[[Any, Turn], Any]
             found = windows.fold(event, time_of(event, turn.envelope), now)
         due = windows.arm(fired=fired)
         if due is not None:
-            for sql, rows in arm(windows.kind.name, windows.key, "close", due / _MICROS, clock):
+            writes = arm(
+                windows.kind.name,
+                windows.key,
+                "close",
+                due / _MICROS,
+                clock,
+                traceparent=tx.traceparent,
+                tracestate=tx.tracestate,
+            )
+            for sql, rows in writes:
                 for row in rows:
                     tx.execute(sql, **row)
         return found

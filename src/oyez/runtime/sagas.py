@@ -13,7 +13,7 @@ from oyez.saga import Outputs, Progress, Saga, SagaType
 from oyez.saga_handler import carry_out
 from oyez.saga_transition import abort, resolve, retry
 from oyez.service import Service
-from oyez.transaction import Announcer, Origin, UnitOfWork
+from oyez.transaction import TRACEPARENT, Announcer, Origin, UnitOfWork
 
 Operation = Callable[[SagaType, Saga, float], Outputs]
 """What is done to an instance, at a time."""
@@ -82,9 +82,14 @@ class Sagas:
             )
         unit = UnitOfWork(self._store, self._announcer)
         try:
-            tx = unit.transaction(Origin(correlationid=flows[0]), key)
             await unit.load([(kind.name, key)], alone=True)
             instance: Saga = unit.states.of(kind, key)
+            trace = instance.progress.traceparent or ""
+            since = Origin(
+                correlationid=flows[0],
+                traceparent=trace if TRACEPARENT.fullmatch(trace) else None,
+            )
+            tx = unit.transaction(since, key)
             before = _stand(instance.progress)
             now = unit.changes.time
             carry_out(kind, instance, operation(kind, instance, now), tx)

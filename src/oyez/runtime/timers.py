@@ -7,7 +7,9 @@ the rows that are due and parks an event for each, so a timer fires once, whoeve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
+from types import MappingProxyType
 
 import msgspec
 
@@ -42,6 +44,8 @@ SKEW = 1.0
 """Seconds by which clocks of a service's hosts may differ; more is a clock that was set back."""
 
 _NO_ORIGIN = Origin()
+_CARRIED = ("correlationid", "traceparent", "tracestate")
+"""What the event of a timer takes over from what set it."""
 
 
 class Timers:
@@ -235,7 +239,7 @@ class Timers:
                 row["key"],
                 Timer(kind=kind, key=row["key"], name=row["name"], due=row["due"]),
                 tx.time,
-                row["correlationid"],
+                {name: row[name] for name in _CARRIED if row[name] is not None},
             )
             for event_id, row in sorted(named, key=lambda each: each[1]["due"])
         ]
@@ -260,7 +264,7 @@ class Timers:
         key: str,
         event: Event,
         time: str,
-        correlationid: str | None = None,
+        carried: Mapping[str, str] = MappingProxyType({}),
     ) -> Parked:
         kind = describe(type(event))
         headers = {
@@ -273,9 +277,8 @@ class Timers:
             "dataschema": kind.dataschema,
             "subject": key,
             "partitionkey": key,
+            **carried,
         }
-        if correlationid is not None:
-            headers["correlationid"] = correlationid
         return Parked(
             event_id=event_id,
             source=self._source,

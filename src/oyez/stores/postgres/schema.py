@@ -127,6 +127,9 @@ create index oyez_audit_time on oyez_audit (time);
 alter table oyez_dead add column cause text not null default '';
 create index oyez_dead_cause on oyez_dead (state, cause, id, time);
 create index oyez_dead_key on oyez_dead (substr(key, 1, 100), id) where state = 'dead';
+
+alter table oyez_timer add column traceparent text;
+alter table oyez_timer add column tracestate text;
 """,
 )
 """The tables, step by step: what changes them is appended, never edited into an earlier step."""
