@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 
 from oyez import stores
@@ -11,11 +9,13 @@ from oyez.cli.invocation import run_async
 from oyez.cli.run import admin_server, observed, prepare, process_settings, serve
 from oyez.config import BridgeSettings
 from oyez.errors import BrokerError, BrokerRefused, ConfigurationError
+from oyez.observe.traced import traced
 from oyez.ports import Broker
 from oyez.project import Project
 from oyez.runtime.bridge import Carrier
 from oyez.runtime.process import ServiceProcess
 from oyez.service import Service
+from oyez.sites import kind
 
 
 @click.command("bridge")
@@ -42,23 +42,27 @@ async def _run(project: Project, settings: BridgeSettings) -> None:
     group = f"{project.config.system.name}.{service.name}"
     target = project.connect(settings.target)
     signals, metrics = observed()
-    process = ServiceProcess(
-        service,
-        process_settings(project, settings, settings.source),
-        broker=project.connect(settings.source, group),
-        store=stores.connect(settings.store, project.ambient, root=project.config.root),
-        ambient=project.ambient,
-        signals=signals,
-        reads=settings.carries,
-        consumer=partial(Carrier, target=target),
-    )
-    key = f"bridges.{settings.name}"
-    admin = admin_server(project, process, metrics, key, settings.admin, settings.grace)
-    try:
-        await _open(target, process)
-        await serve(process, [admin], settings.grace)
-    finally:
-        await target.close()
+    limits = process_settings(project, settings, settings.source)
+    to = kind(settings.target)
+    with traced(project.ambient, system=limits.system, service=service.name, broker=to) as tracer:
+        process = ServiceProcess(
+            service,
+            limits,
+            broker=project.connect(settings.source, group),
+            store=stores.connect(settings.store, project.ambient, root=project.config.root),
+            ambient=project.ambient,
+            signals=signals,
+            reads=settings.carries,
+            consumer=lambda lane: Carrier(lane, target, process.reports, project.ambient),
+            tracer=tracer,
+        )
+        key = f"bridges.{settings.name}"
+        admin = admin_server(project, process, metrics, key, settings.admin, settings.grace)
+        try:
+            await _open(target, process)
+            await serve(process, [admin], settings.grace)
+        finally:
+            await target.close()
 
 
 async def _open(target: Broker, process: ServiceProcess) -> None:

@@ -9,6 +9,7 @@ from oyez.config import Listen
 from oyez.errors import ConfigurationError
 from oyez.gateway import serve
 from oyez.logger import Logger, configure
+from oyez.observe.traced import traced
 from oyez.project import Project
 from oyez.runtime.interpreter import settle, tune
 
@@ -21,7 +22,13 @@ def command() -> None:
         raise ConfigurationError(f"{project.config.path}: there is no [gateway] table")
     configure(project.config.system.log)
     tune()
-    run_async(serve(project.config, project.ambient, ready=_ready))
+    run_async(_run(project))
+
+
+async def _run(project: Project) -> None:
+    system = project.config.system.name
+    with traced(project.ambient, system=system, service="gateway") as tracer:
+        await serve(project.config, project.ambient, ready=_ready, tracer=tracer)
 
 
 def _ready(listen: Listen) -> None:

@@ -16,8 +16,11 @@ from oyez.event import MAX_DATA, MAX_KEY, EventType
 from oyez.inspection.form import escape
 from oyez.inspection.reach import imported
 from oyez.inspection.topology import Flow, flows
+from oyez.observe.traced import traced
 from oyez.ports import Record
 from oyez.project import Project
+from oyez.sites import kind
+from oyez.spans import Tracer
 
 SOURCE = "cli"
 """The service's name in the event's source: duplicates are detected by source and id, so an event
@@ -64,7 +67,9 @@ def command(
     home = _home(project, flow, service)
     stream = f"{project.config.system.name}.{home}"
     record = Record(stream=stream, key=chosen, headers=envelope.headers(), data=payload)
-    run_async(_publish(project, home, record))
+    system, on = project.config.system.name, kind(project.broker_url(home))
+    with traced(project.ambient, system=system, service=SOURCE, broker=on) as tracer:
+        run_async(_publish(project, home, record, tracer))
     if as_json:
         print_json(
             {
@@ -79,10 +84,19 @@ def command(
         write(envelope.id)
 
 
-async def _publish(project: Project, service: str, record: Record) -> None:
+async def _publish(project: Project, service: str, record: Record, tracer: Tracer | None) -> None:
+    span = None
+    if tracer is not None:
+        now = project.ambient.now()
+        parent = record.headers["traceparent"] = tracer.root(now)
+        span = tracer.send(parent, record.headers, record.stream, now)
+    if span is not None:
+        record.headers["traceparent"] = span.traceparent
     # Not as the service's group: some brokers would then keep events for it.
     async with project.opened_broker(service, create=True, group=False) as broker:
         await broker.publish([record])
+    if span is not None:
+        span.end(project.ambient.now())
 
 
 def _read(text: str) -> bytes:

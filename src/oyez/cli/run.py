@@ -18,6 +18,7 @@ from oyez.listening import HttpServer, bind, stop_signals
 from oyez.logger import configure
 from oyez.observe.logs import log_signal
 from oyez.observe.metrics import Metrics
+from oyez.observe.traced import traced
 from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
@@ -56,14 +57,28 @@ async def _run(project: Project, name: str) -> None:
     settings = project.settings(name)
     service = project.service(name)
     signals, metrics = observed()
-    process = ServiceProcess(
-        service,
-        process_settings(project, settings, settings.broker),
-        broker=project.broker(name),
-        store=project.store(name),
-        ambient=project.ambient,
-        signals=signals,
-    )
+    limits = process_settings(project, settings, settings.broker)
+    with traced(
+        project.ambient, system=limits.system, service=name, broker=limits.broker
+    ) as tracer:
+        process = ServiceProcess(
+            service,
+            limits,
+            broker=project.broker(name),
+            store=project.store(name),
+            ambient=project.ambient,
+            signals=signals,
+            tracer=tracer,
+        )
+        servers = _servers(project, process, settings, metrics)
+        await serve(process, servers, settings.grace)
+
+
+def _servers(
+    project: Project, process: ServiceProcess, settings: ServiceSettings, metrics: Metrics
+) -> list[HttpServer]:
+    """Return the servers of a service: the admin port, and its HTTP side if it has one."""
+    service, name = process.service, settings.name
     key = f"services.{name}"
     servers = [admin_server(project, process, metrics, key, settings.admin, settings.grace)]
     if service.http is not None and settings.http is not None:
@@ -71,8 +86,9 @@ async def _run(project: Project, name: str) -> None:
         shared = settings.replicas > 1 or "OYEZ_DEV" in os.environ
         refuse = partial(project.config.error, f"{key}.http")
         listener = bind(settings.http.host, settings.http.port, refuse, shared=shared)
-        servers.append(HttpServer(with_origin(service.http), listener, grace=settings.grace))
-    await serve(process, servers, settings.grace)
+        app = with_origin(service.http, process.announcer)
+        servers.append(HttpServer(app, listener, grace=settings.grace))
+    return servers
 
 
 def observed() -> tuple[Signals, Metrics]:

@@ -7,24 +7,28 @@ crash in between publishes some of them again, with the same ids, so every inbox
 
 from __future__ import annotations
 
+from oyez.ambient import Ambient
 from oyez.ports import Batch, Broker, Changes, Record
 from oyez.runtime.lane import Lane
+from oyez.runtime.relay import publish
+from oyez.runtime.reports import Reports
 
 
 class Carrier:
     """A consumer that publishes the records of one partition to another broker."""
 
-    def __init__(self, lane: Lane, target: Broker) -> None:
+    def __init__(self, lane: Lane, target: Broker, reports: Reports, ambient: Ambient) -> None:
         self._lane = lane
         self._target = target
+        self._reports = reports
+        self._ambient = ambient
 
     async def take(self, batch: Batch) -> int:
-        await self._target.publish(
-            [
-                Record(stream=each.stream, key=each.key, headers=each.headers, data=each.data)
-                for each in batch.records
-            ]
-        )
+        copies = [
+            Record(stream=each.stream, key=each.key, headers=each.headers, data=each.data)
+            for each in batch.records
+        ]
+        await publish(self._target, copies, self._reports, self._ambient)
         lane = self._lane
         await lane.commit(Changes(claim=lane.claim), batch.records[-1].position)
         return len(batch.records)
