@@ -31,6 +31,7 @@ NAMES = (
     "embedded_append",
     "embedded_latency",
     "consume_job",
+    "traced",
     "keyed_state",
     "parked",
     "dispatch",

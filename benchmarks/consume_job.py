@@ -30,6 +30,7 @@ from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.ports import Record
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventsPublished, Signal, Signals
+from oyez.spans import Tracer
 from oyez.stores.sqlite import SqliteStore
 
 ACCOUNTS = 1_000
@@ -142,7 +143,9 @@ def ledger() -> Service:
     return service
 
 
-async def by_oyez(here: Surroundings, records: list[Record]) -> Figures:
+async def by_oyez(
+    here: Surroundings, records: list[Record], tracer: Tracer | None = None
+) -> Figures:
     """The embedded broker in and out, the SQLite store, the outbox and its relay."""
     folder = here.fresh("oyez")
     (folder / "migrations").mkdir()
@@ -156,6 +159,7 @@ async def by_oyez(here: Surroundings, records: list[Record]) -> Figures:
         store=SqliteStore(folder / "ledger.db", here.ambient),
         ambient=here.ambient,
         signals=signals,
+        tracer=tracer,
     )
     published = 0
     done = asyncio.Event()
