@@ -266,14 +266,21 @@ async def test_a_bridge_and_a_published_event_are_in_the_trace(
     assert {each.namespace for each in collector.spans} == {"ticks"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("OTEL_TRACES_SAMPLER", "sometimes", "expected one of always_on"),
+        ("OTEL_TRACES_EXPORTER", "smoke", "expected an exporter that is installed"),
+    ],
+)
 def test_a_wrong_value_ends_a_service_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
 ) -> None:
-    trace_by(monkeypatch, "http://127.0.0.1:1", OTEL_TRACES_SAMPLER="sometimes")
+    trace_by(monkeypatch, "http://127.0.0.1:1", **{name: value})
     ran = Ticks(tmp_path).run("run", "counter")
     assert ran.returncode == 2
     assert ran.stderr.count("\n") == 1
-    assert "OTEL_TRACES_SAMPLER: expected one of always_on" in ran.stderr
+    assert f"{name}: {expected}" in ran.stderr
 
 
 def test_a_process_that_is_not_asked_to_trace_loads_nothing_of_it(tmp_path: Path) -> None:

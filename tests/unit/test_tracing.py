@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -22,12 +26,15 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from test_gateway import Upstream, listening, settings
 from test_saga import Charge, OrderPlaced
 from test_saga_runtime import Others, orders
 
 from oyez import After, Command, Event, Retry, Service, Transaction
 from oyez.ambient import Ambient, SystemAmbient
+from oyez.config import Listen
 from oyez.errors import ConfigurationError
+from oyez.gateway import serve
 from oyez.logger import Logger, configure
 from oyez.observe.environment import Asked, asked
 from oyez.observe.traced import traced
@@ -612,3 +619,114 @@ def test_without_the_extra_it_says_so(
     with traced(VirtualAmbient(), system="s", service="till") as tracer:
         assert tracer is None
     assert "no traces: install oyez[otel]" in capsys.readouterr().err
+
+
+def test_a_provider_that_was_set_before_exports_the_spans() -> None:
+    code = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from oyez.ambient import SystemAmbient
+from oyez.observe.environment import Asked
+from oyez.observe.tracing import tracing
+
+provider, exporter = TracerProvider(), InMemorySpanExporter()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+tracer = tracing(Asked(("otlp",)), SystemAmbient(), system="shop", service="till")
+parent = tracer.root(1.0)
+tracer.serve("GET", "http", parent, None, 1.0).end(2.0)
+print(*(span.name for span in exporter.get_finished_spans()))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["begin", "till", "GET"]
+    assert ran.stderr == ""
+
+
+async def test_a_request_that_fails_says_so() -> None:
+    record, service = Recorder(), Service("desk")
+
+    async def fail(request: Request) -> Response:
+        raise ValueError("no password=hunter2 today")
+
+    service.http = Starlette(routes=[Route("/fail", fail)])
+    async with running(service, tracer=record) as system, system.http("desk") as client:
+        with pytest.raises(ValueError, match="hunter2"):
+            await client.get("/fail")
+        await client.request("BREW", "/nowhere")
+    failed, unknown = record.spans
+    assert failed.name == "GET /fail"
+    assert failed.status.status_code is StatusCode.ERROR
+    assert failed.status.description == "ValueError: no password=*** today"
+    assert about(failed)["http.response.status_code"] == 500
+    assert about(failed)["error.type"] == "ValueError"
+    assert unknown.name == "HTTP"
+    assert about(unknown)["http.request.method"] == "_OTHER"
+    assert unknown.status.status_code is StatusCode.UNSET
+
+
+async def test_the_gateway_and_its_request_to_a_service_are_spans(tmp_path: Path) -> None:
+    record, upstream = Recorder(), Upstream()
+    ambient, ready = SystemAmbient(), asyncio.Event()
+    addresses: list[Listen] = []
+
+    def at(listen: Listen) -> None:
+        addresses.append(listen)
+        ready.set()
+
+    async with listening(upstream) as port:
+        tracer = record("gateway", ambient)
+        config = settings(tmp_path, port)
+        work = asyncio.create_task(serve(config, ambient, ready=at, tracer=tracer))
+        await ready.wait()
+        async with httpx.AsyncClient(base_url=f"http://{addresses[0]}") as client:
+            assert (await client.get("/open/4711?token=hunter2")).status_code == 200
+            headers = {"traceparent": UNSAMPLED, "tracestate": "a=1"}
+            assert (await client.get("/open", headers=headers)).status_code == 200
+            headers = {"traceparent": SAMPLED, "tracestate": "a=1"}
+            assert (await client.get("/open", headers=headers)).status_code == 200
+            upstream_is_up = record.spans
+            assert (await client.get("/nowhere")).status_code == 404
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    first, unsampled, third = (seen["map"] for seen in upstream.seen)
+    asked, served, asked_again, served_again = upstream_is_up
+    assert (served.name, served.kind, served.parent) == ("GET /open", SpanKind.SERVER, None)
+    assert (asked.name, asked.kind) == ("GET /open", SpanKind.CLIENT)
+    assert asked.parent is not None
+    assert asked.parent.span_id == served.context.span_id
+    assert about(asked)["server.port"] == port
+    assert about(asked)["http.response.status_code"] == 200
+    assert first[b"traceparent"].decode()[36:52] == f"{asked.context.span_id:016x}"
+    assert unsampled[b"traceparent"].decode()[:36] == UNSAMPLED[:36]
+    assert unsampled[b"traceparent"].endswith(b"-00")
+    assert f"{served_again.context.trace_id:032x}" == SAMPLED[3:35]
+    assert served_again.parent is not None
+    assert f"{served_again.parent.span_id:016x}" == SAMPLED[36:52]
+    assert third[b"tracestate"] == b"a=1"
+    assert third[b"traceparent"].decode()[36:52] == f"{asked_again.context.span_id:016x}"
+    told = " ".join(span.to_json() for span in record.spans)
+    assert "hunter2" not in told
+    assert "4711" not in told
+    assert about(record.spans[-1])["http.response.status_code"] == 404
+
+
+async def test_a_service_that_is_away_is_an_error_of_both_spans(tmp_path: Path) -> None:
+    record, ambient = Recorder(), SystemAmbient()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        config = settings(tmp_path, taken.getsockname()[1])
+        ready: asyncio.Future[Listen] = asyncio.get_running_loop().create_future()
+        work = asyncio.create_task(
+            serve(config, ambient, ready=ready.set_result, tracer=record("gateway", ambient))
+        )
+        async with httpx.AsyncClient(base_url=f"http://{await ready}") as client:
+            assert (await client.get("/open")).status_code == 503
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    asked, served = record.spans
+    assert about(asked)["error.type"] == "no_answer"
+    assert "http.response.status_code" not in about(asked)
+    assert about(served)["error.type"] == "503"
+    assert {each.status.status_code for each in (asked, served)} == {StatusCode.ERROR}
