@@ -53,12 +53,16 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     def of(envelope: Envelope) -> Origin:
         """Return the origin of events that handlers of this event publish."""
         parent = envelope.traceparent
-        traced = parent is not None and TRACEPARENT.fullmatch(parent) is not None
+        if parent is not None:
+            if TRACEPARENT.fullmatch(parent) is None:
+                parent = None
+            elif envelope.replayed is not None:
+                parent = f"{parent[:53]}00"  # its trace is over: what follows is not recorded
         return Origin(
             correlationid=envelope.correlationid or envelope.id,
             causationid=envelope.id,
-            traceparent=parent if traced else None,
-            tracestate=envelope.tracestate if traced else None,
+            traceparent=parent,
+            tracestate=None if parent is None else envelope.tracestate,
             replayed=envelope.replayed,
         )
 

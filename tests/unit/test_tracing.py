@@ -33,6 +33,7 @@ from test_saga_runtime import Others, orders
 from oyez import After, Command, Event, Retry, Service, Transaction
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.config import Listen
+from oyez.envelope import open_record
 from oyez.errors import ConfigurationError
 from oyez.gateway import serve
 from oyez.logger import Logger, configure
@@ -44,6 +45,7 @@ from oyez.runtime.dead import redrive
 from oyez.saga import Saga, starts, step
 from oyez.spans import here
 from oyez.testing import System, VirtualAmbient, running
+from oyez.transaction import Origin
 
 SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = SAMPLED[:-1] + "0"
@@ -436,6 +438,34 @@ async def test_the_tracestate_goes_with_the_trace() -> None:
         assert {each.tracestate for each in system.history()} == {"a=1"}
     assert {span.context.trace_id for span in record.spans} == {int(SAMPLED[3:35], 16)}
     assert {span.context.trace_state.to_header() for span in record.spans} == {"a=1"}
+
+
+def test_what_follows_from_a_replayed_event_is_not_recorded() -> None:
+    headers = {"specversion": "1.0", "id": "1", "source": "/x", "type": "test.placed"}
+    known = open_record({**headers, "traceparent": SAMPLED, "tracestate": "a=1"}, b"{}")
+    again = open_record({**headers, "traceparent": SAMPLED, "replayed": "mend"}, b"{}")
+    assert (Origin.of(known).traceparent, Origin.of(known).tracestate) == (SAMPLED, "a=1")
+    assert Origin.of(again).traceparent == UNSAMPLED
+
+
+async def test_a_backfill_s_events_are_a_trace() -> None:
+    record, source, till = Recorder(), desk(), Service("till")
+
+    @source.backfill(Placed)
+    async def have(tx: Transaction, after: str | None) -> list[Placed]:
+        return [] if after else [Placed(order="1"), Placed(order="2")]
+
+    @till.on(Placed)
+    async def charge(event: Placed, tx: Transaction) -> None:
+        return None
+
+    async with running(source, till, tracer=record) as system:
+        assert await system.backfill("desk", Placed, recipient="till") == 2
+        await system.settled()
+    assert len(record.named("process test.desk")) == 2
+    traces = {span.context.trace_id for span in record.spans}
+    for each in traces:
+        check_one_trace([span for span in record.spans if span.context.trace_id == each])
 
 
 async def test_only_what_is_committed_was_sent() -> None:

@@ -14,10 +14,12 @@ from oyez.cli.invocation import actor, json_option, run_async, why_option
 from oyez.cli.printing import closest, print_json, print_line, warn
 from oyez.errors import ConfigurationError
 from oyez.listening import stop_signals
+from oyez.observe.traced import traced
 from oyez.project import Project
 from oyez.runtime.audit import Actor
 from oyez.runtime.backfill import Walk, Walked
 from oyez.service import Backfill, Service
+from oyez.sites import kind
 from oyez.transaction import Announcer
 
 
@@ -91,23 +93,26 @@ async def _walk(
 ) -> Walked:
     stopped = asyncio.Event()
     opened = project.opened_broker(owner.name)
+    system, on = project.config.system.name, kind(project.broker_url(owner.name))
     async with opened as broker, project.opened_store(owner.name) as store:
-        announcer = Announcer(
-            project.config.system.name,
-            owner.name,
-            project.ambient,
-            lambda: broker.capabilities.max_bytes,
-        )
-        walk = Walk(backfill, recipient, broker=broker, store=store, announcer=announcer)
-        if await walk.begin(by=by):
-            warn(f"goes on after {walk.walked.after!r}: {walk.walked.announced} are announced")
-        with stop_signals(stopped.set), _progress() as told:
-            while await walk.chunk():
-                told(walk.walked.announced)
-                if stopped.is_set():
-                    warn("interrupted: the same command goes on from here")
-                    raise click.Abort
-                await asyncio.sleep(0)  # the service may write between two chunks
+        with traced(project.ambient, system=system, service=owner.name, broker=on) as tracer:
+            announcer = Announcer(
+                system,
+                owner.name,
+                project.ambient,
+                lambda: broker.capabilities.max_bytes,
+                tracer,
+            )
+            walk = Walk(backfill, recipient, broker=broker, store=store, announcer=announcer)
+            if await walk.begin(by=by):
+                warn(f"goes on after {walk.walked.after!r}: {walk.walked.announced} are announced")
+            with stop_signals(stopped.set), _progress() as told:
+                while await walk.chunk():
+                    told(walk.walked.announced)
+                    if stopped.is_set():
+                        warn("interrupted: the same command goes on from here")
+                        raise click.Abort
+                    await asyncio.sleep(0)  # the service may write between two chunks
     return walk.walked
 
 

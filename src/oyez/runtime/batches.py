@@ -72,7 +72,7 @@ class Batches:
         self._commits = commits
         self._ambient = ambient
         self._reports = reports
-        # Of a view that is rebuilt no spans are recorded: it reads events of long ago.
+        # A view's reading is not recorded: it reads all events of long ago when it is rebuilt.
         self._tracer = None if lane.claim.reader else reports.tracer
 
     async def take(self, batch: Batch) -> int:
