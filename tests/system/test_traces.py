@@ -82,7 +82,11 @@ async def is_dead(shop: Shop) -> bool:
 @pytest.mark.parametrize("broker", ["embedded", "kafka", "rabbitmq"])
 async def test_one_order_is_one_trace(tmp_path: Path, broker: str) -> None:
     with collecting() as collector:
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        # None is sent before a process drains.
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "600000",
+        }
         if broker != "embedded":
             environment |= {
                 "OYEZ_NAME": f"shop-{uuid4().hex[:8]}",
