@@ -35,6 +35,7 @@ from oyez.listening import HttpServer, bind
 from oyez.ports import Changes
 from oyez.project import Project
 from oyez.runtime.admin import admin
+from oyez.runtime.audit import list_acts
 from oyez.testing import VirtualAmbient, running
 
 TOKEN, READ, CODE = "operate-this", "read-this", "once-only"
@@ -116,14 +117,20 @@ async def test_letters_are_listed_shown_and_settled() -> None:
         assert [letter.id for letter in rest.letters] == [after + 1]
         data = (await client.get(f"/oyez/letters/{after}/data")).json()
         assert data == {"order": page.letters[0].key}
-        body = msgspec.json.encode({"data": b'{"order": "good"}'})
+        body = msgspec.json.encode({"who": "ada", "data": b'{"order": "good"}'})
         answer = await client.post(f"/oyez/letters/{after}/redrive", content=body)
         assert answer.status_code == 200
         await system.settled()
         again = await client.post(f"/oyez/letters/{after}/redrive", content=body)
         assert (again.status_code, "redriven already" in again.json()["detail"]) == (409, True)
-        gone = await client.post(f"/oyez/letters/{after + 1}/discard", content=b'{"why": "old"}')
+        why = b'{"who": "ada", "why": "old"}'
+        gone = await client.post(f"/oyez/letters/{after + 1}/discard", content=why)
         assert gone.status_code == 200
+        acts = await list_acts(system.processes["desk"].store)
+        assert [(act.who, act.via, act.act, act.reason) for act in acts] == [
+            ("ada", "console", "dead.discard", "old"),
+            ("ada", "console", "dead.redrive", ""),
+        ]
         left = (await client.get("/oyez/letters")).json()
         assert left == {"letters": [], "more": False}
 
@@ -139,8 +146,13 @@ async def test_letters_are_listed_shown_and_settled() -> None:
         ("/letters/1/redrive", b"nonsense", 422),
         ("/letters/1/redrive", b'{"data": 5}', 422),
         ("/letters/1/redrive", b'{"data": "' + b"x" * 2_000_000 + b'"}', 422),
-        ("/letters/1/discard", b"{}", 422),
-        ("/letters/1/discard", b'{"why": ""}', 422),
+        ("/letters/1/redrive", b"{}", 422),
+        ("/letters/1/redrive", b'{"who": " "}', 422),
+        ("/letters/1/redrive", b'{"who": "a\\u202eb"}', 422),
+        ("/letters/1/redrive", b'{"who": "' + b"x" * 201 + b'"}', 422),
+        ("/letters/1/discard", b'{"why": "x"}', 422),
+        ("/letters/1/discard", b'{"who": "ada", "why": ""}', 422),
+        ("/letters/1/discard", b'{"who": "ada", "why": "' + b"x" * 501 + b'"}', 422),
         ("/none", None, 404),
     ],
 )
@@ -360,7 +372,7 @@ async def test_a_page_is_kept_up_to_date_while_it_is_open_and_its_session_lasts(
             lines = answer.aiter_lines()
             assert (await anext(lines)).startswith("data: <section")
             assert live.viewers == 1
-            await asks.act("desk", "/oyez/letters/1/discard", Discard(why="no need"))
+            await asks.act("desk", "/oyez/letters/1/discard", Discard(who="ada", why="no need"))
             await world.system.advance(2.0)  # what it measured last is not fresh any more
             async with asyncio.timeout(20):
                 async for line in lines:

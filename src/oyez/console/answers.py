@@ -6,9 +6,13 @@ is anything else is refused. Members that a newer service adds are left out.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+from oyez.errors import InvalidEvent
 from oyez.inspection.letters import Letter, WholeLetter
+from oyez.runtime.audit import MAX_WHO, MAX_WHY, Actor
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +58,20 @@ class LetterShown(msgspec.Struct, frozen=True, kw_only=True):
     """The whole size of the payload in bytes; None without one."""
 
 
-class Redrive(msgspec.Struct, frozen=True, kw_only=True):
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """An act of a person, whom the console has signed in; the service takes its word for it."""
+
+    who: Annotated[str, msgspec.Meta(max_length=MAX_WHO)]
+    why: Annotated[str, msgspec.Meta(max_length=MAX_WHY)] = ""
+
+    def actor(self) -> Actor:
+        """Return the person, for the audit. Raises InvalidEvent for a name that nobody can read."""
+        if not (self.who.strip() and self.who.isprintable()):
+            raise InvalidEvent("who", "is to be the name of a person, in characters that are seen")
+        return Actor(who=self.who, via="console", why=self.why)
+
+
+class Redrive(Asked, frozen=True, kw_only=True):
     """Asks to redrive a dead letter; see `oyez.runtime.dead.redrive`."""
 
     data: bytes | None = None
@@ -62,10 +79,8 @@ class Redrive(msgspec.Struct, frozen=True, kw_only=True):
     old: bool = False
 
 
-class Discard(msgspec.Struct, frozen=True, kw_only=True):
-    """Asks to discard a dead letter."""
-
-    why: str
+class Discard(Asked, frozen=True, kw_only=True):
+    """Asks to discard a dead letter, for the reason ``why``."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

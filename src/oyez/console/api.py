@@ -34,6 +34,7 @@ from oyez.inspection.lag import ServiceLag, measure
 from oyez.inspection.letters import read_letter, read_letters
 from oyez.runtime.dead import discard, redrive
 from oyez.runtime.process import ServiceProcess
+from oyez.runtime.redrive import handlers_of
 
 T = TypeVar("T")
 
@@ -154,7 +155,9 @@ class _Api:
             self._process.store,
             _id(request),
             self._process.ambient,
+            by=asked.actor(),
             handler=asked.handler,
+            handlers=handlers_of(self._process.service),
             data=asked.data,
             old=asked.old,
         )
@@ -162,7 +165,8 @@ class _Api:
 
     async def _discard(self, request: Request) -> Done:
         asked = await _body(request, Discard)
-        await discard(self._process.store, _id(request), asked.why)
+        process = self._process
+        await discard(process.store, _id(request), process.ambient, by=asked.actor())
         return Done()
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from oyez.ambient import Ambient
 from oyez.console import safe
-from oyez.console.access import Access, Session
+from oyez.console.access import Access, Person, Session
 from oyez.console.live import Live
 from oyez.console.system import System
 from oyez.inspection.form import span, utc_time
@@ -97,6 +97,12 @@ def desk(request: Request) -> Desk:
     """Return the desk of a request."""
     found: Desk = request.app.state.desk
     return found
+
+
+def person(request: Request) -> Person:
+    """Return who is signed in; the guard has let nobody else pass."""
+    session: Session = request.scope["state"]["session"]
+    return session.person
 
 
 def form(request: Request) -> Mapping[str, str]:

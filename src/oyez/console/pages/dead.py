@@ -13,7 +13,7 @@ from starlette.routing import Route
 from oyez import strict_json
 from oyez.console.answers import Discard, LetterPage, Redrive
 from oyez.console.causes import by_cause
-from oyez.console.desk import Screen, desk, form
+from oyez.console.desk import Screen, desk, form, person
 from oyez.console.live import SAMPLE
 from oyez.console.safe import differences, laid_out
 from oyez.console.system import Answer, Unanswered
@@ -100,6 +100,7 @@ async def _redrive(request: Request) -> Response:
     fields = form(request)
     data = fields.get("data")
     body = Redrive(
+        who=person(request).name,
         data=None if data is None else _posted(data).encode(),
         handler=fields.get("handler") or None,
         old=fields.get("old") == "1",
@@ -113,7 +114,7 @@ async def _discard(request: Request) -> Response:
         return desk(request).problem(
             request, 422, "A reason is missing", "State why it may be discarded."
         )
-    return await _act(request, "discard", Discard(why=why))
+    return await _act(request, "discard", Discard(who=person(request).name, why=why))
 
 
 async def _edit(request: Request) -> Response:
