@@ -216,7 +216,15 @@ class TransactionClosed(OyezError):
 
 
 class NotRedriven(OyezError):
-    """The dead letter can't be redriven or discarded; the message names reason and remedy."""
+    """The dead letter can't be redriven or discarded; the message names reason and remedy.
+
+    ``cause`` is for faces that have a remedy of their own: ``old``, ``expired``, ``unpublished``,
+    ``unreadable`` or ``renamed`` (see `oyez.runtime.dead.refuse`); else empty.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class NotCreated(OyezError):

@@ -127,13 +127,19 @@ async def show_letter(project: Project, service: str, letter: int) -> WholeLette
 
 
 async def read_letters(
-    service: str, store: Store, *, every: bool = False, after: int = 0, limit: int = 100
+    service: str,
+    store: Store,
+    *,
+    every: bool = False,
+    after: int = 0,
+    limit: int = 100,
+    wanted: Wanted = ALL,
 ) -> tuple[list[Letter], bool]:
     """Return a service's dead letters after a number, and whether there are more.
 
     Raises StoreError.
     """
-    rows = await list_dead(store, every=every, after=after, limit=limit + 1)
+    rows = await list_dead(store, every=every, after=after, limit=limit + 1, wanted=wanted)
     return [_letter(service, row) for row in rows[:limit]], len(rows) > limit
 
 

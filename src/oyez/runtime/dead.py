@@ -88,13 +88,20 @@ async def count_dead(store: Store, wanted: Wanted = ALL, *, last: int = _LAST) -
 
 
 async def list_groups(
-    store: Store, *, wanted: Wanted = ALL, after: Group | None = None, limit: int = 100
+    store: Store,
+    *,
+    wanted: Wanted = ALL,
+    after: tuple[int, str] | None = None,
+    limit: int = 100,
 ) -> list[Group]:
-    """Return the groups of dead letters, the largest first; ``after`` is the last one known."""
+    """Return the groups of dead letters, the largest first.
+
+    ``after`` is how many letters the last one known has, and its name.
+    """
     asked: Parameters = {
         **wanted.asked,
-        "letters": _LAST if after is None else after.letters,
-        "after": "" if after is None else after.group,
+        "letters": _LAST if after is None else after[0],
+        "after": "" if after is None else after[1],
         "limit": limit,
     }
     found = []
@@ -147,7 +154,7 @@ async def redrive(
         told |= {"data": "replaced", "changed": changed_fields(row["data"], data)}
     if old:
         told["old"] = True
-    audit = audited(by, "dead.redrive", _target(letter), now, _before(row), told)
+    audit = audited(by, "dead.redrive", target_of(letter), now, _before(row), told)
     if _has_expired(row, now):
         _unlimit(row)
     if row["handler"] == tables.OUTBOX:
@@ -174,31 +181,36 @@ def refuse(
         days = INBOX_RETENTION / 86_400
         raise NotRedriven(
             f"dead letter {letter} is older than {days:.0f} days, for which duplicates are "
-            "recognised: if the event can't arrive in another way, use --old"
+            "recognised: if the event can't arrive in another way, use --old",
+            "old",
         )
     if _has_expired(row, now) and not old:
         raise NotRedriven(
             f"dead letter {letter} is a command that expired at {_expiry(row)}, and its sender has "
-            "gone on without it: if it is to be done all the same, use --old"
+            "gone on without it: if it is to be done all the same, use --old",
+            "expired",
         )
     if row["handler"] == tables.OUTBOX:
         if handler is not None:
             raise NotRedriven(
                 f"dead letter {letter} was never published, so it has no handler: leave out "
-                "--handler"
+                "--handler",
+                "unpublished",
             )
         return
     target = handler or row["handler"]
     if not target:
         raise NotRedriven(
             f"dead letter {letter} could not be read, so no handler is known: name it with "
-            "--handler, and replace the payload with --data"
+            "--handler, and replace the payload with --data",
+            "unreadable",
         )
     if handlers is not None and target not in handlers:
         names = ", ".join(sorted(handlers)) or "none"
         raise NotRedriven(
             f"dead letter {letter} is of {target}, a handler that its service no longer has: "
-            f"name another with --handler; there are: {names}"
+            f"name another with --handler; there are: {names}",
+            "renamed",
         )
 
 
@@ -215,7 +227,7 @@ async def discard(store: Store, letter: int, ambient: Ambient, *, by: Actor) -> 
         if row is None or not await _mark(begun, letter, Letter.DISCARDED, by.why[:500]):
             raise NotRedriven(f"there is no dead letter {letter} that is still dead")
         told = {"state": Letter.DISCARDED}
-        writes: Writes = [audited(by, "dead.discard", _target(letter), now, _before(row), told)]
+        writes: Writes = [audited(by, "dead.discard", target_of(letter), now, _before(row), told)]
         refused = row["handler"] == tables.OUTBOX
         if refused:
             await begun.fetch(tables.WITHDRAW, {"seq": row["position"]}, [])
@@ -225,7 +237,8 @@ async def discard(store: Store, letter: int, ambient: Ambient, *, by: Actor) -> 
         await begun.rollback()
 
 
-def _target(letter: int) -> str:
+def target_of(letter: int) -> str:
+    """Return what the audit calls a dead letter."""
     return f"dead letter {letter}"
 
 

@@ -35,16 +35,18 @@ class Refused(msgspec.Struct, frozen=True):
 
     letter: int
     why: str
+    cause: str = ""
+    """See `oyez.errors.NotRedriven`."""
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What became of one letter: ``refused`` is why it was, or empty.
+    """What became of one letter; ``refused`` is None if it was settled.
 
     ``count`` says how many letters there were with this one, ``total`` how many there are in all.
     """
 
     letter: int
-    refused: str
+    refused: Refused | None
     count: int
     total: int
 
@@ -70,6 +72,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     letter: int
     refused: str = ""
     """Why it would be refused, or its handler could not read it; then the rest is empty."""
+    cause: str = ""
+    """See `oyez.errors.NotRedriven`."""
     handler: str = ""
     """The handler that it would be handed to; `oyez.tables.OUTBOX` if it would be published."""
     event: str = ""
@@ -164,6 +168,8 @@ async def preview_letters(
             refuse(row, letter, now, handler=handler, handlers=handlers_of(service), old=old)
             assert row is not None
             preview = _preview(row, service, 0.0 if old else now, handler, data)
+        except NotRedriven as error:
+            preview = Preview(letter=letter, refused=str(error), cause=error.cause)
         except OyezError as error:
             preview = Preview(letter=letter, refused=str(error))
         yield preview
@@ -205,15 +211,15 @@ async def _each(
         if stopped.is_set():
             settled.stopped = True
             break
-        refused = ""
+        refused = None
         try:
             await one(letter)
             settled.done += 1
         except NotRedriven as error:
-            refused = str(error)
+            refused = Refused(letter, str(error), error.cause)
             settled.refusals += 1
             if len(settled.refused) < MAX_REFUSED:
-                settled.refused.append(Refused(letter, refused))
+                settled.refused.append(refused)
         count += 1
         if told is not None:
             told(Step(letter, refused, count, max(total, count)))

@@ -766,7 +766,7 @@ class StoreSuite:
             paged, after = [], None
             while page := await list_groups(store, after=after, limit=2):
                 paged += page
-                after = page[-1]
+                after = page[-1].letters, page[-1].group
             assert paged == [first, *others]
 
             async def chosen(**wanted: str) -> list[str]:
