@@ -25,7 +25,6 @@ from oyez.console.access import LIFETIME, OPERATOR, Access, TooMany
 from oyez.console.answers import Counts, Discard, LetterPage, Replica
 from oyez.console.api import SHOWN, api
 from oyez.console.app import console
-from oyez.console.causes import general
 from oyez.console.pages import SCREENS
 from oyez.console.rates import Rates
 from oyez.console.safe import differences, laid_out, seen
@@ -234,7 +233,9 @@ def every_path() -> list[tuple[str, str]]:
     return [
         (
             method,
-            route.path.replace("{service}", "desk").replace("{id:int}", "1"),
+            re.sub(
+                r"\{\w+\}", "x", route.path.replace("{service}", "desk").replace("{id:int}", "1")
+            ),
         )
         for screen in SCREENS
         for route in screen.routes
@@ -588,14 +589,6 @@ def test_differences() -> None:
     assert ("gone", "b") in differences("a\nb\nc", "a\nd\nc")
     assert ("new", "d") in differences("a\nb\nc", "a\nd\nc")
     assert differences("same", "same") == []
-
-
-def test_causes_leave_out_what_is_particular() -> None:
-    one = "ValueError: no box for order 01a227bc-89d7-7039-a06d-11ef0bf91e4a in 3 s: 'red'"
-    one = f"failed 2 of 2 attempts: {one}"
-    two = "ValueError: no box for order 01a227bc-8a60-7069-b7a4-2253154d05a2 in 12 s: 'blue'"
-    assert general(one) == general(two) == "ValueError: no box for order … in … s: …"
-    assert general("KeyError: x") != general("ValueError: x")
 
 
 def test_rates_are_of_what_was_counted_between_two_looks() -> None:

@@ -6,13 +6,15 @@ is anything else is refused. Members that a newer service adds are left out.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from oyez.errors import InvalidEvent
 from oyez.inspection.letters import Letter, WholeLetter
-from oyez.runtime.audit import MAX_WHO, MAX_WHY, Actor
+from oyez.runtime.audit import MAX_WHO, MAX_WHY, Act, Actor
+from oyez.runtime.dead import ALL, Group, Wanted
+from oyez.runtime.redrive import Preview, Refused
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,63 @@ class LetterShown(msgspec.Struct, frozen=True, kw_only=True):
     whole: WholeLetter
     size: int | None
     """The whole size of the payload in bytes; None without one."""
+    acts: tuple[Act, ...]
+    """What was done to it, the newest first."""
+    handlers: tuple[str, ...]
+    """What it may be handed to."""
+
+
+class Stuck(msgspec.Struct, frozen=True, kw_only=True):
+    """The instances of a saga that need a person."""
+
+    saga: str
+    count: int
+    example: str
+    """The key of one of them."""
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """What a service needs a person for."""
+
+    groups: tuple[Group, ...]
+    """Dead letters, the largest groups first."""
+    more: bool
+    """Whether there are more groups."""
+    stuck: tuple[Stuck, ...]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Many dead letters that are being settled, or were, in a process of the service."""
+
+    id: str
+    act: Literal["redrive", "discard"]
+    wanted: Wanted
+    who: str
+    why: str
+    handler: str | None
+    rate: float
+    started: float
+    """In seconds since 1970."""
+    ended: float | None
+    """None while it is under way."""
+    total: int
+    done: int
+    refusals: int
+    refused: tuple[Refused, ...]
+    """The first of them."""
+    stopped: bool
+    """Whether somebody stopped it; it ends before its next letter."""
+    failed: str
+    """Why it broke off; else empty."""
+
+
+class GroupPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Groups of dead letters, the largest first, and what is being done about them."""
+
+    groups: tuple[Group, ...]
+    more: bool
+    jobs: tuple[Job, ...]
+    """The newest first."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +140,38 @@ class Redrive(Asked, frozen=True, kw_only=True):
 
 class Discard(Asked, frozen=True, kw_only=True):
     """Asks to discard a dead letter, for the reason ``why``."""
+
+
+class Many(Asked, frozen=True, kw_only=True):
+    """Asks to settle all dead letters that are wanted; see `oyez.runtime.redrive`."""
+
+    act: Literal["redrive", "discard"]
+    wanted: Wanted = ALL
+    handler: str | None = None
+    old: bool = False
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 0.0
+    """The limit of letters in a second; 0 for none."""
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks what a redrive would do with a letter, or with those that are wanted."""
+
+    letter: int | None = None
+    wanted: Wanted = ALL
+    handler: str | None = None
+    data: bytes | None = None
+    old: bool = False
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a redrive would do."""
+
+    previews: tuple[Preview, ...]
+    """Of the first letters, each with the beginning of its data."""
+    total: int
+    """The number of letters that it would be done with."""
+    handlers: tuple[str, ...]
+    """What they may be handed to."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,24 +18,34 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oyez import signals
+from oyez import signals, tables
 from oyez.console.answers import (
+    Asked,
     Counts,
     Discard,
     Done,
+    GroupPage,
+    Job,
     LetterPage,
     LetterShown,
+    Look,
+    Looked,
+    Many,
     Problem,
     Redrive,
     Replica,
+    Stuck,
+    Trouble,
 )
+from oyez.console.jobs import Jobs
 from oyez.errors import BrokerError, InvalidEvent, NotRedriven, OyezError
 from oyez.event import MAX_DATA
 from oyez.inspection.lag import ServiceLag, measure
 from oyez.inspection.letters import read_letter, read_letters
-from oyez.runtime.dead import discard, redrive
+from oyez.runtime.audit import list_acts
+from oyez.runtime.dead import Wanted, count_dead, discard, list_groups, redrive, target_of
 from oyez.runtime.process import ServiceProcess
-from oyez.runtime.redrive import handlers_of
+from oyez.runtime.redrive import Preview, handlers_of, preview_letters
 
 T = TypeVar("T")
 
@@ -42,8 +53,13 @@ SHOWN = 65_536
 """Bytes of a payload that are shown; the rest can be downloaded."""
 PAGE = 1_000
 """The most dead letters in one answer."""
+LOOKED_AT = 20
+"""The most letters in one dry run."""
 FRESH = 1.0
-"""Seconds for which a measurement of lag answers everybody who asks."""
+"""Seconds for which a measurement answers everybody who asks."""
+_GROUPS = 10
+_ACTS = 50
+_CUT = 2_000
 _LARGEST = 2**63 - 1
 _BODY = MAX_DATA * 4 // 3 + 4096
 
@@ -60,19 +76,27 @@ class _Api:
         self._published: Counter[str] = Counter()
         self._retried: Counter[str] = Counter()
         self._dead: Counter[str] = Counter()
-        self._lag: tuple[float, asyncio.Task[ServiceLag]] | None = None
+        self._lag = _Shared(process, self._measure)
+        self._trouble = _Shared(process, self._look_for_trouble)
+        self._jobs = Jobs(process)
         process.reports.listen(self._count)
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/replica", _answer(self._replica)),
-                Route("/lag", _answer(self._measured)),
+                Route("/lag", _answer(self._lag.answer)),
+                Route("/trouble", _answer(self._trouble.answer)),
+                Route("/groups", _answer(self._groups)),
                 Route("/letters", _answer(self._letters)),
+                Route("/letters/look", _answer(self._look), methods=["POST"]),
                 Route("/letters/{id:int}", _answer(self._letter)),
                 Route("/letters/{id:int}/data", self._data),
                 Route("/letters/{id:int}/redrive", _answer(self._redrive), methods=["POST"]),
                 Route("/letters/{id:int}/discard", _answer(self._discard), methods=["POST"]),
+                Route("/jobs", _answer(self._start), methods=["POST"]),
+                Route("/jobs/{job}", _answer(self._job)),
+                Route("/jobs/{job}/stop", _answer(self._stop), methods=["POST"]),
             ]
         )
 
@@ -108,12 +132,6 @@ class _Api:
             ),
         )
 
-    async def _measured(self, _: Request) -> ServiceLag:
-        now = self._process.ambient.monotonic()
-        if self._lag is None or now - self._lag[0] > FRESH:
-            self._lag = now, asyncio.create_task(self._measure(), name="measure lag")
-        return await asyncio.shield(self._lag[1])
-
     async def _measure(self) -> ServiceLag:
         process = self._process
         system, name, now = process.settings.system, process.service.name, process.ambient.now()
@@ -123,6 +141,31 @@ class _Api:
         except BrokerError:
             return await measure(system, name, code, None, store, now)
 
+    async def _look_for_trouble(self) -> Trouble:
+        store = self._process.store
+        groups = await list_groups(store, limit=_GROUPS + 1)
+        stuck = await store.fetch(tables.STUCK_SAGAS, {})
+        return Trouble(
+            groups=tuple(groups[:_GROUPS]),
+            more=len(groups) > _GROUPS,
+            stuck=tuple(
+                Stuck(saga=row["kind"], count=row["sagas"], example=row["key"]) for row in stuck
+            ),
+        )
+
+    async def _groups(self, request: Request) -> GroupPage:
+        limit = max(1, _number(request, "limit", 100, PAGE))
+        after = None
+        if "after" in request.query_params:
+            letters = _number(request, "letters", 0, _LARGEST)
+            after = letters, request.query_params["after"][:16]
+        groups = await list_groups(
+            self._process.store, wanted=_wanted(request), after=after, limit=limit + 1
+        )
+        return GroupPage(
+            groups=tuple(groups[:limit]), more=len(groups) > limit, jobs=self._jobs.known()
+        )
+
     async def _letters(self, request: Request) -> LetterPage:
         letters, more = await read_letters(
             self._process.service.name,
@@ -130,6 +173,7 @@ class _Api:
             every=_number(request, "every", 0, 1) == 1,
             after=_number(request, "after", 0, _LARGEST),
             limit=max(1, _number(request, "limit", 100, PAGE)),
+            wanted=_wanted(request),
         )
         return LetterPage(letters=tuple(letters), more=more)
 
@@ -141,7 +185,12 @@ class _Api:
         size = None if whole.data is None else len(whole.data)
         if whole.data is not None:
             whole = msgspec.structs.replace(whole, data=whole.data[:SHOWN])
-        return LetterShown(whole=whole, size=size)
+        return LetterShown(
+            whole=whole,
+            size=size,
+            acts=tuple(await list_acts(store, target=target_of(_id(request)), limit=_ACTS)),
+            handlers=self._handlers,
+        )
 
     async def _data(self, request: Request) -> Response:
         whole = await read_letter(self._process.service.name, self._process.store, _id(request))
@@ -157,7 +206,7 @@ class _Api:
             self._process.ambient,
             by=asked.actor(),
             handler=asked.handler,
-            handlers=handlers_of(self._process.service),
+            handlers=self._handlers,
             data=asked.data,
             old=asked.old,
         )
@@ -168,6 +217,57 @@ class _Api:
         process = self._process
         await discard(process.store, _id(request), process.ambient, by=asked.actor())
         return Done()
+
+    async def _look(self, request: Request) -> Looked:
+        asked, process = await _body(request, Look), self._process
+        chosen = asked.wanted if asked.letter is None else [asked.letter]
+        previews: list[Preview] = []
+        looking = preview_letters(
+            process.store,
+            chosen,
+            process.service,
+            process.ambient,
+            handler=asked.handler,
+            data=asked.data,
+            old=asked.old,
+        )
+        async with aclosing(looking):
+            async for each in looking:
+                data = None if each.data is None else each.data[:_CUT]
+                previews.append(msgspec.structs.replace(each, data=data))
+                if len(previews) == LOOKED_AT:
+                    break
+        total = 1 if asked.letter is not None else await count_dead(process.store, asked.wanted)
+        return Looked(previews=tuple(previews), total=total, handlers=self._handlers)
+
+    async def _start(self, request: Request) -> Job:
+        return self._jobs.start(await _body(request, Many))
+
+    async def _job(self, request: Request) -> Job:
+        return self._jobs.job(request.path_params["job"])
+
+    async def _stop(self, request: Request) -> Job:
+        (await _body(request, Asked)).actor()
+        return self._jobs.stop(request.path_params["job"])
+
+    @property
+    def _handlers(self) -> tuple[str, ...]:
+        return tuple(sorted(handlers_of(self._process.service)))
+
+
+class _Shared(Generic[T]):
+    """A measurement that everybody who asks within `FRESH` shares."""
+
+    def __init__(self, process: ServiceProcess, measure: Callable[[], Coroutine[Any, Any, T]]):
+        self._process = process
+        self._measure = measure
+        self._newest: tuple[float, asyncio.Task[T]] | None = None
+
+    async def answer(self, _: Request) -> T:
+        now = self._process.ambient.monotonic()
+        if self._newest is None or now - self._newest[0] > FRESH:
+            self._newest = now, asyncio.create_task(self._measure(), name="measure")
+        return await asyncio.shield(self._newest[1])
 
 
 def _answer(
@@ -181,7 +281,7 @@ def _answer(
         except (msgspec.DecodeError, InvalidEvent) as error:
             return _problem(422, str(error))
         except NotRedriven as error:
-            return _problem(409, str(error))
+            return _problem(409, str(error), error.cause)
         except OyezError as error:
             return _problem(503 if error.transient else 500, str(error))
         return Response(msgspec.json.encode(value), media_type="application/json")
@@ -189,8 +289,8 @@ def _answer(
     return endpoint
 
 
-def _problem(status: int, detail: str) -> Response:
-    problem = Problem(title="It could not be done", status=status, detail=detail)
+def _problem(status: int, detail: str, code: str = "") -> Response:
+    problem = Problem(title="It could not be done", status=status, code=code, detail=detail)
     return Response(msgspec.json.encode(problem), status, media_type="application/problem+json")
 
 
@@ -205,6 +305,11 @@ def _number(request: Request, name: str, default: int, most: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise InvalidEvent(name, "a number from 0 up")
     return min(int(text), most)
+
+
+def _wanted(request: Request) -> Wanted:
+    given = request.query_params
+    return Wanted(**{name: given[name] for name in tables.WANTED if name in given})
 
 
 async def _body(request: Request, kind: type[T]) -> T:

@@ -17,8 +17,10 @@ from oyez.ambient import Ambient
 from oyez.console import safe
 from oyez.console.access import Access, Person, Session
 from oyez.console.live import Live
+from oyez.console.refusals import in_words
 from oyez.console.system import System
 from oyez.inspection.form import span, utc_time
+from oyez.runtime.redrive import Preview, Refused
 
 _HERE = Path(__file__).parent
 
@@ -57,7 +59,7 @@ class Desk:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            seen=safe.seen, ago=self._ago, span=span, figure=figure, spark=spark
+            seen=safe.seen, in_words=_in_words, ago=self._ago, span=span, figure=figure, spark=spark
         )
         self._templates.globals.update(system=system.name, screens=screens)
 
@@ -91,6 +93,12 @@ class Desk:
             text = "now"
         at = utc_time(seconds)
         return Markup('<time datetime="{}" title="{}">{}</time>').format(at, at, text)
+
+
+def _in_words(refused: Refused | Preview) -> Markup:
+    """Return why a letter was, or would be, refused."""
+    text = refused.why if isinstance(refused, Refused) else refused.refused
+    return safe.seen(in_words(refused.cause, text), 400)
 
 
 def desk(request: Request) -> Desk:

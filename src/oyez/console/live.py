@@ -9,16 +9,13 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.console.answers import Replica
-from oyez.console.causes import Cause, by_cause
+from oyez.console.answers import Replica, Trouble
 from oyez.console.rates import Rates
 from oyez.console.system import Answer, System
 from oyez.inspection.lag import ServiceLag
 
 EVERY = 2.0
 """Seconds between two looks."""
-SAMPLE = 500
-"""Dead letters of a service that are looked at for their causes."""
 STREAMS = 64
 """The most pages that are kept up to date at once."""
 
@@ -30,8 +27,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """In seconds since 1970."""
     replicas: list[Answer[Replica]]
     lags: list[Answer[ServiceLag]]
-    causes: list[Cause]
-    """The causes of dead letters, as far as `SAMPLE` letters of each service tell."""
+    troubles: list[Answer[Trouble]]
 
 
 class Live:
@@ -76,12 +72,10 @@ class Live:
                 await asyncio.wait([self._looking])
 
     async def _look(self) -> Snapshot:
-        replicas, lags = await asyncio.gather(self._system.replicas(), self._system.lags())
+        system = self._system
+        replicas, lags, troubles = await asyncio.gather(
+            system.replicas(), system.lags(), system.troubles()
+        )
         answered = [answer.value for answer in replicas if answer.value is not None]
         self.rates.note(self._ambient.monotonic(), answered)
-        dead = [each.service for each in lags if each.value is not None and each.value.dead]
-        pages = await self._system.letters(dead, limit=SAMPLE) if dead else []
-        letters = [letter for page in pages if page.value for letter in page.value.letters]
-        return Snapshot(
-            at=self._ambient.now(), replicas=replicas, lags=lags, causes=by_cause(letters)
-        )
+        return Snapshot(at=self._ambient.now(), replicas=replicas, lags=lags, troubles=troubles)

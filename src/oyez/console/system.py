@@ -7,16 +7,31 @@ that hangs, breaks off or answers with something else takes nothing from the oth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
 
 from oyez import tables
 from oyez.config import Listen
-from oyez.console.answers import Done, LetterPage, LetterShown, Problem, Replica
+from oyez.console.answers import (
+    Asked,
+    Done,
+    GroupPage,
+    Job,
+    LetterPage,
+    LetterShown,
+    Look,
+    Looked,
+    Many,
+    Problem,
+    Replica,
+    Trouble,
+)
+from oyez.console.refusals import in_words
 from oyez.errors import OyezError
 from oyez.inspection.lag import ServiceLag
 from oyez.inspection.reach import Gap
@@ -82,12 +97,32 @@ class System:
         """Ask each service for its lag, once."""
         return await self._each("/oyez/lag", ServiceLag)
 
+    async def troubles(self) -> list[Answer[Trouble]]:
+        """Ask each service what it needs a person for, once."""
+        return await self._each("/oyez/trouble", Trouble)
+
+    async def groups(
+        self, after: Mapping[str, tuple[int, str] | None], wanted: Mapping[str, str], limit: int
+    ) -> list[Answer[GroupPage]]:
+        """Ask services for the groups of the dead letters that are wanted.
+
+        Of each service, what comes after the number of letters and the name of a group.
+        """
+        read = _decoder(GroupPage)
+
+        def path(place: tuple[int, str] | None) -> str:
+            at = {} if place is None else {"letters": place[0], "after": place[1]}
+            return f"/oyez/groups?{urlencode({**wanted, **at, 'limit': limit})}"
+
+        asked = (self._first(name, path(place), read) for name, place in after.items())
+        return list(await asyncio.gather(*asked))
+
     async def letters(
-        self, services: Iterable[str] = (), *, every: bool = False, after: int = 0, limit: int = 100
-    ) -> list[Answer[LetterPage]]:
-        """Ask services, by default all, for their dead letters after a number."""
-        path = f"/oyez/letters?every={every:d}&after={after}&limit={limit}"
-        return await self._each(path, LetterPage, services)
+        self, service: str, wanted: Mapping[str, str], *, every: bool, after: int, limit: int
+    ) -> LetterPage:
+        """Return the dead letters of a service that are wanted. Raises Unanswered."""
+        query = urlencode({**wanted, "every": f"{every:d}", "after": after, "limit": limit})
+        return await self._one(service, f"/oyez/letters?{query}", LetterPage)
 
     async def letter(self, service: str, letter: int) -> LetterShown:
         """Return one dead letter. Raises Unanswered."""
@@ -98,14 +133,32 @@ class System:
         answer = await self._first(service, f"/oyez/letters/{letter}/data", _bytes)
         return _value(answer)
 
+    async def look(self, service: str, look: Look) -> Looked:
+        """Return what a redrive would do. Raises Unanswered."""
+        return await self._one(service, "/oyez/letters/look", Looked, look)
+
+    async def start(self, service: str, many: Many) -> Job:
+        """Begin a job in a process of the service. Raises Unanswered."""
+        return await self._act(service, "/oyez/jobs", many, Job)
+
+    async def job(self, service: str, job: str) -> Job:
+        """Return a job, of whichever process has it. Raises Unanswered."""
+        return await self._one(service, f"/oyez/jobs/{job}", Job)
+
+    async def stop(self, service: str, job: str, asked: Asked) -> Job:
+        """Stop a job, in whichever process has it. Raises Unanswered."""
+        return await self._one(service, f"/oyez/jobs/{job}/stop", Job, asked)
+
     async def act(self, service: str, path: str, body: msgspec.Struct) -> None:
         """Have a service carry out an act at ``/oyez/…``. Raises Unanswered when it did not."""
+        await self._act(service, path, body, Done)
+
+    async def _act(self, service: str, path: str, body: msgspec.Struct, kind: type[T]) -> T:
         addresses, gap = await self._addresses(service)
         if not addresses:
             raise Unanswered(503, str(gap))
         # An act is asked for once: what became of one without an answer is not known.
-        answer = await self._ask(service, addresses[0], path, _decoder(Done), body)
-        _value(answer)
+        return _value(await self._ask(service, addresses[0], path, _decoder(kind), body))
 
     async def _replicas(self, service: str) -> list[Answer[Replica]]:
         addresses, gap = await self._addresses(service)
@@ -125,15 +178,23 @@ class System:
         names = list(services) or self.services
         return list(await asyncio.gather(*(self._first(name, path, read) for name in names)))
 
-    async def _one(self, service: str, path: str, kind: type[T]) -> T:
-        return _value(await self._first(service, path, _decoder(kind)))
+    async def _one(
+        self, service: str, path: str, kind: type[T], body: msgspec.Struct | None = None
+    ) -> T:
+        return _value(await self._first(service, path, _decoder(kind), body))
 
-    async def _first(self, service: str, path: str, read: Callable[[bytes], T]) -> Answer[T]:
+    async def _first(
+        self,
+        service: str,
+        path: str,
+        read: Callable[[bytes], T],
+        body: msgspec.Struct | None = None,
+    ) -> Answer[T]:
         """Return the answer of the first replica that has one."""
         addresses, gap = await self._addresses(service)
         answer: Answer[T] = Answer(service=service, at="", gap=gap)
         for address in addresses:
-            answer = await self._ask(service, address, path, read)
+            answer = await self._ask(service, address, path, read, body)
             if answer.value is not None:
                 break
         return answer
@@ -240,7 +301,7 @@ def _told(status: int, content: bytes) -> str:
         problem = msgspec.json.decode(content, type=Problem)
     except msgspec.MsgspecError:
         return f"it answered {status}"
-    return problem.detail or problem.title
+    return in_words(problem.code, problem.detail) or problem.title
 
 
 def _gap(service: str, reason: str) -> Gap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from markupsafe import Markup
@@ -12,10 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oyez.console.answers import Replica
-from oyez.console.causes import Cause
+from oyez.console.answers import Replica, Trouble
 from oyez.console.desk import Desk, Screen, desk
-from oyez.console.live import SAMPLE, Snapshot
+from oyez.console.live import Snapshot
 from oyez.console.pages.streaming import live
 from oyez.console.rates import Rate, Rates
 from oyez.console.system import Answer
@@ -23,6 +22,7 @@ from oyez.inspection.drawing import Note, Notes, svg
 from oyez.inspection.form import span
 from oyez.inspection.lag import ServiceLag
 from oyez.inspection.topology import Flow, Topology
+from oyez.runtime.dead import Group
 
 OLD = 30.0
 """Seconds after which an event that waits is something wrong."""
@@ -65,8 +65,20 @@ def alerts(snapshot: Snapshot) -> list[Alert]:
                 Alert(what=f"{answer.service} is not ready", why=each, href=here, level="bad")
                 for each in answer.value.reasons
             ]
-    found += [_dead(cause) for cause in snapshot.causes]
-    told = {cause.service for cause in snapshot.causes}
+    groups = [(service, group) for service, each in _troubles(snapshot) for group in each.groups]
+    groups.sort(key=lambda pair: (-pair[1].letters, pair[1].oldest))
+    found += [_dead(service, group) for service, group in groups]
+    for service, trouble in _troubles(snapshot):
+        found += [
+            Alert(
+                what=f"{each.count} {each.saga} {'is' if each.count == 1 else 'are'} stuck",
+                why=f"sagas of {service} that need a person, such as {each.example}",
+                href=f"/sagas/{quote(service, safe='')}/{quote(each.saga, safe='')}?status=stuck",
+                level="bad",
+            )
+            for each in trouble.stuck
+        ]
+    told = {service for service, _ in groups}
     for lag in (answer.value for answer in snapshot.lags if answer.value is not None):
         here = f"#service-{lag.service}"
         if lag.dead and lag.service not in told:
@@ -147,23 +159,32 @@ def notes(snapshot: Snapshot, table: Iterable[Row]) -> Notes:
             text=" · ".join(parts), trouble=bool(row.reasons or row.silent)
         )
     dead: dict[tuple[str, str], int] = {}
-    for cause in snapshot.causes:
-        place = (cause.service, cause.handler)
-        dead[place] = dead.get(place, 0) + len(cause.letters)
-    handlers = {place: Note(text=f"{count} dead", trouble=True) for place, count in dead.items()}
+    partly = set()
+    for service, trouble in _troubles(snapshot):
+        if trouble.more:
+            partly.add(service)
+        for group in trouble.groups:
+            place = (service, group.handler)
+            dead[place] = dead.get(place, 0) + group.letters
+    handlers = {
+        place: Note(text=f"{count}{'+' * (place[0] in partly)} dead", trouble=True)
+        for place, count in dead.items()
+    }
     return Notes(publishers=publishers, services=services, handlers=handlers, link="#service-")
 
 
-def _dead(cause: Cause) -> Alert:
-    count = len(cause.letters)
-    where = f"{cause.service}.{cause.handler}" if cause.handler else cause.service
-    if count == 1:
+def _troubles(snapshot: Snapshot) -> Iterable[tuple[str, Trouble]]:
+    return [(each.service, each.value) for each in snapshot.troubles if each.value is not None]
+
+
+def _dead(service: str, group: Group) -> Alert:
+    where = f"{service}.{group.handler}" if group.handler else service
+    what = f"{group.letters} dead letters of {where}"
+    href = f"/dead/{quote(service)}?{urlencode({'group': group.group})}"
+    if group.letters == 1:
         what = f"1 dead letter of {where}"
-        href = f"/dead/{quote(cause.service)}/{cause.letters[0].id}"
-    else:
-        what = f"{count}{'+' * (count >= SAMPLE)} dead letters of {where}"
-        href = f"/dead/{quote(cause.service)}?cause={cause.id}"
-    return Alert(what=what, why=cause.reason, href=href, level="bad")
+        href = f"/dead/{quote(service)}/{group.example}"
+    return Alert(what=what, why=group.cause, href=href, level="bad")
 
 
 def _part(shared: Desk, snapshot: Snapshot) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 from starlette.requests import Request
@@ -29,6 +29,32 @@ def live(request: Request, part: Callable[[Desk, Snapshot], str]) -> Response:
                     yield ": the same\n\n"
                     continue
                 last = text
-                yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
+                yield _event(text)
 
     return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+def follow(request: Request, part: Callable[[], Awaitable[tuple[str, bool]]]) -> Response:
+    """Return a stream of a part, looked at each second, until it says that it was the last."""
+    shared = desk(request)
+    if shared.live.viewers >= STREAMS:
+        return PlainTextResponse("too many pages are kept up to date", 503)
+
+    async def parts() -> AsyncIterator[str]:
+        shared.live.viewers += 1
+        try:
+            while shared.access.session(request) is not None and not shared.live.closed:
+                text, ended = await part()
+                yield _event(text)
+                if ended:
+                    yield "event: end\ndata:\n\n"
+                    return
+                await shared.ambient.sleep(1.0)
+        finally:
+            shared.live.viewers -= 1
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+def _event(text: str) -> str:
+    return "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
