@@ -23,13 +23,17 @@ from oyez.errors import (
 from oyez.ports import Announcement, Changes, Record
 from oyez.runtime.dead import discard, list_dead, redrive, show_dead
 from oyez.runtime.process import ProcessSettings, ServiceProcess
-from oyez.runtime.relay import LIMIT, LIMIT_BYTES
+from oyez.runtime.relay import LIMIT, LIMIT_BYTES, PAGE, PATIENCE
+from oyez.runtime.tail import MOST_BYTES
 from oyez.signals import EventDead, EventsPublished, Signal, Signals, Trouble
 from oyez.stores.sqlite import SqliteStore
 from oyez.testing import VirtualAmbient
 
 PASS = 30.0
 """Seconds in which the relay and health have looked, on the virtual clock."""
+
+
+LARGE = 1024 * 1024
 
 
 class Placed(Event, type="shop.placed", key="order"):
@@ -221,6 +225,14 @@ class Sender(Parts):
             self.outgoing.add(changes)
         await self.ambient.advance(0.0)
 
+    async def has_room(self) -> bool:
+        """Whether a lane may take another batch at once."""
+        waiting = asyncio.ensure_future(self.outgoing.room())
+        await self.ambient.advance(0.0)
+        done = waiting.done()
+        waiting.cancel()
+        return done
+
     @property
     def published(self) -> list[str]:
         (log,) = self.broker.logs.get("shop.desk", [[]])
@@ -333,6 +345,92 @@ async def test_no_more_is_sent_at_once_than_the_limits_allow() -> None:
     assert sender.sizes == [2, 1, 2]
     assert sender.published == ["1", "2", "3", "4", "5"]
     await sender.outgoing.stop()
+
+
+async def test_a_backlog_is_read_by_ever_more_rows_and_published_by_the_limit() -> None:
+    sender = Sender()
+    await sender.announce(*map(str, range(8 * LIMIT)), key=None)
+    asked: list[int] = []
+    read = sender.store.outbox
+
+    async def outbox(after: int, now: float, limit: int) -> list[Announcement]:
+        asked.append(limit)
+        return await read(after, now, limit)
+
+    sender.store.outbox = outbox  # type: ignore[method-assign]
+    await sender.start()
+    assert sender.published == [*map(str, range(8 * LIMIT))]
+    assert set(sender.sizes) == {LIMIT}
+    assert asked[:4] == [LIMIT, 2 * LIMIT, 4 * LIMIT, PAGE]
+    await sender.announce("last")
+    await sender.ambient.advance(1.0)
+    assert asked[-1] == LIMIT
+    await sender.outgoing.stop()
+
+
+async def test_large_rows_are_read_by_the_limit() -> None:
+    sender = Sender()
+    large = bytes(LIMIT_BYTES // 2 // LIMIT)
+    await sender.announce(*map(str, range(2 * LIMIT)), key=None, data=large)
+    limits: list[int] = []
+    read = sender.store.outbox
+
+    async def outbox(after: int, now: float, limit: int) -> list[Announcement]:
+        limits.append(limit)
+        return await read(after, now, limit)
+
+    sender.store.outbox = outbox  # type: ignore[method-assign]
+    await sender.start()
+    assert set(limits) == {LIMIT}
+    assert len(sender.published) == 2 * LIMIT
+    await sender.outgoing.stop()
+
+
+async def test_lanes_wait_while_more_is_announced_than_memory_holds() -> None:
+    sender = await sending()
+    await sender.announce("0", told=True)
+    hold = sender.broker.faults.hold("publish")
+    await sender.announce("1", told=True)
+    fits = [*map(str, range(2, 2 + MOST_BYTES // LARGE))]
+    await sender.announce(*fits, told=True, data=bytes(LARGE))
+    assert await sender.has_room()
+    await sender.announce("more", told=True, data=bytes(LARGE))
+    waiting = asyncio.ensure_future(sender.outgoing.room())
+    await sender.ambient.advance(1.0)
+    assert not waiting.done()
+    hold.release.set()
+    await sender.ambient.advance(0.0)
+    assert waiting.done()
+    assert sender.published == ["0", "1", *fits, "more"]
+    await sender.outgoing.stop()
+
+
+@pytest.mark.parametrize("end", ["patience", "failure", "kill"])
+async def test_lanes_do_not_wait_for_ever(end: str) -> None:
+    """Not for a relay that is slow, nor for one whose broker is away or that has ended."""
+    sender = await sending()
+    await sender.announce("0", told=True)
+    hold = sender.broker.faults.hold("publish")
+    await sender.announce("1", told=True)
+    for number in range(MOST_BYTES // LARGE + 1):
+        await sender.announce(f"more {number}", told=True, data=bytes(LARGE))
+    waiting = asyncio.ensure_future(sender.outgoing.room())
+    await sender.ambient.advance(PATIENCE - 1.0)
+    assert not waiting.done()
+    if end == "patience":
+        await sender.ambient.advance(1.0)
+    elif end == "failure":
+        sender.broker.faults.fail("publish", BrokerUnavailable("away"), times=1_000)
+        hold.release.set()
+        await sender.ambient.advance(0.5)
+    else:
+        sender.outgoing.kill()
+        await sender.ambient.advance(0.0)
+    assert waiting.done()
+    if end != "patience":
+        assert await sender.has_room()
+    sender.outgoing.kill()
+    hold.release.set()
 
 
 async def test_a_delayed_event_is_sent_at_its_time() -> None:

@@ -128,3 +128,32 @@ def test_each_row_is_taken_or_read_once_and_in_order(data: st.DataObject) -> Non
             case "forget":
                 tail.forget()
     assert sent == list(range(1, len(sent) + 1))
+
+
+def test_it_is_behind_while_rows_are_in_the_outbox_alone(tail: Tail) -> None:
+    tail.add(11, _rows(*range(11, 11 + MOST)))
+    assert not tail.behind
+    tail.add(11 + MOST, _rows(11 + MOST))
+    assert tail.behind
+    assert len(_took(tail, MOST, MOST)) == MOST
+    assert tail.behind
+    tail.passed(11 + MOST)
+    assert not tail.behind
+
+
+def test_what_was_forgotten_is_in_the_outbox_alone(tail: Tail) -> None:
+    tail.add(11, _rows(11, 12))
+    tail.forget()
+    assert tail.behind
+    tail.passed(11)
+    assert tail.behind
+    tail.passed(12)
+    assert not tail.behind
+
+
+def test_at_the_end_of_the_outbox_it_is_not_behind_whatever_became_of_rows(tail: Tail) -> None:
+    """Others may have published some, and some may be of later."""
+    tail.add(11, _rows(11, 12))
+    tail.forget()
+    tail.read()
+    assert not tail.behind

@@ -343,8 +343,17 @@ class ServiceProcess:
 
     def _reading(self, consumer: Callable[[Lane], Consumer], lane: Lane) -> Reading:
         return Reading(
-            lane, consumer(lane), broker=self.broker, ambient=self.ambient, reports=self.reports
+            lane,
+            consumer(lane),
+            broker=self.broker,
+            ambient=self.ambient,
+            reports=self.reports,
+            room=self._room,
         )
+
+    async def _room(self) -> None:
+        if self.claims.relay is not None:
+            await self.claims.relay.room()
 
     def _timers(self, lane: Lane) -> Timers:
         return Timers(

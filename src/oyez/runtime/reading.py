@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol, cast
 
 from oyez.ambient import Ambient
@@ -30,13 +30,22 @@ class Reading:
     """The reading of one partition, until it is stopped or another process owns it."""
 
     def __init__(
-        self, lane: Lane, consumer: Consumer, *, broker: Broker, ambient: Ambient, reports: Reports
+        self,
+        lane: Lane,
+        consumer: Consumer,
+        *,
+        broker: Broker,
+        ambient: Ambient,
+        reports: Reports,
+        room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """``room``, if given, is awaited before each batch."""
         self.lane = lane
         self._consumer = consumer
         self._broker = broker
         self._ambient = ambient
         self._reports = reports
+        self._room = room
         self._loop = Loop(lane.name, self._step, ambient, reports.trouble)
         self._batches: AsyncGenerator[Batch, None] | None = None
 
@@ -70,6 +79,8 @@ class Reading:
             )
         try:
             lane.idle = self._loop.idle = True
+            if self._room is not None:
+                await self._room()
             batch = await anext(self._batches)
             lane.idle = self._loop.idle = False
             start = self._ambient.monotonic()

@@ -8,6 +8,10 @@ event id.
 What this process commits is published from memory (see `oyez.runtime.tail`). The outbox is read
 after a start, a pause or a failure, when others have written to it, and for events of later.
 
+Lanes are faster than the relay where little is done in a handler. Once more is announced than
+memory holds they give it time, so that the outbox, and with it the time until an event is
+published, does not grow for as long as there is something to read.
+
 A row that the broker refuses becomes a dead letter if the broker accepts other rows of its stream;
 otherwise the stream is at fault, and all its rows wait. The later rows of its key wait, in order,
 until the dead letter is redriven or discarded (see `oyez.runtime.dead`).
@@ -17,7 +21,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -34,6 +39,8 @@ from oyez.signals import EventDead, EventsPublished
 
 LIMIT = 512
 """The limit of records in one publish."""
+PAGE = 4_096
+"""The limit of rows in one query of the outbox; the first one is of `LIMIT`."""
 LIMIT_BYTES = 4 * 1024 * 1024
 """The limit of bytes of data in one publish (a single record may exceed it)."""
 POLL = 0.5
@@ -42,6 +49,9 @@ BUSY = 0.1
 """Seconds from a ring to the next query while there are rows in memory."""
 PAUSE = 1.0
 """After so many seconds without a step, another replica may have claimed the outbox."""
+
+PATIENCE = 5.0
+"""Seconds that a lane waits, at most, for the relay to catch up before it takes another batch."""
 
 Chain = tuple[str, str]
 """A stream and key, within which events are published in order."""
@@ -70,6 +80,9 @@ class Relay:
         self._held: set[Chain] | None = None
         """The chains that wait for a refused event; None until the store was queried."""
         self._tail = Tail()
+        self._page = LIMIT
+        self._caught_up = asyncio.Event()
+        self._caught_up.set()
         self._rang = False
         self._look_at = self._began = ambient.monotonic()
         """When to query the outbox, and when the last step began, on the monotonic clock."""
@@ -95,7 +108,26 @@ class Relay:
         """Publish what a commit of this process has announced."""
         if changes.stored is not None and changes.announced:
             self._tail.add(changes.stored, changes.announced)
+            self._mark()
             self._loop.ring()
+
+    async def room(self) -> None:
+        """Wait while more is announced than memory holds, for `PATIENCE` seconds at most.
+
+        It returns at once while publishing fails: then nothing is gained by waiting.
+        """
+        if self._caught_up.is_set():
+            return
+        with suppress(TimeoutError):
+            async with self._ambient.timeout(PATIENCE):
+                await self._caught_up.wait()
+
+    def _mark(self) -> None:
+        """Let lanes go on, or have them wait, as it is now."""
+        if self._tail.behind and not self._loop.ending and self._loop.failing_since is None:
+            self._caught_up.clear()
+        else:
+            self._caught_up.set()
 
     async def stop(self) -> None:
         """Finish the current publish and end. Safe when never started and when called twice."""
@@ -108,6 +140,7 @@ class Relay:
     def kill(self) -> None:
         """End at once; rows without acknowledgement remain in the outbox."""
         self._loop.kill()
+        self._caught_up.set()
         if self._settling is not None:
             self._settling.cancel()
 
@@ -120,7 +153,11 @@ class Relay:
             return None
         except BaseException:
             self._tail.forget()
+            self._caught_up.set()
             raise
+        finally:
+            if self._loop.ending:
+                self._caught_up.set()
 
     async def _round(self) -> float | None:
         """Publish some rows, from memory or from the outbox; return as a step does."""
@@ -132,14 +169,17 @@ class Relay:
             first, rows = self._tail.take(LIMIT, LIMIT_BYTES)
             if rows:
                 await self._publish(rows, range(first, first + len(rows)))
+                self._mark()
                 return None
-            if not self._rang and not self._tail.gap:
+            if not (self._rang or self._tail.gap or self._tail.behind):
                 return self._look_at - now
         self._rang = False
         if await self._send():
             self._rang = True  # there may be more
             self._look_at = self._ambient.monotonic() + BUSY
             return None
+        self._tail.read()
+        self._mark()
         wait = await self._until_due()
         self._look_at = self._ambient.monotonic() + (BUSY if self._rang else wait)
         return wait
@@ -154,16 +194,17 @@ class Relay:
         await self._settled()
         if self._held is None or self._held:
             await self._look_at_held()
-        rows = _bounded(await self._take())
+        rows = await self._take()
         if self._held:
             behind = [row for row in rows if _chain(row) in self._held]
             if behind:
                 await self._commits.save(Changes(claim=self.claim, writes=_hold(behind)))
                 return len(behind)
-        if not rows:
-            return 0
-        await self._publish(rows, [row.seq for row in rows])
-        self._tail.passed(max(row.seq for row in rows))
+        for part in _parts(rows):
+            self._began = self._ambient.monotonic()
+            await self._publish(part, [row.seq for row in part])
+            self._tail.passed(max(row.seq for row in part))
+            self._mark()
         return len(rows)
 
     async def _publish(self, rows: list[Announcement], numbers: Sequence[int]) -> None:
@@ -202,12 +243,16 @@ class Relay:
         These are marked as taken first, in a commit of its own. Who cancels one, deletes it before
         that commit or not at all, so what was cancelled is never published.
         """
-        rows = await self._store.outbox(0, self._ambient.now(), LIMIT)
+        page = self._page
+        rows = await self._store.outbox(0, self._ambient.now(), page)
+        # More at once while there is a backlog of small rows: each query is a turn behind others.
+        small = sum(len(row.data) for row in rows) < LIMIT_BYTES // 2
+        self._page = min(2 * page, PAGE) if small and len(rows) == page else LIMIT
         due: list[Parameters] = [{"seq": row.seq} for row in rows if row.due > 0]
         if not due:
             return rows
         await self._commits.save(Changes(claim=self.claim, writes=[(tables.TAKE, due)]))
-        rows = await self._store.outbox(0, self._ambient.now(), LIMIT)
+        rows = await self._store.outbox(0, self._ambient.now(), page)
         return [row for row in rows if row.due == 0]
 
     async def _send_one_by_one(self, rows: list[Announcement], start: float) -> None:
@@ -339,10 +384,15 @@ def _letter(row: Announcement, error: BrokerRefused, now: float) -> DeadLetter:
     )
 
 
-def _bounded(rows: list[Announcement]) -> list[Announcement]:
+def _parts(rows: list[Announcement]) -> Iterator[list[Announcement]]:
+    """Yield the rows by as many as one publish may have."""
+    part: list[Announcement] = []
     room = LIMIT_BYTES
-    for index, row in enumerate(rows):
+    for row in rows:
         room -= len(row.data)
-        if room < 0 and index:
-            return rows[:index]
-    return rows
+        if part and (room < 0 or len(part) == LIMIT):
+            yield part
+            part, room = [], LIMIT_BYTES - len(row.data)
+        part.append(row)
+    if part:
+        yield part

@@ -25,6 +25,8 @@ class Tail:
         """The number after that of the last row that was published; None until it is known."""
         self._highest = 0
         """The highest number that was published or, for its key, held back in the outbox."""
+        self._left_out = 0
+        """The highest number that is in the outbox alone."""
         self._parts: list[tuple[int, list[Announcement]]] = []
         """Rows with consecutive numbers, from the given one, by that."""
         self._count = self._bytes = 0
@@ -34,10 +36,16 @@ class Tail:
         """Whether there are rows before which others may be in the outbox."""
         return bool(self._parts) and self._parts[0][0] != self._next
 
+    @property
+    def behind(self) -> bool:
+        """Whether rows were left to the outbox alone, and it was not read up to them."""
+        return self._left_out > self._highest
+
     def add(self, first: int, rows: list[Announcement]) -> None:
         """Add the rows of a commit; they have consecutive numbers."""
         size = _size(rows)
         if self._count + len(rows) > MOST or self._bytes + size > MOST_BYTES:
+            self._left_out = max(self._left_out, first + len(rows) - 1)
             return
         insort(self._parts, (first, rows), key=_number)
         self._count += len(rows)
@@ -75,6 +83,10 @@ class Tail:
         self._highest = max(self._highest, number)
         self._drop()
 
+    def read(self) -> None:
+        """Note that the outbox was read to its end: what is left in it is not due."""
+        self._left_out = 0
+
     def _drop(self) -> None:
         following = self._highest + 1
         while self._parts and self._parts[0][0] < following:
@@ -87,6 +99,9 @@ class Tail:
 
     def forget(self) -> None:
         """Remove all: the outbox is to be read."""
+        if self._parts:
+            first, rows = self._parts[-1]
+            self._left_out = max(self._left_out, first + len(rows) - 1)
         self._next = None
         self._parts.clear()
         self._count = self._bytes = 0
