@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from oyez import Event, Service
 from oyez.config import load
 from oyez.errors import BrokerUnavailable
-from oyez.inspection.lag import as_value, measure_all
+from oyez.inspection.lag import as_value, measure, measure_all
 from oyez.partitioning import partition_of
 from oyez.ports import Broker, Changes, Record, Writes
 from oyez.project import Project
 from oyez.tables import PLACES, TIMERS
+from oyez.testing import running
 from oyez.timers import arm
 
 TOML = """
@@ -31,6 +33,10 @@ app = "no_elsewhere:service"
 store = "postgresql://127.0.0.1:1/none?deadline=0.2"
 """
 FILE = "embedded:events.db"
+
+
+class Sold(Event, type="till.sold", key="order"):
+    order: str
 
 
 async def project(tmp_path: Path, broker: str = FILE) -> Project:
@@ -120,3 +126,36 @@ async def test_a_broker_that_goes_away_meanwhile_is_a_gap(
     lag = await measure_all(system, ["desk"])
     assert [each.lag for each in lag.services] == [None]
     assert [gap.reason for gap in lag.gaps if gap.part == "broker"] == ["gone"]
+
+
+async def test_each_stream_is_asked_for_its_lag_once(tmp_path: Path) -> None:
+    """However many partitions it has; the oldest event of each is named."""
+    asked: list[Mapping[int, int]] = []
+    async with running(Service("desk"), partitions=64) as system:
+        process = system.processes["desk"]
+        headers = {"type": "till.sold", "id": "first"}
+        for number in range(200):
+            await system.publish_raw({**headers, "id": f"e{number}"}, b"{}", key=f"k{number}")
+
+        class Counting:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(process.broker, name)
+
+            async def lag(self, stream: str, positions: Mapping[int, int]) -> Mapping[int, int]:
+                asked.append(positions)
+                return await process.broker.lag(stream, positions)
+
+        service = Service("desk")
+
+        @service.on(Sold)
+        async def sell(event: Sold) -> None:
+            pass
+
+        lag = await measure("test", "desk", service, Counting(), process.store, 1.0)  # type: ignore[arg-type]
+    assert [len(positions) for positions in asked] == [64]
+    assert (len(lag.partitions), lag.lag) == (64, 200)
+    waiting = [each for each in lag.partitions if each.lag]
+    assert {each.oldest_id for each in waiting} <= {f"e{number}" for number in range(200)}
+    assert all(each.oldest_id for each in waiting)
+    firsts = {each.partition: each.oldest_id for each in waiting}
+    assert firsts[partition_of("k0", 64)] == "e0"

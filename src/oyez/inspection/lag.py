@@ -15,7 +15,7 @@ from oyez.errors import BrokerError, InvalidEvent, NotCreated, OyezError
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, imported
-from oyez.ports import Broker, Position, Row, Store
+from oyez.ports import BEGINNING, Broker, Position, Row, Store
 from oyez.project import Project
 from oyez.service import Service
 from oyez.timers import MADE_HERE
@@ -45,6 +45,8 @@ class PartitionLag(msgspec.Struct, frozen=True, kw_only=True):
     """Whether ``oldest`` None means that there is none."""
     parked: int
     dead: int
+    oldest_id: str | None = None
+    """The id of that record's event, if it has one."""
 
 
 class ServiceLag(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,18 +183,22 @@ async def measure(
     places: list[history.Place] = sorted({*cursors, *(ends or {}), *parked, *dead})
     overdue = {r["part"]: r for r in await store.fetch(tables.OVERDUE_TIMERS, {"now": now})}
 
+    behind = await _behind(broker, [place for place in places if place in (ends or {})], cursors)
+    room = asyncio.Semaphore(history.AT_ONCE)
+
     async def one(place: history.Place) -> PartitionLag:
         row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
         end = None if ends is None else ends.get(place)
         if place[0] == tables.TIMERS:
             timers = overdue.get(place[1], {"timers": 0, "oldest": None})
             lag, oldest, known = timers["timers"], timers["oldest"], True
+            event = None
         else:
-            lag = None
-            if broker is not None and ends is not None and place in ends:
-                behind = await broker.lag(place[0], {place[1]: row["position"]})
-                lag = behind.get(place[1])
-            oldest, known = await _oldest(system, service, broker, place, row["position"], end)
+            lag = behind.get(place)
+            async with room:
+                oldest, event, known = await _oldest(
+                    system, service, broker, place, row["position"], end
+                )
         return PartitionLag(
             stream=place[0],
             partition=place[1],
@@ -206,6 +212,7 @@ async def measure(
             oldest_known=known,
             parked=parked[place]["events"] if place in parked else 0,
             dead=dead.get(place, 0),
+            oldest_id=event,
         )
 
     partitions = tuple(await asyncio.gather(*map(one, places)))
@@ -242,6 +249,23 @@ async def _ends(
     return dict(await history.ends(broker, sorted(wanted)))
 
 
+async def _behind(
+    broker: Broker | None, places: Iterable[history.Place], cursors: dict[Any, Row]
+) -> dict[history.Place, int]:
+    """Return the lag of each partition, asking once for each stream."""
+    asked: dict[str, dict[int, Position]] = {}
+    for stream, partition in places:
+        row = cursors.get((stream, partition))
+        asked.setdefault(stream, {})[partition] = row["position"] if row else BEGINNING
+    if broker is None:
+        return {}
+    return {
+        (stream, partition): lag
+        for stream, positions in asked.items()
+        for partition, lag in (await broker.lag(stream, positions)).items()
+    }
+
+
 async def _oldest(
     system: str,
     service: Service | None,
@@ -249,11 +273,12 @@ async def _oldest(
     place: history.Place,
     position: Position,
     end: Position | None,
-) -> tuple[float | None, bool]:
+) -> tuple[float | None, str | None, bool]:
+    """Return time and event id of the oldest, and whether it is known that there is no other."""
     if end is not None and end <= position:
-        return None, True
+        return None, None, True
     if service is None or broker is None or end is None:
-        return None, False
+        return None, None, False
     readers = [handler for handler in service.handlers if handler.subscribes(place[0], system)]
     wanted = {kind.name for handler in readers for kind in handler.events} - MADE_HERE
     looked = 0
@@ -261,13 +286,14 @@ async def _oldest(
     async with aclosing(history.read(broker, place, end, position)) as batches:
         async for batch in batches:
             for record in batch.records:
-                if history.attributes(record).get("type") in wanted:
-                    return record.time, True
+                attributes = history.attributes(record)
+                if attributes.get("type") in wanted:
+                    return record.time, attributes.get("id"), True
             reached = batch.records[-1].position
             looked += len(batch.records)
             if looked >= LOOKED_AT:
                 break
-    return None, reached >= end
+    return None, None, reached >= end
 
 
 async def _oldest_announced(store: Store, now: float) -> float | None:
