@@ -394,16 +394,29 @@ MARK_AND_POSITION = """select digest as mark, (select max(position) from oyez_cu
 FORGET_POSITIONS = f"""delete from oyez_cursor; \
 delete from oyez_migration where name = '{POSITIONS}';"""
 """SQL for operators, who run it when a service moves to another kind of broker."""
-MIGRATIONS = """select name, digest from oyez_migration where name not like 'oyez:%'
+MIGRATIONS = """select name, digest, applied from oyez_migration where name not like 'oyez:%'
  order by name"""
 
 # -- queries of inspection -------------------------------------------------------------------------
 
-REPLICAS = "select owner, until, note from oyez_replica"
+REPLICAS = "select owner, until, started, note from oyez_replica"
 PARKED = f"""select stream, partition, count(*) as events, min(seen) as oldest from oyez_inbox
  where state > {Inbox.HANDLED:d} and reader = :reader group by stream, partition"""
 FIRST_PARKED = f"""select headers from oyez_inbox
  where state > {Inbox.HANDLED:d} and reader = :reader order by seen, seq limit 1"""
+PARKED_EVENTS = f"""select seq, event_id, handler, reader, seen, state, stream, partition, position,
+  key, due, attempt, history, headers, (select h.event_id from oyez_inbox h
+  where h.stream = i.stream and h.partition = i.partition and h.chain = i.chain
+   and h.reader = i.reader and h.state > {Inbox.HANDLED:d} and h.state = {Inbox.DUE:d}
+  order by h.seq limit 1) as first
+ from oyez_inbox i where seq in (select seq from oyez_inbox
+  where state > {Inbox.HANDLED:d} and seq + 0 > :after order by seq + 0 limit :limit)
+ order by seq"""
+"""Parked events by row. ``first`` is the event of its chain that is tried next.
+
+The sum, and the state asked for twice, keep it to the index of parked events, which are few beside
+the handled.
+"""
 DEAD_BY_PARTITION = f"""select stream, partition, count(*) as letters from oyez_dead
  where state = '{Letter.DEAD}' and handler <> '{OUTBOX}' group by stream, partition"""
 OUTBOX_SIZE = f"""select count(*) as events,

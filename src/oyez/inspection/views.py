@@ -57,7 +57,7 @@ async def list_views(project: Project, services: Iterable[str]) -> SystemViews:
         async with AsyncExitStack() as stack:
             try:
                 store = await stack.enter_async_context(project.opened_store(name))
-                views = versions_in(await store.fetch(tables.VIEW_MARKS, {}))
+                views = await store.fetch(tables.VIEW_MARKS, {})
             except NotCreated:
                 continue
             except OyezError as error:
@@ -69,16 +69,27 @@ async def list_views(project: Project, services: Iterable[str]) -> SystemViews:
                     broker = await stack.enter_async_context(project.opened_broker(name))
                 except OyezError as error:
                     gaps.append(Gap.of("broker", name, error, f"what {name} has not read"))
-            for view, versions in sorted(views.items()):
-                found += [
-                    await _measure(project, name, view, version, versions, store, broker)
-                    for version in versions.tables
-                ]
+            found += await read_views(name, store, broker, project.ambient.now())
     return SystemViews(versions=tuple(found), gaps=tuple(gaps))
 
 
+async def read_views(
+    service: str, store: Store, broker: Broker | None, now: float
+) -> list[ViewVersion]:
+    """Return every version of a service's views, on a store and a broker that are open.
+
+    Raises StoreError. What a broker does not say is unknown.
+    """
+    views = versions_in(await store.fetch(tables.VIEW_MARKS, {}))
+    return [
+        await _measure(now, service, view, version, versions, store, broker)
+        for view, versions in sorted(views.items())
+        for version in versions.tables
+    ]
+
+
 async def _measure(
-    project: Project,
+    now: float,
     service: str,
     view: str,
     version: int,
@@ -90,7 +101,7 @@ async def _measure(
     positions: dict[str, dict[int, Position]] = {}
     for row in await store.fetch(tables.CURSORS, {"reader": reader}):
         positions.setdefault(row["stream"], {})[row["partition"]] = row["position"]
-    asked = {"reader": reader, "now": project.ambient.now()}
+    asked = {"reader": reader, "now": now}
     (living,) = await store.fetch(tables.LIVE_READERS, asked)
     (lacks,) = await store.fetch(tables.FILLED, {"reader": reader, "active": reader})
     behind, missing = await _behind(broker, positions)

@@ -43,6 +43,7 @@ from oyez.ports import (
     DeadLetter,
     Kept,
     Parked,
+    Row,
     Store,
     StoreTransaction,
     Writes,
@@ -639,6 +640,36 @@ class StoreSuite:
             assert await ids(2.0, 8) == ["a0", "a1", "a2", "a3", "a4", "a5", "r0", "r1"]
             names = await store.fetch(tables.PARKED_HANDLERS, {})
             assert names == [{"handler": "handler"}]
+
+    async def test_parked_events_are_listed_with_what_they_wait_for(self, tmp_path: Path) -> None:
+        """Those behind another of their chain name the one that is tried next."""
+        async with self._open(tmp_path) as (store,):
+            claim = await _claimed(store, "me")
+            parked = [
+                _parked("1", chain="k", due=5.0),
+                _parked("2", chain="k"),
+                _parked("3", chain="k", reader="view", due=6.0),
+                _parked("4", chain="k", reader="view"),
+                _parked("5", due=0.0),
+            ]
+            await store.begin().commit(
+                Changes(claim=claim, handled=[_event("0")], parked=parked, time=3.0)
+            )
+
+            async def listed(after: int, limit: int) -> list[Row]:
+                return await store.fetch(tables.PARKED_EVENTS, {"after": after, "limit": limit})
+
+            rows = await listed(0, 10)
+            assert [(row["event_id"], row["state"], row["first"]) for row in rows] == [
+                ("1", tables.Inbox.DUE, "1"),
+                ("2", tables.Inbox.BEHIND, "1"),
+                ("3", tables.Inbox.DUE, "3"),
+                ("4", tables.Inbox.BEHIND, "3"),
+                ("5", tables.Inbox.DUE, None),
+            ]
+            assert [row["seq"] for row in rows] == sorted(row["seq"] for row in rows)
+            assert await listed(rows[1]["seq"], 2) == rows[2:4]
+            assert await listed(rows[-1]["seq"], 2) == []
 
     async def test_a_million_delayed_announcements_cost_no_memory_and_hold_up_none(
         self, tmp_path: Path
