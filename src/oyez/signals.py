@@ -214,6 +214,12 @@ class Signals:
             self._callers.append(listener)
             self.calls = True
 
+    def leave(self, listener: Listener) -> None:
+        """Remove a listener. Safe for one that is not there."""
+        self._listeners = [each for each in self._listeners if each != listener]
+        self._callers = [each for each in self._callers if each != listener]
+        self.calls = bool(self._callers)
+
     def emit_call(self, signal: HandlerCalled) -> None:
         """Pass a call to the listeners to calls."""
         for listener in self._callers:

@@ -21,9 +21,13 @@ class Reports:
         """Whether there are listeners to calls of handlers."""
         return self._signals.calls
 
-    def listen(self, listener: Listener) -> None:
-        """Add a listener for the signals from now on."""
-        self._signals.listen(listener)
+    def listen(self, listener: Listener, *, calls: bool = False) -> None:
+        """Add a listener for the signals from now on; see `Signals.listen`."""
+        self._signals.listen(listener, calls=calls)
+
+    def leave(self, listener: Listener) -> None:
+        """Remove a listener."""
+        self._signals.leave(listener)
 
     def emit_call(self, signal: HandlerCalled) -> None:
         """Send a call to the listeners to calls."""
