@@ -126,17 +126,18 @@ def admin_server(
         process,
         token=project.token(),
         metrics=metrics.render,
-        details=partial(_details, process),
+        details=partial(_details, project, process, key),
     )
     listener = bind(address.host, address.port, partial(project.config.error, f"{key}.admin"))
     return HttpServer(app, listener, grace=grace, lifespan="off")
 
 
-def _details(process: ServiceProcess) -> ASGIApp:
+def _details(project: Project, process: ServiceProcess, key: str) -> ASGIApp:
     # Imported when somebody looks: a service's start and its memory at rest do without.
     from oyez.console.api import api
+    from oyez.inspection.installation import effective
 
-    return api(process)
+    return api(process, partial(effective, project.config, key))
 
 
 async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: float) -> None:

@@ -11,7 +11,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from oyez.errors import InvalidEvent
+from oyez.inspection.installation import Lease, Migration, Setting
 from oyez.inspection.letters import Letter, WholeLetter
+from oyez.inspection.parked import ParkedEvent
+from oyez.inspection.schedule import Later
+from oyez.inspection.views import ViewVersion
 from oyez.runtime.audit import MAX_WHO, MAX_WHY, Act, Actor
 from oyez.runtime.dead import ALL, Group, Wanted
 from oyez.runtime.redrive import Preview, Refused
@@ -187,3 +191,58 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     code: str = ""
     detail: str = ""
+
+
+class HandlerTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls of one handler in one process, within the time of `Timings`."""
+
+    done: int
+    retried: int
+    dead: int
+    """Calls by their outcome."""
+    buckets: tuple[int, ...]
+    """Calls by their duration: up to each of `oyez.console.timings.BOUNDS`, and longer ones."""
+    line: tuple[int, ...]
+    """Calls by slice of time, the newest last."""
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the handlers of one process did in the last minutes."""
+
+    owner: str
+    seconds: float
+    """The time that was counted; 0 at the first question, from which on it counts."""
+    handlers: dict[str, HandlerTimes]
+    """Those that were called."""
+
+
+class ParkedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Parked events by row."""
+
+    events: tuple[ParkedEvent, ...]
+    more: bool
+
+
+class ViewShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a view."""
+
+    version: ViewVersion
+    stale: float | None
+    """The age in seconds of the oldest event that it lacks; None where that is not known."""
+
+
+class ServiceShown(msgspec.Struct, frozen=True, kw_only=True):
+    """What a service's store tells beside its lag and its letters."""
+
+    leases: tuple[Lease, ...]
+    later: tuple[Later, ...]
+    """What it is to do later, the next first."""
+    more_later: bool
+    views: tuple[ViewShown, ...]
+    migrations: tuple[Migration, ...]
+
+
+class SettingsShown(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings in effect, without secrets."""
+
+    settings: tuple[Setting, ...]

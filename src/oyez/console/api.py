@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -31,17 +31,27 @@ from oyez.console.answers import (
     Look,
     Looked,
     Many,
+    ParkedPage,
     Problem,
     Redrive,
     Replica,
+    ServiceShown,
+    SettingsShown,
     Stuck,
+    Timings,
     Trouble,
+    ViewShown,
 )
 from oyez.console.jobs import Jobs
+from oyez.console.timings import Stopwatch
 from oyez.errors import BrokerError, InvalidEvent, NotRedriven, OyezError
 from oyez.event import MAX_DATA
+from oyez.inspection.installation import Setting, read_applied, read_leases
 from oyez.inspection.lag import ServiceLag, measure
 from oyez.inspection.letters import read_letter, read_letters
+from oyez.inspection.parked import read_parked
+from oyez.inspection.schedule import list_later
+from oyez.inspection.views import ViewVersion, read_views
 from oyez.runtime.audit import list_acts
 from oyez.runtime.dead import Wanted, count_dead, discard, list_groups, redrive, target_of
 from oyez.runtime.process import ServiceProcess
@@ -55,6 +65,10 @@ PAGE = 1_000
 """The most dead letters in one answer."""
 LOOKED_AT = 20
 """The most letters in one dry run."""
+LATER = 100
+"""The most scheduled events, schedules and timers in one answer: those that are next."""
+STALE = 0.5
+"""Seconds to find out how far one version of a view is behind."""
 FRESH = 1.0
 """Seconds for which a measurement answers everybody who asks."""
 _GROUPS = 10
@@ -64,14 +78,19 @@ _LARGEST = 2**63 - 1
 _BODY = MAX_DATA * 4 // 3 + 4096
 
 
-def api(process: ServiceProcess) -> Starlette:
-    """Return the app of a process. It counts what the process does from now on."""
-    return _Api(process).app()
+def api(process: ServiceProcess, settings: Callable[[], Sequence[Setting]] = tuple) -> Starlette:
+    """Return the app of a process. It counts what the process does from now on.
+
+    ``settings`` returns those in effect, without secrets.
+    """
+    return _Api(process, settings).app()
 
 
 class _Api:
-    def __init__(self, process: ServiceProcess) -> None:
+    def __init__(self, process: ServiceProcess, settings: Callable[[], Sequence[Setting]]) -> None:
         self._process = process
+        self._settings = settings
+        self._stopwatch = Stopwatch(process.reports, process.ambient)
         self._handled: Counter[str] = Counter()
         self._published: Counter[str] = Counter()
         self._retried: Counter[str] = Counter()
@@ -97,6 +116,10 @@ class _Api:
                 Route("/jobs", _answer(self._start), methods=["POST"]),
                 Route("/jobs/{job}", _answer(self._job)),
                 Route("/jobs/{job}/stop", _answer(self._stop), methods=["POST"]),
+                Route("/timings", _answer(self._timings)),
+                Route("/parked", _answer(self._parked)),
+                Route("/service", _answer(self._service)),
+                Route("/settings", _answer(self._shown_settings)),
             ]
         )
 
@@ -253,6 +276,46 @@ class _Api:
     @property
     def _handlers(self) -> tuple[str, ...]:
         return tuple(sorted(handlers_of(self._process.service)))
+
+    async def _timings(self, _: Request) -> Timings:
+        return self._stopwatch.read(self._process.owner)
+
+    async def _parked(self, request: Request) -> ParkedPage:
+        events, more = await read_parked(
+            self._process.store,
+            after=_number(request, "after", 0, _LARGEST),
+            limit=max(1, _number(request, "limit", 100, PAGE)),
+        )
+        return ParkedPage(events=tuple(events), more=more)
+
+    async def _service(self, _: Request) -> ServiceShown:
+        process = self._process
+        store, now = process.store, process.ambient.now()
+        later, more = await list_later(store, LATER)
+        versions = await read_views(process.service.name, store, process.broker, now)
+        return ServiceShown(
+            leases=tuple(await read_leases(store, now)),
+            later=tuple(later),
+            more_later=more,
+            views=tuple(
+                [ViewShown(version=each, stale=await self._stale(each)) for each in versions]
+            ),
+            migrations=tuple(await read_applied(store)),
+        )
+
+    async def _stale(self, version: ViewVersion) -> float | None:
+        """Return how many seconds a version is behind; None where it can't be told in time."""
+        kinds = [each for each in self._process.service.views if each.view == version.view]
+        if not kinds:
+            return None
+        try:
+            async with asyncio.timeout(STALE):
+                return await self._process.staleness(kinds[0], version.version)
+        except (TimeoutError, OyezError):
+            return None
+
+    async def _shown_settings(self, _: Request) -> SettingsShown:
+        return SettingsShown(settings=tuple(self._settings()))
 
 
 class _Shared(Generic[T]):

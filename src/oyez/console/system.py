@@ -27,8 +27,12 @@ from oyez.console.answers import (
     Look,
     Looked,
     Many,
+    ParkedPage,
     Problem,
     Replica,
+    ServiceShown,
+    SettingsShown,
+    Timings,
     Trouble,
 )
 from oyez.console.refusals import in_words
@@ -75,6 +79,8 @@ class System:
         self.name = project.config.system.name
         self.services = (*project.config.services, *project.config.bridges)
         """The names of all services, and of the bridges, which are processes like them."""
+        self.bridges = project.config.bridges
+        """The bridges, by name; an address in them may hold a password."""
         self._project = project
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -90,7 +96,7 @@ class System:
 
     async def replicas(self) -> list[Answer[Replica]]:
         """Ask every replica of every service."""
-        found = await asyncio.gather(*(self._replicas(name) for name in self.services))
+        found = await asyncio.gather(*(self.replicas_of(name) for name in self.services))
         return [answer for answers in found for answer in answers]
 
     async def lags(self) -> list[Answer[ServiceLag]]:
@@ -160,16 +166,38 @@ class System:
         # An act is asked for once: what became of one without an answer is not known.
         return _value(await self._ask(service, addresses[0], path, _decoder(kind), body))
 
-    async def _replicas(self, service: str) -> list[Answer[Replica]]:
+    async def replicas_of(self, service: str) -> list[Answer[Replica]]:
+        """Ask every replica of a service."""
+        return await self._all(service, "/oyez/replica", Replica)
+
+    async def timings_of(self, service: str) -> list[Answer[Timings]]:
+        """Ask every replica of a service how its handlers did in the last minutes."""
+        return await self._all(service, "/oyez/timings", Timings)
+
+    async def lag_of(self, service: str) -> Answer[ServiceLag]:
+        """Ask a service for its lag."""
+        return await self._first(service, "/oyez/lag", _decoder(ServiceLag))
+
+    async def parked_of(self, service: str, *, after: int, limit: int) -> Answer[ParkedPage]:
+        """Ask a service for its parked events after a row."""
+        path = f"/oyez/parked?after={after}&limit={limit}"
+        return await self._first(service, path, _decoder(ParkedPage))
+
+    async def service(self, service: str) -> Answer[ServiceShown]:
+        """Ask a service what else its store tells."""
+        return await self._first(service, "/oyez/service", _decoder(ServiceShown))
+
+    async def settings_of(self, service: str) -> Answer[SettingsShown]:
+        """Ask a service for its settings in effect."""
+        return await self._first(service, "/oyez/settings", _decoder(SettingsShown))
+
+    async def _all(self, service: str, path: str, kind: type[T]) -> list[Answer[T]]:
         addresses, gap = await self._addresses(service)
         if not addresses:
             return [Answer(service=service, at="", gap=gap)]
-        ask = _decoder(Replica)
-        return list(
-            await asyncio.gather(
-                *(self._ask(service, each, "/oyez/replica", ask) for each in addresses)
-            )
-        )
+        read = _decoder(kind)
+        asks = (self._ask(service, each, path, read) for each in addresses)
+        return list(await asyncio.gather(*asks))
 
     async def _each(
         self, path: str, kind: type[T], services: Iterable[str] = ()
