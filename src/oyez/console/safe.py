@@ -31,8 +31,12 @@ def seen(value: object, most: int = MOST) -> Markup:
     """Return a text as markup in which every character can be seen; cut after ``most`` of them."""
     text = str(value)
     cut = len(text) > most
+    head = text[:most]
     parts: list[Markup | str] = []
-    for char in text[:most]:
+    if head.isprintable() and not _UNSEEN.search(head):
+        parts.append(head)
+        head = ""
+    for char in head:
         if char in "\n\t" or (char.isprintable() and not _UNSEEN.match(char)):
             parts.append(char)
         else:

@@ -32,7 +32,7 @@ class _Slice:
     __slots__ = ("buckets", "outcomes")
 
     def __init__(self) -> None:
-        self.outcomes = dict.fromkeys(_OUTCOMES, 0)
+        self.outcomes: dict[str, int] = dict.fromkeys(_OUTCOMES, 0)
         self.buckets = [0] * (len(BOUNDS) + 1)
 
 
@@ -95,7 +95,7 @@ class Stopwatch:
 
 def _sum(slices: Iterable[tuple[int, _Slice]], current: int) -> HandlerTimes:
     line = [0] * SLICES
-    outcomes = dict.fromkeys(_OUTCOMES, 0)
+    outcomes: dict[str, int] = dict.fromkeys(_OUTCOMES, 0)
     buckets = [0] * (len(BOUNDS) + 1)
     for number, each in slices:
         line[number - current - 1] = sum(each.buckets)

@@ -89,7 +89,7 @@ def _default(field: msgspec.structs.FieldInfo, name: str) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    if value is None:
+    if value is None or value == ():
         return None
     if isinstance(value, tuple):
         return ", ".join(redact(str(each)) for each in value)
