@@ -9,13 +9,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from chromium import Opener
-from playwright.sync_api import Page, expect
+from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, sign_in, tab_to
+from playwright.sync_api import expect
 from shop import Shop, copy_shop
 
-TOKEN = "the-operators-token"
-READ = "the-readers-token"
 HOSTILE = "<img src=x onerror='window.owned = 1'>\u202egnp\u200b\x1b[31m"
-WIDTHS = pytest.mark.parametrize("width", [390, 1600])
 POISON = """    if pathlib.Path("poison").exists():
         raise ValueError(f"no box for order {event.order_id} {HOSTILE}")
     parcel.prepared = True
@@ -64,31 +62,6 @@ def order(shop: Shop) -> str:
         return str(
             client.post("/orders", json=wish, headers=headers).raise_for_status().json()["order_id"]
         )
-
-
-def sign_in(page: Page, address: str, token: str = TOKEN) -> None:
-    page.goto(address)
-    page.get_by_label("Token").fill(token)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Topology")).to_be_visible()
-
-
-def no_sideways_scroll(page: Page) -> None:
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-
-
-def open_console(open_window: Opener, width: int) -> Page:
-    return open_window(viewport={"width": width, "height": 900})
-
-
-def tab_to(page: Page, name: str) -> None:
-    """Press Tab until a link or button of that name has the focus; fails after a hundred."""
-    for _ in range(100):
-        page.keyboard.press("Tab")
-        focused = page.evaluate("document.activeElement.innerText ?? ''")
-        if name in focused:
-            return
-    raise AssertionError(f"no Tab leads to {name}")
 
 
 @WIDTHS
