@@ -159,3 +159,23 @@ async def test_each_stream_is_asked_for_its_lag_once(tmp_path: Path) -> None:
     assert all(each.oldest_id for each in waiting)
     firsts = {each.partition: each.oldest_id for each in waiting}
     assert firsts[partition_of("k0", 64)] == "e0"
+
+
+async def test_a_search_for_the_oldest_event_ends_in_time(tmp_path: Path) -> None:
+    """What was not found by then is unknown, and the lag is known all the same."""
+    found = await project(tmp_path)
+    service = Service("desk")
+
+    @service.on(Sold)
+    async def sell(event: Sold) -> None:
+        pass
+
+    async with found.opened_broker() as broker, found.opened_store("desk") as store:
+        record = Record(
+            stream="till.desk", key=None, headers={"type": "till.sold", "id": "e"}, data=b"{}"
+        )
+        await broker.publish([record])
+        whole = await measure("till", "desk", service, broker, store, 1.0)
+        part = await measure("till", "desk", service, broker, store, 1.0, within=0.0)
+    assert (whole.lag, whole.partitions[0].oldest_id, whole.oldest_known) == (3, "e", True)
+    assert (part.lag, part.partitions[0].oldest, part.oldest_known) == (3, None, False)

@@ -69,6 +69,8 @@ LATER = 100
 """The most scheduled events, schedules and timers in one answer: those that are next."""
 STALE = 0.5
 """Seconds to find out how far one version of a view is behind."""
+SEARCH = 0.5
+"""Seconds to find the oldest events of all partitions."""
 FRESH = 1.0
 """Seconds for which a measurement answers everybody who asks."""
 _GROUPS = 10
@@ -160,7 +162,7 @@ class _Api:
         system, name, now = process.settings.system, process.service.name, process.ambient.now()
         code, store = process.service, process.store
         try:
-            return await measure(system, name, code, process.broker, store, now)
+            return await measure(system, name, code, process.broker, store, now, within=SEARCH)
         except BrokerError:
             return await measure(system, name, code, None, store, now)
 
@@ -293,12 +295,14 @@ class _Api:
         store, now = process.store, process.ambient.now()
         later, more = await list_later(store, LATER)
         versions = await read_views(process.service.name, store, process.broker, now)
+        stale = await asyncio.gather(*map(self._stale, versions))
         return ServiceShown(
             leases=tuple(await read_leases(store, now)),
             later=tuple(later),
             more_later=more,
             views=tuple(
-                [ViewShown(version=each, stale=await self._stale(each)) for each in versions]
+                ViewShown(version=each, stale=seconds)
+                for each, seconds in zip(versions, stale, strict=True)
             ),
             migrations=tuple(await read_applied(store)),
         )

@@ -38,14 +38,16 @@ async def read(
     after: Position = BEGINNING,
     *,
     short: list[Place] | None = None,
+    starts: Sequence[Position] | None = None,
 ) -> AsyncGenerator[Batch, None]:
     """Yield one partition's batches after ``after``; the last one may extend beyond ``end``.
 
     It ends early, and adds the partition to ``short``, if retention has deleted the last records,
-    which brokers don't report.
+    which brokers don't report. ``starts`` are those of the stream, where the caller knows them.
     """
     stream, partition = place
-    starts = await broker.starts(stream)
+    if starts is None:
+        starts = await broker.starts(stream)
     after = max(after, starts[partition]) if partition < len(starts) else end
     if after >= end:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -155,11 +155,14 @@ async def measure(
     broker: Broker | None,
     store: Store,
     now: float,
+    *,
+    within: float | None = None,
 ) -> ServiceLag:
     """Return the lag of a service, as of ``now``, on a broker and a store that are open.
 
-    Without the service's code or its broker, the values that depend on them are unknown. Raises
-    StoreError and BrokerError.
+    Without the service's code or its broker, the values that depend on them are unknown; and so is
+    the oldest event of a partition that is not found ``within`` so many seconds, while those with
+    the greatest lag are looked at first. Raises StoreError and BrokerError.
     """
     # Positions first: with an end read before a position, the lag could be below zero.
     cursors: dict[history.Place, Row] = {
@@ -184,9 +187,10 @@ async def measure(
     overdue = {r["part"]: r for r in await store.fetch(tables.OVERDUE_TIMERS, {"now": now})}
 
     behind = await _behind(broker, [place for place in places if place in (ends or {})], cursors)
-    room = asyncio.Semaphore(history.AT_ONCE)
+    search = _Search(system, service, broker, within)
+    oldest_of = await search.all(places, cursors, ends or {}, behind)
 
-    async def one(place: history.Place) -> PartitionLag:
+    def one(place: history.Place) -> PartitionLag:
         row: Row = cursors.get(place) or {"position": 0, "owner": None, "epoch": 0}
         end = None if ends is None else ends.get(place)
         if place[0] == tables.TIMERS:
@@ -195,10 +199,7 @@ async def measure(
             event = None
         else:
             lag = behind.get(place)
-            async with room:
-                oldest, event, known = await _oldest(
-                    system, service, broker, place, row["position"], end
-                )
+            oldest, event, known = oldest_of[place]
         return PartitionLag(
             stream=place[0],
             partition=place[1],
@@ -215,7 +216,7 @@ async def measure(
             oldest_id=event,
         )
 
-    partitions = tuple(await asyncio.gather(*map(one, places)))
+    partitions = tuple(map(one, places))
     (outbox,) = await store.fetch(tables.OUTBOX_SIZE, {"now": now})
     return ServiceLag(
         service=name,
@@ -266,34 +267,89 @@ async def _behind(
     }
 
 
-async def _oldest(
-    system: str,
-    service: Service | None,
-    broker: Broker | None,
-    place: history.Place,
-    position: Position,
-    end: Position | None,
-) -> tuple[float | None, str | None, bool]:
-    """Return time and event id of the oldest, and whether it is known that there is no other."""
-    if end is not None and end <= position:
-        return None, None, True
-    if service is None or broker is None or end is None:
-        return None, None, False
-    readers = [handler for handler in service.handlers if handler.subscribes(place[0], system)]
-    wanted = {kind.name for handler in readers for kind in handler.events} - MADE_HERE
-    looked = 0
-    reached = position
-    async with aclosing(history.read(broker, place, end, position)) as batches:
-        async for batch in batches:
-            for record in batch.records:
-                attributes = history.attributes(record)
-                if attributes.get("type") in wanted:
-                    return record.time, attributes.get("id"), True
-            reached = batch.records[-1].position
-            looked += len(batch.records)
-            if looked >= LOOKED_AT:
-                break
-    return None, None, reached >= end
+_Oldest = tuple[float | None, str | None, bool]
+"""The time and the event id of the oldest, and whether it is known that there is no other."""
+_UNKNOWN: _Oldest = (None, None, False)
+
+
+class _Search:
+    """The search for the oldest event with a handler, in the partitions of one service."""
+
+    def __init__(
+        self, system: str, service: Service | None, broker: Broker | None, within: float | None
+    ) -> None:
+        """``within`` is the number of seconds that it may take; None for no limit."""
+        self._system = system
+        self._service = service
+        self._broker = broker
+        self._end = None if within is None else asyncio.get_running_loop().time() + within
+        self._room = asyncio.Semaphore(history.AT_ONCE)
+
+    async def all(
+        self,
+        places: Iterable[history.Place],
+        cursors: Mapping[Any, Row],
+        ends: Mapping[history.Place, Position | None],
+        behind: Mapping[history.Place, int],
+    ) -> dict[history.Place, _Oldest]:
+        """Return what is found in each place but those of timers."""
+        found: dict[history.Place, _Oldest] = {}
+        waiting: list[tuple[history.Place, Position, Position]] = []
+        for place in sorted(places, key=lambda place: -behind.get(place, 0)):
+            position = cursors[place]["position"] if place in cursors else BEGINNING
+            end = ends.get(place)
+            found[place] = (None, None, end is not None and end <= position)
+            if end is not None and end > position and place[0] != tables.TIMERS:
+                waiting.append((place, position, end))
+        if self._service is None or self._broker is None:
+            return found
+        starts = {
+            stream: await self._broker.starts(stream)
+            for stream in {place[0] for place, _, _ in waiting}
+        }
+        asks = [self._one(*each, starts[each[0][0]]) for each in waiting]
+        for (place, _, _), oldest in zip(waiting, await asyncio.gather(*asks), strict=True):
+            found[place] = oldest
+        return found
+
+    async def _one(
+        self,
+        place: history.Place,
+        position: Position,
+        end: Position,
+        starts: Sequence[Position],
+    ) -> _Oldest:
+        try:
+            async with self._room, asyncio.timeout_at(self._end):
+                return await self._oldest(place, position, end, starts)
+        except TimeoutError:
+            return _UNKNOWN
+
+    async def _oldest(
+        self,
+        place: history.Place,
+        position: Position,
+        end: Position,
+        starts: Sequence[Position],
+    ) -> _Oldest:
+        service, broker = self._service, self._broker
+        if service is None or broker is None:
+            return _UNKNOWN
+        readers = [each for each in service.handlers if each.subscribes(place[0], self._system)]
+        wanted = {kind.name for handler in readers for kind in handler.events} - MADE_HERE
+        looked = 0
+        reached = position
+        async with aclosing(history.read(broker, place, end, position, starts=starts)) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    attributes = history.attributes(record)
+                    if attributes.get("type") in wanted:
+                        return record.time, attributes.get("id"), True
+                reached = batch.records[-1].position
+                looked += len(batch.records)
+                if looked >= LOOKED_AT:
+                    break
+        return None, None, reached >= end
 
 
 async def _oldest_announced(store: Store, now: float) -> float | None:
