@@ -440,6 +440,14 @@ DEAD_OF = f"""select id, event_id, source, handler, reason, attempts, time, stat
  from oyez_dead where event_id in ({{ids}}) and reader not like '{REPLAY}%' order by id"""
 """As `HANDLED_BY`."""
 
+FOUND_LETTERS = f"""{_LETTERS} where id = :number or event_id = :identity or key = :identity
+ or (cast(:ending as text) <> '' and event_id like :ending) order by id desc limit :limit"""
+WAITING_EVENTS = f"""select stream, partition, position, key, seen as time, headers
+ from oyez_inbox where state > {Inbox.HANDLED:d} and reader = '' order by seq + 0 limit :limit"""
+"""The sum keeps it to the index of parked events, which are few beside the handled."""
+BURIED_EVENTS = f"""select stream, partition, position, key, time, headers from oyez_dead
+ where handler <> '{OUTBOX}' order by id desc limit :limit"""
+
 
 def reserved(limit: int) -> int:
     """Return how many of ``limit`` outbox rows are delayed ones, if so many are due."""

@@ -46,7 +46,9 @@ def node(stream: str, event_type: str = "test.flow.paid") -> Node:
 def test_another_system_s_event_waits_only_for_who_names_its_stream(
     stream: str, handlers: list[str]
 ) -> None:
-    reader = Reader(system="shop", name="ledger", service=service, broker=BROKER, bridges=[])
+    reader = Reader(
+        system="shop", name="ledger", service=service, broker=BROKER, awaited=lambda _: None
+    )
     assert [each.handler for each in _pending(reader, node(stream), {})] == handlers
     assert list(_pending(reader, node(stream, "test.flow.other"), {})) == []
     assert list(_pending(reader, node(stream), {(stream, 0): 1})) == []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TypeVar, cast
 
+import msgspec
+
 from oyez.envelope import STRUCTURED, open_record
-from oyez.errors import InvalidEvent
+from oyez.errors import BrokerUnavailable, InvalidEvent
 from oyez.inspection.reach import Gap
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 
@@ -16,6 +19,9 @@ QUIET = 2.0
 """Seconds without a record after which the rest of a partition counts as deleted by retention."""
 AT_ONCE = 16
 """The limit of partitions read concurrently, each with one batch in memory."""
+
+STRETCH = 4_096
+"""Positions of a partition that `look_back` reads first; then four times as many, and so on."""
 
 T = TypeVar("T")
 
@@ -39,11 +45,13 @@ async def read(
     *,
     short: list[Place] | None = None,
     starts: Sequence[Position] | None = None,
+    quiet: float = QUIET,
 ) -> AsyncGenerator[Batch, None]:
     """Yield one partition's batches after ``after``; the last one may extend beyond ``end``.
 
     It ends early, and adds the partition to ``short``, if retention has deleted the last records,
-    which brokers don't report. ``starts`` are those of the stream, where the caller knows them.
+    which brokers don't report: there is none for ``quiet`` seconds. ``starts`` are those of the
+    stream, where the caller knows them.
     """
     stream, partition = place
     if starts is None:
@@ -54,7 +62,7 @@ async def read(
     reader = cast(AsyncGenerator[Batch, None], broker.read(*place, after))
     try:
         while after < end:
-            async with asyncio.timeout(QUIET):
+            async with asyncio.timeout(quiet):
                 batch = await anext(reader)
             after = batch.records[-1].position
             yield batch
@@ -90,6 +98,110 @@ async def scan(
         # The readers of one broker fail alike, so one of their errors is enough.
         raise group.exceptions[0] from None
     return short
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What `look_back` has passed on."""
+
+    ends: dict[Place, Position]
+    """The ends of the partitions when it began."""
+    since: float | None
+    """The time before which records were left out, in seconds since 1970; None if none were."""
+
+
+async def look_back(
+    broker: Broker,
+    look: Callable[[Record], None],
+    *,
+    now: float,
+    seconds: float,
+    floor: Callable[[], float] = lambda: 0.0,
+    after: Mapping[Place, Position] | None = None,
+) -> Seen:
+    """Pass on the records of a broker for so many seconds, the newest stretch of each partition
+    first, and no further back than the time that ``floor`` returns.
+
+    ``after`` leaves out what lies before these positions. Raises BrokerError.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    try:
+        async with asyncio.timeout_at(deadline):
+            streams = await broker.streams()
+            last = await ends(broker, streams)
+            first = {
+                (stream, partition): start
+                for stream in streams
+                for partition, start in enumerate(await broker.starts(stream))
+            }
+    except TimeoutError as error:
+        raise BrokerUnavailable(f"its streams were not told within {seconds:g} s") from error
+    back = _Back(broker, look, seconds / 3, now, first, after or {}, last)
+    unread = back.short
+    try:
+        async with asyncio.timeout_at(deadline):
+            await back.go(floor)
+    except TimeoutError:
+        unread = [*unread, *back.left]
+    return Seen(ends=last, since=max((back.oldest[place] for place in unread), default=None))
+
+
+class _Back:
+    """The way back through partitions, in stretches that become longer."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        look: Callable[[Record], None],
+        quiet: float,
+        now: float,
+        first: Mapping[Place, Position],
+        after: Mapping[Place, Position],
+        last: Mapping[Place, Position],
+    ) -> None:
+        self._broker = broker
+        self._look = look
+        self._quiet = quiet
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._first = {
+            place: max(first.get(place, last[place]), after.get(place, BEGINNING)) for place in last
+        }
+        self.left = {place: end for place, end in last.items() if end > self._first[place]}
+        """The partitions that are not done, each with the end of its next stretch."""
+        self.oldest = dict.fromkeys(last, now)
+        """The time of the oldest record that was passed on of each."""
+        self.short: list[Place] = []
+        """The partitions of which some records did not come."""
+
+    async def go(self, floor: Callable[[], float]) -> None:
+        width = STRETCH
+        while self.left:
+            try:
+                async with asyncio.TaskGroup() as readers:
+                    for place, end in self.left.items():
+                        readers.create_task(self._stretch(place, end, width))
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+            lowest = floor()
+            self.left = {
+                place: end - width
+                for place, end in self.left.items()
+                if end - width > self._first[place]
+                and self.oldest[place] >= lowest
+                and place not in self.short
+            }
+            width *= 4
+
+    async def _stretch(self, place: Place, end: Position, width: int) -> None:
+        after = max(self._first[place], end - width)
+        oldest = self.oldest[place]
+        records = read(self._broker, place, end, after, short=self.short, quiet=self._quiet)
+        async with self._room, aclosing(records) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    if record.position <= end:
+                        self._look(record)
+                        oldest = min(oldest, record.time)
+        self.oldest[place] = oldest
 
 
 async def merged(

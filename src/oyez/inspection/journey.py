@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from oyez.inspection.reactions import (
     Reaction,
     Reader,
     Stand,
+    awaited,
     react,
     read_cursors,
 )
@@ -149,7 +151,7 @@ class _Story:
         """Parts that can't be inspected are added to ``gaps``."""
         self.cut = False
         self._project = project
-        self._search = _Search(identity)
+        self._search = Search(identity)
         self._services = services
         self._reach = reach
         self._gaps = gaps
@@ -173,29 +175,24 @@ class _Story:
             # Before the brokers are read again: a record before the bridge's position that is not
             # on the target was there, and was deleted by retention.
             bridges = await self._bridges()
-            collected = _Collected(chosen)
+            collected = Collected(chosen)
             await self._look(collected.take)
             self.cut = cut or collected.cut
             nodes = collected.nodes
-            _order_places(self._project, nodes)
             for name, store in list(self._stores.items()):
                 try:
                     await react(self._reader(name, bridges), store, nodes)
                 except OyezError as error:
                     self._miss(name, error)
-        found = []
-        for correlation in chosen:
-            roots = _roots([node for node in nodes.values() if node.correlation == correlation])
-            if roots:
-                events = tuple(_event(self._project, root) for root in roots)
-                found.append(Journey(correlation=correlation, events=events))
-        return tuple(found)
+        found = [assemble(self._project, correlation, nodes) for correlation in chosen]
+        return tuple(journey for journey in found if journey is not None)
 
     def _reader(self, name: str, bridges: list[Bridge]) -> Reader:
         project = self._project
         broker = project.site(project.broker_url(name))
         system = project.config.system.name
-        return Reader(system, name, self._services.get(name), broker, bridges)
+        bridged = partial(awaited, broker, bridges)
+        return Reader(system, name, self._services.get(name), broker, bridged)
 
     def _miss(self, service: str, error: OyezError) -> None:
         self._stores.pop(service, None)
@@ -226,33 +223,42 @@ class _Story:
         for name, store in list(self._stores.items()):
             try:
                 if store is not None:
-                    await _look_at_outbox(store, look)
+                    await look_at_outbox(store, look)
             except OyezError as error:
                 self._miss(name, error)
         short: list[history.Place] = []
 
         async def scan(site: str, broker: Broker) -> None:
             ends = await history.ends(broker, await broker.streams())
-            short.extend(await history.scan(broker, ends, lambda r: look(_published(r, site))))
+            short.extend(await history.scan(broker, ends, lambda r: look(published(r, site))))
 
         await self._reach.ask(scan)
         return short
 
 
-async def _look_at_outbox(store: Store, look: Callable[[Node], None]) -> None:
-    after = 0
-    while True:
+async def look_at_outbox(
+    store: Store, look: Callable[[Node], None], most: int | None = None
+) -> bool:
+    """Pass on the events of an outbox, at most ``most``; return whether those were all.
+
+    Raises StoreError.
+    """
+    after = looked = 0
+    while most is None or looked < most:
         rows = await store.fetch(tables.ANNOUNCED, {"after": after, "limit": _PAGE})
         for row in rows:
             look(_announced(row))
         if len(rows) < _PAGE:
-            return
+            return True
+        looked += len(rows)
         after = rows[-1]["seq"]
+    return False
 
 
-def _published(record: Record, site: str) -> Node:
+def published(record: Record, site: str) -> Node:
+    """Return the event of a record, with its place on the broker of this site."""
     found = history.attributes(record)
-    node = _node(found, record.stream, record.time)
+    node = stated(found, record.stream, record.time)
     node.places[site] = Stand(record.partition, record.position, record.time)
     if node.key is None:
         node.key = record.key
@@ -261,7 +267,7 @@ def _published(record: Record, site: str) -> Node:
 
 def _announced(row: Row) -> Node:
     headers = msgspec.json.decode(row["headers"], type=dict[str, str])
-    node = _node(headers, row["stream"], row["due"])
+    node = stated(headers, row["stream"], row["due"])
     node.state = _WAITS.get(row["state"]) or ("delayed" if row["due"] else "outbox")
     node.due = row["due"] or None
     return node
@@ -270,7 +276,8 @@ def _announced(row: Row) -> Node:
 _WAITS = {Outbox.REFUSED: "refused", Outbox.BEHIND: "held"}
 
 
-def _node(found: Mapping[str, str], stream: str, otherwise: float) -> Node:
+def stated(found: Mapping[str, str], stream: str, otherwise: float) -> Node:
+    """Return the event that these attributes state; its time is by default ``otherwise``."""
     identity = found.get("id", "")
     return Node(
         id=identity,
@@ -291,8 +298,8 @@ def _moment(text: str | None, otherwise: float) -> float:
         return otherwise
 
 
-class _Search:
-    """The search for the correlation ids of ``identity``."""
+class Search:
+    """The search for the correlation ids of an identity, as `trace` defines it."""
 
     def __init__(self, identity: str) -> None:
         self.found: dict[str, float] = {}
@@ -301,6 +308,7 @@ class _Search:
         self._ending = identity if _ID_END.fullmatch(identity) else None
 
     def match(self, node: Node) -> None:
+        """Look at an event."""
         wanted = self._identity
         if (
             wanted in (node.id, node.correlation, node.key)
@@ -309,24 +317,30 @@ class _Search:
             self.found[node.correlation] = max(node.time, self.found.get(node.correlation, 0.0))
 
     def chosen(self) -> tuple[list[str], bool]:
+        """Return the newest `JOURNEYS` correlation ids, the newest last, and whether more exist."""
         newest = sorted(self.found, key=lambda correlation: self.found[correlation])
         return newest[-JOURNEYS:], len(newest) > JOURNEYS
 
 
-class _Collected:
+class Collected:
     """The events of the chosen journeys, each once, even if brokers have several copies."""
 
-    def __init__(self, chosen: list[str]) -> None:
+    def __init__(self, chosen: Iterable[str], most: int | None = None) -> None:
+        """``most``: the number of events that are kept, by default `EVENTS`."""
         self.nodes: dict[tuple[str, str], Node] = {}
+        """By id and source."""
         self.cut = False
+        """Whether there were more."""
         self._chosen = frozenset(chosen)
+        self._most = EVENTS if most is None else most
 
     def take(self, node: Node) -> None:
+        """Keep an event if it is of a chosen journey."""
         if node.correlation not in self._chosen:
             return
         identity = (node.id, node.source)
         there = self.nodes.get(identity)
-        if there is None and len(self.nodes) >= EVENTS:
+        if there is None and len(self.nodes) >= self._most:
             self.cut = True
         elif there is None or there.state != "published":
             self.nodes[identity] = node
@@ -335,14 +349,27 @@ class _Collected:
                 there.places.setdefault(site, stand)
 
 
-def _order_places(project: Project, nodes: Mapping[tuple[str, str], Node]) -> None:
+def assemble(
+    project: Project, correlation: str, nodes: Mapping[tuple[str, str], Node]
+) -> Journey | None:
+    """Return the journey of a correlation id from its events, with their reactions; None without.
+
+    ``nodes`` are by id and source, their places by site.
+    """
+    of = [node for node in nodes.values() if node.correlation == correlation]
+    _order_places(project, of)
+    events = tuple(_event(project, root) for root in _roots(of))
+    return Journey(correlation=correlation, events=events) if events else None
+
+
+def _order_places(project: Project, nodes: Iterable[Node]) -> None:
     """Put the publisher's broker first, or else the first broker by time."""
     prefix = f"/{project.config.system.name}/"
     homes = {
         f"{prefix}{name}": project.site(project.broker_url(name))
         for name in project.config.services
     }
-    for node in nodes.values():
+    for node in nodes:
         home = homes.get(node.source)
         places = sorted(node.places.items(), key=lambda each: (each[0] != home, each[1].time))
         node.places = dict(places)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import msgspec
 
+from oyez import tables
 from oyez.inspection.form import payload_json, utc_time
 from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Position, Row, Store
@@ -141,6 +143,17 @@ async def read_letters(
     """
     rows = await list_dead(store, every=every, after=after, limit=limit + 1, wanted=wanted)
     return [_letter(service, row) for row in rows[:limit]], len(rows) > limit
+
+
+async def find_letters(service: str, store: Store, identity: str, *, limit: int) -> list[Letter]:
+    """Return a service's newest dead letters of an identity, in any state.
+
+    It is a letter's number, an event id (or its end) or a key. Raises StoreError.
+    """
+    number = int(identity) if re.fullmatch(r"[0-9]{1,18}", identity) else -1
+    ending = f"%{identity}" if re.fullmatch(r"[0-9a-f-]{8,36}", identity) else ""
+    asked = {"number": number, "identity": identity, "ending": ending, "limit": limit}
+    return [_letter(service, row) for row in await store.fetch(tables.FOUND_LETTERS, asked)]
 
 
 async def read_letter(service: str, store: Store, letter: int) -> WholeLetter | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from oyez import tables
 from oyez.config import BridgeSettings
@@ -33,6 +34,8 @@ class Reaction(msgspec.Struct, frozen=True, kw_only=True):
     """The number of attempts made."""
     due: float | None = None
     error: str | None = None
+    outward: bool = False
+    """Whether the handler runs outside of the store's transaction, so that it may act elsewhere."""
     letter: int | None = None
     """The number of its newest dead letter."""
     redriven: bool = False
@@ -63,7 +66,7 @@ class Stand(NamedTuple):
     time: float
 
 
-class Node(msgspec.Struct, kw_only=True):
+class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An event during the construction of a journey."""
 
     id: str
@@ -91,7 +94,8 @@ class Reader(NamedTuple):
     """None if its code can't be imported."""
     broker: str
     """The site of its broker."""
-    bridges: list[Bridge]
+    awaited: Callable[[Node], str | None]
+    """Returns the bridge that has not yet copied an event towards that broker."""
 
 
 async def react(reader: Reader, store: Store | None, nodes: Mapping[tuple[str, str], Node]) -> None:
@@ -118,11 +122,21 @@ async def react(reader: Reader, store: Store | None, nodes: Mapping[tuple[str, s
         node = nodes.get((event_id, source))
         if node is not None:
             node.reactions.append(reaction)
+    outward = _outward(reader)
     for node in nodes.values():
         known = {each.handler for each in node.reactions if each.service == name}
         node.reactions += [
             each for each in _pending(reader, node, cursors) if each.handler not in known
         ]
+        node.reactions = [
+            replace(each, outward=True) if (each.service, each.handler) in outward else each
+            for each in node.reactions
+        ]
+
+
+def _outward(reader: Reader) -> set[tuple[str, str]]:
+    handlers = () if reader.service is None else reader.service.handlers
+    return {(reader.name, each.name) for each in handlers if not each.transactional}
 
 
 def _pending(reader: Reader, node: Node, cursors: Cursors) -> Iterator[Reaction]:
@@ -132,7 +146,7 @@ def _pending(reader: Reader, node: Node, cursors: Cursors) -> Iterator[Reaction]
     place = node.places.get(reader.broker)
     bridge = None
     if place is None:
-        bridge = _awaited(node, reader.broker, reader.bridges)
+        bridge = reader.awaited(node)
         if bridge is None:
             return
     elif cursors.get((node.stream, place.partition), BEGINNING) >= place.position:
@@ -144,8 +158,8 @@ def _pending(reader: Reader, node: Node, cursors: Cursors) -> Iterator[Reaction]
             )
 
 
-def _awaited(node: Node, broker: str, bridges: list[Bridge]) -> str | None:
-    """Return the bridge that has not yet copied the event to this broker or on the way there."""
+def awaited(broker: str, bridges: list[Bridge], node: Node) -> str | None:
+    """Return the bridge that has not yet copied an event to this broker or on the way there."""
     targets = [broker]
     for target in targets:  # grows by the brokers before those
         for bridge in bridges:
@@ -196,8 +210,8 @@ def _inbox(service: str, row: Row) -> Reaction:
 def _bury(reaction: Reaction, row: Row) -> Reaction:
     """Add a dead letter to the reaction; a redriven one is in the inbox again."""
     if row["state"] == Letter.REDRIVEN:
-        return msgspec.structs.replace(reaction, letter=row["id"], redriven=True)
-    return msgspec.structs.replace(
+        return replace(reaction, letter=row["id"], redriven=True)
+    return replace(
         reaction,
         letter=row["id"],
         state="discarded" if row["state"] == Letter.DISCARDED else "dead",

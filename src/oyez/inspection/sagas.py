@@ -15,7 +15,7 @@ from oyez.event import describe
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, ask_stores
-from oyez.ports import Record, Row
+from oyez.ports import Record, Row, Store
 from oyez.project import Project
 from oyez.saga import Progress, Status, read_progress
 from oyez.timers import Timer
@@ -263,3 +263,29 @@ def _whole(service: str, row: Row, log: list[Row], timers: list[Row]) -> WholeIn
         ),
         timers=tuple((each["name"], each["due"]) for each in timers),
     )
+
+
+class InstanceSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance, and why it is stuck."""
+
+    instance: Instance
+    stuck: str
+    """Empty unless it is."""
+    stuck_on: str
+    """The step that it is stuck on."""
+
+
+async def sagas_of(service: str, store: Store, keys: Iterable[str]) -> list[InstanceSeen]:
+    """Return the instances of these keys in an open store. Raises StoreError."""
+    found = []
+    for key in keys:
+        for row in await store.fetch(tables.SAGAS_OF_KEY, {"key": key}):
+            progress = read_progress(row["data"])
+            found.append(
+                InstanceSeen(
+                    instance=_instance(service, row),
+                    stuck=progress.stuck,
+                    stuck_on=progress.stuck_on,
+                )
+            )
+    return found

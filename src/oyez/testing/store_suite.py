@@ -35,6 +35,7 @@ from oyez.errors import (
     StoreRefused,
     Superseded,
 )
+from oyez.inspection.witness import HERE, know, recall
 from oyez.partitioning import partition_of
 from oyez.ports import (
     Announcement,
@@ -888,6 +889,35 @@ class StoreSuite:
             assert await store.fetch(tables.HELD, {}) == []
             with pytest.raises(NotRedriven):
                 await discard(store, letter, ambient, by=BY)
+
+    async def test_what_waits_and_what_failed_is_found_by_key_and_by_id(
+        self, tmp_path: Path
+    ) -> None:
+        """An event of a parked row, of a dead letter and of the outbox keeps its correlation id."""
+        async with self._open(tmp_path) as (store,):
+            await _claimed(store, "me")
+            told = {"type": "t", "source": "/suite", "correlationid": "c"}
+            parked = _parked("0a1b2c3d", headers={"id": "0a1b2c3d", **told}, key="%")
+            dead = msgspec.structs.replace(_dead("9f8e7d6c"), headers={"id": "9f8e7d6c", **told})
+            other = msgspec.structs.replace(_dead("11111111"), key="9")
+            await store.begin().commit(Changes(parked=[parked], dead=[dead, other]))
+
+            async def found(identity: str) -> tuple[list[str], list[str]]:
+                known = await know("suite", store, identity)
+                return [letter.event_id for letter in known.letters], [*known.correlations]
+
+            assert await found("k") == (["9f8e7d6c"], ["c"])
+            assert await found("9f8e7d6c") == (["9f8e7d6c"], ["c"])
+            assert await found("c") == ([], ["c"])
+            assert await found("0a1b2c3d") == ([], ["c"])
+            assert await found("%") == ([], ["c"])
+            assert await found("") == await found("none") == ([], [])
+            number = str((await list_dead(store))[0]["id"])
+            assert await found(number) == (["9f8e7d6c"], [])
+            assert await found("9" * 30) == ([], [])
+            recalled = await recall(store, "c")
+            assert sorted(node.id for node in recalled.events) == ["0a1b2c3d", "9f8e7d6c"]
+            assert [node.places[HERE].position for node in recalled.events] == [1, 4]
 
     # -- keyed state -------------------------------------------------------------------------------
 

@@ -70,6 +70,11 @@ class ClaimCheck:
         self._stored: dict[str, float] = {}
         self._housekeeping: asyncio.Task[None] | None = None
 
+    @property
+    def carrier(self) -> Broker:
+        """The broker around which it stands: its records say where large data is."""
+        return self._broker
+
     async def open(self) -> None:
         """See `Broker.open`. The storage is connected to when it is needed."""
         if self._housekeeping is None:
