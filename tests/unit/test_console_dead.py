@@ -203,7 +203,7 @@ async def test_progress_is_told_until_the_end(tmp_path: Path) -> None:
         here = answer.headers["location"]
         async with asyncio.timeout(20), it.client.stream("GET", f"{here}/live") as told:
             lines = [line async for line in told.aiter_lines()]
-        assert "event: end" in lines
+        assert "event: over" in lines
         assert any("<progress" in line for line in lines)
 
 

@@ -14,11 +14,16 @@ from oyez.errors import InvalidEvent
 from oyez.inspection.installation import Lease, Migration, Setting
 from oyez.inspection.letters import Letter, WholeLetter
 from oyez.inspection.parked import ParkedEvent
+from oyez.inspection.reactions import Node
 from oyez.inspection.schedule import Later
 from oyez.inspection.views import ViewVersion
+from oyez.inspection.witness import Positions
 from oyez.runtime.audit import MAX_WHO, MAX_WHY, Act, Actor
 from oyez.runtime.dead import ALL, Group, Wanted
 from oyez.runtime.redrive import Preview, Refused
+
+IDENTITY = 512
+"""Characters of an identity that is looked for."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,3 +251,18 @@ class SettingsShown(msgspec.Struct, frozen=True, kw_only=True):
     """The settings in effect, without secrets."""
 
     settings: tuple[Setting, ...]
+
+
+class Hear(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Asks what the history of a broker has; see `oyez.inspection.witness.hear`."""
+
+    identity: str = ""
+    correlation: str = ""
+    after: Positions = ()
+
+
+class TakePart(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for a service's part in a journey; see `oyez.inspection.witness.take_part`."""
+
+    events: tuple[Node, ...]
+    awaited: dict[str, str]

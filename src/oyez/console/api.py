@@ -20,11 +20,13 @@ from starlette.routing import Route
 
 from oyez import signals, tables
 from oyez.console.answers import (
+    IDENTITY,
     Asked,
     Counts,
     Discard,
     Done,
     GroupPage,
+    Hear,
     Job,
     LetterPage,
     LetterShown,
@@ -38,6 +40,7 @@ from oyez.console.answers import (
     ServiceShown,
     SettingsShown,
     Stuck,
+    TakePart,
     Timings,
     Trouble,
     ViewShown,
@@ -46,6 +49,7 @@ from oyez.console.jobs import Jobs
 from oyez.console.timings import Stopwatch
 from oyez.errors import BrokerError, InvalidEvent, NotRedriven, OyezError
 from oyez.event import MAX_DATA
+from oyez.inspection import witness
 from oyez.inspection.installation import Setting, read_applied, read_leases
 from oyez.inspection.lag import ServiceLag, measure
 from oyez.inspection.letters import read_letter, read_letters
@@ -122,6 +126,11 @@ class _Api:
                 Route("/parked", _answer(self._parked)),
                 Route("/service", _answer(self._service)),
                 Route("/settings", _answer(self._shown_settings)),
+                Route("/find", _answer(self._find)),
+                Route("/history", _answer(self._history), methods=["POST"]),
+                Route("/positions", _answer(self._positions)),
+                Route("/journey", _answer(self._recall)),
+                Route("/journey", _answer(self._part), methods=["POST"]),
             ]
         )
 
@@ -321,6 +330,33 @@ class _Api:
     async def _shown_settings(self, _: Request) -> SettingsShown:
         return SettingsShown(settings=tuple(self._settings()))
 
+    async def _find(self, request: Request) -> witness.Known:
+        name, store = self._process.service.name, self._process.store
+        return await witness.know(name, store, _identity(request))
+
+    async def _history(self, request: Request) -> witness.Heard:
+        asked = await _body(request, Hear)
+        return await witness.hear(
+            self._process.broker,
+            self._process.ambient.now(),
+            identity=asked.identity,
+            correlation=asked.correlation,
+            after=asked.after,
+        )
+
+    async def _positions(self, _: Request) -> witness.Positions:
+        return await witness.positions(self._process.store)
+
+    async def _recall(self, request: Request) -> witness.Recalled:
+        return await witness.recall(self._process.store, _identity(request))
+
+    async def _part(self, request: Request) -> witness.Part:
+        asked = await _body(request, TakePart)
+        process = self._process
+        return await witness.take_part(
+            process.settings.system, process.service, process.store, asked.events, asked.awaited
+        )
+
 
 class _Shared(Generic[T]):
     """A measurement that everybody who asks within `FRESH` shares."""
@@ -363,6 +399,13 @@ def _problem(status: int, detail: str, code: str = "") -> Response:
 
 def _id(request: Request) -> int:
     return min(int(request.path_params["id"]), _LARGEST)
+
+
+def _identity(request: Request) -> str:
+    text = request.query_params.get("id", "")
+    if not 0 < len(text) <= IDENTITY:
+        raise InvalidEvent("id", f"1 to {IDENTITY} characters")
+    return text
 
 
 def _number(request: Request, name: str, default: int, most: int) -> int:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from oyez.ambient import Ambient
 from oyez.console import safe
 from oyez.console.access import Access, Person, Session
+from oyez.console.flows import Flows
 from oyez.console.live import Live
 from oyez.console.refusals import in_words
 from oyez.console.system import System
@@ -30,7 +31,7 @@ class Screen(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     path: str
-    """Its first page; the paths of all its pages begin with it."""
+    """Its first page."""
     key: str
     """The letter that goes there, after ``g``."""
     routes: Sequence[Route]
@@ -51,6 +52,9 @@ class Desk:
         self.live = live
         self.access = access
         self.ambient = ambient
+        self.flows = Flows(system, ambient)
+        self.paths = frozenset(screen.path for screen in screens)
+        """Where its screens begin."""
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE / "templates"),
             autoescape=True,

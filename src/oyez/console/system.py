@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
@@ -21,6 +21,7 @@ from oyez.console.answers import (
     Asked,
     Done,
     GroupPage,
+    Hear,
     Job,
     LetterPage,
     LetterShown,
@@ -32,6 +33,7 @@ from oyez.console.answers import (
     Replica,
     ServiceShown,
     SettingsShown,
+    TakePart,
     Timings,
     Trouble,
 )
@@ -39,6 +41,7 @@ from oyez.console.refusals import in_words
 from oyez.errors import OyezError
 from oyez.inspection.lag import ServiceLag
 from oyez.inspection.reach import Gap
+from oyez.inspection.witness import Heard, Known, Part, Positions, Recalled
 from oyez.ports import Store
 from oyez.project import Project
 
@@ -81,7 +84,7 @@ class System:
         """The names of all services, and of the bridges, which are processes like them."""
         self.bridges = project.config.bridges
         """The bridges, by name; an address in them may hold a password."""
-        self._project = project
+        self.project = project
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._client = httpx.AsyncClient(
@@ -191,6 +194,29 @@ class System:
         """Ask a service for its settings in effect."""
         return await self._first(service, "/oyez/settings", _decoder(SettingsShown))
 
+    async def known(self, identity: str) -> list[Answer[Known]]:
+        """Ask each service what its store has of an identity."""
+        path = f"/oyez/find?id={quote(identity, safe='')}"
+        return await self._each(path, Known, self.project.config.services)
+
+    async def heard(self, service: str, asked: Hear) -> Answer[Heard]:
+        """Ask a service, or a bridge, what the history of the broker that it reads has."""
+        return await self._first(service, "/oyez/history", _decoder(Heard), asked)
+
+    async def positions(self, names: Iterable[str]) -> list[Answer[Positions]]:
+        """Ask services or bridges how far they have read."""
+        path, read = "/oyez/positions", _positions
+        return list(await asyncio.gather(*(self._first(name, path, read) for name in names)))
+
+    async def recalled(self, correlation: str) -> list[Answer[Recalled]]:
+        """Ask each service which events of a journey its store has."""
+        path = f"/oyez/journey?id={quote(correlation, safe='')}"
+        return await self._each(path, Recalled, self.project.config.services)
+
+    async def part(self, service: str, asked: TakePart) -> Answer[Part]:
+        """Ask a service for its part in a journey."""
+        return await self._first(service, "/oyez/journey", _decoder(Part), asked)
+
     async def _all(self, service: str, path: str, kind: type[T]) -> list[Answer[T]]:
         addresses, gap = await self._addresses(service)
         if not addresses:
@@ -218,7 +244,7 @@ class System:
         read: Callable[[bytes], T],
         body: msgspec.Struct | None = None,
     ) -> Answer[T]:
-        """Return the answer of the first replica that has one."""
+        """Return the answer of the first replica that has one; ``body`` must ask, not change."""
         addresses, gap = await self._addresses(service)
         answer: Answer[T] = Answer(service=service, at="", gap=gap)
         for address in addresses:
@@ -273,7 +299,7 @@ class System:
 
     async def _addresses(self, service: str) -> tuple[list[str], Gap | None]:
         """Return where the replicas of a service are asked, or why that is not known."""
-        config = self._project.config
+        config = self.project.config
         settings = config.services.get(service) or config.bridges[service]
         if settings.admin.port:
             address = getattr(settings, "address", None)
@@ -290,7 +316,7 @@ class System:
             return [], Gap.of("service", service, error, service)
         except TimeoutError:
             return [], _gap(service, f"its store did not answer within {DEADLINE:g} s")
-        time = self._project.ambient.now()
+        time = self.project.ambient.now()
         living = sorted(row["note"] for row in rows if row["until"] > time and row["note"])
         if not living:
             return [], _gap(service, "no replica of it is running")
@@ -299,9 +325,9 @@ class System:
         return addresses, None
 
     def _store(self, service: str) -> AbstractAsyncContextManager[Store]:
-        if service in self._project.config.bridges:
-            return self._project.opened_bridge_store(service)
-        return self._project.opened_store(service)
+        if service in self.project.config.bridges:
+            return self.project.opened_bridge_store(service)
+        return self.project.opened_store(service)
 
 
 class _TooLarge(Exception):
@@ -310,6 +336,9 @@ class _TooLarge(Exception):
 
 def _decoder(kind: type[T]) -> Callable[[bytes], T]:
     return msgspec.json.Decoder(kind).decode
+
+
+_positions: Callable[[bytes], Positions] = msgspec.json.Decoder(Positions).decode
 
 
 def _bytes(content: bytes) -> bytes:

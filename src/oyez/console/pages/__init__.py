@@ -23,8 +23,9 @@ menu, its key, and its routes, of which none passes without a session.
 """
 
 from oyez.console.pages.dead import DEAD
+from oyez.console.pages.flow import FIND
 from oyez.console.pages.overview import OVERVIEW
 from oyez.console.pages.services import SERVICES
 
-SCREENS = (OVERVIEW, SERVICES, DEAD)
+SCREENS = (OVERVIEW, FIND, SERVICES, DEAD)
 """The screens in the order of the menu."""

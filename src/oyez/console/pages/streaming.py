@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from oyez.console.desk import Desk, desk
-from oyez.console.live import STREAMS, Snapshot
+from oyez.console.live import EVERY, STREAMS, Snapshot
 
 
 def live(request: Request, part: Callable[[Desk, Snapshot], str]) -> Response:
@@ -29,13 +29,16 @@ def live(request: Request, part: Callable[[Desk, Snapshot], str]) -> Response:
                     yield ": the same\n\n"
                     continue
                 last = text
-                yield _event(text)
+                yield _message(text)
 
     return StreamingResponse(parts(), media_type="text/event-stream")
 
 
-def follow(request: Request, part: Callable[[], Awaitable[tuple[str, bool]]]) -> Response:
-    """Return a stream of a part, looked at each second, until it says that it was the last."""
+def follow(request: Request, look: Callable[[], Awaitable[tuple[str, bool]]]) -> Response:
+    """Return a stream of what ``look`` returns from time to time: a part, and whether it is final.
+
+    It ends with its reader's session, and after a final part, of which its reader is told.
+    """
     shared = desk(request)
     if shared.live.viewers >= STREAMS:
         return PlainTextResponse("too many pages are kept up to date", 503)
@@ -43,18 +46,20 @@ def follow(request: Request, part: Callable[[], Awaitable[tuple[str, bool]]]) ->
     async def parts() -> AsyncIterator[str]:
         shared.live.viewers += 1
         try:
+            last = ""
             while shared.access.session(request) is not None and not shared.live.closed:
-                text, ended = await part()
-                yield _event(text)
-                if ended:
-                    yield "event: end\ndata:\n\n"
+                text, final = await look()
+                yield ": the same\n\n" if text == last else _message(text)
+                last = text
+                if final:
+                    yield "event: over\ndata:\n\n"
                     return
-                await shared.ambient.sleep(1.0)
+                await shared.ambient.sleep(EVERY)
         finally:
             shared.live.viewers -= 1
 
     return StreamingResponse(parts(), media_type="text/event-stream")
 
 
-def _event(text: str) -> str:
+def _message(text: str) -> str:
     return "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"

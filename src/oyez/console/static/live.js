@@ -6,7 +6,7 @@ for (const part of document.querySelectorAll("[data-live]")) {
   source.addEventListener("message", (event) => replace(part, event.data));
   source.addEventListener("open", () => say(""));
   source.addEventListener("error", () => say("Not kept up to date: the console does not answer."));
-  source.addEventListener("end", () => source.close());
+  source.addEventListener("over", () => source.close());
   addEventListener("pagehide", () => source.close());
 }
 
