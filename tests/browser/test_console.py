@@ -186,3 +186,45 @@ def test_it_can_be_read_without_scripts(
     expect(page.get_by_role("table")).to_contain_text("shipping")
     page.get_by_role("link", name="Dead letters", exact=True).click()
     expect(page.get_by_role("heading", name="Dead letters", exact=True)).to_be_visible()
+
+
+@WIDTHS
+def test_an_order_is_found_by_keyboard_and_its_flow_leads_to_the_cure(
+    open_window: Opener, shop: Shop, address: str, stuck: list[str], width: int
+) -> None:
+    page = open_console(open_window, width)
+    sign_in(page, address)
+    alert = page.get_by_role("link", name=re.compile("shipping.prepare"))
+    expect(alert).to_be_visible(timeout=30_000)
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox", name="Find")).to_be_focused()
+    page.keyboard.type(stuck[0])
+    page.keyboard.press("Enter")
+    held = page.get_by_role("region", name=re.compile("shipping.prepare gave up on"))
+    expect(held).to_contain_text(f"no box for order {stuck[0]}")
+    flow = page.get_by_role("table").first
+    expect(flow).to_contain_text("shop.order.placed")
+    expect(flow.get_by_role("row").filter(has_text="shipping.prepare")).to_contain_text("gave up")
+    expect(flow.get_by_role("row").filter(has_text="orders.Fulfilment").first).to_contain_text(
+        "handled after"
+    )
+    no_sideways_scroll(page)
+    here = page.url
+    (shop.root / "poison").unlink()
+    tab_to(page, "Dead letter ")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Payload", exact=True)).to_contain_text(stuck[0])
+    tab_to(page, "Redrive")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("Redriven")
+    page.goto(here)
+    # It keeps itself up to date: the order is shipped.
+    expect(page.get_by_role("heading", name=re.compile("Nobody: all"))).to_be_visible(
+        timeout=30_000
+    )
+    expect(flow).to_contain_text("shop.shipment.ready")
+    assert page.evaluate("window.owned") is None
+    page.keyboard.press("/")
+    page.keyboard.type("nobody-knows")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=re.compile("Nothing is known of"))).to_be_visible()

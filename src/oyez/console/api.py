@@ -336,9 +336,11 @@ class _Api:
 
     async def _history(self, request: Request) -> witness.Heard:
         asked = await _body(request, Hear)
+        process = self._process
         return await witness.hear(
-            self._process.broker,
-            self._process.ambient.now(),
+            process.settings.system,
+            process.broker,
+            process.ambient.now(),
             identity=asked.identity,
             correlation=asked.correlation,
             after=asked.after,

@@ -105,7 +105,7 @@ class Flows:
             letters=tuple(letter for each in stores for letter in each.letters),
             sagas=tuple(saga for each in stores for saga in each.sagas),
             gaps=(*_gaps(known), *gaps),
-            limits=(*_unkept(blind), *_cut(known, lambda value: value.cut)),
+            limits=(*self._unread(heard, blind), *_cut(known, lambda value: value.cut)),
             since=_latest(each.since for each in heard.values()),
         )
 
@@ -160,7 +160,7 @@ class Flows:
         found = [*_gaps(recalled), *_gaps(parts)]
         silent = [*dict.fromkeys(gap.name for gap in found), *(f"broker {g.name}" for g in unheard)]
         now = self._ambient.now()
-        limits = _unkept(blind)
+        limits = self._unread(heard, blind)
         if collected.cut or kept.cut:
             limits.append(f"Only {EVENTS} events of it are shown.")
         return Flow(
@@ -221,6 +221,22 @@ class Flows:
             if answer.value is not None or self._ambient.monotonic() > end:
                 break
         return answer
+
+    def _unread(self, heard: Mapping[str, Heard], blind: Iterable[str]) -> list[str]:
+        """Return what the histories leave out."""
+        names = {site: known.name for site, known in self._system.project.brokers.items()}
+        return [
+            *(
+                f"Broker {name} keeps no history: of its events, only those are known that wait or "
+                "failed."
+                for name in blind
+            ),
+            *(
+                f"{each.unread} streams of broker {names[site]} were not looked at."
+                for site, each in heard.items()
+                if each.unread
+            ),
+        ]
 
     async def _part(
         self,
@@ -284,13 +300,6 @@ def _cut(answers: Iterable[Answer[T]], cut: Callable[[T], bool]) -> list[str]:
         f"Of {answer.service}, only {EVENTS} waiting and {EVENTS} failed events were searched."
         for answer in answers
         if answer.value is not None and cut(answer.value)
-    ]
-
-
-def _unkept(brokers: Iterable[str]) -> list[str]:
-    return [
-        f"Broker {name} keeps no history: of its events, only those are known that wait or failed."
-        for name in brokers
     ]
 
 

@@ -22,6 +22,8 @@ AT_ONCE = 16
 
 STRETCH = 4_096
 """Positions of a partition that `look_back` reads first; then four times as many, and so on."""
+STREAMS = 200
+"""The most streams that `look_back` reads."""
 
 T = TypeVar("T")
 
@@ -107,6 +109,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """The ends of the partitions when it began."""
     since: float | None
     """The time before which records were left out, in seconds since 1970; None if none were."""
+    unread: int
+    """Streams that were left out."""
 
 
 async def look_back(
@@ -115,34 +119,47 @@ async def look_back(
     *,
     now: float,
     seconds: float,
+    prefix: str = "",
+    streams: int = STREAMS,
     floor: Callable[[], float] = lambda: 0.0,
     after: Mapping[Place, Position] | None = None,
 ) -> Seen:
     """Pass on the records of a broker for so many seconds, the newest stretch of each partition
     first, and no further back than the time that ``floor`` returns.
 
-    ``after`` leaves out what lies before these positions. Raises BrokerError.
+    It reads so many streams, those whose name begins with ``prefix`` first. ``after`` leaves out
+    what lies before these positions. Raises BrokerError.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     try:
         async with asyncio.timeout_at(deadline):
-            streams = await broker.streams()
-            last = await ends(broker, streams)
-            first = {
-                (stream, partition): start
-                for stream in streams
-                for partition, start in enumerate(await broker.starts(stream))
-            }
+            names = sorted(await broker.streams(), key=lambda each: not each.startswith(prefix))
+            read_ones = names[:streams]
+            extents = await asyncio.gather(*(_extent(broker, name) for name in read_ones))
     except TimeoutError as error:
         raise BrokerUnavailable(f"its streams were not told within {seconds:g} s") from error
-    back = _Back(broker, look, seconds / 3, now, first, after or {}, last)
+    extent = {place: found for each in extents for place, found in each.items()}
+    back = _Back(broker, look, seconds / 3, now, extent, after or {})
     unread = back.short
     try:
         async with asyncio.timeout_at(deadline):
             await back.go(floor)
     except TimeoutError:
         unread = [*unread, *back.left]
-    return Seen(ends=last, since=max((back.oldest[place] for place in unread), default=None))
+    return Seen(
+        ends={place: end for place, (_, end) in extent.items()},
+        since=max((back.oldest[place] for place in unread), default=None),
+        unread=len(names) - len(read_ones),
+    )
+
+
+async def _extent(broker: Broker, stream: str) -> dict[Place, tuple[Position, Position]]:
+    """Return start and end of each partition of a stream."""
+    last, first = await broker.ends(stream), await broker.starts(stream)
+    return {
+        (stream, partition): (first[partition] if partition < len(first) else end, end)
+        for partition, end in enumerate(last)
+    }
 
 
 class _Back:
@@ -154,20 +171,19 @@ class _Back:
         look: Callable[[Record], None],
         quiet: float,
         now: float,
-        first: Mapping[Place, Position],
+        extent: Mapping[Place, tuple[Position, Position]],
         after: Mapping[Place, Position],
-        last: Mapping[Place, Position],
     ) -> None:
         self._broker = broker
         self._look = look
         self._quiet = quiet
         self._room = asyncio.Semaphore(AT_ONCE)
         self._first = {
-            place: max(first.get(place, last[place]), after.get(place, BEGINNING)) for place in last
+            place: max(first, after.get(place, BEGINNING)) for place, (first, _) in extent.items()
         }
-        self.left = {place: end for place, end in last.items() if end > self._first[place]}
+        self.left = {place: end for place, (_, end) in extent.items() if end > self._first[place]}
         """The partitions that are not done, each with the end of its next stretch."""
-        self.oldest = dict.fromkeys(last, now)
+        self.oldest = dict.fromkeys(extent, now)
         """The time of the oldest record that was passed on of each."""
         self.short: list[Place] = []
         """The partitions of which some records did not come."""

@@ -66,6 +66,8 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """The time before which events were left out, in seconds since 1970; None if none were."""
     cut: bool = False
     """Whether there are more than `EVENTS`."""
+    unread: int = 0
+    """Streams that were left out, those of the system last."""
 
 
 class Recalled(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +101,7 @@ async def know(service: str, store: Store, identity: str) -> Known:
 
 
 async def hear(
+    system: str,
     broker: Broker,
     now: float,
     *,
@@ -138,6 +141,7 @@ async def hear(
         look,
         now=now,
         seconds=LOOK,
+        prefix=f"{system}.",
         floor=floor,
         after={(stream, partition): position for stream, partition, position in after},
     )
@@ -147,6 +151,7 @@ async def hear(
         ends=tuple((*place, position) for place, position in seen.ends.items()),
         since=seen.since,
         cut=collected.cut,
+        unread=seen.unread,
     )
 
 

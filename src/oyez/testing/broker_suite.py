@@ -22,12 +22,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
 import pytest
 
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from oyez.inspection import history
+from oyez.inspection.history import STRETCH
 from oyez.partitioning import partition_of
 from oyez.ports import BEGINNING, Batch, Broker, Capabilities, Position, Record
 from oyez.testing.crash import run_and_kill
@@ -173,6 +175,31 @@ class BrokerSuite:
             assert await _all(late, stream, 300) == first
             assert await _all(broker, stream, 300) == first
         assert sorted(_numbers(first)) == list(range(300))
+
+    @pytest.mark.parametrize("most", [STRETCH, 20])
+    async def test_history_is_looked_at_from_its_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        """Each record once, later stretches of a partition first, then only what is new."""
+        monkeypatch.setattr(history, "STRETCH", most)
+        async with self._open(tmp_path) as (broker,):
+            self._needs_history(broker)
+            stream = await _stream(broker)
+            await broker.publish([_record(stream, f"k{n % 7}", n) for n in range(300)])
+            found: list[Record] = []
+
+            async def look(**options: Any) -> history.Seen:
+                return await history.look_back(
+                    broker, found.append, now=0.0, seconds=30.0, prefix=stream, streams=1, **options
+                )
+
+            seen = await look()
+            assert seen.since is None
+            assert sorted(_numbers(found)) == list(range(300))
+            found.clear()
+            await broker.publish([_record(stream, "k1", 300)])
+            assert (await look(after=seen.ends)).since is None
+            assert _numbers(found) == [300]
 
     async def test_batches_are_bounded_and_never_empty(self, tmp_path: Path) -> None:
         """1 to 256 records, in order, nothing left out between them."""

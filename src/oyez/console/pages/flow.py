@@ -102,10 +102,7 @@ async def _find(request: Request) -> Response:
     there = only(found, identity, shared.paths)
     if there is not None:
         return RedirectResponse(there, 303)
-    status = 200 if found.flows or found.letters or found.sagas else 404
-    return shared.page(
-        request, "find.html", status, identity=identity, found=found, **_addresses(shared)
-    )
+    return shared.page(request, "find.html", identity=identity, found=found, **_addresses(shared))
 
 
 async def _flow(request: Request) -> Response:
@@ -117,7 +114,6 @@ async def _flow(request: Request) -> Response:
     return shared.page(
         request,
         "flow.html",
-        200 if flow.journey is not None else 404,
         flow=flow,
         live=_part(shared, flow),
         source="" if flow.over else f"/live{flow_address(correlation)}",
