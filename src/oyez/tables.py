@@ -377,6 +377,9 @@ SAGAS = f"""{_SAGAS.format(more="")}
   and cast(:status as text) = '')) order by changed, kind, key limit :limit"""
 """The sagas of a status; with an empty one, those that have not ended."""
 SAGAS_OF_KEY = f"{_SAGAS.format(more=', data')} where key = :key order by kind"
+SAGAS_OF_KEYS = f"""{_SAGAS.format(more=", data")}
+ where kind = :kind and key in ({{keys}}) order by key"""
+"""``{keys}`` stands for the names of as many parameters as there are keys."""
 TIMERS_OF = "select name, due from oyez_timer where kind = :kind and key = :key order by due"
 FORGET_SAGA = "delete from oyez_saga_log where kind = :kind and key = :key"
 _ENDED = """(kind, key) in
@@ -440,8 +443,11 @@ DEAD_OF = f"""select id, event_id, source, handler, reason, attempts, time, stat
  from oyez_dead where event_id in ({{ids}}) and reader not like '{REPLAY}%' order by id"""
 """As `HANDLED_BY`."""
 
-FOUND_LETTERS = f"""{_LETTERS} where id = :number or event_id = :identity or key = :identity
- or (cast(:ending as text) <> '' and event_id like :ending) order by id desc limit :limit"""
+FOUND_LETTERS = f"""{_LETTERS} where id = :number
+ union all {_LETTERS} where id > (select coalesce(max(id), 0) from oyez_dead) - :newest
+  and id <> :number and (event_id = :identity or key = :identity
+   or (cast(:ending as text) <> '' and event_id like :ending)) order by id desc limit :limit"""
+"""Of the newest letters, those of an identity."""
 WAITING_EVENTS = f"""select stream, partition, position, key, seen as time, headers
  from oyez_inbox where state > {Inbox.HANDLED:d} and reader = '' order by seq + 0 limit :limit"""
 """The sum keeps it to the index of parked events, which are few beside the handled."""

@@ -208,6 +208,7 @@ def test_an_order_is_found_by_keyboard_and_its_flow_leads_to_the_cure(
     expect(flow.get_by_role("row").filter(has_text="orders.Fulfilment").first).to_contain_text(
         "handled after"
     )
+    expect(page.get_by_role("region", name="Sagas")).to_contain_text("Fulfilment")
     no_sideways_scroll(page)
     here = page.url
     (shop.root / "poison").unlink()

@@ -331,8 +331,8 @@ class _Api:
         return SettingsShown(settings=tuple(self._settings()))
 
     async def _find(self, request: Request) -> witness.Known:
-        name, store = self._process.service.name, self._process.store
-        return await witness.know(name, store, _identity(request))
+        process = self._process
+        return await witness.know(process.service, process.store, _identity(request))
 
     async def _history(self, request: Request) -> witness.Heard:
         asked = await _body(request, Hear)

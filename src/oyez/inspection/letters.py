@@ -15,6 +15,9 @@ from oyez.ports import Position, Row, Store
 from oyez.project import Project
 from oyez.runtime.dead import ALL, Group, Wanted, list_dead, list_groups, show_dead
 
+SEARCHED = 25_000
+"""The newest dead letters of a store, which are searched."""
+
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
     """One dead letter, without its payload."""
@@ -148,11 +151,18 @@ async def read_letters(
 async def find_letters(service: str, store: Store, identity: str, *, limit: int) -> list[Letter]:
     """Return a service's newest dead letters of an identity, in any state.
 
-    It is a letter's number, an event id (or its end) or a key. Raises StoreError.
+    It is a letter's number, or of the last `SEARCHED` an event id (or its end) or a key. Raises
+    StoreError.
     """
     number = int(identity) if re.fullmatch(r"[0-9]{1,18}", identity) else -1
     ending = f"%{identity}" if re.fullmatch(r"[0-9a-f-]{8,36}", identity) else ""
-    asked = {"number": number, "identity": identity, "ending": ending, "limit": limit}
+    asked = {
+        "number": number,
+        "newest": SEARCHED,
+        "identity": identity,
+        "ending": ending,
+        "limit": limit,
+    }
     return [_letter(service, row) for row in await store.fetch(tables.FOUND_LETTERS, asked)]
 
 

@@ -15,7 +15,7 @@ from oyez.event import describe
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, ask_stores
-from oyez.ports import Record, Row, Store
+from oyez.ports import Parameters, Record, Row, Store
 from oyez.project import Project
 from oyez.saga import Progress, Status, read_progress
 from oyez.timers import Timer
@@ -275,11 +275,17 @@ class InstanceSeen(msgspec.Struct, frozen=True, kw_only=True):
     """The step that it is stuck on."""
 
 
-async def sagas_of(service: str, store: Store, keys: Iterable[str]) -> list[InstanceSeen]:
-    """Return the instances of these keys in an open store. Raises StoreError."""
+async def sagas_of(
+    service: str, store: Store, kinds: Iterable[str], keys: Iterable[str]
+) -> list[InstanceSeen]:
+    """Return the instances of these sagas and keys in an open store. Raises StoreError."""
+    named: Parameters = {f"key{number}": key for number, key in enumerate(keys)}
+    if not named:
+        return []
+    sql = tables.SAGAS_OF_KEYS.replace("{keys}", ", ".join(f":{name}" for name in named))
     found = []
-    for key in keys:
-        for row in await store.fetch(tables.SAGAS_OF_KEY, {"key": key}):
+    for kind in kinds:
+        for row in await store.fetch(sql, {"kind": kind, **named}):
             progress = read_progress(row["data"])
             found.append(
                 InstanceSeen(

@@ -19,6 +19,7 @@ from oyez.inspection.letters import Letter, find_letters
 from oyez.inspection.reactions import Cursors, Node, Reaction, Reader, Stand, react, read_cursors
 from oyez.inspection.sagas import Instance, InstanceSeen, sagas_of
 from oyez.ports import Broker, Position, Record, Row, Store
+from oyez.saga import SagaType
 from oyez.service import Service
 
 HERE = ""
@@ -86,12 +87,12 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """The sagas of the keys of the events."""
 
 
-async def know(service: str, store: Store, identity: str) -> Known:
+async def know(service: Service, store: Store, identity: str) -> Known:
     """Return what a store has of an identity, or of a dead letter's number. Raises StoreError."""
     search = Search(identity)
     whole = await _look(store, search.match)
-    letters = await find_letters(service, store, identity, limit=FOUND)
-    sagas = await sagas_of(service, store, [identity])
+    letters = await find_letters(service.name, store, identity, limit=FOUND)
+    sagas = await sagas_of(service.name, store, _sagas(service), [identity])
     return Known(
         correlations=_newest(search),
         letters=tuple(letters),
@@ -187,7 +188,7 @@ async def take_part(
             for node in nodes.values()
             if node.reactions
         ),
-        sagas=tuple(await sagas_of(service.name, store, keys[:KEYS])),
+        sagas=tuple(await sagas_of(service.name, store, _sagas(service), keys[:KEYS])),
     )
 
 
@@ -220,6 +221,10 @@ def _kept(row: Row) -> Node:
     if node.key is None:
         node.key = row["key"]
     return node
+
+
+def _sagas(service: Service) -> list[str]:
+    return [name for name, kind in service.kinds.items() if isinstance(kind, SagaType)]
 
 
 def _newest(search: Search) -> dict[str, float]:

@@ -51,6 +51,7 @@ from oyez.ports import (
 )
 from oyez.runtime.audit import Actor, audited, list_acts
 from oyez.runtime.dead import ALL, Wanted, discard, list_dead, list_groups, redrive
+from oyez.service import Service
 from oyez.tables import INBOX_RETENTION
 from oyez.testing.crash import run_and_kill
 from oyez.timers import arm, disarm, disarm_all
@@ -903,7 +904,7 @@ class StoreSuite:
             await store.begin().commit(Changes(parked=[parked], dead=[dead, other]))
 
             async def found(identity: str) -> tuple[list[str], list[str]]:
-                known = await know("suite", store, identity)
+                known = await know(Service("suite"), store, identity)
                 return [letter.event_id for letter in known.letters], [*known.correlations]
 
             assert await found("k") == (["9f8e7d6c"], ["c"])
@@ -915,6 +916,11 @@ class StoreSuite:
             number = str((await list_dead(store))[0]["id"])
             assert await found(number) == (["9f8e7d6c"], [])
             assert await found("9" * 30) == ([], [])
+            for key, status in (("k", "running"), ("other", "ended")):
+                await _change(store, key, data=b"1", shape=1, status=status)
+            sql = tables.SAGAS_OF_KEYS.replace("{keys}", ":key0, :key1")
+            rows = await store.fetch(sql, {"kind": "Kind", "key0": "k", "key1": "none"})
+            assert [(row["key"], row["status"]) for row in rows] == [("k", "running")]
             recalled = await recall(store, "c")
             assert sorted(node.id for node in recalled.events) == ["0a1b2c3d", "9f8e7d6c"]
             assert [node.places[HERE].position for node in recalled.events] == [1, 4]
