@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args, get_origin, get_type_hints
 
-from oyez.event import EventType, is_event
+from oyez.event import is_event
 from oyez.handler import Handler
-from oyez.inspection.lint.shapes import why_misfit
 from oyez.inspection.lint.system import OWN, Found, System, fault, named
-from oyez.saga import SagaType
 
 
-def _unheard(system: System) -> Found:
-    for name in sorted(system.published.keys() - system.handled.keys() - system.external):
-        for service, kind in system.published[name].items():
-            if kind.to is not None:
-                continue
-            yield (
-                fault(
-                    "E01",
-                    "warning",
-                    kind.cls,
-                    f"nobody handles {name}, which {service} publishes",
-                    "subscribe to it, stop publishing it, or name it in system.external",
-                ),
-                None,
-            )
-
-
-def _unsaid(system: System) -> Found:
-    for name in sorted(system.handled.keys() - system.published.keys() - system.external):
-        near = difflib.get_close_matches(name, list(system.published), n=1)
-        hint = f"; {near[0]} is published" if near else ""
-        for each in system.handled[name]:
-            stream, states = each.handler.stream, each.handler.states
-            if stream is not None and not stream.startswith(f"{system.name}."):
-                continue
-            if any(isinstance(s.kind, SagaType) and name in s.kind.answers for s in states):
-                continue  # E11 knows who was asked
-            yield (
-                fault(
-                    "E02",
-                    "error",
-                    each.handler,
-                    f"nobody publishes {name}, which {named(each.handler)} handles{hint}",
-                    "declare it in publishes or in a return annotation of its publisher, or name "
-                    "it in system.external",
-                ),
-                each.handler,
-            )
+def _contracts(system: System) -> Found:
+    handlers = {(service.name, handler.name): handler for service, handler in system.handlers}
+    for each in system.between.misfits():
+        if each.handler is not None:
+            handler = handlers[each.service, each.handler]
+            yield fault(each.code, each.level, handler, each.text, each.remedy), handler
+        else:
+            published = system.published[each.type][each.service].cls
+            yield fault(each.code, each.level, published, each.text, each.remedy), None
 
 
 def _misdirected(system: System) -> Found:
@@ -85,39 +53,6 @@ def _misdirected(system: System) -> Found:
                 ),
                 None,
             )
-
-
-def _two_owners(system: System) -> Found:
-    for name, owners in sorted(system.published.items()):
-        is_command = any(kind.to for kind in owners.values())
-        if len(owners) > 1 and name not in system.external and not is_command:
-            yield (
-                fault(
-                    "E04",
-                    "error",
-                    next(iter(owners.values())).cls,
-                    f"{name} is published by {' and '.join(sorted(owners))}",
-                    "give each service an event of its own: a fact has one owner",
-                ),
-                None,
-            )
-
-
-def _key_differs(system: System) -> Found:
-    for each in system.all_handled:
-        for owner, kind in system.published.get(each.kind.name, {}).items():
-            if kind.key_field != each.kind.key_field:
-                yield (
-                    fault(
-                        "E05",
-                        "error",
-                        each.handler,
-                        f"{named(each.handler)} orders {each.kind.name} by {_key(each.kind)}, and "
-                        f"{owner} publishes it by {_key(kind)}",
-                        "declare the publisher's key: it decides the partition",
-                    ),
-                    each.handler,
-                )
 
 
 def _order_lost(system: System) -> Found:
@@ -191,38 +126,12 @@ def _circles(edges: Mapping[str, list[tuple[str, Handler]]]) -> Iterator[list[tu
         yield from walk(start)
 
 
-def _misfit(system: System) -> Found:
-    for each in system.all_handled:
-        for owner, kind in system.published.get(each.kind.name, {}).items():
-            problem = why_misfit(kind, each.kind)
-            if problem:
-                yield (
-                    fault(
-                        "E18",
-                        "error",
-                        each.handler,
-                        f"{named(each.handler)} can't read the {each.kind.name} of {owner}: "
-                        f"{problem}",
-                        "change the handler's class, or publish a new version",
-                    ),
-                    each.handler,
-                )
-
-
 RULES: tuple[Callable[[System], Found], ...] = (
-    _unheard,
-    _unsaid,
+    _contracts,
     _misdirected,
-    _two_owners,
-    _key_differs,
     _order_lost,
     _feeds_itself,
-    _misfit,
 )
-
-
-def _key(kind: EventType) -> str:
-    return "no key" if kind.key_field is None else f"the field {kind.key_field}"
 
 
 def _always_publishes(handler: Handler) -> bool:

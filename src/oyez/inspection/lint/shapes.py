@@ -16,18 +16,34 @@ _ABSENT = "absent"
 # -- events ----------------------------------------------------------------------------------------
 
 
-def why_misfit(published: EventType, handled: EventType) -> str:
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides whether data of one class of an event fits another."""
+
+    version: int
+    required: tuple[str, ...] = ()
+    """The fields that must be there."""
+    types: dict[str, tuple[str, ...]] | None = None
+    """The JSON types that each field may have; None for a class that msgspec can't read."""
+
+
+def outline(kind: EventType) -> Outline:
+    """Return the outline of an event class."""
+    found = _fields(kind)
+    if found is None:
+        return Outline(version=kind.version)
+    required, fields = found
+    types = {name: tuple(sorted(each)) for name, each in fields.items()}
+    return Outline(version=kind.version, required=tuple(sorted(required)), types=types)
+
+
+def why_unfit(published: Outline, handled: Outline) -> str:
     """Return why data of the one class does not fit the other; empty if nothing is known of it."""
-    if published.cls is handled.cls:
-        return ""
     if handled.version < published.version:
         return f"version {published.version} is published, and {handled.version} is handled"
-    there, here = _fields(published), _fields(handled)
-    if there is None or here is None:
+    given, expected = published.types, handled.types
+    if given is None or expected is None:
         return ""
-    required, expected = here
-    _, given = there
-    missing = sorted(required - given.keys())
+    missing = sorted(set(handled.required) - given.keys())
     if missing:
         return f"it has no field {', '.join(missing)}"
     for field in sorted(expected.keys() & given.keys()):
@@ -77,7 +93,7 @@ def _types(schema: Any, components: Mapping[str, Any]) -> set[str]:
     return {found} if isinstance(found, str) else set(found or ())
 
 
-def _numbers(types: set[str]) -> set[str]:
+def _numbers(types: Iterable[str]) -> set[str]:
     return {"number" if name == "integer" else name for name in types}
 
 

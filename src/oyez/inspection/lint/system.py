@@ -5,21 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
 
 from oyez.event import EventType
 from oyez.handler import Handler, Retry
+from oyez.inspection.lint.contracts import OWN, Between, contracts_of
 from oyez.inspection.lint.shapes import Shape
 from oyez.saga import SagaType
 from oyez.service import Service
 from oyez.state import Correlation, Keyed, StateType
 from oyez.view import ViewType
 from oyez.window import WindowType
-
-OWN = "oyez."
-"""How the names of types begin that a service gets from Oyez itself, such as timers."""
 
 Level = Literal["warning", "error"]
 
@@ -100,6 +99,12 @@ class System:
                     if kind.name.startswith(OWN):
                         continue
                     self.handled.setdefault(kind.name, []).append(Heard(service, handler, kind))
+
+    @cached_property
+    def between(self) -> Between:
+        """The contracts between the services."""
+        told = [contracts_of(service) for service in self.services.values()]
+        return Between(told, name=self.name, external=self.external)
 
     @property
     def all_handled(self) -> list[Heard]:
