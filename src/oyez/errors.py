@@ -35,6 +35,7 @@
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
+    ├── NotThere              permanent   a stream has no such partition or event, or no longer
     └── NotCreated            permanent   what a command reads does not exist yet
 
 *Transient* errors may go away by themselves: the default retry policy tries again. *Permanent*
@@ -225,6 +226,10 @@ class NotRedriven(OyezError):
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+class NotThere(OyezError):
+    """A broker has no such stream, or the stream no such partition or event, or no longer."""
 
 
 class NotCreated(OyezError):

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from oyez.errors import InvalidEvent
+from oyez.inspection import explore
 from oyez.inspection.installation import Lease, Migration, Setting
 from oyez.inspection.letters import Letter, WholeLetter
 from oyez.inspection.parked import ParkedEvent
@@ -266,3 +267,31 @@ class TakePart(msgspec.Struct, frozen=True, kw_only=True):
 
     events: tuple[Node, ...]
     awaited: dict[str, str]
+
+
+class Streams(msgspec.Struct, frozen=True, kw_only=True):
+    """The streams of a service's broker."""
+
+    history: bool
+    """Whether the broker keeps events that were handled."""
+    partitions: dict[str, int]
+    """By stream; empty without history."""
+
+
+class Explore(explore.Wanted, frozen=True, kw_only=True, omit_defaults=True):
+    """Asks for events of a stream, as the query of a URL; see `oyez.inspection.explore`."""
+
+    stream: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+    partition: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None = None
+    oldest: bool = False
+    at: Annotated[str, msgspec.Meta(max_length=4_096)] = ""
+    """See `oyez.inspection.explore.at_text`."""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Names one event, as the query of a URL."""
+
+    stream: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+    partition: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    position: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]

@@ -45,9 +45,10 @@ from oyez.console.answers import (
     Trouble,
     ViewShown,
 )
+from oyez.console.events import Events
 from oyez.console.jobs import Jobs
 from oyez.console.timings import Stopwatch
-from oyez.errors import BrokerError, InvalidEvent, NotRedriven, OyezError
+from oyez.errors import BrokerError, InvalidEvent, NotRedriven, NotThere, OyezError
 from oyez.event import MAX_DATA
 from oyez.inspection import witness
 from oyez.inspection.installation import Setting, read_applied, read_leases
@@ -104,6 +105,7 @@ class _Api:
         self._lag = _Shared(process, self._measure)
         self._trouble = _Shared(process, self._look_for_trouble)
         self._jobs = Jobs(process)
+        self._events = Events(process)
         process.reports.listen(self._count)
 
     def app(self) -> Starlette:
@@ -131,6 +133,12 @@ class _Api:
                 Route("/positions", _answer(self._positions)),
                 Route("/journey", _answer(self._recall)),
                 Route("/journey", _answer(self._part), methods=["POST"]),
+                Route("/streams", _answer(self._events.streams)),
+                Route("/events", _answer(self._events.page)),
+                Route("/events/arrivals", _answer(self._events.arrivals)),
+                Route("/events/one", _answer(self._events.one)),
+                Route("/events/data", self._events.data),
+                Route("/contracts", _answer(self._events.contracts)),
             ]
         )
 
@@ -387,6 +395,8 @@ def _answer(
             return _problem(422, str(error))
         except NotRedriven as error:
             return _problem(409, str(error), error.cause)
+        except NotThere as error:
+            return _problem(404, str(error))
         except OyezError as error:
             return _problem(503 if error.transient else 500, str(error))
         return Response(msgspec.json.encode(value), media_type="application/json")

@@ -7,8 +7,8 @@ that hangs, breaks off or answers with something else takes nothing from the oth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Generic, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -20,6 +20,7 @@ from oyez.config import Listen
 from oyez.console.answers import (
     Asked,
     Done,
+    Explore,
     GroupPage,
     Hear,
     Job,
@@ -29,17 +30,21 @@ from oyez.console.answers import (
     Looked,
     Many,
     ParkedPage,
+    Place,
     Problem,
     Replica,
     ServiceShown,
     SettingsShown,
+    Streams,
     TakePart,
     Timings,
     Trouble,
 )
 from oyez.console.refusals import in_words
 from oyez.errors import OyezError
+from oyez.inspection.explore import Arrivals, Page, Shown
 from oyez.inspection.lag import ServiceLag
+from oyez.inspection.lint.contracts import Contracts
 from oyez.inspection.reach import Gap
 from oyez.inspection.witness import Heard, Known, Part, Positions, Recalled
 from oyez.ports import Store
@@ -86,6 +91,7 @@ class System:
         """The bridges, by name; an address in them may hold a password."""
         self.project = project
         self._known: dict[str, tuple[float, list[str]]] = {}
+        self._holders: dict[str, str] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {project.token()}", "Accept-Encoding": "identity"},
@@ -157,6 +163,83 @@ class System:
     async def stop(self, service: str, job: str, asked: Asked) -> Job:
         """Stop a job, in whichever process has it. Raises Unanswered."""
         return await self._one(service, f"/oyez/jobs/{job}/stop", Job, asked)
+
+    @property
+    def brokers(self) -> dict[str, list[str]]:
+        """The short names of the brokers, each with the services that are on it."""
+        project = self.project
+        names = {site: known.name for site, known in project.brokers.items()}
+        found: dict[str, list[str]] = {}
+        for service in project.config.services:
+            name = names[project.site(project.broker_url(service))]
+            found.setdefault(name, []).append(service)
+        return found
+
+    async def streams(self) -> dict[str, Answer[Streams]]:
+        """Ask each broker for its streams, by its name."""
+        names = list(self.brokers)
+        found = await asyncio.gather(*(self._there(n, "/oyez/streams", Streams) for n in names))
+        return dict(zip(names, found, strict=True))
+
+    async def events(self, broker: str, asked: Explore) -> Page:
+        """Return a page of the events of a broker's stream. Raises Unanswered."""
+        return _value(await self._there(broker, f"/oyez/events?{_query(asked)}", Page))
+
+    async def arrivals(self, broker: str, asked: Explore) -> Answer[Arrivals]:
+        """Ask for what has arrived in a broker's stream."""
+        return await self._there(broker, f"/oyez/events/arrivals?{_query(asked)}", Arrivals)
+
+    async def event(self, broker: str, place: Place) -> Shown:
+        """Return one event of a broker's stream. Raises Unanswered."""
+        return _value(await self._there(broker, f"/oyez/events/one?{_query(place)}", Shown))
+
+    async def data(self, broker: str, place: Place) -> AsyncGenerator[bytes]:
+        """Return the payload of one event, in parts; the first has arrived. Raises Unanswered."""
+        path = f"/oyez/events/data?{_query(place)}"
+        parts = self._parts(broker, path)
+        first = await anext(parts)
+
+        async def all_parts() -> AsyncGenerator[bytes]:
+            async with aclosing(parts):
+                yield first
+                async for part in parts:
+                    yield part
+
+        return all_parts()
+
+    async def contracts(self) -> list[Answer[Contracts]]:
+        """Ask each service for its contracts."""
+        return await self._each("/oyez/contracts", Contracts, self.project.config.services)
+
+    async def _there(self, broker: str, path: str, kind: type[T]) -> Answer[T]:
+        """Return the answer of any service on a broker, first of the one that answered last."""
+        services = self.brokers.get(broker, [])
+        last = self._holders.get(broker, "")
+        answer: Answer[T] = Answer(service="", at="", gap=_gap(broker, "no service is on it"))
+        end = asyncio.get_running_loop().time() + 2 * DEADLINE
+        for service in sorted(services, key=lambda name: name != last):
+            answer = await self._first(service, path, _decoder(kind))
+            if answer.gap is None:
+                self._holders[broker] = service
+            if answer.gap is None or answer.gap.cause == "failed":
+                break  # another would refuse it as well
+            if asyncio.get_running_loop().time() > end:
+                break
+        return answer
+
+    async def _parts(self, broker: str, path: str) -> AsyncGenerator[bytes]:
+        answer = await self._there(broker, "/oyez/streams", Streams)
+        _value(answer)
+        try:
+            async with self._client.stream("GET", f"http://{answer.at}{path}") as content:
+                if content.status_code != 200:
+                    told = _told(content.status_code, (await content.aread())[:4_096])
+                    raise Unanswered(404, told)
+                yield b""
+                async for part in content.aiter_raw(65_536):
+                    yield part
+        except httpx.HTTPError as error:
+            raise Unanswered(503, f"no connection ({type(error).__name__})") from error
 
     async def act(self, service: str, path: str, body: msgspec.Struct) -> None:
         """Have a service carry out an act at ``/oyez/…``. Raises Unanswered when it did not."""
@@ -332,6 +415,11 @@ class System:
 
 class _TooLarge(Exception):
     pass
+
+
+def _query(asked: msgspec.Struct) -> str:
+    given = {name: value for name, value in msgspec.to_builtins(asked).items() if value is not None}
+    return urlencode(given, errors="replace")
 
 
 def _decoder(kind: type[T]) -> Callable[[bytes], T]:

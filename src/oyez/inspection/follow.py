@@ -37,8 +37,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str | None:
         """The key that orders the event."""
-        found = self.attributes
-        return found.get("partitionkey", found.get("subject", self.record.key))
+        return history.key(self.record, self.attributes)
 
 
 def as_value(arrival: Arrival, *, broker: bool) -> dict[str, Any]:

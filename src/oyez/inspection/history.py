@@ -291,3 +291,8 @@ def attributes(record: Record) -> Mapping[str, str]:
         except InvalidEvent:
             pass
     return headers
+
+
+def key(record: Record, found: Mapping[str, str]) -> str | None:
+    """Return the key that orders an event, which has these attributes."""
+    return found.get("partitionkey", found.get("subject", record.key))
