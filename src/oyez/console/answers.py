@@ -294,4 +294,4 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     stream: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
     partition: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-    position: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+    position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]

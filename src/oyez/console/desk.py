@@ -20,7 +20,7 @@ from oyez.console.flows import Flows
 from oyez.console.live import Live
 from oyez.console.refusals import in_words
 from oyez.console.system import System
-from oyez.inspection.form import span, utc_time
+from oyez.inspection.form import escape, span, utc_time
 from oyez.runtime.redrive import Preview, Refused
 
 _HERE = Path(__file__).parent
@@ -65,6 +65,7 @@ class Desk:
         self._templates.filters.update(
             seen=safe.seen, in_words=_in_words, ago=self._ago, span=span, figure=figure, spark=spark
         )
+        self._templates.filters.update(glance=safe.glance, moment=moment, plain=escape)
         self._templates.globals.update(system=system.name, screens=screens)
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
@@ -128,6 +129,12 @@ def figure(value: float | None, digits: int = 0) -> Markup:
     if value is None:
         return Markup('<span class="unknown" title="unknown">\u2013</span>')
     return Markup("{}").format(f"{value:,.{digits}f}".replace(",", "\u202f"))
+
+
+def moment(seconds: float) -> Markup:
+    """Return a time in UTC, to the millisecond."""
+    at = utc_time(seconds) or ""
+    return Markup('<time datetime="{}">{}</time>').format(at, at[:-4].replace("T", " "))
 
 
 def spark(values: Sequence[float], width: int = 96, height: int = 20) -> Markup:

@@ -81,6 +81,17 @@ def laid_out(data: bytes, size: int) -> Payload:
     return Payload(text=text, form="text", whole=len(head) == size)
 
 
+def glance(data: bytes, most: int = 160) -> Markup:
+    """Return the beginning of a payload in one line; bytes that are no text in hexadecimal."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        cut = error.start >= len(data) - 3  # within its last character
+        text = data[: error.start].decode() if cut and error.start else data[:24].hex(" ")
+    text = " ".join(text.split())
+    return seen(text if len(text) <= most else f"{text[:most]}…")
+
+
 def differences(before: str, after: str) -> list[tuple[str, str]]:
     """Return the lines of a diff, each with its kind: ``same``, ``gone``, ``new`` or ``skip``."""
     kinds = {"+": "new", "-": "gone", "@": "skip", " ": "same"}

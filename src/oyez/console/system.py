@@ -90,6 +90,8 @@ class System:
         self.bridges = project.config.bridges
         """The bridges, by name; an address in them may hold a password."""
         self.project = project
+        self.external = project.config.system.external
+        """The event types that come from outside, or that are only handled there."""
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._holders: dict[str, str] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)

@@ -45,6 +45,7 @@ SHOWN = 65_536
 """Bytes of an event's payload that are shown."""
 
 _AT = re.compile(r"[0-9]{1,6}\.[0-9]{1,19}(_[0-9]{1,6}\.[0-9]{1,19})*")
+_LATEST = 253_402_300_799.0  # of the year 9999; a publisher may set any time
 _AT_ONCE = 4
 _WIDTH = 64
 _DENSE = 1_024
@@ -317,7 +318,7 @@ def sight(record: Record) -> Sighting:
     return Sighting(
         partition=record.partition,
         position=record.position,
-        time=record.time,
+        time=min(max(record.time, 0.0), _LATEST),
         type=_text(found.get("type")),
         id=_text(found.get("id")),
         key=_text(history.key(record, found), 512),

@@ -22,10 +22,12 @@ The module ends with its `Screen`, which stands in `SCREENS` below: that gives i
 menu, its key, and its routes, of which none passes without a session.
 """
 
+from oyez.console.pages.contracts import CONTRACTS
 from oyez.console.pages.dead import DEAD
+from oyez.console.pages.events import EVENTS
 from oyez.console.pages.flow import FIND
 from oyez.console.pages.overview import OVERVIEW
 from oyez.console.pages.services import SERVICES
 
-SCREENS = (OVERVIEW, FIND, SERVICES, DEAD)
+SCREENS = (OVERVIEW, FIND, SERVICES, DEAD, EVENTS, CONTRACTS)
 """The screens in the order of the menu."""

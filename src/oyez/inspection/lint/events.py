@@ -7,7 +7,8 @@ from typing import get_args, get_origin, get_type_hints
 
 from oyez.event import is_event
 from oyez.handler import Handler
-from oyez.inspection.lint.system import OWN, Found, System, fault, named
+from oyez.inspection.lint.contracts import OWN
+from oyez.inspection.lint.system import Found, System, fault, named
 
 
 def _contracts(system: System) -> Found:

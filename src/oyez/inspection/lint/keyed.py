@@ -11,9 +11,9 @@ from oyez.config import Config
 from oyez.errors import ConfigurationError
 from oyez.event import EventType
 from oyez.handler import Handler
+from oyez.inspection.lint.contracts import OWN
 from oyez.inspection.lint.shapes import Shape, shape_of, types_of, why_changed
 from oyez.inspection.lint.system import (
-    OWN,
     Found,
     Stored,
     System,
