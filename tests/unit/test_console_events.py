@@ -19,7 +19,7 @@ from test_console import TOKEN, project, served
 
 from oyez import Event, Personal, Service, testing
 from oyez.console.access import Access
-from oyez.console.answers import Asked, Place, Streams
+from oyez.console.answers import Explore, Place, Streams
 from oyez.console.api import api
 from oyez.console.app import console
 from oyez.console.pages import contracts as contracts_page
@@ -290,10 +290,10 @@ async def test_any_service_on_the_broker_answers_and_none_is_a_gap(
             assert asks.brokers == {"embedded": ["gone", "orders"]}
             found = (await asks.streams())["embedded"]
             assert found.value == Streams(history=True, partitions=found.value.partitions)  # type: ignore[union-attr]
-            page = await asks.events("embedded", Asked(stream=STREAM))
+            page = await asks.events("embedded", Explore(stream=STREAM))
             assert [each.key for each in page.events] == ["o1"]
             with pytest.raises(Unanswered) as refused:
-                await asks.events("embedded", Asked(stream="test.none"))
+                await asks.events("embedded", Explore(stream="test.none"))
             assert (refused.value.status, "no stream" in str(refused.value)) == (409, True)
             await asks.close()
     asks = System(project(tmp_path, gone="127.0.0.1:1"))
