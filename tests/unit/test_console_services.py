@@ -347,18 +347,20 @@ def partition(number: int, stream: str = "s", **changed: Any) -> PartitionLag:
 def test_partitions_are_grouped_and_the_worst_come_first() -> None:
     found = [
         partition(0),
-        partition(1, lag=3, oldest=50.0, oldest_id="late"),
-        partition(2, lag=9, oldest=20.0, oldest_id="early"),
+        partition(1, lag=9, oldest=50.0, oldest_id="late"),
+        partition(2, lag=3, oldest=20.0, oldest_id="early"),
         partition(3, lag=None, oldest_known=False),
+        partition(4, lag=1),
+        partition(5, lag=4),
         partition(0, "t", alive=False),
         partition(1, "t", dead=2, parked=1),
     ]
     s, t = stream_rows(found)
-    assert (s.stream, s.partitions, s.owned, s.lag) == ("s", 4, 4, None)
+    assert (s.stream, s.partitions, s.owned, s.lag) == ("s", 6, 6, None)
     assert (s.oldest, s.oldest_id, s.oldest_known) == (20.0, "early", False)
     assert (t.owned, t.lag, t.oldest, t.parked, t.dead) == (1, 0, None, 1, 2)
     assert [(each.stream, each.partition) for each in worst(found)] == [
-        ("s", 2), ("s", 1), ("t", 1), ("s", 3), ("t", 0),
+        ("s", 2), ("s", 1), ("s", 5), ("s", 4), ("t", 1), ("s", 3), ("t", 0),
     ]  # fmt: skip
 
 
