@@ -344,8 +344,9 @@ async def test_history_is_read_from_its_end(monkeypatch: pytest.MonkeyPatch) -> 
         assert (len(found), one.unread) == (30, 1)
 
 
+@pytest.mark.parametrize("slow", ["hangs", "trickles"])
 async def test_a_history_that_takes_too_long_is_cut_and_says_since_when(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, slow: str
 ) -> None:
     monkeypatch.setattr(history, "STRETCH", 2)
     async with running(partitions=1) as system:
@@ -353,15 +354,19 @@ async def test_a_history_that_takes_too_long_is_cut_and_says_since_when(
         now, found = system.ambient.now(), []
         read = system.broker.read
 
-        async def slow(stream: str, partition: int, after: int) -> AsyncIterator[Any]:
-            if after < 20:
+        async def slowly(stream: str, partition: int, after: int) -> AsyncIterator[Any]:
+            if after < 20 and slow == "hangs":
                 await asyncio.Event().wait()
             async for batch in read(stream, partition, after):
-                yield batch
+                for record in batch.records if after < 20 else ():
+                    await asyncio.sleep(0.05)
+                    yield msgspec.structs.replace(batch, records=[record])
+                if after >= 20:
+                    yield batch
 
-        monkeypatch.setattr(system.broker, "read", slow)
+        monkeypatch.setattr(system.broker, "read", slowly)
         seen = await history.look_back(system.broker, found.append, now=now, seconds=0.5)
-        assert len(found) == 10
+        assert 10 <= len(found) < 30
         assert seen.since == found[2].time
         assert [each.position for each in found[:3]] == [29, 30, 21]
 
@@ -497,6 +502,8 @@ def test_the_time_line_has_waits_attempts_and_ends() -> None:
         ("wait", 25.0, 25.0), ("parked", 50.0, 450.0), ("later", 500.0, 500.0),
     ]  # fmt: skip
     assert [(mark.kind, mark.x) for mark in second.marks] == [("failed", 50.0)]
+    unread = Journey(correlation="c", events=(event("placed", reaction("pending")),))
+    assert timeline(unread, 160.0).seconds == 60.0
     over = timeline(Journey(correlation="c", events=(event("placed", DEAD),)), 9000.0)
     assert (over.seconds, over.rows[1].marks[-1].kind) == (5.0, "dead")
 
