@@ -47,7 +47,8 @@ SHOWN = 65_536
 _AT = re.compile(r"[0-9]{1,6}\.[0-9]{1,19}(_[0-9]{1,6}\.[0-9]{1,19})*")
 _LATEST = 253_402_300_799.0  # of the year 9999; a publisher may set any time
 _AT_ONCE = 4
-_WIDTH = 64
+_WIDTH = 256
+_SPARSE = 64
 _DENSE = 1_024
 _LEAST = 256
 _BEGINNING = 400
@@ -140,7 +141,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     examined: int = 0
     """Records that were looked at."""
     cut: bool = False
-    """Whether a bound ended it before it was full: the next page looks on."""
+    """Whether a bound ended it before all partitions were looked through: the next looks on."""
     choose: bool = False
     """Nothing was read: of so many partitions, one has to be chosen, or a key."""
 
@@ -195,6 +196,7 @@ async def explore(
     ``at`` is that of the page before. A key is looked for in its own partition alone. Raises
     NotThere, and BrokerError.
     """
+    until = asyncio.get_running_loop().time() + SECONDS
     carrier = _carrier(broker)
     count = (await carrier.streams()).get(stream)
     if count is None:
@@ -204,7 +206,6 @@ async def explore(
         return Page(partitions=count, choose=True)
     ends, starts = await carrier.ends(stream), await carrier.starts(stream)
     room = asyncio.Semaphore(_AT_ONCE)
-    until = asyncio.get_running_loop().time() + SECONDS
 
     async def one(number: int) -> _Scan:
         scan = _Scan(carrier, (stream, number), wanted, limit, len(chosen), until)
@@ -401,7 +402,7 @@ class _Scan:
             hits, count, oldest = window
             self.hits += reversed(hits)
             upto = low
-            if count < _WIDTH:
+            if count < _SPARSE:
                 width *= 4
             if since is not None and oldest is not None and oldest < since:
                 upto = start
@@ -499,7 +500,7 @@ def _merged(scans: Sequence[_Scan], count: int, newest: bool, limit: int) -> Pag
         events=tuple(events),
         at=at,
         examined=sum(scan.examined for scan in scans),
-        cut=len(events) < limit and bool(at),
+        cut=any(not scan.done and len(scan.hits) < limit for scan in scans),
     )
 
 
