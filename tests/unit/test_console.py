@@ -25,7 +25,6 @@ from oyez.console.access import LIFETIME, OPERATOR, Access, TooMany
 from oyez.console.answers import Counts, Discard, LetterPage, Replica
 from oyez.console.api import SHOWN, api
 from oyez.console.app import console
-from oyez.console.pages import SCREENS
 from oyez.console.rates import Rates
 from oyez.console.safe import differences, laid_out, seen
 from oyez.console.system import System, Unanswered
@@ -226,35 +225,6 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
                 SAME_SITE["Origin"] = "https://console"
                 yield World(client, system, access, app)
             await asks.close()
-
-
-def every_path() -> list[tuple[str, str]]:
-    """Each route of each screen, with its method."""
-    return [
-        (
-            method,
-            re.sub(
-                r"\{\w+\}", "x", route.path.replace("{service}", "desk").replace("{id:int}", "1")
-            ),
-        )
-        for screen in SCREENS
-        for route in screen.routes
-        for method in sorted(route.methods or ())
-        if method != "HEAD"
-    ]
-
-
-async def test_no_page_and_no_act_without_a_session(world: World) -> None:
-    for method, path in every_path():
-        answer = await world.client.request(method, path, headers=SAME_SITE, data={})
-        wanted = 303 if method == "GET" else 401
-        assert (path, answer.status_code) == (path, wanted)
-        assert "bad1" not in answer.text
-        if method == "GET":
-            assert answer.headers["location"].startswith("/sign-in?next=%2F")
-    for method in ("PUT", "DELETE", "OPTIONS", "PATCH"):
-        assert (await world.client.request(method, "/dead")).status_code == 405
-    assert (await world.client.get("/static/../app.py")).status_code != 200
 
 
 async def test_pages_after_the_sign_in(world: World) -> None:
