@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections import deque
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from axe import Auditor, routes
 from chromium import Opener
 from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, sign_in, tab_to
 from playwright.sync_api import expect
 from shop import Shop, copy_shop
+
+from oyez.console.pages import SCREENS
 
 HOSTILE = "<img src=x onerror='window.owned = 1'>\u202egnp\u200b\x1b[31m"
 POISON = """    if pathlib.Path("poison").exists():
@@ -229,3 +234,60 @@ def test_an_order_is_found_by_keyboard_and_its_flow_leads_to_the_cure(
     page.keyboard.type("nobody-knows")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name=re.compile("Nothing is known of"))).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1600])
+def test_no_page_shuts_somebody_out(
+    open_window: Opener,
+    address: str,
+    stuck: list[str],
+    width: int,
+    scheme: str,
+) -> None:
+    # axe is put into the page, which the console's policy forbids to any other script.
+    page = open_window(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+    )
+    auditor = Auditor(page)
+    page.goto(address)
+    auditor.look()
+    sign_in(page, address)
+    expect(
+        page.get_by_role("link", name=re.compile("dead letters of shipping.prepare"))
+    ).to_be_visible(timeout=30_000)
+    left, waiting = routes(), deque(screen.path for screen in SCREENS)
+    known, looked = set(waiting), 0
+    while waiting and looked < 80:
+        path = waiting.popleft()
+        mine = [name for name, regex in left.items() if regex.match(urlsplit(path).path)]
+        if not mine:
+            continue
+        page.goto(address + path)
+        auditor.look()
+        looked += 1
+        del left[mine[0]]
+        for link in page.eval_on_selector_all(
+            "main a[href]", "all => all.map((a) => new URL(a.getAttribute('href'), location).href)"
+        ):
+            place = urlsplit(link)
+            if link.startswith(address) and link not in known:
+                known.add(link)
+                waiting.append(f"{place.path}?{place.query}" if place.query else place.path)
+    page.goto(f"{address}/dead/shipping")
+    page.get_by_role("rowheader").get_by_role("link").first.click()
+    page.get_by_text("Edit the payload").click()
+    editor = page.get_by_label("New payload")
+    editor.fill(editor.input_value().replace("ada", "eva"))
+    page.get_by_role("button", name="Show what changes").click()
+    expect(page.get_by_role("heading", name="What changes")).to_be_visible()
+    auditor.look()
+    page.goto(f"{address}/dead/shipping/many")
+    page.get_by_role("button", name=re.compile("^Redrive ")).click()
+    expect(page.get_by_text("Done.")).to_be_visible()
+    auditor.look()
+    page.goto(f"{address}/dead?text=nothing-like-it")
+    auditor.look()
+    assert auditor.found == []
+    assert {screen.path for screen in SCREENS}.isdisjoint(left)
+    assert {"/dead/{service}", "/dead/{service}/{id:int}", "/dead/{service}/many"}.isdisjoint(left)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from npm import installed
 from wires import Node
 
 FOLDER = Path(__file__).parent / "node"
@@ -23,30 +21,11 @@ OLDEST = 20
 @pytest.fixture(scope="session")
 def node_packages() -> Path:
     """The folder with the installed packages."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: scripts/system-packages")
+    folder = installed(FOLDER)
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
     if int(version.stdout.strip().lstrip("v").split(".")[0]) < OLDEST:
         pytest.skip(f"node is {version.stdout.strip()}; the CloudEvents SDK needs {OLDEST}")
-    lock = FOLDER / "package-lock.json"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    stamp = FOLDER / "node_modules" / ".installed"
-    with lock.open() as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # several test runs may share the tree
-        if not stamp.exists() or stamp.read_text() != wanted:
-            command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-            try:
-                done = subprocess.run(
-                    command, cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False
-                )
-                failure = done.stderr if done.returncode else ""
-            except subprocess.TimeoutExpired:
-                failure = "no answer within 300 s"
-            if failure:
-                pytest.skip(f"npm can't install tests/interop/node: {failure.strip()[-300:]}")
-            stamp.write_text(wanted)
-    return FOLDER
+    return folder
 
 
 @pytest.fixture(scope="session")
