@@ -6,6 +6,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,11 +26,10 @@ POISON = """    if pathlib.Path("poison").exists():
 """
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def poisoned(folder: Path) -> Shop:
     """A shop in which `shipping.prepare` fails as long as there is a file "poison"."""
     tokens = {"OYEZ_TOKEN": TOKEN, "OYEZ_READ_TOKEN": READ}
-    shop = copy_shop(tmp_path_factory.mktemp("console"), environment=tokens)
+    shop = copy_shop(folder, environment=tokens)
     code = shop.root / "shipping" / "service.py"
     text = code.read_text()
     text = text.replace("from oyez import", "import pathlib\n\nfrom oyez import Retry,", 1)
@@ -40,6 +40,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         "@service.on(OrderPlaced)", "@service.on(OrderPlaced, retry=Retry(attempts=2, first=0.05))"
     )
     code.write_text(text.replace("    parcel.prepared = True\n", POISON))
+    return shop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A poisoned shop that runs."""
+    shop = poisoned(tmp_path_factory.mktemp("console"))
     shop.start()
     yield shop
     shop.stop()
@@ -291,3 +298,27 @@ def test_no_page_shuts_somebody_out(
     assert auditor.found == []
     assert {screen.path for screen in SCREENS}.isdisjoint(left)
     assert {"/dead/{service}", "/dead/{service}/{id:int}", "/dead/{service}/many"}.isdisjoint(left)
+
+
+def test_a_cause_is_tried_and_redriven_by_keyboard(
+    open_window: Opener, shop: Shop, address: str, stuck: list[str]
+) -> None:
+    page = open_console(open_window, 1280)
+    sign_in(page, address)
+    alert = page.get_by_role("link", name=re.compile("dead letters of shipping.prepare"))
+    expect(alert).to_be_visible(timeout=30_000)
+    alert.click()
+    expect(page.get_by_role("row").filter(has_text=stuck[0]).first).to_be_visible()
+    tab_to(page, "Redrive or discard them all")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("region", name=re.compile("would get")).first).to_contain_text("order")
+    (shop.root / "poison").unlink()
+    button = page.get_by_role("button", name=re.compile("^Redrive "))
+    tab_to(page, button.inner_text())
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Done.")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="Letters")).to_be_visible()
+    page.goto(f"{address}/dead/shipping?all=1")
+    page.get_by_role("row").filter(has_text=stuck[0]).get_by_role("link").first.click()
+    expect(page.get_by_role("heading", name="What was done to it")).to_be_visible()
+    expect(page.get_by_text("dead.redrive")).to_be_visible()
