@@ -63,7 +63,13 @@ class Desk:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            seen=safe.seen, in_words=_in_words, ago=self._ago, span=span, figure=figure, spark=spark
+            seen=safe.seen,
+            brief=safe.brief,
+            in_words=_in_words,
+            ago=self._ago,
+            span=span,
+            figure=figure,
+            spark=spark,
         )
         self._templates.filters.update(glance=safe.glance, moment=moment, plain=escape)
         self._templates.globals.update(system=system.name, screens=screens)

@@ -48,6 +48,11 @@ def seen(value: object, most: int = MOST) -> Markup:
     return Markup("<bdi>{}</bdi>").format(Markup("").join(parts))
 
 
+def brief(cause: str) -> str:
+    """Return a masked reason without how often it was tried, which says nothing once masked."""
+    return cause.removeprefix("failed # of # attempts: ")
+
+
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
     """A payload as text."""
 

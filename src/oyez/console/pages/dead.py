@@ -117,14 +117,13 @@ async def _letters(request: Request) -> Response:
         shared.system.letters(service, wanted, every=every, after=after, limit=SHOWN),
         shared.system.groups({service: None}, wanted, 1),
     )
-    groups = [each for answer in answers if answer.value for each in answer.value.groups]
     return shared.page(
         request,
         "dead-letters.html",
         service=service,
         wanted=wanted,
         query=urlencode(wanted),
-        group=groups[0] if groups and "group" in wanted else None,
+        group=_group(answers, wanted),
         every=every,
         letters=page.letters,
         following=_following(page, wanted, every),
@@ -138,6 +137,9 @@ async def _many(request: Request) -> Response:
     service = _known(request, request.path_params["service"])
     wanted, to, old = _wanted(query), query.get("to", ""), query.get("old") == "1"
     look = Look(wanted=Wanted(**wanted), handler=to or None, old=old)
+    looked, answers = await asyncio.gather(
+        shared.system.look(service, look), shared.system.groups({service: None}, wanted, 1)
+    )
     return shared.page(
         request,
         "dead-many.html",
@@ -146,7 +148,8 @@ async def _many(request: Request) -> Response:
         query=urlencode(wanted),
         to=to,
         old=old,
-        looked=await shared.system.look(service, look),
+        looked=looked,
+        group=_group(answers, wanted),
         rate=RATE,
     )
 
@@ -349,6 +352,12 @@ def _following(page: LetterPage, wanted: Mapping[str, str], every: bool) -> str 
         return None
     after = {"after": page.letters[-1].id}
     return urlencode({**wanted, **({"all": 1} if every else {}), **after})
+
+
+def _group(answers: Iterable[Answer[GroupPage]], wanted: Mapping[str, str]) -> Group | None:
+    """Return the group that is wanted, if it is one."""
+    groups = (each for answer in answers if answer.value for each in answer.value.groups)
+    return next(groups, None) if "group" in wanted else None
 
 
 def _under_way(answers: Iterable[Answer[GroupPage]]) -> list[tuple[str, Job]]:

@@ -17,6 +17,7 @@ from oyez.console.desk import Desk, Screen, desk
 from oyez.console.live import Snapshot
 from oyez.console.pages.streaming import live
 from oyez.console.rates import Rate, Rates
+from oyez.console.safe import brief
 from oyez.console.system import Answer
 from oyez.inspection.drawing import Note, Notes, svg
 from oyez.inspection.form import span
@@ -184,7 +185,7 @@ def _dead(service: str, group: Group) -> Alert:
     if group.letters == 1:
         what = f"1 dead letter of {where}"
         href = f"/dead/{quote(service)}/{group.example}"
-    return Alert(what=what, why=group.cause, href=href, level="bad")
+    return Alert(what=what, why=brief(group.cause), href=href, level="bad")
 
 
 def _part(shared: Desk, snapshot: Snapshot) -> Markup:
