@@ -22,6 +22,7 @@ from oyez.console.app import console
 from oyez.console.jobs import AT_ONCE
 from oyez.console.pages.dead import SHOWN, begins, merged
 from oyez.console.system import Answer, System
+from oyez.ports import Changes
 from oyez.runtime.admin import admin
 from oyez.runtime.audit import list_acts
 from oyez.runtime.dead import Group, list_dead
@@ -327,3 +328,20 @@ async def test_a_job_can_not_be_begun_wrongly(tmp_path: Path) -> None:
             body = b'{"act": "discard", "who": "ada", "why": "old", "wanted": {"key": "none"}}'
             job = msgspec.json.decode((await client.post("/jobs", content=body)).content, type=Job)
             assert (job.who, job.wanted.key) == ("ada", "none")
+
+
+async def test_the_overview_tells_of_stuck_sagas_and_leads_to_a_cause(tmp_path: Path) -> None:
+    async with till(tmp_path, ["box1", "box2", "tape1"]) as it:
+        sql = """insert into oyez_state (kind, key, version, shape, data, changed, status)
+          values ('Fulfilment', :key, 1, 1, '{}', 0, :status)"""
+        rows = [{"key": f"o{n}", "status": status} for n, status in enumerate(
+            ["stuck", "running", "stuck", "ended"]
+        )]  # fmt: skip
+        await it.store.begin().commit(Changes(writes=[(sql, rows)]))
+        page = await it.get("/")
+        assert "<strong><bdi>2 Fulfilment are stuck</bdi></strong>" in page
+        assert "sagas of desk that need a person, such as o0" in page
+        assert 'href="/sagas/desk/Fulfilment?status=stuck"' in page
+        assert "2 dead letters of desk.take" in page
+        assert re.search(r'href="/dead/desk\?group=[0-9a-f]{16}"', page)
+        assert re.search(r'href="/dead/desk/\d"', page)
