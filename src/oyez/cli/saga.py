@@ -24,6 +24,7 @@ from oyez.cli.printing import (
 from oyez.errors import ConfigurationError
 from oyez.inspection.drawing import saga_mermaid, saga_svg
 from oyez.inspection.form import escape
+from oyez.inspection.plan import plan_of
 from oyez.inspection.sagas import (
     STATUSES,
     History,
@@ -255,8 +256,8 @@ def draw(name: str, style: str) -> None:
             warn(f"{service} can't be imported: {problem}")
         names = ", ".join(sorted(known)) or "none"
         raise ConfigurationError(f"there is no saga {name!r}; there are: {names}")
-    kind = known[name]
-    write(saga_svg(kind) if style == "svg" else saga_mermaid(kind).rstrip())
+    plan = plan_of(known[name])
+    write(saga_svg(plan) if style == "svg" else saga_mermaid(plan).rstrip())
 
 
 def _said(why: str) -> None:

@@ -8,9 +8,9 @@ from html import escape as markup
 
 import msgspec
 
-from oyez.inspection.form import escape
+from oyez.inspection.form import escape, span
+from oyez.inspection.plan import Plan, PlannedStep
 from oyez.inspection.topology import Flow, Topology
-from oyez.saga import SagaType, Step
 
 # -- Mermaid ---------------------------------------------------------------------------------------
 
@@ -42,22 +42,24 @@ def mermaid(topology: Topology) -> str:
     return "\n".join(lines)
 
 
-def saga_mermaid(kind: SagaType) -> str:
+def saga_mermaid(plan: Plan) -> str:
     """Return a saga's steps as a Mermaid flowchart: what is asked, undone, and reached."""
     lines = ["flowchart LR", "  start([start])"]
-    for name, step in kind.steps.items():
+    for step in plan.steps:
+        name = step.name
         shape = f"{name}{{{{{name}}}}}" if step.pivot else f"{name}[{name}]"
         lines.append(f"  {shape}")
         lines += [f"  {before} --> {name}" for before in step.behind or ("start",)]
-        if step.undone_by is not None:
-            lines.append(f"  {name} -. undo .-> {step.undone_by.name}[/{step.undone_by.name}/]")
-    behind = {before for step in kind.steps.values() for before in step.behind}
-    for name in kind.ends:
+        if step.undo:
+            lines.append(f"  {name} -. undo .-> {step.undo}[/{step.undo}/]")
+    behind = {before for step in plan.steps for before in step.behind}
+    for name in plan.ends:
         lines.append(f"  end_{name}([{name}])")
-    lines += [f"  {name} --> end_{kind.complete}" for name in kind.steps if name not in behind]
-    if kind.undone:
-        undos = [step.undone_by.name for step in kind.steps.values() if step.undone_by is not None]
-        lines += [f"  {name} --> end_{kind.undone}" for name in undos]
+    last = [step.name for step in plan.steps if step.name not in behind]
+    lines += [f"  {name} --> end_{plan.complete}" for name in last]
+    if plan.undone:
+        undos = [step.undo for step in plan.steps if step.undo]
+        lines += [f"  {name} --> end_{plan.undone}" for name in undos]
     return "\n".join(lines) + "\n"
 
 
@@ -112,6 +114,17 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     """What the address of a service's link begins with, before its name."""
 
 
+class SagaNotes(msgspec.Struct, frozen=True, kw_only=True):
+    """The notes of a saga's picture that is part of a page."""
+
+    start: Note | None = None
+    steps: Mapping[str, Note] = {}
+    """By step."""
+    undos: Mapping[str, Note] = {}
+    """Of what undoes a step, by the step."""
+    ends: Mapping[str, Note] = {}
+
+
 class _Box:
     """A box of the drawing, with the ends of its lines."""
 
@@ -131,6 +144,10 @@ class _Box:
             _width(line if note is None else f"{line} {note.text}")
             for line, note in zip(self.lines, self.notes, strict=True)
         )
+
+    @property
+    def in_trouble(self) -> bool:
+        return any(note is not None and note.trouble for note in self.notes)
 
     def row(self, index: int) -> float:
         return self.y + _ROW / 2 + index * _LINE
@@ -159,70 +176,77 @@ def svg(topology: Topology, notes: Notes | None = None) -> str:
     return _picture(topology.system, label, parts, boxes, styled=notes is None)
 
 
-def saga_svg(kind: SagaType) -> str:
+def saga_svg(plan: Plan, notes: SagaNotes | None = None) -> str:
     """Return a picture of a saga: its steps from left to right, in the order they can be asked.
 
     A solid line leads to what may follow when a step is done, a dashed one to the end after all
-    was undone.
+    was undone. With ``notes`` it is a part of a page, whose style sheet has its colours.
     """
-    depths: dict[str, int] = {}
-    for name in kind.steps:
-        _deepen(kind.steps, name, depths)
-    columns = [{"start": _Box(["start"])}]
+    told = notes or SagaNotes()
+    depths = plan.depths()
+    columns = [{"": _Box(["start"], [told.start])}]
     for depth in range(max(depths.values(), default=0)):
-        names = [name for name in kind.steps if depths[name] == depth + 1]
-        columns.append({name: _Box(_about(kind.steps[name])) for name in names})
-    ends = {name: _Box([name]) for name in kind.ends}
+        steps = [step for step in plan.steps if depths[step.name] == depth + 1]
+        columns.append({step.name: _step_box(step, told) for step in steps})
+    ends = {name: _Box([name], [told.ends.get(name)]) for name in plan.ends}
     x = float(_MARGIN)
     for column in (*columns, ends):
         _stack(column.values(), [])
-        width = max((_width(line) for box in column.values() for line in box.lines), default=0) + 28
+        width = max((box.widest for box in column.values()), default=0) + 28
         for box in column.values():
             box.x, box.width = x, width
         x += width + 90
     boxes = {name: box for column in columns for name, box in column.items()}
-    if kind.undone:  # below all steps, so that few lines to it pass behind one
+    if plan.undone:  # below all steps, so that few lines to it pass behind one
         lowest = max(box.y + box.height for box in boxes.values())
-        ends[kind.undone].y = max(ends[kind.undone].y, lowest)
-    behind = {before for step in kind.steps.values() for before in step.behind}
-    lines: list[str] = []
-    for name, step in kind.steps.items():
-        sources = [boxes[before] for before in step.behind or ("start",)]
-        lines += [_curve(each, boxes[name], boxes[name].row(0), "line k0") for each in sources]
-        if name not in behind and kind.complete:
-            end = ends[kind.complete]
-            lines.append(_curve(boxes[name], end, end.row(0), "line k2"))
-        if step.undone_by is not None and kind.undone:
-            end = ends[kind.undone]
-            lines.append(_curve(boxes[name], end, end.row(0), "line k4 loose"))
+        ends[plan.undone].y = max(ends[plan.undone].y, lowest)
+    lines = _saga_lines(plan, boxes, ends)
     parts = [
         shape
         for box in (*boxes.values(), *ends.values())
         for shape in (
-            _rectangle(box, ""),
+            _rectangle(box, " trouble" if box.in_trouble else ""),
             *(_words(box, n, text, "soft" if n else "name") for n, text in enumerate(box.lines)),
         )
     ]
-    label = f"The steps of {kind.name}, what undoes them, and its ends"
-    return _picture(kind.name, label, [*lines, *parts], [*boxes.values(), *ends.values()])
+    label = f"The steps of {plan.name}, what undoes them, and its ends"
+    drawn = [*boxes.values(), *ends.values()]
+    return _picture(plan.name, label, [*lines, *parts], drawn, styled=notes is None)
 
 
-def _deepen(steps: Mapping[str, Step], name: str, depths: dict[str, int]) -> int:
-    """Return, and note, how many steps have to be done one after the other up to this one."""
-    if name not in depths:
-        depths[name] = 1 + max(
-            (_deepen(steps, each, depths) for each in steps[name].behind), default=0
-        )
-    return depths[name]
+def _saga_lines(plan: Plan, boxes: Mapping[str, _Box], ends: Mapping[str, _Box]) -> list[str]:
+    behind = {before for step in plan.steps for before in step.behind}
+    lines: list[str] = []
+    for step in plan.steps:
+        box = boxes[step.name]
+        lines += [
+            _curve(boxes[before], box, box.row(0), "line k0") for before in step.behind or ("",)
+        ]
+        if step.name not in behind and plan.complete:
+            end = ends[plan.complete]
+            lines.append(_curve(box, end, end.row(0), "line k2"))
+        if step.undo and plan.undone:
+            end = ends[plan.undone]
+            lines.append(_curve(box, end, end.row(0), "line k4 loose"))
+    return lines
 
 
-def _about(step: Step) -> list[str]:
+def _step_box(step: PlannedStep, notes: SagaNotes) -> _Box:
+    lines = _about(step)
+    beside: list[Note | None] = [None] * len(lines)
+    beside[0] = notes.steps.get(step.name)
+    if step.undo:
+        beside[-1] = notes.undos.get(step.name)
+    return _Box(lines, beside)
+
+
+def _about(step: PlannedStep) -> list[str]:
     """Return the lines of a step's box."""
-    lines = [step.name, f"within {step.within:g} s"]
+    lines = [step.name, f"within {span(step.within)}"]
     if step.pivot:
         lines.append("pivot: is never undone")
-    if step.undone_by is not None:
-        lines.append(f"undo: {step.undone_by.name}")
+    if step.undo:
+        lines.append(f"undo: {step.undo}")
     return lines
 
 
