@@ -564,6 +564,14 @@ def read_progress(data: bytes) -> Progress:
         raise StateMismatch(f"the row of a saga can't be read: {error}") from error
 
 
+def read_fields(data: bytes) -> Any:
+    """Return the fields of an instance's row as plain values. Raises StateMismatch."""
+    try:
+        return msgspec.msgpack.decode(_decode(data).fields)
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise StateMismatch(f"the row of a saga can't be read: {error}") from error
+
+
 def correlation(kind: SagaType) -> Correlation:
     """Return how events find their instance. Raises DeclarationError where one can't."""
 

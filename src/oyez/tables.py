@@ -380,6 +380,34 @@ SAGAS_OF_KEY = f"{_SAGAS.format(more=', data')} where key = :key order by kind"
 SAGAS_OF_KEYS = f"""{_SAGAS.format(more=", data")}
  where kind = :kind and key in ({{keys}}) order by key"""
 """``{keys}`` stands for the names of as many parameters as there are keys."""
+_FIRST_SAGA = "select kind from oyez_saga{more} order by kind, status, changed limit 1"
+SAGA_KINDS = f"""with recursive known (kind) as (
+ select kind from ({_FIRST_SAGA.format(more="")}) one union all
+ select ({_FIRST_SAGA.format(more=" where kind > known.kind")}) from known
+  where known.kind is not null)
+ select kind from known where kind is not null order by kind"""
+"""Each kind once, for one look each at the index of sagas, whose order is asked for."""
+COUNT_SAGAS = """select step, count(*) as sagas from (
+  select step from oyez_saga where kind = :kind and status = :status
+  order by changed limit :limit) looked_at
+ group by step order by step"""
+"""What the sagas of a status wait for, of those that were not changed for longest."""
+COUNT_ENDED = """select count(*) as sagas from (
+  select 1 as one from oyez_saga where kind = :kind and status = 'ended'
+  order by changed limit :limit) looked_at"""
+_WITH_DATA = """select key, changed, data from oyez_saga
+ where kind = :kind and status = :status and length(data) <= :bytes"""
+LONGEST_WITH_DATA = f"{_WITH_DATA} order by changed limit :limit"
+NEWEST_WITH_DATA = f"{_WITH_DATA} order by changed desc limit :limit"
+_OF_STATUS = f"{_SAGAS.format(more='')} where kind = :kind and status = :status"
+SAGAS_AFTER = f"""{_OF_STATUS} and (changed, key) > (:changed, :key)
+ order by changed, key limit :limit"""
+"""The sagas of a status, the one that was not changed for longest first."""
+SAGAS_BEFORE = f"""{_OF_STATUS} and (changed, key) < (:changed, :key)
+ order by changed desc, key desc limit :limit"""
+"""The other way round."""
+SAGA_LOG_BEFORE = """select version as number, at, event_id, type, step, outputs from oyez_saga_log
+ where kind = :kind and key = :key and version < :before order by version desc limit :limit"""
 TIMERS_OF = "select name, due from oyez_timer where kind = :kind and key = :key order by due"
 FORGET_SAGA = "delete from oyez_saga_log where kind = :kind and key = :key"
 _ENDED = """(kind, key) in

@@ -10,16 +10,21 @@ import msgspec
 from oyez import tables
 from oyez.contract import encode
 from oyez.envelope import open_record, parse_time
-from oyez.errors import NotCreated, OyezError
+from oyez.errors import NotCreated, OyezError, StateMismatch
 from oyez.event import describe
 from oyez.inspection import history
 from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Parameters, Record, Row, Store
 from oyez.project import Project
-from oyez.saga import Progress, Status, read_progress
+from oyez.saga import Progress, Status, read_fields, read_progress
 from oyez.timers import Timer
 
+LATEST = 2**63 - 1
+"""A number that no transition has."""
+_LATEST = 1e300
+"""A time that no instance was changed at."""
+_URGENT = (Status.STUCK, Status.UNDOING, Status.RUNNING, Status.WAITING)
 _TIMER = describe(Timer)
 
 
@@ -68,6 +73,16 @@ class WholeInstance(msgspec.Struct, frozen=True, kw_only=True):
     log: tuple[Logged, ...]
     timers: tuple[tuple[str, float], ...]
     """The names, and their times."""
+    fields: bytes | None
+    """Its fields, as JSON; None where they have no such form."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in a listing, for the page that comes after it."""
+
+    status: Status
+    changed: float
+    key: str
 
 
 async def list_instances(
@@ -95,6 +110,63 @@ async def list_instances(
         more = more or len(rows) > limit
         found += [_instance(name, row) for row in rows[:limit]]
     return Instances(instances=tuple(found), more=more, gaps=tuple(gaps))
+
+
+async def read_instances(
+    service: str,
+    store: Store,
+    saga: str,
+    *,
+    status: Status | None = None,
+    after: Place | None = None,
+    limit: int = 100,
+) -> tuple[list[Instance], Place | None]:
+    """Return instances of a saga after a place, and the place of the last one if there are more.
+
+    Without a ``status``, those that have not ended. What needs a person comes first; then the one
+    that was not changed for longest, or of those that ended the one that ended last. Raises
+    StoreError.
+    """
+    statuses: tuple[Status, ...] = _URGENT if status is None else (status,)
+    if after is not None and after.status in statuses:
+        statuses = statuses[statuses.index(after.status) :]
+    found: list[Instance] = []
+    for each in statuses:
+        newest = each is Status.ENDED
+        here = after is not None and after.status is each
+        asked = {
+            "kind": saga,
+            "status": each.value,
+            "changed": after.changed if after and here else (_LATEST if newest else -1.0),
+            "key": after.key if after and here else "",
+            "limit": limit + 1 - len(found),
+        }
+        statement = tables.SAGAS_BEFORE if newest else tables.SAGAS_AFTER
+        found += [_instance(service, row) for row in await store.fetch(statement, asked)]
+        if len(found) > limit:
+            last = found[limit - 1]
+            place = Place(status=Status(last.status), changed=last.changed, key=last.key)
+            return found[:limit], place
+    return found, None
+
+
+async def read_instance(
+    service: str, store: Store, saga: str, key: str, *, before: int = LATEST, limit: int = 200
+) -> WholeInstance | None:
+    """Return an instance from an open store, with the last transitions before a number.
+
+    None where there is no such instance. Raises StoreError, and StateMismatch for one that can't be
+    read.
+    """
+    rows = await store.fetch(tables.SAGAS_OF_KEY, {"key": key})
+    place = {"kind": saga, "key": key}
+    for row in rows:
+        if row["kind"] == saga:
+            asked = {**place, "before": before, "limit": limit}
+            log = await store.fetch(tables.SAGA_LOG_BEFORE, asked)
+            timers = await store.fetch(tables.TIMERS_OF, place)
+            return _whole(service, row, log[::-1], timers)
+    return None
 
 
 async def find_instance(
@@ -262,6 +334,7 @@ def _whole(service: str, row: Row, log: list[Row], timers: list[Row]) -> WholeIn
             for each in log
         ),
         timers=tuple((each["name"], each["due"]) for each in timers),
+        fields=_fields(row["data"]),
     )
 
 
@@ -295,3 +368,10 @@ async def sagas_of(
                 )
             )
     return found
+
+
+def _fields(data: bytes) -> bytes | None:
+    try:
+        return msgspec.json.encode(read_fields(data))
+    except (StateMismatch, msgspec.MsgspecError, TypeError, ValueError):
+        return None

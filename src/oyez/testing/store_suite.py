@@ -997,6 +997,62 @@ class StoreSuite:
             assert await store.fetch(tables.SAGA_LOG, place) == []
             assert await store.fetch(tables.TIMERS_OF, place) == []
 
+    async def test_sagas_are_counted_and_read_page_by_page(self, tmp_path: Path) -> None:
+        """By kind and status, those of one time by their keys; no more than are asked for."""
+        async with self._open(tmp_path) as (store,):
+
+            async def put(kind: str, key: str, time: float, status: str, step: str = "") -> None:
+                tx = store.begin()
+                (row,) = await tx.load([(kind, key)], alone=False)
+                ended = time if status == "ended" else None
+                row = msgspec.structs.replace(
+                    row, shape=1, data=b"x" * len(key), status=status, step=step, ended=ended
+                )
+                await tx.commit(Changes(kept=[row], time=time))
+
+            for key, time in (("b", 1.0), ("a", 1.0), ("c", 0.5), ("long", 2.0)):
+                await put("Kind", key, time, "running", "pay" if key < "c" else "ship")
+            for key, time in (("y", 3.0), ("x", 4.0)):
+                await put("Kind", key, time, "ended")
+            await put("Another", "a", 1.0, "stuck")
+            await _change(store, "z", data=b"1", shape=1)
+            kinds = [row["kind"] for row in await store.fetch(tables.SAGA_KINDS, {})]
+            assert kinds == ["Another", "Kind"]
+
+            async def ask(statement: str, status: str, **more: Any) -> list[Any]:
+                asked = {"kind": "Kind", "status": status, **more}
+                rows = await store.fetch(statement, asked)
+                return [row.get("key", (row.get("step"), row.get("sagas"))) for row in rows]
+
+            assert await ask(tables.COUNT_SAGAS, "running", limit=9) == [("pay", 2), ("ship", 2)]
+            assert await ask(tables.COUNT_SAGAS, "running", limit=2) == [("pay", 1), ("ship", 1)]
+            assert await ask(tables.COUNT_SAGAS, "stuck", limit=9) == []
+            for limit in (1, 2):
+                asked = {"kind": "Kind", "limit": limit}
+                assert await store.fetch(tables.COUNT_ENDED, asked) == [{"sagas": limit}]
+            longest = await ask(tables.LONGEST_WITH_DATA, "running", bytes=3, limit=9)
+            assert (longest[0], sorted(longest)) == ("c", ["a", "b", "c"])
+            assert await ask(tables.NEWEST_WITH_DATA, "ended", bytes=3, limit=1) == ["x"]
+            first = {"changed": -1.0, "key": "", "limit": 3}
+            assert await ask(tables.SAGAS_AFTER, "running", **first) == ["c", "a", "b"]
+            second = {"changed": 1.0, "key": "a", "limit": 3}
+            assert await ask(tables.SAGAS_AFTER, "running", **second) == ["b", "long"]
+            last = {"changed": 1e300, "key": "", "limit": 1}
+            assert await ask(tables.SAGAS_BEFORE, "ended", **last) == ["x"]
+            before = {"changed": 4.0, "key": "x", "limit": 3}
+            assert await ask(tables.SAGAS_BEFORE, "ended", **before) == ["y"]
+            entries: list[Mapping[str, Any]] = [
+                {
+                    "kind": "Kind", "key": "a", "number": number, "at": 1.0, "event_id": "e",
+                    "type": "t", "step": "", "outputs": b"[]",
+                }
+                for number in range(1, 5)
+            ]  # fmt: skip
+            await store.begin().commit(Changes(writes=[(tables.LOG_SAGA, entries)]))
+            place = {"kind": "Kind", "key": "a", "before": 4, "limit": 2}
+            log = await store.fetch(tables.SAGA_LOG_BEFORE, place)
+            assert [row["number"] for row in log] == [3, 2]
+
     async def test_state_is_written_with_the_rest_or_not_at_all(self, tmp_path: Path) -> None:
         """Also what a transaction that may read has loaded."""
         async with self._open(tmp_path) as (store,):
