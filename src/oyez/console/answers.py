@@ -15,8 +15,12 @@ from oyez.inspection import explore
 from oyez.inspection.installation import Lease, Migration, Setting
 from oyez.inspection.letters import Letter, WholeLetter
 from oyez.inspection.parked import ParkedEvent
+from oyez.inspection.plan import Plan
 from oyez.inspection.reactions import Node
+from oyez.inspection.sagas import Instance, WholeInstance
+from oyez.inspection.sagas import Place as SagaPlace
 from oyez.inspection.schedule import Later
+from oyez.inspection.standing import Standing
 from oyez.inspection.views import ViewVersion
 from oyez.inspection.witness import Positions
 from oyez.runtime.audit import MAX_WHO, MAX_WHY, Act, Actor
@@ -295,3 +299,49 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     stream: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
     partition: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
     position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Standings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the instances of a service's sagas stand."""
+
+    sagas: tuple[Standing, ...]
+
+
+class InstancePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Instances of one saga."""
+
+    instances: tuple[Instance, ...]
+    more: SagaPlace | None
+    """The place after which there are more."""
+
+
+class InstanceShown(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance, its last transitions, and the beginning of its fields."""
+
+    whole: WholeInstance | None = None
+    """None where there is no instance of the key."""
+    size: int | None = None
+    """The whole size of the fields in bytes; None where they can't be shown."""
+    plan: Plan | None = None
+    """None for a saga that the running version does not declare."""
+
+
+class SagaAct(Asked, frozen=True, kw_only=True):
+    """Asks to retry or to abort an instance of a saga."""
+
+    key: str
+
+
+class Resolve(Asked, frozen=True, kw_only=True):
+    """Asks to take a step of an instance for done, or else for undone."""
+
+    key: str
+    step: str
+    done: bool
+
+
+class ActPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Acts of persons on a service, the newest first."""
+
+    acts: tuple[Act, ...]
+    more: bool

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,6 +21,7 @@ from starlette.routing import Route
 from oyez import signals, tables
 from oyez.console.answers import (
     IDENTITY,
+    ActPage,
     Asked,
     Counts,
     Discard,
@@ -45,11 +46,13 @@ from oyez.console.answers import (
     Trouble,
     ViewShown,
 )
+from oyez.console.asked import LARGEST, number, read_body
 from oyez.console.events import Events
+from oyez.console.instances import Instances, Refused
 from oyez.console.jobs import Jobs
+from oyez.console.shared import Shared
 from oyez.console.timings import Stopwatch
 from oyez.errors import BrokerError, InvalidEvent, NotRedriven, NotThere, OyezError
-from oyez.event import MAX_DATA
 from oyez.inspection import witness
 from oyez.inspection.installation import Setting, read_applied, read_leases
 from oyez.inspection.lag import ServiceLag, measure
@@ -81,8 +84,6 @@ FRESH = 1.0
 _GROUPS = 10
 _ACTS = 50
 _CUT = 2_000
-_LARGEST = 2**63 - 1
-_BODY = MAX_DATA * 4 // 3 + 4096
 
 
 def api(process: ServiceProcess, settings: Callable[[], Sequence[Setting]] = tuple) -> Starlette:
@@ -102,10 +103,11 @@ class _Api:
         self._published: Counter[str] = Counter()
         self._retried: Counter[str] = Counter()
         self._dead: Counter[str] = Counter()
-        self._lag = _Shared(process, self._measure)
-        self._trouble = _Shared(process, self._look_for_trouble)
+        self._lag = Shared(process, self._measure)
+        self._trouble = Shared(process, self._look_for_trouble)
         self._jobs = Jobs(process)
         self._events = Events(process)
+        self._instances = Instances(process)
         process.reports.listen(self._count)
 
     def app(self) -> Starlette:
@@ -133,6 +135,13 @@ class _Api:
                 Route("/positions", _answer(self._positions)),
                 Route("/journey", _answer(self._recall)),
                 Route("/journey", _answer(self._part), methods=["POST"]),
+                Route("/sagas", _answer(self._instances.standing)),
+                Route("/sagas/{saga}/instances", _answer(self._instances.page)),
+                Route("/sagas/{saga}/instance", _answer(self._instances.one)),
+                Route("/sagas/{saga}/retry", _answer(self._instances.retry), methods=["POST"]),
+                Route("/sagas/{saga}/abort", _answer(self._instances.abort), methods=["POST"]),
+                Route("/sagas/{saga}/resolve", _answer(self._instances.resolve), methods=["POST"]),
+                Route("/audit", _answer(self._audit)),
                 Route("/streams", _answer(self._events.streams)),
                 Route("/events", _answer(self._events.page)),
                 Route("/events/arrivals", _answer(self._events.arrivals)),
@@ -196,10 +205,10 @@ class _Api:
         )
 
     async def _groups(self, request: Request) -> GroupPage:
-        limit = max(1, _number(request, "limit", 100, PAGE))
+        limit = max(1, number(request, "limit", 100, PAGE))
         after = None
         if "after" in request.query_params:
-            letters = _number(request, "letters", 0, _LARGEST)
+            letters = number(request, "letters", 0, LARGEST)
             after = letters, request.query_params["after"][:16]
         groups = await list_groups(
             self._process.store, wanted=_wanted(request), after=after, limit=limit + 1
@@ -212,9 +221,9 @@ class _Api:
         letters, more = await read_letters(
             self._process.service.name,
             self._process.store,
-            every=_number(request, "every", 0, 1) == 1,
-            after=_number(request, "after", 0, _LARGEST),
-            limit=max(1, _number(request, "limit", 100, PAGE)),
+            every=number(request, "every", 0, 1) == 1,
+            after=number(request, "after", 0, LARGEST),
+            limit=max(1, number(request, "limit", 100, PAGE)),
             wanted=_wanted(request),
         )
         return LetterPage(letters=tuple(letters), more=more)
@@ -241,7 +250,7 @@ class _Api:
         return Response(whole.data, media_type="application/octet-stream")
 
     async def _redrive(self, request: Request) -> Done:
-        asked = await _body(request, Redrive)
+        asked = await read_body(request, Redrive)
         await redrive(
             self._process.store,
             _id(request),
@@ -255,13 +264,13 @@ class _Api:
         return Done()
 
     async def _discard(self, request: Request) -> Done:
-        asked = await _body(request, Discard)
+        asked = await read_body(request, Discard)
         process = self._process
         await discard(process.store, _id(request), process.ambient, by=asked.actor())
         return Done()
 
     async def _look(self, request: Request) -> Looked:
-        asked, process = await _body(request, Look), self._process
+        asked, process = await read_body(request, Look), self._process
         chosen = asked.wanted if asked.letter is None else [asked.letter]
         previews: list[Preview] = []
         looking = preview_letters(
@@ -283,13 +292,13 @@ class _Api:
         return Looked(previews=tuple(previews), total=total, handlers=self._handlers)
 
     async def _start(self, request: Request) -> Job:
-        return self._jobs.start(await _body(request, Many))
+        return self._jobs.start(await read_body(request, Many))
 
     async def _job(self, request: Request) -> Job:
         return self._jobs.job(request.path_params["job"])
 
     async def _stop(self, request: Request) -> Job:
-        (await _body(request, Asked)).actor()
+        (await read_body(request, Asked)).actor()
         return self._jobs.stop(request.path_params["job"])
 
     @property
@@ -302,8 +311,8 @@ class _Api:
     async def _parked(self, request: Request) -> ParkedPage:
         events, more = await read_parked(
             self._process.store,
-            after=_number(request, "after", 0, _LARGEST),
-            limit=max(1, _number(request, "limit", 100, PAGE)),
+            after=number(request, "after", 0, LARGEST),
+            limit=max(1, number(request, "limit", 100, PAGE)),
         )
         return ParkedPage(events=tuple(events), more=more)
 
@@ -338,12 +347,22 @@ class _Api:
     async def _shown_settings(self, _: Request) -> SettingsShown:
         return SettingsShown(settings=tuple(self._settings()))
 
+    async def _audit(self, request: Request) -> ActPage:
+        limit = max(1, number(request, "limit", 100, PAGE))
+        acts = await list_acts(
+            self._process.store,
+            target=request.query_params.get("target", "").replace("\0", "?"),
+            before=number(request, "before", LARGEST, LARGEST),
+            limit=limit + 1,
+        )
+        return ActPage(acts=tuple(acts[:limit]), more=len(acts) > limit)
+
     async def _find(self, request: Request) -> witness.Known:
         process = self._process
         return await witness.know(process.service, process.store, _identity(request))
 
     async def _history(self, request: Request) -> witness.Heard:
-        asked = await _body(request, Hear)
+        asked = await read_body(request, Hear)
         process = self._process
         return await witness.hear(
             process.settings.system,
@@ -361,26 +380,11 @@ class _Api:
         return await witness.recall(self._process.store, _identity(request))
 
     async def _part(self, request: Request) -> witness.Part:
-        asked = await _body(request, TakePart)
+        asked = await read_body(request, TakePart)
         process = self._process
         return await witness.take_part(
             process.settings.system, process.service, process.store, asked.events, asked.awaited
         )
-
-
-class _Shared(Generic[T]):
-    """A measurement that everybody who asks within `FRESH` shares."""
-
-    def __init__(self, process: ServiceProcess, measure: Callable[[], Coroutine[Any, Any, T]]):
-        self._process = process
-        self._measure = measure
-        self._newest: tuple[float, asyncio.Task[T]] | None = None
-
-    async def answer(self, _: Request) -> T:
-        now = self._process.ambient.monotonic()
-        if self._newest is None or now - self._newest[0] > FRESH:
-            self._newest = now, asyncio.create_task(self._measure(), name="measure")
-        return await asyncio.shield(self._newest[1])
 
 
 def _answer(
@@ -393,6 +397,8 @@ def _answer(
             value = await ask(request)
         except (msgspec.DecodeError, InvalidEvent) as error:
             return _problem(422, str(error))
+        except Refused as error:
+            return _problem(409, str(error))
         except NotRedriven as error:
             return _problem(409, str(error), error.cause)
         except NotThere as error:
@@ -410,7 +416,7 @@ def _problem(status: int, detail: str, code: str = "") -> Response:
 
 
 def _id(request: Request) -> int:
-    return min(int(request.path_params["id"]), _LARGEST)
+    return min(int(request.path_params["id"]), LARGEST)
 
 
 def _identity(request: Request) -> str:
@@ -420,24 +426,6 @@ def _identity(request: Request) -> str:
     return text
 
 
-def _number(request: Request, name: str, default: int, most: int) -> int:
-    text = request.query_params.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise InvalidEvent(name, "a number from 0 up")
-    return min(int(text), most)
-
-
 def _wanted(request: Request) -> Wanted:
     given = request.query_params
     return Wanted(**{name: given[name] for name in tables.WANTED if name in given})
-
-
-async def _body(request: Request, kind: type[T]) -> T:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _BODY:
-            raise InvalidEvent("body", f"at most {_BODY} bytes")
-    return msgspec.json.decode(bytes(body), type=kind)

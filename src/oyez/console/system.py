@@ -18,11 +18,14 @@ import msgspec
 from oyez import tables
 from oyez.config import Listen
 from oyez.console.answers import (
+    ActPage,
     Asked,
     Done,
     Explore,
     GroupPage,
     Hear,
+    InstancePage,
+    InstanceShown,
     Job,
     LetterPage,
     LetterShown,
@@ -35,6 +38,7 @@ from oyez.console.answers import (
     Replica,
     ServiceShown,
     SettingsShown,
+    Standings,
     Streams,
     TakePart,
     Timings,
@@ -46,6 +50,7 @@ from oyez.inspection.explore import Arrivals, Page, Shown
 from oyez.inspection.lag import ServiceLag
 from oyez.inspection.lint.contracts import Contracts
 from oyez.inspection.reach import Gap
+from oyez.inspection.sagas import Place as SagaPlace
 from oyez.inspection.witness import Heard, Known, Part, Positions, Recalled
 from oyez.ports import Store
 from oyez.project import Project
@@ -149,6 +154,39 @@ class System:
         """Return the payload of a dead letter. Raises Unanswered."""
         answer = await self._first(service, f"/oyez/letters/{letter}/data", _bytes)
         return _value(answer)
+
+    async def sagas(
+        self, services: Iterable[str] = (), *, saga: str = ""
+    ) -> list[Answer[Standings]]:
+        """Ask services, by default all, where the instances of their sagas stand."""
+        return await self._each(f"/oyez/sagas?{urlencode({'saga': saga})}", Standings, services)
+
+    async def instances(
+        self, service: str, saga: str, *, status: str, after: SagaPlace | None, limit: int
+    ) -> Answer[InstancePage]:
+        """Ask a service for instances of a saga after a place, by status or all that go on."""
+        asked: dict[str, object] = {"status": status, "limit": limit}
+        if after is not None:
+            asked |= {"at": after.status.value, "changed": after.changed, "key": after.key}
+        path = f"/oyez/sagas/{quote(saga, safe='')}/instances?{urlencode(asked)}"
+        return await self._first(service, path, _decoder(InstancePage))
+
+    async def instance(
+        self, service: str, saga: str, key: str, *, before: int | None
+    ) -> InstanceShown:
+        """Return an instance, with its transitions before a number. Raises Unanswered."""
+        asked = urlencode({"key": key, "before": "" if before is None else before})
+        path = f"/oyez/sagas/{quote(saga, safe='')}/instance?{asked}"
+        return await self._one(service, path, InstanceShown)
+
+    async def acts(
+        self, before: Mapping[str, int], *, target: str = "", limit: int
+    ) -> list[Answer[ActPage]]:
+        """Ask services for the acts on them below an id each, and on one target if it is named."""
+        read = _decoder(ActPage)
+        path = f"/oyez/audit?{urlencode({'target': target, 'limit': limit})}"
+        asked = (self._first(name, f"{path}&before={id_}", read) for name, id_ in before.items())
+        return list(await asyncio.gather(*asked))
 
     async def look(self, service: str, look: Look) -> Looked:
         """Return what a redrive would do. Raises Unanswered."""

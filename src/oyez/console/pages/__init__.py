@@ -27,7 +27,8 @@ from oyez.console.pages.dead import DEAD
 from oyez.console.pages.events import EVENTS
 from oyez.console.pages.flow import FIND
 from oyez.console.pages.overview import OVERVIEW
+from oyez.console.pages.sagas import SAGAS
 from oyez.console.pages.services import SERVICES
 
-SCREENS = (OVERVIEW, FIND, SERVICES, DEAD, EVENTS, CONTRACTS)
+SCREENS = (OVERVIEW, FIND, SERVICES, DEAD, SAGAS, EVENTS, CONTRACTS)
 """The screens in the order of the menu."""
