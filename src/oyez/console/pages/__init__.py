@@ -22,6 +22,7 @@ The module ends with its `Screen`, which stands in `SCREENS` below: that gives i
 menu, its key, and its routes, of which none passes without a session.
 """
 
+from oyez.console.pages.audit import AUDIT
 from oyez.console.pages.contracts import CONTRACTS
 from oyez.console.pages.dead import DEAD
 from oyez.console.pages.events import EVENTS
@@ -30,5 +31,5 @@ from oyez.console.pages.overview import OVERVIEW
 from oyez.console.pages.sagas import SAGAS
 from oyez.console.pages.services import SERVICES
 
-SCREENS = (OVERVIEW, FIND, SERVICES, DEAD, SAGAS, EVENTS, CONTRACTS)
+SCREENS = (OVERVIEW, FIND, SERVICES, DEAD, SAGAS, EVENTS, CONTRACTS, AUDIT)
 """The screens in the order of the menu."""

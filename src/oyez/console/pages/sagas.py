@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from oyez.console.answers import Resolve, SagaAct, Standings
-from oyez.console.desk import Screen, desk, form
+from oyez.console.desk import Screen, desk, form, person
 from oyez.console.safe import laid_out
 from oyez.console.system import Answer, Unanswered
 from oyez.inspection.drawing import Note, SagaNotes, saga_svg
