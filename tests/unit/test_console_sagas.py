@@ -15,7 +15,7 @@ from test_console import SAME_SITE, TOKEN, World, project, served
 
 from oyez import Command, Event, Saga, Service, testing
 from oyez.console.access import Access
-from oyez.console.answers import ACTOR, ActPage, InstancePage, InstanceShown, Standings
+from oyez.console.answers import ActPage, InstancePage, InstanceShown, Standings
 from oyez.console.api import api
 from oyez.console.app import console
 from oyez.console.pages import sagas as pages
@@ -246,16 +246,16 @@ async def test_what_is_asked_wrongly_is_refused(path: str) -> None:
 async def test_instances_are_retried_aborted_and_resolved_by_who_is_named() -> None:
     async with asked() as client:
 
-        async def act(path: str, who: str = "ada%20l", **body: object) -> httpx.Response:
-            return await client.post(
-                f"/oyez/sagas/{path}", content=msgspec.json.encode(body), headers={ACTOR: who}
-            )
+        async def act(path: str, who: str = "ada l", **body: object) -> httpx.Response:
+            asked = msgspec.json.encode({"who": who, **body})
+            return await client.post(f"/oyez/sagas/{path}", content=asked)
 
         assert (await act("Trip/retry", key=ODD, why="try once more")).status_code == 200
         assert (await act("Trip/abort", key="runs", why="late")).status_code == 409  # its pivot
         resolved = await act("Trip/resolve", key="runs", step="pay", done=True, why="seen")
         assert resolved.status_code == 200
-        assert (await act("Walk/abort", key="runs", why="late", who="")).status_code == 200
+        assert (await act("Walk/abort", key="runs", why="late", who="")).status_code == 422
+        assert (await act("Walk/abort", key="runs", why="late", who="bob")).status_code == 200
         again = await act("Walk/abort", key="runs", why="late")
         assert (again.status_code, "is being undone already" in again.json()["detail"]) == (
             409,
@@ -267,7 +267,7 @@ async def test_instances_are_retried_aborted_and_resolved_by_who_is_named() -> N
         assert (await act("Trip/retry")).status_code == 422
         page = msgspec.json.decode((await client.get("/oyez/audit?limit=2")).content, type=ActPage)
         assert [(each.act, each.target, each.who) for each in page.acts] == [
-            ("saga.abort", "saga Walk runs", "who has the token"),
+            ("saga.abort", "saga Walk runs", "bob"),
             ("saga.resolve", "saga Trip runs", "ada l"),
         ]
         assert page.more

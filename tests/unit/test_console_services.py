@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from test_console import HOSTILE, SAME_SITE, TOKEN, every_path, served
+from test_console import HOSTILE, SAME_SITE, TOKEN, served
 
 from oyez import Retry, Service, Tick, View, applies, testing
 from oyez.config import BridgeSettings, load
@@ -248,7 +248,12 @@ async def test_no_secret_is_on_any_page(tmp_path: Path, monkeypatch: pytest.Monk
     async with looked_at(tmp_path, monkeypatch) as (client, system):
         await publish(system)
         named = ("desk", "silent", "unknown", "over")
-        paths = {path.replace("desk", name) for _, path in every_path() for name in named}
+        addresses = (route.path for screen in SCREENS for route in screen.routes)
+        paths = {
+            re.sub(r"\{\w+(?::\w+)?\}", "1", path.replace("{service}", name))
+            for path in addresses
+            for name in named
+        }
         stored = {f"/services/{name}" for name in named}
         for path in sorted(paths - {path for path in paths if path.startswith("/live/")}):
             page = await client.get(path)
