@@ -115,7 +115,7 @@ async def test_all_of_a_group_are_redriven_with_an_act_each(store: Store) -> Non
         store, Wanted(group=group.group), SystemAmbient(), by=BY, told=steps.append
     )
     assert (settled.done, settled.refusals, settled.stopped) == (3, 0, False)
-    assert steps == [Step(id_, "", n, 3) for n, id_ in enumerate(ids, 1)]
+    assert steps == [Step(id_, None, n, 3) for n, id_ in enumerate(ids, 1)]
     assert [row["key"] for row in await list_dead(store)] == ["d"]
     acts = await list_acts(store)
     assert [act.target for act in acts] == [f"dead letter {id_}" for id_ in reversed(ids)]
