@@ -45,7 +45,14 @@ _KNOWN = frozenset(
 _FIELDS = _KNOWN - {"specversion"}
 
 
+_SAMPLED = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf]")
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+def sampled(traceparent: str | None) -> str:
+    """Return the trace id of a traceparent whose trace is recorded; else an empty text."""
+    found = _SAMPLED.fullmatch(traceparent or "")
+    return found[1] if found else ""
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -329,6 +329,8 @@ class Changes(msgspec.Struct, kw_only=True):
     """The new position of the claim's partition; None keeps the old one."""
     time: float = 0.0
     """The time of the commit, in seconds since 1970."""
+    seconds: float = 0.0
+    """Set by who commits a unit of work: how long that took."""
     ring: bool = False
     """Whether to notify every process of new work (outbox, inbox, timers) that no field shows."""
 

@@ -7,26 +7,34 @@ BatchHandled            a lane committed: service, stream, partition, events, se
 HandlerCalled           a handler was called, for listeners to calls alone: service, handler,
                         event id, type, attempt, start, seconds, outcome, error, trace, span and
                         parent id
+HandlerTimed            calls of a handler ended with one outcome: service, handler, outcome,
+                        seconds of each, trace id of the longest
 EventRetried            a handler failed and will run again: service, handler, event id, type,
                         attempt, error, in how many seconds
 EventDead               an event became a dead letter: service, handler, event id, type, reason
 EventsPublished         the broker acknowledged records: service, stream, events, seconds
 EventsMissed            retention deleted records before they were handled: service, stream,
                         partition, events
+EventsLate              events came after their window had closed: service, window, events
+Committed               a unit of work was committed: service, seconds
 Claimed, Released       a replica took or gave up a partition: service, stream, partition, epoch
 ClaimLost               a commit was fenced, as another replica owns the partition: the same fields
-LagMeasured             the lag of a partition: service, stream, partition, records
+LagMeasured             the lag of a partition: service, stream, partition, records, seconds
+BrokerMeasured          the broker was looked at: service, seconds
+StoreMeasured           the store was looked at: service, seconds, and what waits in it
 ViewMeasured            how far a view is behind: service, view, version, seconds
 Stalled, Resumed        a partition with lag makes no progress, or does again: service, stream,
                         partition, seconds
 Trouble                 broker or store raised an error, to be retried: service, part, error
 Started, Stopped        a service process: service, owner, and its addresses
+RequestAnswered         the gateway answered a request: service, route, method, status, seconds,
+                        code of a refusal, trace id
 ======================  ===========================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -75,6 +83,22 @@ class HandlerCalled(Signal, frozen=True, kw_only=True):
     """The span that published the event; empty if the event names none."""
 
 
+class HandlerTimed(Signal, frozen=True, kw_only=True):
+    """Calls of a handler ended with one outcome, and their effects were committed or rolled back.
+
+    The calls of one batch are one signal. As for `HandlerCalled`, those are left out that are
+    repeated because another one of their batch failed.
+    """
+
+    handler: str
+    outcome: str
+    """``done``, ``retry`` or ``dead``."""
+    seconds: Sequence[float]
+    """The duration of each call, without the commit; a list of events is one call."""
+    trace_id: str = ""
+    """The trace of the longest call, if it is sampled."""
+
+
 class EventRetried(Signal, frozen=True, kw_only=True):
     """A handler failed; the event waits ``seconds`` for attempt ``attempt`` + 1."""
 
@@ -96,7 +120,7 @@ class EventDead(Signal, frozen=True, kw_only=True):
 
 
 class EventsPublished(Signal, frozen=True, kw_only=True):
-    """The broker acknowledged records of the relay."""
+    """The broker acknowledged records of the relay, ``seconds`` after they were sent."""
 
     stream: str
     events: int
@@ -109,6 +133,19 @@ class EventsMissed(Signal, frozen=True, kw_only=True):
     stream: str
     partition: int
     events: int
+
+
+class EventsLate(Signal, frozen=True, kw_only=True):
+    """Events came to windows that had closed, each counted once for each window that it missed."""
+
+    window: str
+    events: int
+
+
+class Committed(Signal, frozen=True, kw_only=True):
+    """The store committed a unit of work, ``seconds`` after it was handed over."""
+
+    seconds: float
 
 
 class Claimed(Signal, frozen=True, kw_only=True):
@@ -136,11 +173,42 @@ class ClaimLost(Signal, frozen=True, kw_only=True):
 
 
 class LagMeasured(Signal, frozen=True, kw_only=True):
-    """The lag of an owned partition in records; None where it is not known."""
+    """The lag of an owned partition; None where it is not known."""
 
     stream: str
     partition: int
     records: int | None
+    seconds: float | None = None
+    """How old its oldest event is that was not handled; 0 without lag."""
+
+
+class BrokerMeasured(Signal, frozen=True, kw_only=True):
+    """The broker told its streams within ``seconds``; None where it did not."""
+
+    seconds: float | None
+
+
+class StoreMeasured(Signal, frozen=True, kw_only=True):
+    """What waits in a service's store, whichever replica looks; None where it is not known.
+
+    Numbers end at `oyez.tables.COUNTED`, those of parked events at `oyez.tables.COUNTED_PARKED`.
+    """
+
+    seconds: float | None
+    """The time that the look took."""
+    outbox: int | None = None
+    """Events that are due, and that the broker has not acknowledged."""
+    outbox_seconds: float | None = None
+    """How long the first of them has waited; 0 for none."""
+    refused: int | None = None
+    """Events of the outbox that the broker refused."""
+    parked: int | None = None
+    parked_seconds: float | None = None
+    """How long ago the oldest of them was parked; 0 for none."""
+    dead: int | None = None
+    """Dead letters that were neither redriven nor discarded."""
+    stuck: Mapping[str, int] | None = None
+    """The instances that need a person, by saga."""
 
 
 class ViewMeasured(Signal, frozen=True, kw_only=True):
@@ -192,6 +260,23 @@ class Stopped(Signal, frozen=True, kw_only=True):
     owner: str
 
 
+class RequestAnswered(Signal, frozen=True, kw_only=True):
+    """The gateway answered a request; ``seconds`` is to the last byte of the answer."""
+
+    route: str
+    """The path in the configuration; ``static`` for files, ``-`` for none."""
+    method: str
+    """Whatever the client sent."""
+    status: int
+    """0 if the client left before there was an answer."""
+    seconds: float | None
+    """None for what was refused before it was a request."""
+    code: str = ""
+    """The code of a refusal by the gateway itself."""
+    trace_id: str = ""
+    """The trace of the request, if it is sampled."""
+
+
 Listener = Callable[[Signal], None]
 
 
@@ -201,6 +286,8 @@ class Signals:
     def __init__(self) -> None:
         self.calls = False
         """Whether there are listeners to calls; without them no `HandlerCalled` is needed."""
+        self.heard = False
+        """Whether there are listeners at all; without them no durations are needed."""
         self._listeners: list[Listener] = []
         self._callers: list[Listener] = []
 
@@ -210,6 +297,7 @@ class Signals:
         ``calls``: it also receives every `HandlerCalled`, which costs some microseconds per event.
         """
         self._listeners.append(listener)
+        self.heard = True
         if calls:
             self._callers.append(listener)
             self.calls = True

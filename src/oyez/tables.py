@@ -163,6 +163,28 @@ ANNOUNCE_AGAIN = f"""update oyez_outbox set state = {Outbox.WAITING:d}, due = 0,
 WITHDRAW = f"""delete from oyez_outbox
  where seq = :seq and state = {Outbox.REFUSED:d} returning seq"""
 
+COUNTED = 100_000
+"""Rows are counted so far in what is measured; parked events to `COUNTED_PARKED` alone."""
+COUNTED_PARKED = 10_000
+WAITING = f"""select
+ (select count(*) from (select 1 as one from oyez_outbox
+   where state = {Outbox.WAITING:d} and due <= :now limit {COUNTED}) as o) as outbox,
+ (select min(due) from oyez_outbox
+  where state = {Outbox.WAITING:d} and due > 0 and due <= :now) as late,
+ (select count(*) from (select 1 as one from oyez_outbox
+   where state > {Outbox.WAITING:d} and state = {Outbox.REFUSED:d} limit {COUNTED}) as r)
+  as refused,
+ (select count(*) from (select 1 as one from oyez_dead
+   where state = '{Letter.DEAD}' limit {COUNTED}) as d) as dead,
+ p.parked, p.oldest
+ from (select count(*) as parked, min(seen) as oldest from (select seen from oyez_inbox
+  where state > {Inbox.HANDLED:d} limit {COUNTED_PARKED}) as i) as p"""
+"""What waits in the store. Each part is a bounded step in an index."""
+OUTBOX_FIRST = f"""select headers from oyez_outbox
+ where state = {Outbox.WAITING:d} and due = 0 order by due, seq limit 1"""
+STUCK = f"""select count(*) as sagas from (select 1 as one from oyez_state
+ where kind = :kind and status = 'stuck' limit {COUNTED}) as s"""
+
 BUSY = f"""select
  (select count(*) from oyez_outbox where due <= :now and state = {Outbox.WAITING:d}) +
  (select count(*) from oyez_inbox where due <= :now and state = {Inbox.DUE:d}) as busy"""

@@ -269,8 +269,11 @@ class UnitOfWork:
         Raises what `StoreTransaction.commit` raises, and StateMismatch.
         """
         changes, committed = self.seal(), Changes()
+        clock = self._announcer.ambient.monotonic
+        began = clock()
         try:
             await self._store.commit(changes)
+            changes.seconds = clock() - began
             committed = changes
             self._announcer.announced(changes)
         except StoreUnavailable:

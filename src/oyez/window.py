@@ -270,13 +270,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Row).decode
 
 
-class WindowType(msgspec.Struct, frozen=True):
+class WindowType(msgspec.Struct, frozen=True, eq=False):
     """The description of a `Window` class; a `oyez.state.Keyed` whose objects are `Windows`."""
 
     state: StateType
     """How a single window is encoded, decoded and migrated."""
     shape: Shape
     late: int
+    tally: Counts = msgspec.field(default_factory=Counts)
+    """What happened in this process, for its metrics; what was rolled back is counted too."""
 
     @property
     def name(self) -> str:
@@ -610,7 +612,9 @@ def _fold(time_of: Callable[[Any, Envelope], int]) -> Callable[[Any, Turn], Any]
         if fired:
             found = windows.close(now, due=round(event.due * _MICROS))
         else:
+            before = windows.counts.late
             found = windows.fold(event, time_of(event, turn.envelope), now)
+            windows.kind.tally.late += windows.counts.late - before
         due = windows.arm(fired=fired)
         if due is not None:
             writes = arm(

@@ -519,6 +519,11 @@ class FakeBroker(MemoryBroker):
         await self.faults.meet("streams", None)
         return await super().streams()
 
+    async def ends(self, stream: str) -> Sequence[Position]:
+        """See `Broker.ends`."""
+        await self.faults.meet("ends", stream)
+        return await super().ends(stream)
+
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         """See `Broker.lag`."""
         await self.faults.meet("lag", stream)
@@ -809,6 +814,30 @@ def _delete_audit(contents: Contents, asked: Parameters) -> list[Row]:
     return [{"id": n} for n, _ in enumerate(old)]
 
 
+def _waiting(contents: Contents, asked: Parameters) -> list[Row]:
+    parked = [row["seen"] for row in contents.inbox if row["state"] > Inbox.HANDLED]
+    due = [
+        row["due"]
+        for row in contents.outbox
+        if row["state"] == Outbox.WAITING and row["due"] <= asked["now"]
+    ]
+    return [
+        {
+            "outbox": len(due),
+            "late": min(filter(None, due), default=None),
+            "refused": sum(row["state"] == Outbox.REFUSED for row in contents.outbox),
+            "dead": sum(row["state"] == Letter.DEAD for row in contents.dead),
+            "parked": len(parked),
+            "oldest": min(parked, default=None),
+        }
+    ]
+
+
+def _outbox_first(contents: Contents, asked: Parameters) -> list[Row]:
+    rows = [row for row in contents.outbox if row["state"] == Outbox.WAITING and not row["due"]]
+    return [{"headers": msgspec.json.encode(row["headers"])} for row in rows[:1]]
+
+
 STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     ONE: lambda contents, asked: [{"one": 1}],
     tables.LIVING: _living,
@@ -843,4 +872,6 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.AUDIT: _audit,
     tables.DELETE_AUDIT: _delete_audit,
     tables.WITHOUT_CAUSE: lambda contents, asked: [],
+    tables.WAITING: _waiting,
+    tables.OUTBOX_FIRST: _outbox_first,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from oyez import Retry, Service, Transaction
 from oyez.errors import Fenced, StoreUnavailable
 from oyez.ports import Changes
 from oyez.runtime.batches import PARKED_LIMIT
-from oyez.signals import EventDead, HandlerCalled
+from oyez.runtime.reports import Reports
+from oyez.signals import EventDead, HandlerCalled, HandlerTimed, Signals
 
 
 class Desk(Parts):
@@ -334,6 +336,88 @@ async def test_calls_are_told_when_the_batch_is_committed() -> None:
     assert [(call.handler, call.outcome, call.events) for call in desk.signals(HandlerCalled)] == [
         ("take", "done", 1), ("take", "done", 1), ("gather", "done", 2)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("calls", [False, True])
+async def test_durations_are_told_by_handler_when_the_batch_is_committed(calls: bool) -> None:
+    desk = await started("take", "count", "gather", parts={"calls": calls})
+    waits = desk._do
+
+    async def slowly(name: str, event: Placed, tx: Transaction) -> None:
+        await desk.ambient.sleep({"take": 2.0, "count": 0.0}[name] * (event.order == "b"))
+        await waits(name, event, tx)
+
+    desk._do = slowly  # type: ignore[method-assign]
+    desk.store.faults.fail("commit", StoreUnavailable("full"))
+    for _ in range(2):
+        assert desk.signals(HandlerTimed) == []
+        traced = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        second = record(2, "b")
+        second = record(2, "b", headers=second.headers | traced)
+        taking = asyncio.ensure_future(desk.taker.take(batch(record(1, "a"), second)))
+        await desk.ambient.advance(5.0)
+        await asyncio.wait([taking])
+    told = {each.handler: each for each in desk.signals(HandlerTimed)}
+    assert {name: each.seconds for name, each in told.items()} == {
+        "take": [0.0, 2.0], "count": [0.0, 0.0], "gather": [0.0]
+    }  # fmt: skip
+    assert {each.outcome for each in told.values()} == {"done"}
+    assert told["take"].trace_id == "a" * 32
+    assert told["gather"].trace_id == ""
+    assert isinstance(taking.result(), int)
+
+
+async def test_durations_of_calls_that_fail_are_told_one_by_one() -> None:
+    desk = await started()
+    desk.bad = {"b"}
+    await desk.take("a", "b", "c")
+    outcomes = [each.outcome for each in desk.signals(HandlerTimed)]
+    assert outcomes == ["done", "retry", "done"]
+    assert all(len(each.seconds) == 1 for each in desk.signals(HandlerTimed))
+
+
+@pytest.mark.parametrize("calls", [False, True])
+async def test_durations_on_a_thread_are_those_of_each_call(calls: bool) -> None:
+    service = Service("desk")
+
+    @service.on(Placed)
+    def weigh(event: Placed, tx: Transaction) -> None:
+        parts.ambient._elapsed += {"a": 1.0, "b": 3.0}[event.order]
+
+    parts = Parts(service, calls=calls)
+    await parts.batches(await parts.lane()).take(batch(record(1, "a"), record(2, "b")))
+    assert [told.seconds for told in parts.signals(HandlerTimed)] == [[1.0, 3.0]]
+
+
+@pytest.mark.parametrize("handler", ["take", "weigh"])
+async def test_no_call_is_measured_while_nobody_listens(
+    handler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service("desk")
+    readings: list[int] = []
+
+    async def take(event: Placed, tx: Transaction) -> None:
+        readings.append(measured)
+
+    def weigh(event: Placed, tx: Transaction) -> None:
+        readings.append(measured)
+
+    service.on(Placed)({"take": take, "weigh": weigh}[handler])
+    parts, measured = Parts(service), 0
+    parts.reports = Reports("desk", Signals())
+    clock = parts.ambient.monotonic
+
+    def counted() -> float:
+        nonlocal measured
+        measured += 1
+        return clock()
+
+    taker = parts.batches(await parts.lane())
+    monkeypatch.setattr(parts.ambient, "monotonic", counted)
+    await taker.take(batch(*(record(n) for n in range(1, 5))))
+    # A thread that runs many handlers looks after each whether to return to the event loop.
+    each = 1 if handler == "weigh" else 0
+    assert [later - sooner for sooner, later in pairwise(readings)] == [each] * 3
 
 
 async def test_a_handler_whose_own_wait_was_cancelled_is_retried_alone() -> None:

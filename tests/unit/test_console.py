@@ -30,6 +30,7 @@ from oyez.console.safe import differences, laid_out, seen
 from oyez.console.system import System, Unanswered
 from oyez.inspection.lag import ServiceLag
 from oyez.listening import HttpServer, bind
+from oyez.observe.metrics import Metrics
 from oyez.ports import Changes
 from oyez.project import Project
 from oyez.runtime.admin import admin
@@ -61,7 +62,7 @@ async def asked(token: str = TOKEN) -> AsyncIterator[tuple[httpx.AsyncClient, te
     """A client of the admin port of a desk with two dead letters and one handled event."""
     async with running(desk()) as system:
         process = system.processes["desk"]
-        app = admin(process, token=TOKEN, metrics=str, details=lambda: api(process))
+        app = admin(process, token=TOKEN, metrics=Metrics().render, details=lambda: api(process))
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app),
             base_url="http://desk",
@@ -209,7 +210,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     async with running(desk()) as system:
         process = system.processes["desk"]
         async with served(
-            admin(process, token=TOKEN, metrics=str, details=lambda: api(process))
+            admin(process, token=TOKEN, metrics=Metrics().render, details=lambda: api(process))
         ) as at:
             await system.publish(Placed(order="bad1"))
             await system.settled()
@@ -472,7 +473,7 @@ async def test_what_does_not_answer_is_a_gap_and_takes_nothing_from_others(
     at = {n: f"127.0.0.1:{s.sockets[0].getsockname()[1]}" for n, s in servers.items()}
     async with running(desk()) as system:
         process = system.processes["desk"]
-        app = admin(process, token=TOKEN, metrics=str, details=lambda: api(process))
+        app = admin(process, token=TOKEN, metrics=Metrics().render, details=lambda: api(process))
         async with served(app) as desk_at:
             asks = System(project(tmp_path, **at, silent="127.0.0.1:1", desk=desk_at))
             found = {answer.service: answer for answer in await asks.replicas()}
@@ -498,7 +499,7 @@ async def test_replicas_on_free_ports_are_found_in_the_store(
     monkeypatch.setenv("OYEZ_TOKEN", TOKEN)
     async with running(desk()) as system:
         process = system.processes["desk"]
-        app = admin(process, token=TOKEN, metrics=str, details=lambda: api(process))
+        app = admin(process, token=TOKEN, metrics=Metrics().render, details=lambda: api(process))
         async with served(app) as at:
             made = project(tmp_path, desk="127.0.0.1:0", never="127.0.0.1:0")
             store = made.store("desk")

@@ -22,6 +22,7 @@ from oyez.console.app import console
 from oyez.console.jobs import AT_ONCE
 from oyez.console.pages.dead import SHOWN, begins, merged
 from oyez.console.system import Answer, System
+from oyez.observe.metrics import Metrics
 from oyez.ports import Changes
 from oyez.runtime.admin import admin
 from oyez.runtime.audit import list_acts
@@ -89,7 +90,7 @@ async def till(folder: Path, orders: list[str], token: str = TOKEN) -> AsyncIter
 
     async with running(desk(fails)) as system:
         process = system.processes["desk"]
-        app = admin(process, token=TOKEN, metrics=str, details=lambda: api(process))
+        app = admin(process, token=TOKEN, metrics=Metrics().render, details=lambda: api(process))
         async with served(app) as at:
             for order in orders:
                 await system.publish(Placed(order=order))

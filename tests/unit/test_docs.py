@@ -30,7 +30,7 @@ from oyez.config import (
     SystemSettings,
     load,
 )
-from oyez.observe.metrics import Metrics
+from oyez.observe.catalogue import CATALOGUE
 from oyez.testing import running
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +150,15 @@ def test_there_is_code_to_run() -> None:
     }
     assert without == {
         f"docs/guide/{name}.md"
-        for name in ("bridges", "console", "operations", "options", "performance")
+        for name in (
+            "bridges",
+            "console",
+            "metrics",
+            "operations",
+            "options",
+            "performance",
+            "runbook",
+        )
     }
 
 
@@ -245,10 +253,9 @@ def test_every_setting_is_in_the_tables(heading: str, schema: type[msgspec.Struc
     assert listed == fields
 
 
-def test_every_metric_and_signal_is_in_the_tables() -> None:
+def test_every_signal_is_in_the_table() -> None:
     text = (ROOT / "docs" / "guide" / "operations.md").read_text()
-    names = re.findall(r"^# TYPE (\w+)", Metrics().render(), re.MULTILINE)
-    names += [
+    names = [
         name
         for name, each in vars(signals).items()
         if isinstance(each, type)
@@ -256,6 +263,17 @@ def test_every_metric_and_signal_is_in_the_tables() -> None:
         and each is not signals.Signal
     ]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "guide" / "metrics.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `oyez_")]
+    made = [
+        f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | "
+        f"{', '.join(each.where)} | {each.text} |"
+        for each in CATALOGUE
+    ]
+    assert rows == [row.replace("|  |", "| |") for row in made]
 
 
 def test_the_options_are_those_of_the_code() -> None:

@@ -24,7 +24,9 @@ from oyez.config import Config, Listen, load
 from oyez.errors import ConfigurationError
 from oyez.gateway import edge, gateway, serve
 from oyez.gateway.access import read_secret
+from oyez.gateway.admin import Observer
 from oyez.logger import configure
+from oyez.observe.metrics import Metrics
 
 KEY = "canary-key-0123456789"
 
@@ -159,14 +161,23 @@ class Clock(SystemAmbient):
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, ambient: SystemAmbient | None = None) -> AsyncIterator[Client]:
-    at: asyncio.Future[Listen] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(config, ambient or SystemAmbient(), ready=at.set_result))
+async def serving(
+    config: Config, ambient: SystemAmbient | None = None, observer: Observer | None = None
+) -> AsyncIterator[Client]:
+    at: asyncio.Future[tuple[Listen, Listen]] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        serve(
+            config,
+            ambient or SystemAmbient(),
+            ready=lambda listen, admin: at.set_result((listen, admin)),
+            observer=observer,
+        )
+    )
     await asyncio.wait({task, at}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
-    async with Client(base_url=f"http://{at.result()}", timeout=10) as client:
-        client.address = at.result()
+    async with Client(base_url=f"http://{at.result()[0]}", timeout=10) as client:
+        client.address, client.admin = at.result()
         client.serving = task
         try:
             yield client
@@ -177,6 +188,7 @@ async def serving(config: Config, ambient: SystemAmbient | None = None) -> Async
 
 class Client(httpx.AsyncClient):
     address: Listen
+    admin: Listen
     serving: asyncio.Task[None]
 
     async def raw(self, data: bytes) -> bytes:
@@ -912,6 +924,59 @@ async def test_a_port_in_use_names_the_setting(tmp_path: Path) -> None:
         "environment: OYEZ_GATEWAY_LISTEN: gateway.listen: expected a free port that may be used, "
         f"found {address} in use"
     )
+
+
+# The admin port
+
+
+async def test_the_admin_port_shows_what_the_gateway_did(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """Apart from the address of clients, which knows of no metrics."""
+    metrics = Metrics("gateway", service="gateway")
+    async with (
+        listening(upstream) as port,
+        serving(settings(tmp_path, port, "body_limit = 10"), observer=metrics) as client,
+    ):
+        admin = f"http://{client.admin}"
+        traced = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        assert (await client.get("/open/4711", headers=traced)).status_code == 200
+        refused(await client.post("/open", content=b"x" * 11), 413, "body_too_large")
+        refused(await client.get("/orders/1"), 401, "credentials_missing")
+        refused(await client.get("/none"), 404, "not_found")
+        assert (await client.raw(b"nonsense\r\n\r\n")).startswith(b"HTTP/1.1 400")
+        refused(await client.get("/metrics"), 404, "not_found")
+        assert (await client.get(f"{admin}/readyz")).json() == {"status": "ok"}
+        assert (await client.get(f"{admin}/livez")).status_code == 200
+        refused(await client.get(f"{admin}/open"), 404, "not_found")
+        refused(await client.post(f"{admin}/metrics"), 405, "method_not_allowed")
+        accept = {"accept": "application/openmetrics-text; version=1.0.0, text/plain;q=0.5"}
+        response = await client.get(f"{admin}/metrics", headers=accept)
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    lines = response.text.splitlines()
+    total = "oyez_gateway_requests_total"
+    assert f'{total}{{method="GET",route="/open",service="gateway",status="2xx"}} 1.0' in lines
+    assert f'{total}{{method="POST",route="-",service="gateway",status="4xx"}} 1.0' in lines
+    assert f'{total}{{method="GET",route="/orders",service="gateway",status="4xx"}} 1.0' in lines
+    assert f'{total}{{method="GET",route="-",service="gateway",status="4xx"}} 2.0' in lines
+    assert f'{total}{{method="other",route="-",service="gateway",status="4xx"}} 1.0' in lines
+    assert 'oyez_gateway_refused_total{code="body_too_large",service="gateway"} 1.0' in lines
+    assert 'oyez_gateway_refused_total{code="malformed",service="gateway"} 1.0' in lines
+    assert 'oyez_gateway_in_flight_requests{service="gateway"} 0.0' in lines
+    assert 'oyez_ready{service="gateway"} 1.0' in lines
+    (connections,) = (line for line in lines if line.startswith("oyez_gateway_connections{"))
+    assert float(connections.split()[1]) >= 1
+    assert any(f'# {{trace_id="{"a" * 32}"}}' in line for line in lines)
+    assert KEY not in response.text
+
+
+async def test_the_admin_port_has_a_setting_of_its_own(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = settings(tmp_path, 1, f'admin = "127.0.0.1:{taken.getsockname()[1]}"')
+        with pytest.raises(ConfigurationError, match=r"gateway\.admin: expected a free port"):
+            await serve(config, SystemAmbient(), observer=Metrics("gateway"))
 
 
 # The storefront

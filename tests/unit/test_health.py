@@ -95,6 +95,34 @@ async def test_a_broker_out_of_reach_fails_readiness_alone(checked: Checked) -> 
     assert checked.health.lag() == {PLACE: 9}
 
 
+async def test_the_age_of_the_oldest_event_grows_while_it_is_not_handled(checked: Checked) -> None:
+    def age() -> float | None:
+        return checked.signals(LagMeasured)[-1].seconds
+
+    await checked.wait(LOOK)
+    assert age() == 0.0
+    checked.lag(2)
+    await checked.wait(LOOK)
+    assert age() == 0.0  # it came since the last look
+    await checked.wait(LOOK)
+    assert age() == LOOK
+    checked.one.reached, checked.one.in_hand = checked.ambient.now() - 3600.0, True
+    await checked.wait(LOOK)
+    assert age() == 3600.0 + LOOK
+    checked.one.in_hand = False  # between two batches of a backlog
+    await checked.wait(LOOK)
+    assert age() == 3600.0 + LOOK * 2
+    checked.lag(0)
+    await checked.wait(LOOK)
+    assert age() == 0.0
+    checked.lag(1)
+    await checked.wait(LOOK)
+    assert age() == 0.0
+    checked.broker.faults.fail("lag", BrokerUnavailable("no route"))
+    await checked.wait(LOOK)
+    assert age() is None
+
+
 async def test_a_store_out_of_reach_fails_readiness_alone(checked: Checked) -> None:
     for statement in (tables.OLDEST_RETRY, tables.OUTBOX_HEAD, tables.REFUSALS):
         checked.store.faults.fail(

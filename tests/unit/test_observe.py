@@ -1,4 +1,4 @@
-"""Signals as metrics and log lines."""
+"""Signals as log lines."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ import pytest
 from oyez import signals
 from oyez.logger import Logger, configure
 from oyez.observe.logs import log_signal
-from oyez.observe.metrics import Metrics
-
-
-def test_metrics_are_prometheus_text() -> None:
-    metrics = Metrics()
-    metrics.count(
-        signals.BatchHandled(service="s", stream='a"b', partition=0, events=3, seconds=0.002)
-    )
-    metrics.count(signals.EventDead(service="s", handler="h", event_id="1", type="t", reason="r"))
-    metrics.count(signals.LagMeasured(service="s", stream="x", partition=1, records=7))
-    metrics.count(signals.LagMeasured(service="s", stream="x", partition=2, records=5))
-    metrics.count(signals.LagMeasured(service="s", stream="x", partition=2, records=None))
-    lines = metrics.render().splitlines()
-    assert 'oyez_events_handled_total{stream="a\\"b"} 3' in lines
-    assert 'oyez_events_dead_total{handler="h"} 1' in lines
-    assert 'oyez_batch_seconds_bucket{le="0.0025"} 1' in lines
-    assert "oyez_batch_seconds_count 1" in lines
-    assert [line for line in lines if line.startswith("oyez_lag_records")] == [
-        'oyez_lag_records{partition="1",stream="x"} 7'
-    ]
-    assert "oyez_stalled_partitions 0" in lines
 
 
 @pytest.fixture

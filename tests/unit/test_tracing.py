@@ -701,7 +701,7 @@ async def test_the_gateway_and_its_request_to_a_service_are_spans(tmp_path: Path
     ambient, ready = SystemAmbient(), asyncio.Event()
     addresses: list[Listen] = []
 
-    def at(listen: Listen) -> None:
+    def at(listen: Listen, _: Listen) -> None:
         addresses.append(listen)
         ready.set()
 
@@ -749,7 +749,12 @@ async def test_a_service_that_is_away_is_an_error_of_both_spans(tmp_path: Path) 
         config = settings(tmp_path, taken.getsockname()[1])
         ready: asyncio.Future[Listen] = asyncio.get_running_loop().create_future()
         work = asyncio.create_task(
-            serve(config, ambient, ready=ready.set_result, tracer=record("gateway", ambient))
+            serve(
+                config,
+                ambient,
+                ready=lambda listen, _: ready.set_result(listen),
+                tracer=record("gateway", ambient),
+            )
         )
         async with httpx.AsyncClient(base_url=f"http://{await ready}") as client:
             assert (await client.get("/open")).status_code == 503

@@ -492,7 +492,7 @@ class TestHistory:
                 f"records of {stream}[{partition}]: see `oyez view begin desk orders_seen`"
             ]
             assert await rows(system) == []
-            app = admin(process, token="t", metrics=str)
+            app = admin(process, token="t", metrics=lambda accept: (b"", accept))
             transport = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
                 answer = await http.get("/readyz")

@@ -41,7 +41,7 @@ async def _run(project: Project, settings: BridgeSettings) -> None:
     service = Service(f"bridge-{settings.name}")
     group = f"{project.config.system.name}.{service.name}"
     target = project.connect(settings.target)
-    signals, metrics = observed()
+    signals, metrics = observed(service.name)
     limits = process_settings(project, settings, settings.source)
     to = kind(settings.target)
     with traced(project.ambient, system=limits.system, service=service.name, broker=to) as tracer:
@@ -60,7 +60,7 @@ async def _run(project: Project, settings: BridgeSettings) -> None:
         admin = admin_server(project, process, metrics, key, settings.admin, settings.grace)
         try:
             await _open(target, process)
-            await serve(process, [admin], settings.grace)
+            await serve(process, [admin], settings.grace, metrics)
         finally:
             await target.close()
 

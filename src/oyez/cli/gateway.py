@@ -9,7 +9,9 @@ from oyez.config import Listen
 from oyez.errors import ConfigurationError
 from oyez.gateway import serve
 from oyez.logger import Logger, configure
+from oyez.observe.metrics import Metrics
 from oyez.observe.traced import traced
+from oyez.observe.turning import Turning
 from oyez.project import Project
 from oyez.runtime.interpreter import settle, tune
 
@@ -26,11 +28,19 @@ def command() -> None:
 
 
 async def _run(project: Project) -> None:
+    metrics = Metrics("gateway", service="gateway")
+    turning = Turning(metrics.turned)
     system = project.config.system.name
     with traced(project.ambient, system=system, service="gateway") as tracer:
-        await serve(project.config, project.ambient, ready=_ready, tracer=tracer)
+        turning.start()
+        try:
+            await serve(
+                project.config, project.ambient, ready=_ready, observer=metrics, tracer=tracer
+            )
+        finally:
+            turning.stop()
 
 
-def _ready(listen: Listen) -> None:
+def _ready(listen: Listen, admin: Listen) -> None:
     settle()
-    Logger().info("started", service="gateway", http=str(listen))
+    Logger().info("started", service="gateway", http=str(listen), admin=str(admin))

@@ -19,6 +19,7 @@ from oyez.logger import configure
 from oyez.observe.logs import log_signal
 from oyez.observe.metrics import Metrics
 from oyez.observe.traced import traced
+from oyez.observe.turning import Turning
 from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
@@ -56,7 +57,7 @@ def prepare(project: Project) -> None:
 async def _run(project: Project, name: str) -> None:
     settings = project.settings(name)
     service = project.service(name)
-    signals, metrics = observed()
+    signals, metrics = observed(name)
     limits = process_settings(project, settings, settings.broker)
     with traced(
         project.ambient, system=limits.system, service=name, broker=limits.broker
@@ -71,7 +72,7 @@ async def _run(project: Project, name: str) -> None:
             tracer=tracer,
         )
         servers = _servers(project, process, settings, metrics)
-        await serve(process, servers, settings.grace)
+        await serve(process, servers, settings.grace, metrics)
 
 
 def _servers(
@@ -91,9 +92,9 @@ def _servers(
     return servers
 
 
-def observed() -> tuple[Signals, Metrics]:
-    """Return signals with the log and the metrics as listeners."""
-    signals, metrics = Signals(), Metrics()
+def observed(service: str) -> tuple[Signals, Metrics]:
+    """Return signals with the log and the metrics of a service as listeners."""
+    signals, metrics = Signals(), Metrics(service=service)
     signals.listen(log_signal)
     signals.listen(metrics.count)
     return signals, metrics
@@ -122,6 +123,7 @@ def admin_server(
     grace: float,
 ) -> HttpServer:
     """Return the server of the admin port; ``key`` is its table in oyez.toml, for errors."""
+    metrics.read("oyez_ready", lambda: float(not process.readiness()))
     app = admin(
         process,
         token=project.token(),
@@ -140,14 +142,18 @@ def _details(project: Project, process: ServiceProcess, key: str) -> ASGIApp:
     return api(process, partial(effective, project.config, key))
 
 
-async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: float) -> None:
+async def serve(
+    process: ServiceProcess, servers: Sequence[HttpServer], grace: float, metrics: Metrics
+) -> None:
     """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port."""
     stopped = asyncio.Event()
+    turning = Turning(metrics.turned)
     admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):
         if not await _started(process, stopped, "".join(http_at), admin_at):
             return
         process.watchdog.start()
+        turning.start()
         try:
             for server in servers:
                 await server.start()
@@ -155,6 +161,7 @@ async def serve(process: ServiceProcess, servers: Sequence[HttpServer], grace: f
             await stopped.wait()
         finally:
             process.watchdog.stop()
+            turning.stop()
             process.stop_soon()
             # First no new requests, then no new events; the admin port serves until the end.
             loop = asyncio.get_running_loop()

@@ -96,6 +96,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
+    admin: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 0)
     static: Annotated[str | None, rules.text("a folder")] = None
     body_limit: Annotated[int, rules.whole(0, 2**40, " of bytes")] = 1_048_576
     buffer_limit: Annotated[int, rules.whole(0, 2**40, " of bytes")] = 67_108_864

@@ -6,34 +6,49 @@ import asyncio
 
 from oyez.ambient import Ambient
 from oyez.config import Config
+from oyez.envelope import sampled
 from oyez.gateway.access import Access
-from oyez.gateway.exchange import ClientGone, Exchange, Refusal, refusal_of
+from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
 from oyez.gateway.routing import Routes, not_allowed, safe_path
 from oyez.gateway.static import Files, not_found
 from oyez.logger import Logger
+from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
 
+NAME = "gateway"
+"""The gateway as the sender of signals."""
 _OWN = ("/livez", "/readyz", "/session")
 
 
 def gateway(
-    config: Config, ambient: Ambient, *, secret: bytes, tracer: Tracer | None = None
+    config: Config,
+    ambient: Ambient,
+    *,
+    secret: bytes,
+    tell: Listener | None = None,
+    tracer: Tracer | None = None,
 ) -> Gateway:
     """Return the gateway of a configuration; ``secret`` signs its sessions.
 
-    ``tracer`` records spans; None where none are recorded. Raises :class:`ConfigurationError` if
-    there is no ``[gateway]``, or if the files it names are missing or readable for others.
+    ``tell`` receives a signal for each request. ``tracer`` records spans; None where none are
+    recorded. Raises :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it
+    names are missing or readable for others.
     """
-    return Gateway(config, ambient, secret, tracer)
+    return Gateway(config, ambient, secret, tell, tracer)
 
 
 class Gateway:
     """It responds to requests. See :func:`gateway`."""
 
     def __init__(
-        self, config: Config, ambient: Ambient, secret: bytes, tracer: Tracer | None = None
+        self,
+        config: Config,
+        ambient: Ambient,
+        secret: bytes,
+        tell: Listener | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         if config.gateway is None:
             raise config.error("gateway", "a table [gateway]", "nothing")
@@ -44,12 +59,16 @@ class Gateway:
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer)
         self._files = _files(config)
-        self._draining = False
+        self.draining = False
+        """Whether it is about to stop."""
+        self.in_flight = 0
+        """The number of requests that are being answered."""
+        self._tell = tell
         self._log = Logger()
 
     def drain(self) -> None:
         """Become unready, and end endless responses."""
-        self._draining = True
+        self.draining = True
         self._forwarder.drain()
 
     def close(self) -> None:
@@ -59,6 +78,7 @@ class Gateway:
     async def __call__(self, exchange: Exchange) -> None:
         """Respond to one request, whatever happens, and log it."""
         began = self._ambient.monotonic()
+        self.in_flight += 1
         if self._tracer is not None:
             self._begin_span(exchange, self._tracer)
         here.set(exchange)  # until the next request of the connection, whose task this is
@@ -75,10 +95,28 @@ class Gateway:
             if exchange.status == 0:
                 await exchange.refuse(Refusal(500, "internal", "the gateway failed"))
         finally:
+            self.in_flight -= 1
+            seconds = self._ambient.monotonic() - began
             if exchange.recorded is not None:
                 self._end_span(exchange, exchange.recorded)
+            if self._tell is not None:
+                self._tell(_answered(exchange, seconds))
             if self._is_logged(exchange):
-                self._write_line(exchange, self._ambient.monotonic() - began)
+                self._write_line(exchange, seconds)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Tell of what was refused without becoming a request."""
+        if self._tell is not None:
+            self._tell(
+                RequestAnswered(
+                    service=NAME,
+                    route=NO_ROUTE,
+                    method="",
+                    status=refusal.status,
+                    seconds=None,
+                    code=refusal.code,
+                )
+            )
 
     def _begin_span(self, exchange: Exchange, tracer: Tracer) -> None:
         span = tracer.serve(
@@ -131,7 +169,7 @@ class Gateway:
             return
         if exchange.method not in ("GET", "HEAD"):
             raise not_allowed("GET", "HEAD")
-        if path == "/readyz" and self._draining:
+        if path == "/readyz" and self.draining:
             raise Refusal(503, "draining", "the gateway is about to stop")
         await exchange.plain(200, [(b"content-type", b"application/json")], b'{"status":"ok"}')
 
@@ -160,6 +198,18 @@ class Gateway:
             request_id=exchange.request_id,
             **ended,
         )
+
+
+def _answered(exchange: Exchange, seconds: float) -> RequestAnswered:
+    return RequestAnswered(
+        service=NAME,
+        route=exchange.label,
+        method=exchange.method,
+        status=exchange.status,
+        seconds=seconds,
+        code=exchange.refused,
+        trace_id=sampled(exchange.traceparent),
+    )
 
 
 async def _interrupted(exchange: Exchange) -> None:

@@ -40,7 +40,10 @@ class Edge:
         settings: GatewaySettings,
         ambient: Ambient,
         answer: Callable[[Exchange], Awaitable[None]],
+        refused: Callable[[Refusal], None] = lambda refusal: None,
     ) -> None:
+        """``refused`` is told of what was refused without becoming a request."""
+        self.refused = refused
         self.settings = settings
         self.ambient = ambient
         self.answer = answer
@@ -50,6 +53,11 @@ class Edge:
         self._connections: set[ClientConnection] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+
+    @property
+    def connected(self) -> int:
+        """The number of connections."""
+        return len(self._connections)
 
     def connection(self) -> ClientConnection:
         """Return the protocol of a new connection."""
@@ -272,6 +280,7 @@ class ClientConnection(asyncio.Protocol):
                 self._next()
 
     def _refuse(self, refusal: Refusal) -> None:
+        self._edge.refused(refusal)
         self._transport.write(loose_answer(refusal))
         self._linger(_LINGER_SECONDS)
 

@@ -37,6 +37,10 @@ _NONE: list[bytes] = []
 _WITHOUT_BODY = (204, 304)
 
 
+NO_ROUTE = "-"
+"""The label of a request before its route is known, or without one."""
+
+
 class Refusal(Exception):
     """An error response: a status, a code for programs, a line for people."""
 
@@ -125,8 +129,9 @@ class Exchange:
 
     ``label`` is the route's name in the log. ``status`` is 0 until the answer starts; ``complete``
     is set once its last byte was accepted. ``closing``: the connection ends with this answer.
-    ``interruption`` says why the work on it was cancelled. ``given`` is the client's traceparent,
-    if it is valid, ``traceparent`` this exchange's own, and ``recorded`` its span, if it has one.
+    ``interruption`` says why the work on it was cancelled, ``refused`` is the code of a refusal.
+    ``given`` is the client's traceparent, if it is valid, ``traceparent`` this exchange's own, and
+    ``recorded`` its span, if it has one.
     """
 
     def __init__(
@@ -143,9 +148,10 @@ class Exchange:
         self._old = head.old
         self._unread = head.body
         self.path = self.target.partition(b"?")[0]
-        self.label = "-"
+        self.label = NO_ROUTE
         self.status = 0
         self.complete = False
+        self.refused = ""
         self.closing = self._old or closes(self.fields)
         self.interruption: Refusal | ClientGone | None = None
         self._connection = connection
@@ -288,6 +294,7 @@ class Exchange:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Respond with a problem document."""
+        self.refused = refusal.code
         headers, body = problem(refusal)
         await self.plain(refusal.status, headers, body)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections.abc import Callable
 from functools import partial
 
 from oyez.ambient import Ambient
 from oyez.config import Config, Listen
 from oyez.gateway.access import read_secret
+from oyez.gateway.admin import Admin, Observer
 from oyez.gateway.app import gateway
 from oyez.gateway.edge import Edge
 from oyez.listening import BACKLOG, bind, stop_signals
@@ -22,37 +24,54 @@ async def serve(
     config: Config,
     ambient: Ambient,
     *,
-    ready: Callable[[Listen], None] | None = None,
+    ready: Callable[[Listen, Listen], None] | None = None,
+    observer: Observer | None = None,
     tracer: Tracer | None = None,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT, or until cancelled; then drain.
 
     Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds.
-    ``ready`` is called with the address once connections are accepted; ``tracer`` records spans.
-    Raises
-    :class:`ConfigurationError` if the gateway can't start as configured.
+    ``ready`` is called with both addresses, the admin port's second, once connections are accepted.
+    Without an ``observer`` there is no admin port, and the second is that of clients again.
+    ``tracer`` records spans. Raises :class:`ConfigurationError` if the gateway can't start as
+    configured.
     """
     settings = config.gateway
-    app = gateway(config, ambient, secret=read_secret(config), tracer=tracer)
+    tell = None if observer is None else observer.count
+    app = gateway(config, ambient, secret=read_secret(config), tell=tell, tracer=tracer)
     assert settings is not None
-    refuse = partial(config.error, "gateway.listen")
-    listener = bind(settings.listen.host, settings.listen.port, refuse)
+    listeners = [_bind(config, "gateway.listen", settings.listen)]
+    edges = [Edge(settings, ambient, app, app.refused)]
+    if observer is not None:
+        listeners.append(_bind(config, "gateway.admin", settings.admin))
+        edges.append(Edge(settings, ambient, Admin(app, edges[0], observer)))
     _allow_files(2 * settings.connections + _OTHER_FILES)
-    edge = Edge(settings, ambient, app)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(edge.connection, sock=listener, backlog=BACKLOG)
+    servers = [
+        await loop.create_server(edge.connection, sock=listener, backlog=BACKLOG)
+        for edge, listener in zip(edges, listeners, strict=True)
+    ]
     stopped = asyncio.Event()
     try:
         with stop_signals(stopped.set):
             if ready is not None:
-                host, port = listener.getsockname()[:2]
-                ready(Listen(host, port))
+                ready(_address(listeners[0]), _address(listeners[-1]))
             await stopped.wait()
     finally:
         app.drain()
-        server.close()
-        await edge.drain()
+        for server, edge in zip(servers, edges, strict=True):
+            server.close()
+            await edge.drain()
         app.close()
+
+
+def _bind(config: Config, key: str, address: Listen) -> socket.socket:
+    return bind(address.host, address.port, partial(config.error, key))
+
+
+def _address(listener: socket.socket) -> Listen:
+    host, port = listener.getsockname()[:2]
+    return Listen(host, port)
 
 
 def _allow_files(count: int) -> None:

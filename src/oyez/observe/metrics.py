@@ -1,111 +1,159 @@
-"""Signals as metrics in Prometheus' text format (exposition format 0.0.4)."""
+"""Signals as metrics.
+
+A signal only adds to plain numbers, once a batch. The maintained Prometheus client turns them into
+its formats when they are scraped, and is imported then; see `oyez.observe.exposition`.
+"""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from oyez import signals
+from oyez.observe.catalogue import Where
+from oyez.observe.series import OTHER, Exemplar, Series
 
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-_HELP = {
-    "oyez_events_handled_total": "Events whose handling was committed.",
-    "oyez_events_published_total": "Events that the broker acknowledged.",
-    "oyez_events_retried_total": "Failed attempts that will be retried.",
-    "oyez_events_dead_total": "Events that became dead letters.",
-    "oyez_events_missed_total": "Events deleted by retention before they were handled.",
-    "oyez_fenced_total": "Commits refused because another replica owns the partition.",
-    "oyez_trouble_total": "Errors of broker or store that are retried.",
-    "oyez_lag_records": "Lag of an owned partition in records; absent where unknown.",
-    "oyez_view_stale_seconds": "Age of the oldest event that a view has not applied here.",
-    "oyez_stalled_partitions": "Partitions that make no progress though there is lag.",
-    "oyez_owned_partitions": "Partitions that this process owns.",
-    "oyez_batch_seconds": "Time from the arrival of a batch to its commit.",
-}
-
-_UNKNOWN = ("oyez_lag_records", "oyez_view_stale_seconds")
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Metrics:
     """The metrics of a process; pass `count` to `Signals.listen` and serve `render`."""
 
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str], float] = defaultdict(float)
-        self._buckets = [0] * (len(_BUCKETS) + 1)
-        self._seconds = 0.0
+    def __init__(self, where: Where = "service", *, service: str = "") -> None:
+        """``where`` is the kind of the process, ``service`` its name."""
+        self._series = Series(where, service)
+        self._add, self._set = self._series.add, self._series.set
+        self._histogram = self._series.histogram
+        self._stuck: set[str] = set()
+        """The sagas that were told of."""
+        self._read: dict[str, Callable[[], float]] = {}
+        self._listeners: dict[type[signals.Signal], Callable[[Any], None]] = {
+            signals.BatchHandled: self._batch_handled,
+            signals.HandlerTimed: self._handler_timed,
+            signals.Committed: self._committed,
+            signals.EventsPublished: self._published,
+            signals.EventRetried: self._retried,
+            signals.EventDead: self._dead,
+            signals.EventsMissed: self._missed,
+            signals.EventsLate: self._late,
+            signals.LagMeasured: self._lag,
+            signals.BrokerMeasured: self._broker,
+            signals.StoreMeasured: self._store,
+            signals.ViewMeasured: self._view,
+            signals.Trouble: self._trouble,
+            signals.RequestAnswered: self._request,
+            signals.ClaimLost: lambda _: self._add("oyez_fenced_total", (), 1),
+            signals.Claimed: lambda _: self._owns(1, "oyez_claims_total"),
+            signals.Released: lambda _: self._owns(-1, "oyez_releases_total"),
+            signals.Stalled: lambda _: self._add("oyez_stalled_partitions", (), 1),
+            signals.Resumed: lambda _: self._add("oyez_stalled_partitions", (), -1),
+        }
 
     def count(self, signal: signals.Signal) -> None:
         """Update the metrics by a signal."""
-        match signal:
-            case signals.BatchHandled(stream=stream, events=events, seconds=seconds):
-                self._add("oyez_events_handled_total", events, stream=stream)
-                self._buckets[bisect_left(_BUCKETS, seconds)] += 1
-                self._seconds += seconds
-            case signals.EventsPublished(stream=stream, events=events):
-                self._add("oyez_events_published_total", events, stream=stream)
-            case signals.EventRetried(handler=handler):
-                self._add("oyez_events_retried_total", 1, handler=handler)
-            case signals.EventDead(handler=handler):
-                self._add("oyez_events_dead_total", 1, handler=handler)
-            case signals.EventsMissed(stream=stream, events=events):
-                self._add("oyez_events_missed_total", events, stream=stream)
-            case signals.ClaimLost():
-                self._add("oyez_fenced_total", 1)
-            case signals.Trouble(part=part):
-                self._add("oyez_trouble_total", 1, part=part.partition("[")[0])
-            case signals.LagMeasured(stream=stream, partition=partition, records=records):
-                self._set("oyez_lag_records", records, stream=stream, partition=str(partition))
-            case signals.ViewMeasured(view=view, version=version, seconds=seconds):
-                self._set("oyez_view_stale_seconds", seconds, view=view, version=str(version))
-            case signals.Stalled():
-                self._add("oyez_stalled_partitions", 1)
-            case signals.Resumed():
-                self._add("oyez_stalled_partitions", -1)
-            case signals.Claimed():
-                self._add("oyez_owned_partitions", 1)
-            case signals.Released():
-                self._add("oyez_owned_partitions", -1)
+        listener = self._listeners.get(type(signal))
+        if listener is not None:
+            listener(signal)
 
-    def render(self) -> str:
-        """Return all metrics as text."""
-        lines: list[str] = []
-        named: dict[str, list[tuple[str, float]]] = defaultdict(list)
-        for (name, labels), value in sorted(self._values.items()):
-            named[name].append((labels, value))
-        for name, text in _HELP.items():
-            if name == "oyez_batch_seconds":
-                lines += self._histogram(name, text)
-                continue
-            kind = "counter" if name.endswith("_total") else "gauge"
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            # An unknown lag is not a lag of 0, nor is a view that does not exist fresh.
-            samples = named[name] or ([] if name in _UNKNOWN else [("", 0.0)])
-            lines += [f"{name}{labels} {value:g}" for labels, value in samples]
-        return "\n".join(lines) + "\n"
+    def read(self, name: str, value: Callable[[], float]) -> None:
+        """Have a gauge without labels read whenever the metrics are scraped."""
+        self._read[name] = value
 
-    def _histogram(self, name: str, text: str) -> list[str]:
-        lines = [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
-        total = 0
-        for bound, count in zip((*map(str, _BUCKETS), "+Inf"), self._buckets, strict=True):
-            total += count
-            lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
-        return [*lines, f"{name}_sum {self._seconds:.6f}", f"{name}_count {total}"]
+    def turned(self, late: float) -> None:
+        """Count that a timer of the event loop fired so many seconds late."""
+        self._histogram("oyez_loop_lag_seconds", ()).add(late)
 
-    def _add(self, name: str, amount: float, **labels: str) -> None:
-        self._values[name, _labels(labels)] += amount
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all metrics, and their media type, in the format that a client accepts.
 
-    def _set(self, name: str, value: float | None, **labels: str) -> None:
-        if value is None:
-            self._values.pop((name, _labels(labels)), None)
-        else:
-            self._values[name, _labels(labels)] = value
+        OpenMetrics, which has exemplars, or else Prometheus' text format.
+        """
+        from oyez.observe.exposition import render
 
+        for name, value in self._read.items():
+            self._set(name, (), value())
+        return render(self._series, accept)
 
-def _labels(labels: dict[str, str]) -> str:
-    text = ",".join(f'{key}="{_escape(value)}"' for key, value in sorted(labels.items()))
-    return f"{{{text}}}" if text else ""
+    # -- one for each signal -----------------------------------------------------------------------
 
+    def _batch_handled(self, signal: signals.BatchHandled) -> None:
+        self._add("oyez_events_handled_total", (signal.stream,), signal.events)
+        self._histogram("oyez_batch_seconds", ()).add(signal.seconds)
+        self._histogram("oyez_batch_events", ()).add(signal.events)
 
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    def _handler_timed(self, signal: signals.HandlerTimed) -> None:
+        found = self._histogram("oyez_handler_seconds", (signal.handler, signal.outcome))
+        bounds, counts = found.bounds, found.counts
+        for seconds in signal.seconds:
+            counts[bisect_left(bounds, seconds)] += 1
+        found.total += sum(signal.seconds)
+        if signal.trace_id:
+            longest = max(signal.seconds)
+            bucket = bisect_left(bounds, longest)
+            found.exemplars[bucket] = Exemplar(longest, signal.trace_id, time.time())
+
+    def _committed(self, signal: signals.Committed) -> None:
+        self._histogram("oyez_commit_seconds", ()).add(signal.seconds)
+
+    def _published(self, signal: signals.EventsPublished) -> None:
+        self._add("oyez_events_published_total", (signal.stream,), signal.events)
+        self._histogram("oyez_publish_seconds", ()).add(signal.seconds)
+
+    def _retried(self, signal: signals.EventRetried) -> None:
+        self._add("oyez_events_retried_total", (signal.handler,), 1)
+
+    def _dead(self, signal: signals.EventDead) -> None:
+        self._add("oyez_events_dead_total", (signal.handler,), 1)
+
+    def _missed(self, signal: signals.EventsMissed) -> None:
+        self._add("oyez_events_missed_total", (signal.stream,), signal.events)
+
+    def _late(self, signal: signals.EventsLate) -> None:
+        self._add("oyez_events_late_total", (signal.window,), signal.events)
+
+    def _lag(self, signal: signals.LagMeasured) -> None:
+        place = (signal.stream, str(signal.partition))
+        self._set("oyez_lag_records", place, signal.records)
+        self._set("oyez_oldest_event_seconds", place, signal.seconds)
+
+    def _broker(self, signal: signals.BrokerMeasured) -> None:
+        self._set("oyez_broker_answer_seconds", (), signal.seconds)
+
+    def _store(self, signal: signals.StoreMeasured) -> None:
+        self._set("oyez_store_answer_seconds", (), signal.seconds)
+        self._set("oyez_outbox_events", (), signal.outbox)
+        self._set("oyez_outbox_oldest_seconds", (), signal.outbox_seconds)
+        self._set("oyez_outbox_refused_events", (), signal.refused)
+        self._set("oyez_parked_events", (), signal.parked)
+        self._set("oyez_parked_oldest_seconds", (), signal.parked_seconds)
+        self._set("oyez_dead_letters", (), signal.dead)
+        stuck = signal.stuck or {}
+        self._stuck.update(stuck)
+        for saga in self._stuck:
+            self._set("oyez_stuck_sagas", (saga,), stuck.get(saga))
+
+    def _view(self, signal: signals.ViewMeasured) -> None:
+        place = (signal.view, str(signal.version))
+        self._set("oyez_view_stale_seconds", place, signal.seconds)
+
+    def _trouble(self, signal: signals.Trouble) -> None:
+        self._add("oyez_trouble_total", (signal.part.partition("[")[0],), 1)
+
+    def _request(self, signal: signals.RequestAnswered) -> None:
+        method = signal.method if signal.method in _METHODS else OTHER
+        status = f"{signal.status // 100}xx" if signal.status else "none"
+        self._add("oyez_gateway_requests_total", (signal.route, method, status), 1)
+        if signal.code:
+            self._add("oyez_gateway_refused_total", (signal.code,), 1)
+        if signal.seconds is None:
+            return
+        found = self._histogram("oyez_gateway_request_seconds", (signal.route, method))
+        bucket = found.add(signal.seconds)
+        if signal.trace_id:
+            found.exemplars[bucket] = Exemplar(signal.seconds, signal.trace_id, time.time())
+
+    def _owns(self, more: int, counter: str) -> None:
+        self._add("oyez_owned_partitions", (), more)
+        self._add(counter, (), 1)

@@ -7,22 +7,25 @@ from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 
+Metrics = Callable[[str], tuple[bytes, str]]
+"""Returns the metrics in a format that an ``Accept`` header names, and its media type."""
+
 
 def admin(
     process: ServiceProcess,
     *,
     token: str,
-    metrics: Callable[[], str],
+    metrics: Metrics,
     details: Callable[[], ASGIApp] | None = None,
 ) -> Starlette:
-    """Return the ASGI app; ``metrics`` renders Prometheus' text format.
+    """Return the ASGI app.
 
     ``details`` makes the app of everything else under ``/oyez``, behind the token too. It is made
     at the first request for it.
@@ -54,13 +57,11 @@ def admin(
         return _verdict(process.health.liveness())
 
     async def readyz(_: Request) -> Response:
-        reasons = [*process.health.readiness(), *process.views.problems()]
-        if process.stopping:
-            reasons.append("draining")
-        return _verdict(reasons, process.health.warnings())
+        return _verdict(process.readiness(), process.health.warnings())
 
-    async def show_metrics(_: Request) -> Response:
-        return PlainTextResponse(metrics(), media_type="text/plain; version=0.0.4")
+    async def show_metrics(request: Request) -> Response:
+        content, kind = metrics(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": kind})
 
     async def status(_: Request) -> object:
         return {

@@ -17,19 +17,19 @@ from typing import cast
 import msgspec
 
 from oyez.ambient import Ambient
-from oyez.envelope import Envelope, open_record
+from oyez.envelope import Envelope, open_record, sampled
 from oyez.errors import Fenced, InvalidEvent, StateConflict, StoreUnavailable
 from oyez.handler import Handler
 from oyez.parameters import Context
 from oyez.ports import Batch, Broker, Changes, DeadLetter, Parked, Position, Record
-from oyez.runtime.calls import Told
+from oyez.runtime.calls import Told, clocked
 from oyez.runtime.commits import Commits
 from oyez.runtime.execution import CONFLICTS, Execution, decode_for, park
 from oyez.runtime.handlers import Handlers
 from oyez.runtime.lane import Lane
 from oyez.runtime.reports import Reports
 from oyez.runtime.retry import describe_error, describe_traceback
-from oyez.signals import EventDead
+from oyez.signals import EventDead, HandlerTimed
 from oyez.transaction import Transaction, UnitOfWork
 
 PARKED_LIMIT = 10_000
@@ -168,6 +168,7 @@ class Batches:
         told = None
         if self._tracer is not None or self._reports.calls:
             told = Told(self._ambient, self._reports, self._tracer)
+        took: list[float] | None = [] if self._reports.heard else None
         parked: list[Parked] = []
         broken: list[DeadLetter] = []
         try:
@@ -187,9 +188,11 @@ class Batches:
                     else:
                         calls.append((handler, item))
             alone |= any(self._handlers[name].reads for name in lists)
-            await self._call(unit, calls, told, alone)
+            await self._call(unit, calls, told, took, alone)
             for name, members in lists.items():
-                await self._call_batch(unit, self._handlers[name], members, told)
+                handler = self._handlers[name]
+                await self._call_batch(unit, handler, members, told, took)
+                calls.append((handler, members[0]))
             unit.changes.parked = parked
             unit.changes.dead = broken
             await lane.commit(unit, last)
@@ -206,6 +209,8 @@ class Batches:
             await lane.advance(last)
         else:
             self._report(broken)
+            if took:
+                self._tell_durations(calls, took)
             if told is not None:
                 told.tell("done")
         finally:
@@ -218,9 +223,13 @@ class Batches:
         unit: UnitOfWork,
         calls: Sequence[tuple[Handler, Item]],
         told: Told | None,
+        took: list[float] | None,
         alone: bool,
     ) -> None:
-        """Call handlers for one event each; ``told`` collects the calls to be told of."""
+        """Call handlers for one event each.
+
+        ``told`` collects the calls to be told of, ``took`` how long each call took, in seconds.
+        """
         handled = unit.changes.handled
         now = unit.changes.time
         events = [
@@ -235,7 +244,8 @@ class Batches:
             if places:
                 alone = alone or any(handler.reads for handler, _ in calls)
                 await unit.load(places, alone=alone)
-        index, begin = 0, self._calls.begin
+        index, begin, clock = 0, self._calls.begin, self._ambient.monotonic
+        began = clock()
         while index < len(calls):
             handler, item = calls[index]
             if not handler.blocking:
@@ -256,12 +266,17 @@ class Batches:
                             await self._calls.perform(handler, events[index], tx, context)
                         )
                 handled.append((envelope.id, envelope.source, handler.name))
+                if took is not None:
+                    ended = clock() if call is None else call.ended
+                    took.append(ended - began)
+                    began = ended
                 index += 1
                 continue
             end = index
             while end < len(calls) and calls[end][0] is handler:
                 end += 1
-            await self._call_blocking(unit, calls[index:end], events[index:end], told)
+            await self._call_blocking(unit, calls[index:end], events[index:end], told, took)
+            began = clock()
             index = end
 
     async def _call_blocking(
@@ -270,6 +285,7 @@ class Batches:
         calls: Sequence[tuple[Handler, Item]],
         events: Sequence[object],
         told: Told | None,
+        took: list[float] | None,
     ) -> None:
         ready = []
         transactions = []
@@ -278,11 +294,14 @@ class Batches:
             tx = unit.transaction(envelope, item.key)
             context = self._context(handler, envelope) if handler.needs_context else None
             call = self._calls.ready(handler, event, tx, context)
+            known = None
             if told is not None:
                 at = item.record
                 known = told.call(handler, (envelope,), tx, at.stream, at.partition)
-                if known is not None:
-                    call = known.around(call)
+            if known is not None:
+                call = known.around(call, took)
+            elif took is not None:
+                call = clocked(call, self._ambient.monotonic, took)
             ready.append((handler, call))
             transactions.append(tx)
             unit.changes.handled.append((envelope.id, envelope.source, handler.name))
@@ -291,7 +310,12 @@ class Batches:
             tx.publish_all(returned)
 
     async def _call_batch(
-        self, unit: UnitOfWork, handler: Handler, items: list[Item], told: Told | None
+        self,
+        unit: UnitOfWork,
+        handler: Handler,
+        items: list[Item],
+        told: Told | None,
+        took: list[float] | None,
     ) -> None:
         envelopes = [cast(Envelope, item.envelope) for item in items]
         tx = unit.transaction(envelopes[0])
@@ -301,9 +325,32 @@ class Batches:
         if told is not None:
             at = items[0].record
             call = told.call(handler, envelopes, tx, at.stream, at.partition)
+        began = self._ambient.monotonic()
         with call or nullcontext():
             tx.publish_all(await self._calls.perform(handler, events, tx, None))
+        if took is not None:
+            took.append((self._ambient.monotonic() if call is None else call.ended) - began)
         unit.changes.handled.extend((e.id, e.source, handler.name) for e in envelopes)
+
+    def _tell_durations(self, calls: Sequence[tuple[Handler, Item]], took: Sequence[float]) -> None:
+        """Report how long calls took that were committed: one signal for each handler."""
+        names = {handler.name for handler, _ in calls}
+        for name in names:
+            own, seconds = calls, took
+            if len(names) > 1:
+                chosen = [index for index, (each, _) in enumerate(calls) if each.name == name]
+                own = [calls[index] for index in chosen]
+                seconds = [took[index] for index in chosen]
+            longest = own[seconds.index(max(seconds))][1].envelope
+            self._reports.emit(
+                HandlerTimed(
+                    service=self._reports.service,
+                    handler=name,
+                    outcome="done",
+                    seconds=seconds,
+                    trace_id="" if longest is None else sampled(longest.traceparent),
+                )
+            )
 
     def _context(self, handler: Handler, envelope: Envelope) -> Context:
         return Context(envelope, self._reports.service, handler.name, 1, handler.retry.attempts)

@@ -41,13 +41,13 @@ class Call:
     __slots__ = (
         "_ambient",
         "_began",
-        "_ended",
         "_envelopes",
         "_partition",
         "_span",
         "_stream",
         "_tracer",
         "attempt",
+        "ended",
         "error",
         "handler",
         "start",
@@ -78,12 +78,14 @@ class Call:
         self._span: Span | None = None
         self.error: BaseException | None = None
         """What the handler raised."""
-        self.start = self._began = self._ended = 0.0
+        self.start = self._began = 0.0
+        self.ended = 0.0
+        """When it returned or raised, on the monotonic clock."""
 
     def begin(self) -> None:
         """Start the measurement, and the span."""
         self.start = self._ambient.now()
-        self._began = self._ended = self._ambient.monotonic()
+        self._began = self.ended = self._ambient.monotonic()
         if self._tracer is not None:
             self._span = self._tracer.process(
                 self.handler.name,
@@ -97,7 +99,7 @@ class Call:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the measurement; ``error`` is what the handler raised."""
-        self._ended = self._ambient.monotonic()
+        self.ended = self._ambient.monotonic()
         self.error = error
 
     def __enter__(self) -> None:
@@ -106,12 +108,18 @@ class Call:
     def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
         self.end(error)
 
-    def around(self, ready: Ready) -> Ready:
-        """Return the call so wrapped that it starts and ends the measurement itself."""
+    def around(self, ready: Ready, took: list[float] | None) -> Ready:
+        """Return the call so wrapped that it starts and ends the measurement itself.
+
+        When it returns, its duration is added to ``took``, if that is given.
+        """
 
         def measured() -> Any:
             with self:
-                return ready()
+                answer = ready()
+            if took is not None:
+                took.append(self.ended - self._began)
+            return answer
 
         return measured
 
@@ -125,7 +133,7 @@ class Call:
         if span is not None:
             error = error or self.error
             span.end(
-                self.start + self._ended - self._began,
+                self.start + self.ended - self._began,
                 None if error is None else failure_of(error),
                 {"oyez.outcome": outcome},
             )
@@ -142,7 +150,7 @@ class Call:
             events=len(self._envelopes),
             attempt=self.attempt,
             start=self.start,
-            seconds=self._ended - self._began,
+            seconds=self.ended - self._began,
             outcome=outcome,
             error=error,
             trace_id=own[3:35],
@@ -334,6 +342,18 @@ def events_in(handler: Handler, answer: object) -> Sequence[object]:
         f"{handler.service}.{handler.name} returned {type(answer).__name__}: expected an event, "
         "several events or None"
     )
+
+
+def clocked(ready: Ready, clock: Callable[[], float], took: list[float]) -> Ready:
+    """Return the call so wrapped that it adds its duration to ``took`` when it returns."""
+
+    def call() -> Any:
+        began = clock()
+        answer = ready()
+        took.append(clock() - began)
+        return answer
+
+    return call
 
 
 def _run_slice(ambient: Ambient, calls: Sequence[tuple[Handler, Ready]]) -> list[Sequence[object]]:

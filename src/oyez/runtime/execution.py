@@ -13,7 +13,7 @@ from typing import Any
 
 from oyez.ambient import Ambient
 from oyez.contract import decode
-from oyez.envelope import Envelope, open_record, parse_time
+from oyez.envelope import Envelope, open_record, parse_time, sampled
 from oyez.errors import (
     ConstraintViolated,
     Expired,
@@ -42,7 +42,7 @@ from oyez.runtime.retry import (
     outcome,
     remember,
 )
-from oyez.signals import EventDead, EventRetried, Signal
+from oyez.signals import EventDead, EventRetried, HandlerTimed, Signal
 from oyez.spans import here
 from oyez.transaction import UnitOfWork
 
@@ -109,8 +109,9 @@ class Execution:
         tracer = None if event.reader else self._reports.tracer  # see `Batches`
         if tracer is not None or self._reports.calls:
             told = Told(self._ambient, self._reports, tracer)
+        took: list[float] = []
         try:
-            await self._call(unit, handler, event, envelope, told, alone)
+            await self._call(unit, handler, event, envelope, told, took, alone)
             returned()
             self._settle(unit.changes, event)
             await _commit(event, lane, unit, position)
@@ -123,6 +124,7 @@ class Execution:
         else:
             if event.seq:
                 lane.chains.remove(event.chain)
+            self._tell_duration(event, "done", took)
             if told is not None:
                 told.tell("done")
             return Done()
@@ -152,8 +154,10 @@ class Execution:
             if told is not None:
                 told.tell("repeated", error)
             raise
+        word = "retry" if isinstance(result, RetryAt) else "dead"
+        self._tell_duration(event, word, took)
         if told is not None:
-            told.tell("retry" if isinstance(result, RetryAt) else "dead", error)
+            told.tell(word, error)
         return result
 
     async def record(
@@ -242,9 +246,13 @@ class Execution:
         event: Parked,
         envelope: Envelope | None,
         told: Told | None,
+        took: list[float],
         alone: bool,
     ) -> None:
-        """Call the handler; ``told`` collects the call if it is to be told of."""
+        """Call the handler; ``told`` collects the call if it is to be told of.
+
+        ``took`` receives how long the call took, in seconds, also if it failed.
+        """
         if envelope is None:
             envelope = open_record(event.headers, event.data)
         value: Any = decode_for(handler, envelope, unit.changes.time)
@@ -267,13 +275,30 @@ class Execution:
         if told is not None:
             place = (event.stream, event.partition)
             call = told.call(handler, (envelope,), tx, *place, event.attempt + 1)
-        with call or nullcontext():
-            events = await self.calls.perform(
-                handler, [value] if handler.batch else value, tx, context
-            )
+        began = self._ambient.monotonic()
+        try:
+            with call or nullcontext():
+                events = await self.calls.perform(
+                    handler, [value] if handler.batch else value, tx, context
+                )
+        finally:
+            took.append((self._ambient.monotonic() if call is None else call.ended) - began)
         if event.seq:
             unit.restamp()
         tx.publish_all(events)
+
+    def _tell_duration(self, event: Parked, outcome: str, took: list[float]) -> None:
+        """Report how long the call took; nothing of an event that reached no handler."""
+        if took:
+            self._reports.emit(
+                HandlerTimed(
+                    service=self._reports.service,
+                    handler=event.handler,
+                    outcome=outcome,
+                    seconds=took,
+                    trace_id=sampled(event.headers.get("traceparent")),
+                )
+            )
 
     def _settle(self, changes: Changes, event: Parked) -> None:
         if event.seq:

@@ -195,7 +195,7 @@ class Health:
         for reader, lags in behind.items():
             for place, lag in lags.items():
                 if not reader:
-                    self._measured(place, lag)
+                    self._measured(place, lag, self._age(lanes[""][place], lag))
                 self._judge((reader, *place), lanes[reader][place], behind=lag > 0)
 
     async def _behind(self, lanes: dict[Place, Lane]) -> dict[Place, int]:
@@ -262,7 +262,22 @@ class Health:
             self._stalled[seat] = since
             self._emit(Stalled, seat, seconds=self._ambient.monotonic() - since)
 
-    def _measured(self, place: Place, lag: int | None) -> None:
+    def _age(self, lane: Lane, lag: int) -> float:
+        """Return how old the oldest record is that the lane has not handled.
+
+        Between two batches nothing tells that but the record before it, which is as old at least:
+        it counts where the lane was behind before. Else the record came since the last look.
+        """
+        if not lag:
+            return 0.0
+        claim = lane.claim
+        since = self._behind_since.get(("", claim.stream, claim.partition))
+        if lane.reached and (lane.in_hand or since is not None):
+            return max(0.0, self._ambient.now() - lane.reached)
+        now = self._ambient.monotonic()
+        return now - max(lane.moved, now if since is None else since)
+
+    def _measured(self, place: Place, lag: int | None, age: float | None = None) -> None:
         if lag is None:
             self._lag.pop(place, None)
         else:
@@ -270,7 +285,11 @@ class Health:
         stream, partition = place
         self._reports.emit(
             LagMeasured(
-                service=self._reports.service, stream=stream, partition=partition, records=lag
+                service=self._reports.service,
+                stream=stream,
+                partition=partition,
+                records=lag,
+                seconds=age,
             )
         )
 

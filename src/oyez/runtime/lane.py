@@ -103,6 +103,11 @@ class Lane:
         """Whether the partition is about to be released."""
         self.saved_at = self._moved = ambient.monotonic()
         """The time at which the position was last stored, on the monotonic clock."""
+        self.reached = 0.0
+        """The time of the oldest record of the batch in hand, else of the last one that was passed;
+        in seconds since 1970, 0 before any."""
+        self.in_hand = False
+        """Whether a batch is in hand."""
         self._broker = broker
         self._commits = commits
         self._ambient = ambient

@@ -29,6 +29,7 @@ from oyez.runtime.health import Health
 from oyez.runtime.housekeeping import Housekeeping
 from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Bell
+from oyez.runtime.measuring import Measuring
 from oyez.runtime.migrations import read_migrations
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer, Reading
@@ -38,7 +39,7 @@ from oyez.runtime.views import Views
 from oyez.runtime.watch import Follower, Watch
 from oyez.runtime.watchdog import Watchdog
 from oyez.service import Provider, Service
-from oyez.signals import Signals, Started, Stopped
+from oyez.signals import Committed, Signals, Started, Stopped
 from oyez.spans import Tracer
 from oyez.transaction import Announcer
 from oyez.view import ViewType
@@ -160,6 +161,14 @@ class ServiceProcess:
             reports=self.reports,
             views=self.views.rebuilds,
         )
+        self.measuring = Measuring(
+            service.handlers,
+            self.announcer.stream,
+            broker=broker,
+            store=store,
+            ambient=ambient,
+            reports=self.reports,
+        )
         self.housekeeping = Housekeeping(store, ambient, self.reports)
         self._provide = dict(provide or {})
         self._resources = AsyncExitStack()
@@ -199,10 +208,18 @@ class ServiceProcess:
         self.parked.start()
         self.views.start()
         self.health.start()
+        self.measuring.start()
         self.housekeeping.start()
         self.reports.emit(
             Started(service=self.service.name, owner=self.owner, http=http, admin=admin)
         )
+
+    def readiness(self) -> list[str]:
+        """Return why the process is not ready; empty when it is."""
+        reasons = [*self.health.readiness(), *self.views.problems()]
+        if self.stopping:
+            reasons.append("draining")
+        return reasons
 
     def stop_soon(self) -> None:
         """Announce the drain: the process is no longer ready, and endless HTTP responses end."""
@@ -220,6 +237,7 @@ class ServiceProcess:
         self.draining = True
         self.stop_soon()
         self.health.stop()
+        self.measuring.stop()
         self.housekeeping.stop()
         now = self.ambient.monotonic
         end = now() + (self.settings.grace if grace is None else grace)
@@ -242,6 +260,7 @@ class ServiceProcess:
         self.draining = True
         self.watch.close()
         self.health.stop()
+        self.measuring.stop()
         self.housekeeping.stop()
         self.claims.kill()
         self.views.kill()
@@ -329,6 +348,8 @@ class ServiceProcess:
 
     def committed(self, changes: Changes) -> None:
         self.watch.ring()
+        if changes.seconds:
+            self.reports.emit(Committed(service=self.service.name, seconds=changes.seconds))
         if self.claims.relay is not None:
             self.claims.relay.add(changes)
 

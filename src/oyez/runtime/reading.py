@@ -84,8 +84,10 @@ class Reading:
             batch = await anext(self._batches)
             lane.idle = self._loop.idle = False
             start = self._ambient.monotonic()
+            lane.reached, lane.in_hand = batch.records[0].time, True
             self._look_for_gaps(batch)
             events = await self._consumer.take(batch)
+            lane.reached = batch.records[-1].time
         except Fenced:
             await self._close()
             lane.lose()
@@ -95,6 +97,8 @@ class Reading:
             await self._close()
             lane.idle = True
             raise
+        finally:
+            lane.in_hand = False
         lane.progress()
         if events:
             self._reports.emit(

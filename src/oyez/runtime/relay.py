@@ -221,15 +221,18 @@ class Relay:
             ]
             await self._send_one_by_one(numbered, start)
             return
+        seconds = self._ambient.monotonic() - start
         await self._settled()
         self._settling = asyncio.create_task(
-            self._settle(rows, numbers, start), name="relay, published"
+            self._settle(rows, numbers, seconds), name="relay, published"
         )
 
-    async def _settle(self, rows: list[Announcement], numbers: Sequence[int], start: float) -> None:
+    async def _settle(
+        self, rows: list[Announcement], numbers: Sequence[int], seconds: float
+    ) -> None:
         """Remove published rows from the outbox."""
         await self._commits.save(Changes(claim=self.claim, sent=[*numbers]))
-        self._emit(rows, start)
+        self._emit(rows, seconds)
 
     async def _settled(self) -> None:
         """Wait until what was published before is removed. Raises what that commit raised."""
@@ -294,7 +297,7 @@ class Relay:
         )
         held = {chain for row, _ in dead if (chain := _chain(row)) is not None}
         self._held = (self._held or set()) | held
-        self._emit(sent, start)
+        self._emit(sent, self._ambient.monotonic() - start)
         for letter in letters:
             self._reports.emit(
                 EventDead(
@@ -322,8 +325,7 @@ class Relay:
         if free:
             await self._commits.save(Changes(claim=self.claim, writes=[(tables.UNHOLD, free)]))
 
-    def _emit(self, rows: list[Announcement], start: float) -> None:
-        seconds = self._ambient.monotonic() - start
+    def _emit(self, rows: list[Announcement], seconds: float) -> None:
         for stream, events in Counter(row.stream for row in rows).items():
             self._reports.emit(
                 EventsPublished(

@@ -21,6 +21,11 @@ class Reports:
         """Whether there are listeners to calls of handlers."""
         return self._signals.calls
 
+    @property
+    def heard(self) -> bool:
+        """Whether there are listeners at all."""
+        return self._signals.heard
+
     def listen(self, listener: Listener, *, calls: bool = False) -> None:
         """Add a listener for the signals from now on; see `Signals.listen`."""
         self._signals.listen(listener, calls=calls)

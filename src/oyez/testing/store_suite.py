@@ -927,6 +927,59 @@ class StoreSuite:
 
     # -- keyed state -------------------------------------------------------------------------------
 
+    async def test_what_waits_is_counted_and_how_long(self, tmp_path: Path) -> None:
+        """Whatever reader and owner it is of; what is done or is not due does not count."""
+
+        async def waiting(now: float) -> dict[str, Any]:
+            (row,) = await store.fetch(tables.WAITING, {"now": now})
+            return row
+
+        async def stuck(kind: str) -> int:
+            (row,) = await store.fetch(tables.STUCK, {"kind": kind})
+            return int(row["sagas"])
+
+        async with self._open(tmp_path) as (store,):
+            nothing = {"outbox": 0, "late": None, "refused": 0, "dead": 0}
+            assert await waiting(9.0) == {**nothing, "parked": 0, "oldest": None}
+            assert await store.fetch(tables.OUTBOX_FIRST, {"now": 9.0}) == []
+            assert await stuck("Saga") == 0
+            claim = await _claimed(store, "me")
+            await store.begin().commit(
+                Changes(
+                    announced=[_announcement(n, due) for n, due in enumerate((0, 0, 0, 5.0, 99.0))],
+                    handled=[_event("1")],
+                    parked=[_parked("2"), _parked("3")],
+                    dead=[_dead("4"), _dead("5")],
+                    claim=claim,
+                    position=1,
+                    time=3.0,
+                )
+            )
+            await store.begin().commit(
+                Changes(parked=[_parked("6")], claim=claim, position=2, time=4.0)
+            )
+            assert await waiting(4.0) == {
+                "outbox": 3, "late": None, "refused": 0, "dead": 2, "parked": 3, "oldest": 3.0
+            }  # fmt: skip
+            first, second, *_ = await store.outbox(0, 4.0, 10)
+            mark = {"state": tables.Letter.DISCARDED, "note": "", "id": 1}
+            writes: Writes = [
+                (tables.REFUSE, [{"seq": first.seq}]),
+                (tables.MARK_LETTER, [mark]),
+            ]
+            await store.begin().commit(Changes(writes=writes))
+            assert await waiting(6.0) == {
+                "outbox": 3, "late": 5.0, "refused": 1, "dead": 1, "parked": 3, "oldest": 3.0
+            }  # fmt: skip
+            (row,) = await store.fetch(tables.OUTBOX_FIRST, {"now": 6.0})
+            assert msgspec.json.decode(row["headers"]) == second.headers
+            for key, status in (("a", "stuck"), ("b", "waiting"), ("c", "stuck")):
+                tx = store.begin()
+                (loaded,) = await tx.load([("Saga", key)], alone=False)
+                kept = msgspec.structs.replace(loaded, shape=1, data=b"{}", status=status)
+                await tx.commit(Changes(kept=[kept]))
+            assert (await stuck("Saga"), await stuck("Other")) == (2, 0)
+
     async def test_state_is_kept_as_it_was_and_deleted(self, tmp_path: Path) -> None:
         """A row that is missing has version 0; each change counts one."""
         async with self._open(tmp_path, 2) as (store, other):
