@@ -7,7 +7,7 @@ BROKER ?=
 STORE  ?=
 TESTS  ?=
 
-.PHONY: capabilities help demo services services-down test check format bench lock clean
+.PHONY: capabilities help demo services services-down observe test check format bench lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -37,6 +37,10 @@ services: $(VENV)/.ready-dev  ## bring up the real brokers and databases that te
 
 services-down:  ## stop them; ARGS=--wipe also deletes their data
 	@PYTHON="$(PYTHON)" scripts/services down $(ARGS)
+
+observe: $(VENV)/.ready-dev  ## Prometheus, Jaeger and Grafana on the running shop; ARGS="--project FOLDER" on another
+	@scripts/system-packages
+	@$(BIN)/python scripts/observe $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)

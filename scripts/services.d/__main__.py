@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import lifecycle
 from errors import ServiceError
-from kinds import KINDS
+from kinds import KINDS, SERVERS
 from kinds.kafka import TOOLS, Kafka
 from server import Server
 from state import State
@@ -21,7 +21,7 @@ def main() -> int:
     state = State.here()
     match options.command:
         case "up":
-            return _up(state, options.names or list(KINDS))
+            return _up(state, options.names or list(SERVERS))
         case "start":
             return _each(_start, _servers(state, options.names))
         case "kill":
@@ -124,7 +124,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/services",
         description="The real brokers and databases that tests run against, on loopback.",
-        epilog=f"names: {' '.join(KINDS)}. State is kept in $OYEZ_SERVICES (default .services), "
+        epilog=f"names: {' '.join(KINDS)}; without any, {' '.join(SERVERS)}. "
+        "State is kept in $OYEZ_SERVICES (default .services), "
         "downloads in $SERVICES_CACHE (default .services-cache).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -136,7 +136,10 @@ class EventsMissed(Signal, frozen=True, kw_only=True):
 
 
 class EventsLate(Signal, frozen=True, kw_only=True):
-    """Events came to windows that had closed, each counted once for each window that it missed."""
+    """Events came to windows that had closed, each counted once for each window that it missed.
+
+    The first one of a process may tell of none.
+    """
 
     window: str
     events: int

@@ -939,6 +939,8 @@ async def test_the_admin_port_shows_what_the_gateway_did(
         serving(settings(tmp_path, port, "body_limit = 10"), observer=metrics) as client,
     ):
         admin = f"http://{client.admin}"
+        note = tmp_path / ".oyez" / "gateway.admin"
+        assert note.read_text().strip() == str(client.admin)
         traced = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
         assert (await client.get("/open/4711", headers=traced)).status_code == 200
         refused(await client.post("/open", content=b"x" * 11), 413, "body_too_large")
@@ -952,6 +954,7 @@ async def test_the_admin_port_shows_what_the_gateway_did(
         refused(await client.post(f"{admin}/metrics"), 405, "method_not_allowed")
         accept = {"accept": "application/openmetrics-text; version=1.0.0, text/plain;q=0.5"}
         response = await client.get(f"{admin}/metrics", headers=accept)
+    assert not note.exists()
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     lines = response.text.splitlines()
     total = "oyez_gateway_requests_total"

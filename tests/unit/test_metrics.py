@@ -136,6 +136,23 @@ def test_what_is_unknown_is_absent() -> None:
     assert left == {"oyez_lag_records", "oyez_oldest_event_seconds", "oyez_view_stale_seconds"}
 
 
+def test_what_is_known_to_happen_is_counted_from_0() -> None:
+    """The first of its kind would have no rate: Prometheus sees no step from absent to 1."""
+    metrics = Metrics(service="s", handlers=["h"])
+    for stream in ("x", "oyez:outbox"):
+        metrics.count(signals.Claimed(service="s", stream=stream, partition=0, epoch=1))
+    found = scraped(metrics)
+    for name, labels in (
+        ("oyez_events_dead_total", "handler=h"),
+        ("oyez_events_retried_total", "handler=h"),
+        ("oyez_events_handled_total", "stream=x"),
+        ("oyez_events_missed_total", "stream=x"),
+        ("oyez_handler_seconds_count", "handler=h,outcome=dead"),
+    ):
+        assert found.pop((name, labels)) == 0
+    assert not any("oyez:outbox" in labels for _, labels in found)
+
+
 def test_claims_troubles_and_events_that_went_wrong() -> None:
     place = {"service": "s", "stream": "x", "partition": 0}
     event = {"service": "s", "handler": "h", "event_id": "1", "type": "t"}

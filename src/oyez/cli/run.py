@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NoReturn
 
@@ -57,7 +57,7 @@ def prepare(project: Project) -> None:
 async def _run(project: Project, name: str) -> None:
     settings = project.settings(name)
     service = project.service(name)
-    signals, metrics = observed(name)
+    signals, metrics = observed(name, [handler.name for handler in service.handlers])
     limits = process_settings(project, settings, settings.broker)
     with traced(
         project.ambient, system=limits.system, service=name, broker=limits.broker
@@ -92,9 +92,9 @@ def _servers(
     return servers
 
 
-def observed(service: str) -> tuple[Signals, Metrics]:
+def observed(service: str, handlers: Iterable[str] = ()) -> tuple[Signals, Metrics]:
     """Return signals with the log and the metrics of a service as listeners."""
-    signals, metrics = Signals(), Metrics(service=service)
+    signals, metrics = Signals(), Metrics(service=service, handlers=handlers)
     signals.listen(log_signal)
     signals.listen(metrics.count)
     return signals, metrics

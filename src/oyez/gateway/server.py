@@ -17,6 +17,8 @@ from oyez.gateway.edge import Edge
 from oyez.listening import BACKLOG, bind, stop_signals
 from oyez.spans import Tracer
 
+NOTE = "gateway.admin"
+"""The file in the data folder with the address of the admin port, while the gateway runs."""
 _OTHER_FILES = 64
 
 
@@ -52,12 +54,16 @@ async def serve(
         for edge, listener in zip(edges, listeners, strict=True)
     ]
     stopped = asyncio.Event()
+    note = config.file(config.system.data) / NOTE
     try:
         with stop_signals(stopped.set):
+            if observer is not None:
+                note.write_text(f"{_address(listeners[-1])}\n")
             if ready is not None:
                 ready(_address(listeners[0]), _address(listeners[-1]))
             await stopped.wait()
     finally:
+        note.unlink(missing_ok=True)
         app.drain()
         for server, edge in zip(servers, edges, strict=True):
             server.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from oyez import signals
@@ -21,11 +21,21 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Metrics:
     """The metrics of a process; pass `count` to `Signals.listen` and serve `render`."""
 
-    def __init__(self, where: Where = "service", *, service: str = "") -> None:
-        """``where`` is the kind of the process, ``service`` its name."""
+    def __init__(
+        self, where: Where = "service", *, service: str = "", handlers: Iterable[str] = ()
+    ) -> None:
+        """``where`` is the kind of the process, ``service`` its name.
+
+        Counters of ``handlers`` are 0 from the beginning: what first appears above 0 has no rate.
+        """
         self._series = Series(where, service)
         self._add, self._set = self._series.add, self._series.set
         self._histogram = self._series.histogram
+        for handler in handlers:
+            for outcome in ("done", "retry", "dead"):
+                self._histogram("oyez_handler_seconds", (handler, outcome))
+            for counter in ("oyez_events_retried_total", "oyez_events_dead_total"):
+                self._add(counter, (handler,), 0)
         self._stuck: set[str] = set()
         """The sagas that were told of."""
         self._read: dict[str, Callable[[], float]] = {}
@@ -45,7 +55,7 @@ class Metrics:
             signals.Trouble: self._trouble,
             signals.RequestAnswered: self._request,
             signals.ClaimLost: lambda _: self._add("oyez_fenced_total", (), 1),
-            signals.Claimed: lambda _: self._owns(1, "oyez_claims_total"),
+            signals.Claimed: self._claimed,
             signals.Released: lambda _: self._owns(-1, "oyez_releases_total"),
             signals.Stalled: lambda _: self._add("oyez_stalled_partitions", (), 1),
             signals.Resumed: lambda _: self._add("oyez_stalled_partitions", (), -1),
@@ -153,6 +163,12 @@ class Metrics:
         bucket = found.add(signal.seconds)
         if signal.trace_id:
             found.exemplars[bucket] = Exemplar(signal.seconds, signal.trace_id, time.time())
+
+    def _claimed(self, signal: signals.Claimed) -> None:
+        self._owns(1, "oyez_claims_total")
+        if not signal.stream.startswith("oyez:"):  # places of Oyez's own are no streams
+            for counter in ("oyez_events_handled_total", "oyez_events_missed_total"):
+                self._add(counter, (signal.stream,), 0)
 
     def _owns(self, more: int, counter: str) -> None:
         self._add("oyez_owned_partitions", (), more)

@@ -71,9 +71,10 @@ class Measuring:
 
     def _tell_late(self) -> None:
         for kind in self._windows:
+            first = kind.name not in self._late
             events = kind.tally.late - self._late.get(kind.name, 0)
             self._late[kind.name] = kind.tally.late
-            if events:
+            if events or first:
                 self._reports.emit(
                     EventsLate(service=self._reports.service, window=kind.name, events=events)
                 )
