@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 def scraped(metrics: Metrics) -> dict[tuple[str, str], float]:
     """The samples by name and labels, as a scraper that knows Prometheus' text reads them."""
-    content, kind = metrics.render("text/plain")
+    content, kind = asyncio.run(metrics.render("text/plain"))
     assert kind.startswith("text/plain; version=0.0.4")
     return {
         (sample.name, _shown(sample.labels)): sample.value
@@ -34,7 +35,7 @@ def scraped(metrics: Metrics) -> dict[tuple[str, str], float]:
 
 
 def exemplars(metrics: Metrics) -> list[tuple[str, str, Any]]:
-    content, kind = metrics.render(OPENMETRICS)
+    content, kind = asyncio.run(metrics.render(OPENMETRICS))
     assert kind.startswith("application/openmetrics-text")
     return [
         (sample.name, sample.labels["le"], sample.exemplar)
@@ -214,6 +215,7 @@ def test_a_request_is_counted_by_route_and_class_of_status() -> None:
         answered(404),
         answered(503, code="busy"),
         answered(0),
+        answered(999),
         answered(405, method="X" * 9_000),
         answered(400, None, method="", route="-", code="malformed"),
         gateway=True,
@@ -228,6 +230,7 @@ def test_a_request_is_counted_by_route_and_class_of_status() -> None:
         "method=GET,route=/orders,status=4xx": 1,
         "method=GET,route=/orders,status=5xx": 1,
         "method=GET,route=/orders,status=none": 1,
+        "method=GET,route=/orders,status=other": 1,
         "method=other,route=/orders,status=4xx": 1,
         "method=other,route=-,status=4xx": 1,
     }
@@ -255,6 +258,23 @@ def test_series_are_bounded() -> None:
     assert found["oyez_handler_seconds_count", f"handler={OTHER},outcome={OTHER}"] == 50
 
 
+async def test_series_may_be_added_while_they_are_shown() -> None:
+    metrics, streams = fed(), 300
+
+    async def add() -> None:
+        for number in range(streams):
+            metrics.count(
+                signals.EventsPublished(service="s", stream=f"s{number}", events=1, seconds=0.1)
+            )
+            await asyncio.sleep(0)
+
+    adding = asyncio.create_task(add())
+    while not adding.done():
+        await metrics.render()
+    content, _ = await metrics.render()
+    assert content.count(b"oyez_events_published_total{") == streams
+
+
 def test_a_gauge_is_read_when_it_is_scraped() -> None:
     metrics, values = fed(), iter((0.0, 1.0))
     metrics.read("oyez_ready", lambda: next(values))
@@ -269,19 +289,19 @@ def test_the_process_itself_is_measured() -> None:
     assert found["process_resident_memory_bytes", ""] > 1e6
     assert found["oyez_loop_lag_seconds_bucket", "le=0.25"] == 0
     assert found["oyez_loop_lag_seconds_bucket", "le=0.5"] == 1
-    assert 'oyez_ready{service="s"} 0.0' in metrics.render()[0].decode().splitlines()
+    assert 'oyez_ready{service="s"} 0.0' in asyncio.run(metrics.render())[0].decode().splitlines()
     (build,) = (labels for name, labels in found if name == "oyez_build_info")
     assert "version=" in build
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", "text/html", "application/vnd.google.protobuf"])
 def test_who_asks_for_nothing_known_gets_text(accept: str) -> None:
-    assert fed().render(accept)[1].startswith("text/plain; version=0.0.4")
+    assert asyncio.run(fed().render(accept))[1].startswith("text/plain; version=0.0.4")
 
 
 @pytest.mark.parametrize("where", ["service", "gateway"])
 def test_a_process_shows_its_own_metrics(where: Any) -> None:
-    content, _ = Metrics(where).render()
+    content, _ = asyncio.run(Metrics(where).render())
     shown = {family.name for family in parse_text(content.decode())}
     wanted = {each.name.removesuffix("_total") for each in CATALOGUE if where in each.where}
     assert {name for name in shown if name.startswith("oyez_")} == wanted
@@ -297,8 +317,9 @@ def test_names_tell_their_kind_and_unit() -> None:
 
 def test_the_client_is_imported_when_metrics_are_first_scraped() -> None:
     code = (
-        "import sys; from oyez.cli import run, gateway; from oyez.observe.metrics import Metrics;"
-        "m = Metrics(); assert 'prometheus_client' not in sys.modules; m.render();"
+        "import asyncio, sys; from oyez.cli import run, gateway;"
+        "from oyez.observe.metrics import Metrics;"
+        "m = Metrics(); assert 'prometheus_client' not in sys.modules; asyncio.run(m.render());"
         "assert 'prometheus_client' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

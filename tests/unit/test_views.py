@@ -24,6 +24,7 @@ from oyez.errors import (
     Stale,
     StoreRefused,
 )
+from oyez.observe.metrics import Metrics
 from oyez.ports import Changes, Parked, Record
 from oyez.runtime import views
 from oyez.runtime.admin import admin
@@ -492,7 +493,7 @@ class TestHistory:
                 f"records of {stream}[{partition}]: see `oyez view begin desk orders_seen`"
             ]
             assert await rows(system) == []
-            app = admin(process, token="t", metrics=lambda accept: (b"", accept))
+            app = admin(process, token="t", metrics=Metrics().render)
             transport = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
                 answer = await http.get("/readyz")

@@ -27,7 +27,7 @@ class Observer(Protocol):
         """Have a gauge read whenever the numbers are shown."""
         ...
 
-    def render(self, accept: str) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         """Return all numbers in a format that an ``Accept`` header names, and its media type."""
         ...
 
@@ -66,7 +66,7 @@ class Admin:
         await exchange.body()
         if path == "/metrics":
             accept = ",".join(exchange.values(b"accept"))
-            content, kind = self._observer.render(accept)
+            content, kind = await self._observer.render(accept)
             await exchange.plain(200, [(b"content-type", kind.encode())], content)
             return
         if path == "/readyz" and self._gateway.draining:

@@ -58,6 +58,7 @@ class _Collected(Collector):
                 continue
             kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
             made = kind(family.name, family.text, labels=(SERVICE, *family.labels))
+            # The event loop may add series meanwhile: `sorted` first takes all there are, at once.
             for labels, value in sorted(self._series.values[family.name].items()):
                 made.add_metric((self._series.service, *labels), value)
             yield made

@@ -6,15 +6,16 @@ its formats when they are scraped, and is imported then; see `oyez.observe.expos
 
 from __future__ import annotations
 
-import time
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from oyez import signals
 from oyez.observe.catalogue import Where
-from oyez.observe.series import OTHER, Exemplar, Series
+from oyez.observe.series import OTHER, Series
 
+_STATUSES = {0: "none", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -75,16 +76,15 @@ class Metrics:
         """Count that a timer of the event loop fired so many seconds late."""
         self._histogram("oyez_loop_lag_seconds", ()).add(late)
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
+    async def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics, and their media type, in the format that a client accepts.
 
-        OpenMetrics, which has exemplars, or else Prometheus' text format.
+        OpenMetrics, which has exemplars, or else Prometheus' text format. A thread writes it, so
+        that a thousand series hold up nothing.
         """
-        from oyez.observe.exposition import render
-
         for name, value in self._read.items():
             self._set(name, (), value())
-        return render(self._series, accept)
+        return await asyncio.to_thread(_render, self._series, accept)
 
     # -- one for each signal -----------------------------------------------------------------------
 
@@ -101,8 +101,7 @@ class Metrics:
         found.total += sum(signal.seconds)
         if signal.trace_id:
             longest = max(signal.seconds)
-            bucket = bisect_left(bounds, longest)
-            found.exemplars[bucket] = Exemplar(longest, signal.trace_id, time.time())
+            found.exemplify(bisect_left(bounds, longest), longest, signal.trace_id)
 
     def _committed(self, signal: signals.Committed) -> None:
         self._histogram("oyez_commit_seconds", ()).add(signal.seconds)
@@ -153,7 +152,7 @@ class Metrics:
 
     def _request(self, signal: signals.RequestAnswered) -> None:
         method = signal.method if signal.method in _METHODS else OTHER
-        status = f"{signal.status // 100}xx" if signal.status else "none"
+        status = _STATUSES.get(signal.status // 100, OTHER)
         self._add("oyez_gateway_requests_total", (signal.route, method, status), 1)
         if signal.code:
             self._add("oyez_gateway_refused_total", (signal.code,), 1)
@@ -162,7 +161,7 @@ class Metrics:
         found = self._histogram("oyez_gateway_request_seconds", (signal.route, method))
         bucket = found.add(signal.seconds)
         if signal.trace_id:
-            found.exemplars[bucket] = Exemplar(signal.seconds, signal.trace_id, time.time())
+            found.exemplify(bucket, signal.seconds, signal.trace_id)
 
     def _claimed(self, signal: signals.Claimed) -> None:
         self._owns(1, "oyez_claims_total")
@@ -173,3 +172,9 @@ class Metrics:
     def _owns(self, more: int, counter: str) -> None:
         self._add("oyez_owned_partitions", (), more)
         self._add(counter, (), 1)
+
+
+def _render(series: Series, accept: str) -> tuple[bytes, str]:
+    from oyez.observe.exposition import render
+
+    return render(series, accept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -11,6 +12,9 @@ LIMIT = 1_000
 """The limit of the series of one metric."""
 OTHER = "other"
 """The value of each label of the series beyond them."""
+
+RECENT = 1.0
+"""Seconds for which an exemplar is kept though there is a newer one."""
 
 Labels = tuple[str, ...]
 """The values of a metric's labels, in the order of its declaration."""
@@ -40,7 +44,13 @@ class Histogram:
         self.total = 0.0
         """The sum of the values."""
         self.exemplars: dict[int, Exemplar] = {}
-        """The newest of each bucket."""
+        """A recent one of each bucket."""
+
+    def exemplify(self, bucket: int, value: float, trace_id: str) -> None:
+        """Keep the trace of a value that was counted, unless the bucket has a recent one."""
+        known, now = self.exemplars.get(bucket), time.time()
+        if known is None or now - known.at > RECENT:
+            self.exemplars[bucket] = Exemplar(value, trace_id, now)
 
     def add(self, value: float) -> int:
         """Count a value; return its bucket."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 
-Metrics = Callable[[str], tuple[bytes, str]]
+Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 """Returns the metrics in a format that an ``Accept`` header names, and its media type."""
 
 
@@ -60,7 +60,7 @@ def admin(
         return _verdict(process.readiness(), process.health.warnings())
 
     async def show_metrics(request: Request) -> Response:
-        content, kind = metrics(request.headers.get("accept", ""))
+        content, kind = await metrics(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": kind})
 
     async def status(_: Request) -> object:
