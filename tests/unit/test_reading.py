@@ -60,6 +60,24 @@ async def test_it_reads_from_the_lane_s_position_on_and_says_what_was_handled() 
     await one.reading.stop()
 
 
+async def test_the_lane_tells_how_old_what_it_has_in_hand_is() -> None:
+    parts = Parts()
+    one = await reader(parts)
+    one.goes_on, one.errors = asyncio.Event(), [ValueError("once")]
+    records = [record(8, time=100.0), record(9, time=200.0)]
+    parts.broker.script += [batch(*records), batch(*records)]
+    assert (one.lane.reached, one.lane.in_hand) == (0.0, False)
+    one.reading.start()
+    await parts.ambient.advance(0.0)
+    assert (one.lane.reached, one.lane.in_hand) == (100.0, True)
+    one.goes_on.set()
+    await parts.ambient.advance(0.0)
+    assert (one.lane.reached, one.lane.in_hand) == (100.0, False)  # it failed
+    await parts.ambient.advance(1.0)
+    assert (one.lane.reached, one.lane.in_hand) == (200.0, False)
+    await one.reading.stop()
+
+
 async def test_a_gap_is_told() -> None:
     parts = Parts()
     one = await reader(parts)
