@@ -367,13 +367,19 @@ async def test_durations_are_told_by_handler_when_the_batch_is_committed(calls: 
     assert isinstance(taking.result(), int)
 
 
-async def test_durations_of_calls_that_fail_are_told_one_by_one() -> None:
-    desk = await started()
-    desk.bad = {"b"}
+@pytest.mark.parametrize("calls", [False, True])
+async def test_durations_of_calls_that_fail_are_told_one_by_one(calls: bool) -> None:
+    desk = await started(parts={"calls": calls})
+    desk.bad, does = {"b"}, desk._do
+
+    async def slowly(name: str, event: Placed, tx: Transaction) -> None:
+        desk.ambient._elapsed += {"a": 1.0, "b": 2.0, "c": 3.0}[event.order]
+        await does(name, event, tx)
+
+    desk._do = slowly  # type: ignore[method-assign]
     await desk.take("a", "b", "c")
-    outcomes = [each.outcome for each in desk.signals(HandlerTimed)]
-    assert outcomes == ["done", "retry", "done"]
-    assert all(len(each.seconds) == 1 for each in desk.signals(HandlerTimed))
+    told = [(each.outcome, each.seconds) for each in desk.signals(HandlerTimed)]
+    assert told == [("done", [1.0]), ("retry", [2.0]), ("done", [3.0])]
 
 
 @pytest.mark.parametrize("calls", [False, True])
