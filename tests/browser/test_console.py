@@ -318,7 +318,7 @@ def test_a_cause_is_tried_and_redriven_by_keyboard(
     page.keyboard.press("Enter")
     expect(page.get_by_text("Done.")).to_be_visible()
     expect(page.get_by_role("progressbar", name="Letters")).to_be_visible()
-    page.goto(f"{address}/dead/shipping?all=1")
+    page.goto(f"{address}/dead/shipping?all=1&key={stuck[0]}")
     page.get_by_role("row").filter(has_text=stuck[0]).get_by_role("link").first.click()
     expect(page.get_by_role("heading", name="What was done to it")).to_be_visible()
     expect(page.get_by_text("dead.redrive")).to_be_visible()
