@@ -115,6 +115,9 @@ class Broker(Protocol):
     def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         """Read the records after position ``after`` and those to come, in batches of 1 to 256.
 
+        ``after`` may be any number from the stream's start to its end, whether a record has it as
+        its position or not: what looks at the newest records begins before the end by some.
+
         It never waits to fill a batch, and prefetches no more than a bounded number of bytes. It
         waits for a stream that does not exist yet and for a broker that is out of reach. Raises
         BrokerError when it can't continue; a new call may succeed.
