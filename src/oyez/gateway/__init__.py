@@ -5,10 +5,12 @@
     client ─► server.py    the process: its socket, draining
               edge.py      connections of clients: limits of time and number
               http1.py     HTTP/1.1 read strictly, on both sides
-              app.py       the steps of one request, in order
               exchange.py  one request and its response: limits, ids, headers, refusals
-              routing.py   a safe path, and the route it belongs to
-              access.py    API keys and signed sessions
+              app.py       the steps of one request, in order
+              step.py      what a step is: a route pays for those that it uses
+              routing.py   a safe path, and what answers there
+              access.py    who may pass: API keys and signed sessions
+              principal.py who sends a request
               static.py    the storefront's files
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes

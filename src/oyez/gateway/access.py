@@ -1,7 +1,8 @@
-"""The principal of a request: the holder of an API key, or a session with a signed cookie."""
+"""Who may pass: the holder of an API key, or a session with a signed cookie."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -15,6 +16,8 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.config import Config, Route, Rule, read_file
 from oyez.gateway.exchange import Exchange, Refusal
+from oyez.gateway.principal import Principal
+from oyez.gateway.step import Answer
 
 COOKIE = "oyez_session"
 
@@ -56,21 +59,25 @@ class Access:
         if settings.keys is not None:
             self._keys = _read_keys(config, config.file(settings.keys))
 
-    def admit(self, exchange: Exchange, route: Route) -> str | None:
-        """Return the principal, ``key:NAME`` or ``session:ID``; raises :class:`Refusal` (401, 403).
+    def before(self, route: Route, onward: Answer) -> Answer:
+        """Admit who may use the route; others are refused (401, 403).
 
-        A public route admits every request; without valid credentials the principal is None.
+        A public route admits every request; without valid credentials it has no principal.
         """
-        public = route.access == "public"
-        try:
-            principal = self._by_key(exchange) or self._by_session(exchange)
-        except Refusal:
-            if public:
-                return None
-            raise
-        if principal is None and not public:
-            raise _unauthorized("credentials_missing", "send an API key or a session cookie")
-        return principal
+
+        async def admit(exchange: Exchange) -> None:
+            principal = self._principal(exchange)
+            if principal is None:
+                raise _unauthorized("credentials_missing", "send an API key or a session cookie")
+            exchange.principal = principal
+            await onward(exchange)
+
+        async def admit_all(exchange: Exchange) -> None:
+            with contextlib.suppress(Refusal):
+                exchange.principal = self._principal(exchange)
+            await onward(exchange)
+
+        return admit_all if route.access == "public" else admit
 
     def session(self, exchange: Exchange) -> str:
         """Return the value of ``Set-Cookie`` for a new session, or to renew the present one."""
@@ -79,14 +86,17 @@ class Access:
             present = self._by_session(exchange)
         except Refusal:
             present = None
-        name = present.removeprefix("session:") if present else self._ambient.new_id()
+        name = present.subject if present else self._ambient.new_id()
         expiry = int(self._ambient.now() + self._lifetime)
         token = f"{name}.{expiry}.{self._signature(name, str(expiry))}"
         secure = "; Secure" if exchange.scheme == "https" else ""
         age = int(self._lifetime)
         return f"{COOKIE}={token}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
 
-    def _by_key(self, exchange: Exchange) -> str | None:
+    def _principal(self, exchange: Exchange) -> Principal | None:
+        return self._by_key(exchange) or self._by_session(exchange)
+
+    def _by_key(self, exchange: Exchange) -> Principal | None:
         given = exchange.values(b"x-api-key")
         for value in exchange.values(b"authorization"):
             scheme, _, key = value.partition(" ")
@@ -99,12 +109,12 @@ class Access:
             # Every key is compared: the time must not reveal which one was close.
             for name, known in self._keys.items():
                 if hmac.compare_digest(digest, known):
-                    found = f"key:{name}"
+                    found = Principal(kind="api_key", subject=name, issuer="key")
         if found is None:
             raise _unauthorized("key_invalid", "the API key is not known")
         return found
 
-    def _by_session(self, exchange: Exchange) -> str | None:
+    def _by_session(self, exchange: Exchange) -> Principal | None:
         sent = exchange.values(b"cookie")
         if not any(COOKIE in each for each in sent):
             return None
@@ -119,7 +129,7 @@ class Access:
             raise _unauthorized("session_expired", "the session has expired")
         if exchange.method not in _SAFE_METHODS:
             _refuse_other_origins(exchange)
-        return f"session:{match[1]}"
+        return Principal(kind="session", subject=match[1], issuer="session")
 
     def _signature(self, name: str, expiry: str) -> str:
         message = f"oyez session {name} {expiry}".encode()

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from oyez.ambient import Ambient
-from oyez.config import Config
+from oyez.config import Config, Route
 from oyez.envelope import sampled
 from oyez.gateway.access import Access
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
-from oyez.gateway.routing import Routes, not_allowed, safe_path
+from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.static import Files, not_found
+from oyez.gateway.step import Step, walk
 from oyez.logger import Logger
 from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
 
 NAME = "gateway"
 """The gateway as the sender of signals."""
-_OWN = ("/livez", "/readyz", "/session")
 
 
 def gateway(
@@ -54,11 +55,15 @@ class Gateway:
             raise config.error("gateway", "a table [gateway]", "nothing")
         self._settings = config.gateway
         self._ambient = ambient
-        self._routes = Routes(config)
         self._access = Access(config, ambient, secret)
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer)
         self._files = _files(config)
+        self._steps: list[Step] = [
+            self._access,
+        ]
+        """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
+        self._routes = self._routed(config, config.gateway.routes)
         self.draining = False
         """Whether it is about to stop."""
         self.in_flight = 0
@@ -143,35 +148,38 @@ class Gateway:
             failure = Failure("client_gone" if gone else "cut_off")
         span.end(self._ambient.now(), failure, found)
 
+    def _routed(self, config: Config, routes: Sequence[Route]) -> Routes:
+        routed = Routes()
+        routed.add("/livez", ["GET"], _well, exact=True)
+        routed.add("/readyz", ["GET"], self._ready, exact=True)
+        routed.add("/session", ["POST"], self._session, exact=True)
+        for route in routes:
+            address = config.services[route.service].reached_at()
+            if address is None:
+                raise ValueError(route)
+            forward = self._forwarder.to(route, address)
+            routed.add(route.path, route.methods, walk(self._steps, route, forward))
+        return routed
+
     async def _answer(self, exchange: Exchange) -> None:
         exchange.check_head()
         path = safe_path(exchange)
-        if path in _OWN:
-            await self._own(exchange, path)
-            return
-        target = self._routes.match(path, exchange.method)
+        target = self._routes.match(path)
         if target is None:
             await self._storefront(exchange, path)
             return
-        exchange.label = target.route.path
-        principal = self._access.admit(exchange, target.route)
-        body = await exchange.body()
-        await self._forwarder.send(exchange, target, principal, body)
+        exchange.label = target.label
+        await target.answer(exchange.method)(exchange)
 
-    async def _own(self, exchange: Exchange, path: str) -> None:
-        exchange.label = path
-        if path == "/session":
-            if exchange.method != "POST":
-                raise not_allowed("POST")
-            cookie = self._access.session(exchange)
-            await exchange.body()
-            await exchange.plain(204, [(b"set-cookie", cookie.encode())])
-            return
-        if exchange.method not in ("GET", "HEAD"):
-            raise not_allowed("GET", "HEAD")
-        if path == "/readyz" and self.draining:
+    async def _ready(self, exchange: Exchange) -> None:
+        if self.draining:
             raise Refusal(503, "draining", "the gateway is about to stop")
-        await exchange.plain(200, [(b"content-type", b"application/json")], b'{"status":"ok"}')
+        await _well(exchange)
+
+    async def _session(self, exchange: Exchange) -> None:
+        cookie = self._access.session(exchange)
+        await exchange.body()
+        await exchange.plain(204, [(b"set-cookie", cookie.encode())])
 
     async def _storefront(self, exchange: Exchange, path: str) -> None:
         if self._files is None or exchange.method not in ("GET", "HEAD"):
@@ -198,6 +206,10 @@ class Gateway:
             request_id=exchange.request_id,
             **ended,
         )
+
+
+async def _well(exchange: Exchange) -> None:
+    await exchange.plain(200, [(b"content-type", b"application/json")], b'{"status":"ok"}')
 
 
 def _answered(exchange: Exchange, seconds: float) -> RequestAnswered:

@@ -18,6 +18,7 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
+from oyez.gateway.principal import Principal
 from oyez.spans import Span
 
 SECURITY: Headers = [
@@ -82,6 +83,22 @@ def problem(refusal: Refusal) -> tuple[Headers, bytes]:
     return [(b"content-type", b"application/problem+json"), *refusal.headers], body
 
 
+class Filter(Protocol):
+    """What an answer passes through on its way to the client."""
+
+    def head(self, status: int, headers: Headers) -> Headers:
+        """Return the headers of an answer that begins, changed."""
+        ...
+
+    def part(self, content: bytes) -> bytes:
+        """Return a part of the answer's body, changed; it may be empty."""
+        ...
+
+    def last(self, content: bytes) -> bytes:
+        """Return the last part of the answer's body, changed."""
+        ...
+
+
 class Connection(Protocol):
     """A client's connection, as an exchange uses it."""
 
@@ -131,7 +148,8 @@ class Exchange:
     is set once its last byte was accepted. ``closing``: the connection ends with this answer.
     ``interruption`` says why the work on it was cancelled, ``refused`` is the code of a refusal.
     ``given`` is the client's traceparent, if it is valid, ``traceparent`` this exchange's own, and
-    ``recorded`` its span, if it has one.
+    ``recorded`` its span, if it has one. ``principal`` is who sends the request, once that is
+    known.
     """
 
     def __init__(
@@ -147,11 +165,14 @@ class Exchange:
         self.fields = head.fields
         self._old = head.old
         self._unread = head.body
+        self._body = b""
+        self._filters: list[Filter] = []
         self.path = self.target.partition(b"?")[0]
         self.label = NO_ROUTE
         self.status = 0
         self.complete = False
         self.refused = ""
+        self.principal: Principal | None = None
         self.closing = self._old or closes(self.fields)
         self.interruption: Refusal | ClientGone | None = None
         self._connection = connection
@@ -221,10 +242,13 @@ class Exchange:
             raise self._too_large()
 
     async def body(self) -> bytes:
-        """Return the whole body, within the limits of size and time; raises :class:`Refusal`."""
+        """Return the whole body, within the limits of size and time; raises :class:`Refusal`.
+
+        Called again, it returns the same.
+        """
         framing, connection = self._unread, self._connection
         if framing is None:
-            return b""
+            return self._body
         body = self._admitted(framing.feed(connection.take()))
         if not framing.done:
             connection.within(self._settings.timeout, SLOW_BODY)
@@ -236,6 +260,7 @@ class Exchange:
             body = b"".join(parts)
         connection.put_back(framing.rest)
         self._unread = None
+        self._body = body
         return body
 
     def within(self, seconds: float | None, late: Refusal) -> None:
@@ -247,6 +272,10 @@ class Exchange:
         self.interruption = cause
         self._connection.cancel()
 
+    def through(self, filter: Filter) -> None:  # noqa: A002
+        """Pass the answer through a filter, before those that were added earlier."""
+        self._filters.insert(0, filter)
+
     def start(self, status: int, headers: Headers) -> None:
         """Begin the answer; its head is sent with what follows.
 
@@ -254,6 +283,8 @@ class Exchange:
         body was not read, the connection closes after the answer: further bytes on it could not be
         distinguished from the body.
         """
+        for each in self._filters:
+            headers = each.head(status, headers)
         names = dict(headers).keys()
         lines = [_status_line(status)]
         lines += [b"%b: %b\r\n" % header for header in headers]
@@ -274,12 +305,16 @@ class Exchange:
 
     async def write(self, content: bytes) -> None:
         """Send the next part of the answer's body; raises :class:`ClientGone`."""
+        for each in self._filters:
+            content = each.part(content)
         self._connection.write(self._framed(content))
         if self._connection.full:
             await self._connection.accepted()
 
     async def end(self, content: bytes = b"") -> None:
         """Send the last part of the answer's body; raises :class:`ClientGone`."""
+        for each in self._filters:
+            content = each.last(content)
         data = self._framed(content)
         self._connection.write(data + b"0\r\n\r\n" if self._chunked else data)
         if self._connection.full:

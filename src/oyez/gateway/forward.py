@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 from oyez.ambient import Ambient
-from oyez.config import GatewaySettings, Listen
+from oyez.config import GatewaySettings, Listen, Route
 from oyez.gateway import after
 from oyez.gateway.access import COOKIE, cookies
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
-from oyez.gateway.routing import Target
+from oyez.gateway.step import Answer
 from oyez.gateway.upstream import Broken, ServiceConnection, Unreachable, Upstream
 from oyez.spans import Failure, Span, Tracer
 
@@ -57,6 +58,14 @@ _BROKEN = Refusal(
 )
 
 
+class Target(NamedTuple):
+    """A route, and where its service is."""
+
+    route: Route
+    address: Listen
+    upstream: Upstream
+
+
 class Forwarder:
     """A client of the services.
 
@@ -83,9 +92,16 @@ class Forwarder:
         for upstream in self._upstreams.values():
             upstream.close()
 
-    async def send(
-        self, exchange: Exchange, target: Target, principal: str | None, body: bytes
-    ) -> None:
+    def to(self, route: Route, address: Listen) -> Answer:
+        """Return what answers the requests of a route: its service, at that address."""
+        target = Target(route, address, self._upstream(address))
+
+        async def send(exchange: Exchange) -> None:
+            await self._send(exchange, target, await exchange.body())
+
+        return send
+
+    async def _send(self, exchange: Exchange, target: Target, body: bytes) -> None:
         """Respond with the service's response; raises :class:`Refusal` (502, 503, 504).
 
         If the service disconnects halfway, the response remains incomplete and the client's
@@ -94,10 +110,10 @@ class Forwarder:
         exchange.within(self._settings.timeout, _LATE)
         if target.route.stream:
             self._endless.add(exchange)
-        upstream = self._upstream(target.address)
+        upstream = target.upstream
         span = self._begin_span(exchange, target)
         parent = exchange.traceparent if span is None else span.traceparent
-        request = _request(exchange, target, principal, body, parent)
+        request = _request(exchange, target, body, parent)
         try:
             connection = upstream.kept() or await upstream.connect()
             try:
@@ -184,9 +200,7 @@ def _for_the_client(exchange: Exchange, target: Target, answered: Fields) -> Hea
     return headers
 
 
-def _request(
-    exchange: Exchange, target: Target, principal: str | None, body: bytes, parent: str
-) -> bytes:
+def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> bytes:
     """Return the bytes of a request: its target byte for byte, and its headers rewritten.
 
     ``parent`` is the traceparent that it has.
@@ -197,8 +211,8 @@ def _request(
         _hop(f"{target.address}", exchange.client, exchange.host, exchange.scheme),
         f"x-request-id: {exchange.request_id}\r\ntraceparent: {parent}\r\n".encode(),
     ]
-    if principal:
-        lines.append(f"x-oyez-principal: {principal}\r\n".encode())
+    if exchange.principal is not None:
+        lines.append(f"x-oyez-principal: {exchange.principal.name}\r\n".encode())
     if b"cookie" in fields:
         lines.append(_cookie_lines(exchange))
     if body or exchange.method in _WITH_BODY:

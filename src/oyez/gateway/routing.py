@@ -1,13 +1,14 @@
-"""The safe path of a request, and its route. A path without a route is refused."""
+"""The safe path of a request, and what answers there. A path without a route is refused."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from oyez.config import Config, Listen, Route
 from oyez.gateway.exchange import Exchange, Refusal
+from oyez.gateway.step import Answer
 
 # Separators and dots that are encoded once or more often: a service that decodes once more than the
 # gateway, or cuts at ";", would see another path than the one admitted.
@@ -32,41 +33,55 @@ def safe_path(exchange: Exchange) -> str:
     return path
 
 
-class Target(NamedTuple):
-    """A route and the address of its service."""
-
-    route: Route
-    address: Listen
-
-
 class Routes:
-    """The routes of a configuration; the longest matching path applies."""
+    """What answers at which path: the longest matching path applies, on whole segments."""
 
-    def __init__(self, config: Config) -> None:
-        self._by_path: dict[tuple[str, ...], dict[str, Target]] = {}
-        for route in config.gateway.routes if config.gateway else ():
-            address = config.services[route.service].reached_at()
-            if address is None:
-                raise ValueError(route)
-            methods = self._by_path.setdefault(_segments(route.path), {})
-            for method in route.methods:
-                methods[method] = Target(route, address)
-        for methods in self._by_path.values():
-            if "GET" in methods:
-                methods.setdefault("HEAD", methods["GET"])
-        self._deepest = max(map(len, self._by_path), default=0)
+    def __init__(self) -> None:
+        self._exact: dict[str, Target] = {}
+        self._below: dict[tuple[str, ...], Target] = {}
+        self._deepest = 0
 
-    def match(self, path: str, method: str) -> Target | None:
-        """Return the target of a path; None without a route; 405 if its route has other methods."""
+    def add(
+        self, path: str, methods: Iterable[str], answer: Answer, *, exact: bool = False
+    ) -> None:
+        """Answer requests of these methods to a path and everything below it.
+
+        Where GET is answered, so is HEAD. ``exact``: to the path alone, before any other.
+        """
+        if exact:
+            target = self._exact.setdefault(path, Target(path, {}))
+        else:
+            segments = _segments(path)
+            target = self._below.setdefault(segments, Target(path, {}))
+            self._deepest = max(self._deepest, len(segments))
+        target.answers.update(dict.fromkeys(methods, answer))
+        if "GET" in target.answers:
+            target.answers.setdefault("HEAD", target.answers["GET"])
+
+    def match(self, path: str) -> Target | None:
+        """Return the target of a path; None without one."""
+        if path in self._exact:
+            return self._exact[path]
         segments = _segments(path)
         for length in range(min(len(segments), self._deepest), -1, -1):
-            methods = self._by_path.get(segments[:length])
-            if methods is None:
-                continue
-            if method not in methods:
-                raise not_allowed(*methods)
-            return methods[method]
+            target = self._below.get(segments[:length])
+            if target is not None:
+                return target
         return None
+
+
+class Target(NamedTuple):
+    """What answers at a path: its name in logs, and an answer by method."""
+
+    label: str
+    answers: dict[str, Answer]
+
+    def answer(self, method: str) -> Answer:
+        """Return what answers a method; raises :class:`Refusal` (405) where nothing does."""
+        found = self.answers.get(method)
+        if found is None:
+            raise not_allowed(*self.answers)
+        return found
 
 
 def not_allowed(*methods: str) -> Refusal:
