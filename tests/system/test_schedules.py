@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
+from oyez.tables import PLACES
 from servers import server
 
 TOML = """
@@ -34,6 +40,9 @@ from oyez.timers import Timer, arm
 class Counted(Event, type="late.counted", key="name"):
     name: str
 
+class Reminded(Event, type="late.reminded", key="name"):
+    name: str
+
 class Count(State):
     fired: int = 0
 
@@ -51,13 +60,28 @@ async def tick(tick: Tick, tx: Transaction) -> Counted:
         for each in sets:
             tx.execute(sql, **each)
     tx.execute("insert into run (name) values (:name)", name=name)
+    tx.publish(Reminded(name=name), delay=0.5)
     note("tick", name)
     return Counted(name=name)
+
+@service.on(Reminded)
+async def reminded(event: Reminded) -> None:
+    note("reminder", event.name)
 
 @service.on(Timer)
 async def fired(event: Timer, count: Count) -> None:
     count.fired += 1
     note("timer", event.key)
+"""
+WAITING = int(os.environ.get("OYEZ_TEST_WAITING", "20000"))
+"""The number of events of later, and of timers, that wait in the store."""
+MOST = 256 * 1024
+"""KiB that a service may need at most, whatever waits."""
+FILL = """
+insert into oyez_outbox (due, stream, key, headers, data)
+ select {due}, 'late.jobs', 'k' || n, {headers}, {data} from {numbers};
+insert into oyez_timer (kind, key, name, due, part, armed)
+ select 'Count', 'k' || n, 'soon', {due}, n % {places}, {now} from {numbers};
 """
 RUNS = 8
 """The number of ticks, at least, that come between two kills."""
@@ -68,6 +92,7 @@ class Late:
 
     def __init__(self, root: Path, store: str) -> None:
         self.root = root
+        self.store = store
         (root / "oyez.toml").write_text(TOML.format(store=store))
         (root / "jobs.py").write_text(JOBS)
         (root / "migrations").mkdir()
@@ -89,6 +114,33 @@ class Late:
             )
         self.processes.append(process)
 
+    def fill(self, count: int) -> None:
+        """Have so many events and timers wait in the store, for a week or longer."""
+        headers = json.dumps({"id": str(uuid4()), "source": "/late/jobs", "type": "late.reminded"})
+        values = {"due": time.time() + 7 * 86400, "now": time.time(), "places": PLACES}
+        texts = {
+            "headers": headers.encode().hex(),
+            "data": json.dumps({"name": "n" * 80}).encode().hex(),
+        }
+        if self.store.startswith("sqlite"):
+            numbers = f"""(with recursive r(n) as
+              (select 1 union all select n + 1 from r where n < {count}) select n from r)"""
+            blobs = {name: f"x'{text}'" for name, text in texts.items()}
+            with closing(sqlite3.connect(self.root / "jobs.db")) as connection:
+                connection.executescript(FILL.format(numbers=numbers, **values, **blobs))
+        else:
+            numbers = f"generate_series(1, {count}) as r(n)"
+            blobs = {name: f"decode('{text}', 'hex')" for name, text in texts.items()}
+            asyncio.run(self._execute(FILL.format(numbers=numbers, **values, **blobs)))
+
+    async def _execute(self, sql: str) -> None:
+        url, _, schema = self.store.partition("?schema=")
+        connection = await asyncpg.connect(url, server_settings={"search_path": schema})
+        try:
+            await connection.execute(sql, timeout=300)
+        finally:
+            await connection.close()
+
     def dead(self) -> str:
         """What `oyez dead list` says."""
         command = [sys.executable, "-m", "oyez", "dead", "list", "jobs"]
@@ -108,6 +160,7 @@ class Late:
             process.terminate()
         for process in self.processes:
             process.wait(30)
+        self.processes.clear()
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -154,3 +207,20 @@ def test_ticks_and_timers_survive_kill_9(late: Late) -> None:
     assert late.dead() == "no dead letters\n"  # the second of two effects would break a key
     timers = {int(name) for name, _ in late.notes("timer")}
     assert timers >= set(range(first, last - 3))
+
+
+@pytest.mark.timeout(900)
+def test_what_waits_for_later_takes_no_memory_and_holds_nothing_up(late: Late) -> None:
+    late.start()
+    until(lambda: late.notes("tick"))
+    late.stop()
+    late.fill(WAITING)
+    late.start()
+    seen = {what: len(late.notes(what)) for what in ("tick", "timer", "reminder")}
+    until(lambda: all(len(late.notes(what)) >= count + RUNS for what, count in seen.items()), 300)
+    status = Path(f"/proc/{late.processes[0].pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    print(f"{WAITING} wait: at most {int(found[1]) / 1024:.0f} MiB")
+    assert int(found[1]) < MOST
+    assert late.dead() == "no dead letters\n"
