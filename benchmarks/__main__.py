@@ -27,6 +27,7 @@ from oyez.ambient import SystemAmbient
 from oyez.cli.invocation import run_async
 from oyez.runtime.interpreter import tune
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
     "embedded_append",
     "embedded_latency",
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"there is no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
     # As `oyez run` sets it; the peers' threads gain by it as well.
     tune()
+    commit = _commit()  # before what is written changes the tree
     with tempfile.TemporaryDirectory(prefix="oyez-bench-", dir=options.folder) as folder:
         machine = describe(Path(folder))
         if not options.as_json:
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reports.append(report)
             if options.write or not (options.names or options.quick):
                 # Each time, so that a run that is cut off leaves what it has.
-                _write(reports, machine, quick=options.quick)
+                _write(reports, machine, commit, quick=options.quick)
             if options.as_json:
                 report = msgspec.structs.replace(report, machine=machine)
                 print(msgspec.json.encode(report).decode(), flush=True)
@@ -85,19 +87,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\n{report}\n  ({time.monotonic() - start:.0f} s)", flush=True)
 
 
-def _write(reports: Sequence[Report], machine: Mapping[str, Any], *, quick: bool) -> None:
-    root = Path(__file__).resolve().parent.parent
+def _commit() -> str:
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )
-    commit = described.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+def _write(
+    reports: Sequence[Report], machine: Mapping[str, Any], commit: str, *, quick: bool
+) -> None:
     day = datetime.now(UTC).date().isoformat()
     for path, text in (
         (
-            root / "benchmarks" / "results.md",
+            ROOT / "benchmarks" / "results.md",
             results.page(reports, machine, commit, day, quick=quick),
         ),
-        (root / "docs" / "pictures" / "performance.svg", results.plot(reports, commit, day)),
+        (ROOT / "docs" / "pictures" / "performance.svg", results.plot(reports, commit, day)),
     ):
         path.write_text(text)
 
