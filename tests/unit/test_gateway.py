@@ -23,8 +23,8 @@ from oyez.ambient import SystemAmbient
 from oyez.config import Config, Listen, load
 from oyez.errors import ConfigurationError
 from oyez.gateway import edge, gateway, serve
-from oyez.gateway.access import read_secret
 from oyez.gateway.admin import Observer
+from oyez.gateway.secret import read_secret
 from oyez.logger import configure
 from oyez.observe.metrics import Metrics
 

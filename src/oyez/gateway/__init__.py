@@ -9,7 +9,11 @@
               app.py       the steps of one request, in order
               step.py      what a step is: a route pays for those that it uses
               routing.py   a safe path, and what answers there
-              access.py    who may pass: API keys and signed sessions
+              access.py    who sends a request: each way of saying so is tried
+              keys.py      by an API key
+              sessions.py  by a session with a signed cookie
+              challenge.py what a client is told that can't say who it is
+              secret.py    the key that signs sessions
               principal.py who sends a request
               static.py    the storefront's files
               forward.py   to the service and back: headers rewritten

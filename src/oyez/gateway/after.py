@@ -13,9 +13,9 @@ import binascii
 
 from oyez.errors import InvalidEvent
 from oyez.freshness import merged
-from oyez.gateway.access import cookies
 from oyez.gateway.exchange import Exchange
 from oyez.gateway.http1 import Headers
+from oyez.gateway.sessions import cookies
 
 COOKIE = "oyez_after"
 HEADER = b"oyez-after"

@@ -12,7 +12,9 @@ from oyez.gateway.access import Access
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
+from oyez.gateway.keys import Keys
 from oyez.gateway.routing import Routes, safe_path
+from oyez.gateway.sessions import Sessions
 from oyez.gateway.static import Files, not_found
 from oyez.gateway.step import Step, walk
 from oyez.logger import Logger
@@ -55,12 +57,12 @@ class Gateway:
             raise config.error("gateway", "a table [gateway]", "nothing")
         self._settings = config.gateway
         self._ambient = ambient
-        self._access = Access(config, ambient, secret)
+        self._sessions = Sessions(config.gateway, ambient, secret)
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer)
         self._files = _files(config)
         self._steps: list[Step] = [
-            self._access,
+            Access(Keys(config), self._sessions),
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
         self._routes = self._routed(config, config.gateway.routes)
@@ -177,7 +179,7 @@ class Gateway:
         await _well(exchange)
 
     async def _session(self, exchange: Exchange) -> None:
-        cookie = self._access.session(exchange)
+        cookie = self._sessions.cookie(exchange)
         await exchange.body()
         await exchange.plain(204, [(b"set-cookie", cookie.encode())])
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings, Listen, Route
 from oyez.gateway import after
-from oyez.gateway.access import COOKIE, cookies
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
+from oyez.gateway.sessions import COOKIE, cookies
 from oyez.gateway.step import Answer
 from oyez.gateway.upstream import Broken, ServiceConnection, Unreachable, Upstream
 from oyez.spans import Failure, Span, Tracer

@@ -10,10 +10,10 @@ from functools import partial
 
 from oyez.ambient import Ambient
 from oyez.config import Config, Listen
-from oyez.gateway.access import read_secret
 from oyez.gateway.admin import Admin, Observer
 from oyez.gateway.app import gateway
 from oyez.gateway.edge import Edge
+from oyez.gateway.secret import read_secret
 from oyez.listening import BACKLOG, bind, stop_signals
 from oyez.spans import Tracer
 
