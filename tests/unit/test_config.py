@@ -87,6 +87,25 @@ def test_reads_everything_with_defaults(write) -> None:
         config.system.name = "other"  # type: ignore[misc]
 
 
+def test_issuers_and_what_routes_ask_for(write) -> None:
+    asks = 'access = "user"\nissuers = ["staff"]\nscopes = ["a:b"]\nroles = ["c d"]\n'
+    config = load(write(ROUTED + asks + ISSUER), {"OYEZ_GATEWAY_ISSUERS_STAFF_JWKS": "k.json"})
+    assert config.gateway is not None
+    (route,) = config.gateway.routes
+    assert (route.issuers, route.scopes, route.roles) == (("staff",), ("a:b",), ("c d",))
+    staff = config.gateway.issuers["staff"]
+    assert (staff.name, staff.audience, staff.jwks) == ("staff", ("shop",), "k.json")
+    assert staff.algorithms == ("RS256", "PS256", "ES256", "EdDSA")
+    for jwks in ("http://localhost:1/k", "http://127.0.0.2/k", "http://[::1]:5/k", "a/b.json"):
+        config = load(write(ROUTED + ISSUER.replace("https://h/keys", jwks)), {})
+        assert config.gateway is not None
+        assert config.gateway.issuers["staff"].jwks == jwks
+    several = ISSUER.replace('"shop"', '["shop", "admin"]')
+    config = load(write(ROUTED + several), {})
+    assert config.gateway is not None
+    assert config.gateway.issuers["staff"].audience == ("shop", "admin")
+
+
 def test_is_found_upwards_and_in_a_folder(write, monkeypatch) -> None:
     path = write(SHOP)
     deep = path.parent / "a" / "b"
@@ -156,6 +175,12 @@ def outcome(path: Path, environ: dict[str, str]) -> Config | ConfigurationError:
 
 SYSTEM = '[system]\nname = "shop"\n'
 SERVICE = SYSTEM + '[services.orders]\napp = "a:b"\n'
+ISSUER = """
+[gateway.issuers.staff]
+issuer = "https://h/shop"
+audience = "shop"
+jwks = "https://h/keys"
+"""
 ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice = "orders"\n'
 
 
@@ -226,6 +251,45 @@ ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice 
             ROUTED + '[[gateway.routes]]\npath = "/orders"\nservice = "orders"',
             "oyez.toml:10: gateway.routes[1].path: expected each path and method once, found GET ",
         ),
+        (
+            ROUTED + 'access = "usr"',
+            'gateway.routes[0].access: expected one of "public", "session", "key", "user", '
+            'found "usr"; did you mean user?',
+        ),
+        (ROUTED + 'access = "key"', "expected a file of API keys: set keys in [gateway], found"),
+        (
+            ROUTED + 'access = "public"\nscopes = ["a"]',
+            'oyez.toml:9: gateway.routes[0].access: expected "session", "key" or "user", as there',
+        ),
+        (ROUTED + 'access = "public"\nroles = ["a"]', "as there are scopes or roles"),
+        (ROUTED + 'scopes = ["a b"]', 'expected a list of scopes such as "orders:write"'),
+        (ROUTED + 'roles = "clerk"', 'expected a list of roles such as "clerk"'),
+        (ROUTED + "claims = [1]", "gateway.routes[0].claims: expected a list of names of claims"),
+        (ROUTED + 'issuers = ["staff"]', "expected issuers, of (none), found"),
+        (
+            ROUTED + 'access = "user"\nissuers = ["staf"]\n' + ISSUER,
+            'gateway.routes[0].issuers: expected issuers, of staff, found "staf"; did you mean',
+        ),
+        (ROUTED + 'issuers = ["staff"]\n' + ISSUER, 'expected "user", as there are issuers'),
+        (ROUTED + ISSUER.replace("staff", "key"), "expected a name that the gateway doesn't use"),
+        (
+            ROUTED + ISSUER + ISSUER.replace("staff", "other"),
+            "gateway.issuers.other.issuer: expected each issuer once, with a list of audiences, "
+            "found that of staff again",
+        ),
+        (ROUTED + ISSUER.replace("https://h/keys", "http://h/keys"), "expected an https URL, an"),
+        (ROUTED + ISSUER.replace("https://h/keys", "http://10.0.0.1/k"), "expected an https URL"),
+        (ROUTED + ISSUER.replace("https://h/keys", "ftp://h/keys"), "expected an https URL, an"),
+        (ROUTED + ISSUER.replace("https://h/keys", "https://u:p@h/k"), "expected an https URL"),
+        (ROUTED + ISSUER.replace("https://h/shop", "h/shop"), "issuer: expected a URL such as"),
+        (ROUTED + ISSUER.replace('"shop"', "[]"), 'expected an audience such as "shop", or a'),
+        (ROUTED + ISSUER.replace('audience = "shop"\n', ""), "audience: expected an audience"),
+        (ROUTED + ISSUER + 'algorithms = ["HS256"]', "expected a list of RS256, RS384, RS512, PS"),
+        (ROUTED + ISSUER + 'algorithms = ["none"]', "algorithms: expected a list of RS256, RS384"),
+        (ROUTED + ISSUER + "algorithms = []", "gateway.issuers.staff.algorithms: expected a list"),
+        (ROUTED + ISSUER + "leeway = 301", "expected a number of seconds from 0 to 300, found 301"),
+        (ROUTED + ISSUER + "leeway = -1", "expected a number of seconds from 0 to 300, found -1"),
+        (ROUTED + ISSUER + 'roles_claim = ""', 'or a path such as "realm_access.roles", found ""'),
     ],
 )
 def test_a_mistake_gets_one_line(write, text: str | bytes, expected: str) -> None:

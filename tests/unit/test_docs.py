@@ -25,6 +25,7 @@ from oyez.config import (
     Companion,
     ConsoleSettings,
     GatewaySettings,
+    IssuerSettings,
     Route,
     ServiceSettings,
     SystemSettings,
@@ -151,6 +152,7 @@ def test_there_is_code_to_run() -> None:
     assert without == {
         f"docs/guide/{name}.md"
         for name in (
+            "access",
             "bridges",
             "console",
             "metrics",
@@ -238,6 +240,7 @@ def test_the_readme_lists_every_command() -> None:
         ("[system]", SystemSettings),
         ("[services.NAME]", ServiceSettings),
         ("[gateway]", GatewaySettings),
+        ("[gateway.issuers.NAME]", IssuerSettings),
         ("[[gateway.routes]]", Route),
         ("[console]", ConsoleSettings),
         ("[bridges.NAME]", BridgeSettings),
@@ -248,7 +251,8 @@ def test_every_setting_is_in_the_tables(heading: str, schema: type[msgspec.Struc
     text = (ROOT / "docs" / "guide" / "operations.md").read_text()
     section = text.partition(f"### `{heading}`\n")[2].partition("\n### ")[0].partition("\n## ")[0]
     listed = re.findall(r"^\| `([a-z_]+)`", section, re.MULTILINE)
-    given = {"name"} if schema in (ServiceSettings, BridgeSettings, Companion) else set()
+    named = (ServiceSettings, IssuerSettings, BridgeSettings, Companion)
+    given = {"name"} if schema in named else set()
     fields = [f.name for f in msgspec.structs.fields(schema) if f.name not in given | {"routes"}]
     assert listed == fields
 

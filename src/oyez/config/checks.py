@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NoReturn, Protocol
 
 from oyez.config.mistakes import Key, closest
-from oyez.config.settings import BridgeSettings, Config
+from oyez.config.settings import BridgeSettings, Config, Route
 from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz")
+_RESERVED_ISSUERS = ("key", "session")
 
 
 class Fail(Protocol):
@@ -23,6 +24,7 @@ def check(config: Config, fail: Fail) -> None:
     """Fail where the settings contradict each other."""
     _check_names(config, fail)
     _check_bridges(config, fail)
+    _check_issuers(config, fail)
     _check_routes(config, fail)
 
 
@@ -61,6 +63,33 @@ def _overlap(one: BridgeSettings, other: BridgeSettings) -> bool:
     )
 
 
+def _check_issuers(config: Config, fail: Fail) -> None:
+    known: dict[str, str] = {}
+    for name, issuer in config.gateway.issuers.items() if config.gateway else ():
+        key: Key = ("gateway", "issuers", name)
+        if name in _RESERVED_ISSUERS:
+            fail(key, "a name that the gateway doesn't use", f'"{name}"')
+        if issuer.issuer in known:
+            found = f"that of {known[issuer.issuer]} again"
+            fail((*key, "issuer"), "each issuer once, with a list of audiences", found)
+        known[issuer.issuer] = name
+
+
+def _check_who_and_may(config: Config, route: Route, key: Key, fail: Fail) -> None:
+    issuers = config.gateway.issuers if config.gateway else {}
+    for name in route.issuers:
+        if name not in issuers:
+            expected = f"issuers, of {', '.join(issuers) or '(none)'}"
+            fail((*key, "issuers"), expected, f'"{name}"', closest(name, issuers))
+    if route.issuers and route.access != "user":
+        fail((*key, "access"), '"user", as there are issuers', f'"{route.access}"')
+    if route.access == "public" and (route.scopes or route.roles):
+        expected = '"session", "key" or "user", as there are scopes or roles'
+        fail((*key, "access"), expected, '"public"')
+    if route.access == "key" and (config.gateway is None or config.gateway.keys is None):
+        fail((*key, "access"), "a file of API keys: set keys in [gateway]", "none")
+
+
 def _check_routes(config: Config, fail: Fail) -> None:
     taken: set[tuple[str, str]] = set()
     for index, route in enumerate(config.gateway.routes if config.gateway else ()):
@@ -78,6 +107,7 @@ def _check_routes(config: Config, fail: Fail) -> None:
             expected = f'a service that listens: set http = "HOST:PORT" in services.{service.name}'
             found = "no http" if address is None else "port 0"
             fail((*key, "service"), expected, found)
+        _check_who_and_may(config, route, key, fail)
         for method in route.methods:
             if (route.path, method) in taken:
                 expected = "each path and method once"

@@ -25,6 +25,19 @@ _SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
 _TYPE = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
+# RFC 6749, section 3.3; a header shows it between quotation marks.
+_SCOPE = re.compile(r"[!#-\[\]-~]{1,200}")
+_TEXT = re.compile(r"\S(?:.{0,198}\S)?")
+_ISSUER = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:/[^\s?#]*)?")
+_KEY_SET = re.compile(
+    r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[^\s#]*)?"
+)
+_ALGORITHMS = (
+    *("RS256", "RS384", "RS512"),
+    *("PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512"),
+    "EdDSA",
+)
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -112,6 +125,17 @@ def number(high: float, unit: str) -> Rule:
         return float(value)
 
     return Rule(f"a number of {unit} above 0, at most {high:g}", read, float)
+
+
+def upto(high: float, unit: str) -> Rule:
+    """Return the rule of a number from 0 to ``high``."""
+
+    def read(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= high:
+            raise ValueError
+        return float(value)
+
+    return Rule(f"a number of {unit} from 0 to {high:g}", read, float)
 
 
 def share() -> Rule:
@@ -218,6 +242,58 @@ def _each(expected: str, pattern: re.Pattern[str]) -> Rule:
     return Rule(expected, read)
 
 
+def algorithms() -> Rule:
+    """Return the rule of a list of algorithms by which an issuer signs: of key pairs alone.
+
+    A secret that the gateway shared with an issuer would let it make tokens itself, and a public
+    key that is taken for such a secret lets anybody.
+    """
+
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value or any(v not in _ALGORITHMS for v in value):
+            raise ValueError
+        return tuple(dict.fromkeys(value))
+
+    return Rule("a list of " + ", ".join(_ALGORITHMS), read)
+
+
+def audience() -> Rule:
+    """Return the rule of a text, or a list of texts, for whom a token may be."""
+
+    def read(value: object) -> tuple[str, ...]:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts:
+            raise ValueError
+        if any(not isinstance(each, str) or not _TEXT.fullmatch(each) for each in texts):
+            raise ValueError
+        return tuple(dict.fromkeys(texts))
+
+    return Rule('an audience such as "shop", or a list of them', read)
+
+
+def key_set() -> Rule:
+    """Return the rule of where an issuer's keys are: a URL that nobody on the way can change."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        if "://" not in value:
+            return value
+        match = _KEY_SET.fullmatch(value)
+        if match is None or (match[1] == "http" and not _loopback(match[2])):
+            raise ValueError
+        return value
+
+    return Rule("an https URL, an http URL of this machine, or a file", read)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def streams() -> Rule:
     """Return the rule of a list of streams, or of beginnings of their names."""
 
@@ -252,3 +328,12 @@ PATH = pattern('a path such as "/orders"', _SEGMENTS)
 BROKER = url("broker", adapters.BROKERS)
 STORE = url("store", adapters.STORES)
 STORAGE = storage()
+ISSUER = pattern('a URL such as "https://login.example.com"', _ISSUER)
+ISSUERS = _each("a list of issuers, the NAMEs of [gateway.issuers.NAME]", NAME)
+AUDIENCE = audience()
+JWKS = key_set()
+ALGORITHMS = algorithms()
+CLAIM = pattern('the name of a claim, or a path such as "realm_access.roles"', _TEXT)
+CLAIMS = _each('a list of names of claims such as "email"', _TEXT)
+SCOPES = _each('a list of scopes such as "orders:write"', _SCOPE)
+ROLES = _each('a list of roles such as "clerk"', _TEXT)

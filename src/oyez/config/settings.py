@@ -72,16 +72,45 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
 class Route(_Settings, frozen=True, kw_only=True):
     """A table ``[[gateway.routes]]``: which requests may pass, to whom, and who may send them.
 
-    ``path`` matches itself and everything below it, on whole segments. ``access`` "session" asks
-    for an API key or a signed session, "public" for nothing. ``stream`` is for answers without an
-    end, such as server-sent events: no total timeout.
+    ``path`` matches itself and everything below it, on whole segments. ``access`` "public" asks
+    for nothing, "session" for any sender that is known, be it by an API key, a token or a session,
+    "key" for an API key, "user" for a user that an issuer vouches for: one of ``issuers``, if that
+    is set. Of the sender, all ``scopes`` and any of the ``roles`` are asked; ``claims`` are those
+    that the service is told. ``stream`` is for answers without an end, such as server-sent events:
+    no total timeout.
     """
 
     path: Annotated[str, rules.PATH]
     service: Annotated[str, rules.text("the name of a service")]
     methods: Annotated[tuple[str, ...], rules.methods()] = ("GET", "HEAD")
-    access: Annotated[Literal["public", "session"], rules.one_of("public", "session")] = "session"
+    access: Annotated[
+        Literal["public", "session", "key", "user"],
+        rules.one_of("public", "session", "key", "user"),
+    ] = "session"
+    issuers: Annotated[tuple[str, ...], rules.ISSUERS] = ()
+    scopes: Annotated[tuple[str, ...], rules.SCOPES] = ()
+    roles: Annotated[tuple[str, ...], rules.ROLES] = ()
+    claims: Annotated[tuple[str, ...], rules.CLAIMS] = ()
     stream: Annotated[bool, rules.truth()] = False
+
+
+class IssuerSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[gateway.issuers.NAME]``: who vouches for users, by JSON Web Tokens.
+
+    A token's ``iss`` is ``issuer``, and one of its ``aud`` one of ``audience``. Its key is one of
+    ``jwks``, a URL or a file, and signs by one of ``algorithms``. ``leeway`` is the seconds by
+    which clocks may differ. ``scopes_claim`` and ``roles_claim`` are the names of claims, or paths
+    to what is within them, such as ``realm_access.roles``.
+    """
+
+    name: str
+    issuer: Annotated[str, rules.ISSUER]
+    audience: Annotated[tuple[str, ...], rules.AUDIENCE]
+    jwks: Annotated[str, rules.JWKS]
+    algorithms: Annotated[tuple[str, ...], rules.ALGORITHMS] = ("RS256", "PS256", "ES256", "EdDSA")
+    leeway: Annotated[float, rules.upto(300, "seconds")] = 30.0
+    scopes_claim: Annotated[str, rules.CLAIM] = "scope"
+    roles_claim: Annotated[str, rules.CLAIM] = "roles"
 
 
 class GatewaySettings(_Settings, frozen=True, kw_only=True):
@@ -92,6 +121,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     ``connect_timeout`` one attempt to reach a service. ``connections`` is how many clients stay
     connected: above it the one idle longest is let go. ``tls`` says that a TLS proxy stands in
     front. ``keys`` is a TOML file of hashed API keys, ``static`` a folder served at ``/``.
+    ``issuers`` vouch for users.
     ``access_log`` is the share of requests with a line in the log; failures always have one.
     """
 
@@ -109,6 +139,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     tls: Annotated[bool, rules.truth()] = False
     keys: Annotated[str | None, rules.text("a file")] = None
     access_log: Annotated[float, rules.share()] = 1.0
+    issuers: dict[str, IssuerSettings] = {}
     routes: tuple[Route, ...] = ()
 
 

@@ -11,8 +11,11 @@
               routing.py   a safe path, and what answers there
               access.py    who sends a request: each way of saying so is tried
               keys.py      by an API key
+              tokens.py    by a token that an issuer signed
+              keysets.py   the keys of issuers, fetched and kept
               sessions.py  by a session with a signed cookie
-              challenge.py what a client is told that can't say who it is
+              permission.py what it may do: scopes and roles
+              challenge.py what a client is told that may not pass
               secret.py    the key that signs sessions
               principal.py who sends a request
               static.py    the storefront's files

@@ -1,8 +1,11 @@
-"""Who sends a request: the holder of an API key, or a session with a signed cookie."""
+"""Who sends a request: the holder of an API key, a user with a token, or a session."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from oyez.config import Route
 from oyez.gateway.challenge import unauthorized
@@ -12,33 +15,79 @@ from oyez.gateway.principal import Principal
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.step import Answer
 
+if TYPE_CHECKING:
+    from oyez.gateway.tokens import Tokens
+
+_ASKS = {
+    "session": "send an API key, a token or a session cookie",
+    "key": "send an API key",
+    "user": "log in, or send a token",
+}
+_ADMITS = {
+    "session": ("api_key", "session", "user"),
+    "key": ("api_key",),
+    "user": ("user",),
+}
+
 
 class Access:
-    """Authentication of requests: each way is tried in turn."""
+    """Authentication of requests: each way is tried in turn.
 
-    def __init__(self, keys: Keys, sessions: Sessions) -> None:
+    ``tokens`` is None where no issuer is configured.
+    """
+
+    def __init__(self, keys: Keys, tokens: Tokens | None, sessions: Sessions) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._sessions = sessions
 
     def before(self, route: Route, onward: Answer) -> Answer:
         """Admit who may use the route; others are refused (401, 403).
 
-        A public route admits every request; without valid credentials it has no principal.
+        A public route admits every request; without valid credentials it has no principal. Of the
+        claims of a principal it leaves those that the route names.
         """
-
-        async def admit(exchange: Exchange) -> None:
-            principal = self._principal(exchange)
-            if principal is None:
-                raise unauthorized("credentials_missing", "send an API key or a session cookie")
-            exchange.principal = principal
-            await onward(exchange)
 
         async def admit_all(exchange: Exchange) -> None:
             with contextlib.suppress(Refusal):
-                exchange.principal = self._principal(exchange)
+                exchange.principal = _telling(await self._principal(exchange), route)
             await onward(exchange)
 
-        return admit_all if route.access == "public" else admit
+        if route.access == "public":
+            return admit_all
+        asks, admits, issuers = _ASKS[route.access], _ADMITS[route.access], route.issuers
 
-    def _principal(self, exchange: Exchange) -> Principal | None:
-        return self._keys.principal(exchange) or self._sessions.principal(exchange)
+        async def admit(exchange: Exchange) -> None:
+            principal = await self._principal(exchange)
+            if principal is None:
+                raise unauthorized("credentials_missing", asks)
+            if principal.kind not in admits or (issuers and principal.issuer not in issuers):
+                raise unauthorized("credentials_unfit", f"others are asked for here: {asks}")
+            exchange.principal = _telling(principal, route)
+            await onward(exchange)
+
+        return admit
+
+    async def _principal(self, exchange: Exchange) -> Principal | None:
+        keys, others = exchange.values(b"x-api-key"), exchange.values(b"authorization")
+        if not keys and not others:
+            return self._sessions.principal(exchange)
+        if len(keys) + len(others) > 1:
+            raise unauthorized("key_invalid", "send one API key or one token")
+        if keys:
+            return self._keys.holder(keys[0])
+        scheme, _, value = others[0].partition(" ")
+        if scheme.lower() != "bearer":
+            raise unauthorized("key_invalid", "send an API key or a token as Bearer")
+        value = value.strip()
+        if self._tokens is not None and value.count(".") == 2:
+            return await self._tokens.user(value)
+        return self._keys.holder(value)
+
+
+def _telling(principal: Principal | None, route: Route) -> Principal | None:
+    """Return the principal with no claims but those that the route names."""
+    if principal is None or not principal.claims:
+        return principal
+    claims = {name: principal.claims[name] for name in route.claims if name in principal.claims}
+    return msgspec.structs.replace(principal, claims=claims)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from oyez.adapters import driver
 from oyez.ambient import Ambient
 from oyez.config import Config, Route
 from oyez.envelope import sampled
@@ -13,6 +15,7 @@ from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refus
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
 from oyez.gateway.keys import Keys
+from oyez.gateway.permission import Permission
 from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.static import Files, not_found
@@ -20,6 +23,9 @@ from oyez.gateway.step import Step, walk
 from oyez.logger import Logger
 from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
+
+if TYPE_CHECKING:
+    from oyez.gateway.tokens import Tokens
 
 NAME = "gateway"
 """The gateway as the sender of signals."""
@@ -57,12 +63,14 @@ class Gateway:
             raise config.error("gateway", "a table [gateway]", "nothing")
         self._settings = config.gateway
         self._ambient = ambient
+        self._tokens = _tokens(config, ambient)
         self._sessions = Sessions(config.gateway, ambient, secret)
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer)
         self._files = _files(config)
         self._steps: list[Step] = [
-            Access(Keys(config), self._sessions),
+            Access(Keys(config), self._tokens, self._sessions),
+            Permission(),
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
         self._routes = self._routed(config, config.gateway.routes)
@@ -73,14 +81,24 @@ class Gateway:
         self._tell = tell
         self._log = Logger()
 
+    def start(self) -> None:
+        """Begin what goes on besides requests: the keys of issuers are kept fresh."""
+        if self._tokens is not None:
+            self._tokens.start()
+
     def drain(self) -> None:
         """Become unready, and end endless responses."""
         self.draining = True
         self._forwarder.drain()
 
     def close(self) -> None:
-        """Close the connections to the services. Safe to call twice."""
+        """Close the connections to the services, and end what :meth:`start` began.
+
+        Safe to call twice.
+        """
         self._forwarder.close()
+        if self._tokens is not None:
+            self._tokens.close()
 
     async def __call__(self, exchange: Exchange) -> None:
         """Respond to one request, whatever happens, and log it."""
@@ -232,6 +250,14 @@ async def _interrupted(exchange: Exchange) -> None:
         raise asyncio.CancelledError
     if isinstance(exchange.interruption, Refusal) and not exchange.status:
         await exchange.refuse(exchange.interruption)
+
+
+def _tokens(config: Config, ambient: Ambient) -> Tokens | None:
+    if config.gateway is None or not config.gateway.issuers:
+        return None
+    with driver("oyez[jwt]"):  # loaded where there are issuers alone: it takes time and memory
+        from oyez.gateway.tokens import Tokens
+    return Tokens(config, ambient)
 
 
 def _files(config: Config) -> Files | None:

@@ -1,4 +1,4 @@
-"""API keys: a file of their digests, and who holds the key of a request."""
+"""API keys: a file of their digests, and who holds a key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import msgspec
 
 from oyez.config import Config, Rule, read_file
 from oyez.gateway.challenge import unauthorized
-from oyez.gateway.exchange import Exchange
 from oyez.gateway.principal import Principal
 from oyez.gateway.secret import refuse_readable
 
@@ -42,24 +41,14 @@ class Keys:
         name = config.gateway.keys if config.gateway else None
         self._keys = {} if name is None else _read_keys(config, config.file(name))
 
-    def principal(self, exchange: Exchange) -> Principal | None:
-        """Return who holds the API key of a request; None where it has none.
-
-        Raises :class:`Refusal` (401) for a key that is not known.
-        """
-        given = exchange.values(b"x-api-key")
-        for value in exchange.values(b"authorization"):
-            scheme, _, key = value.partition(" ")
-            given.append(key.strip() if scheme.lower() == "bearer" else "")
-        if not given:
-            return None
+    def holder(self, key: str) -> Principal:
+        """Return who holds an API key. Raises :class:`Refusal` (401) for one that is not known."""
         found = None
-        if len(given) == 1:
-            digest = hashlib.sha256(given[0].encode("latin-1")).digest()
-            # Every key is compared: the time must not reveal which one was close.
-            for name, known in self._keys.items():
-                if hmac.compare_digest(digest, known):
-                    found = Principal(kind="api_key", subject=name, issuer="key")
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        # Every key is compared: the time must not reveal which one was close.
+        for name, known in self._keys.items():
+            if hmac.compare_digest(digest, known):
+                found = Principal(kind="api_key", subject=name, issuer="key")
         if found is None:
             raise unauthorized("key_invalid", "the API key is not known")
         return found

@@ -55,6 +55,7 @@ async def serve(
     ]
     stopped = asyncio.Event()
     note = config.file(config.system.data) / NOTE
+    app.start()
     try:
         with stop_signals(stopped.set):
             if observer is not None:
