@@ -1,6 +1,8 @@
-"""``oyez gateway``: the gateway alone."""
+"""``oyez gateway``: the gateway alone, and the keys of its clients."""
 
 from __future__ import annotations
+
+import re
 
 import click
 
@@ -8,6 +10,7 @@ from oyez.cli.invocation import run_async
 from oyez.config import Listen
 from oyez.errors import ConfigurationError
 from oyez.gateway import serve
+from oyez.gateway.keyfile import add_key
 from oyez.logger import Logger, configure
 from oyez.observe.metrics import Metrics
 from oyez.observe.traced import traced
@@ -15,10 +18,44 @@ from oyez.observe.turning import Turning
 from oyez.project import Project
 from oyez.runtime.interpreter import settle, tune
 
+_UNITS = {"m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_AGE = re.compile(r"([1-9]\d{0,5})([mhd])")
 
-@click.command("gateway")
-def command() -> None:
+
+@click.group("gateway", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Run the gateway alone; SIGTERM or Ctrl-C drains it."""
+    if context.invoked_subcommand is None:
+        _serve()
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    match = _AGE.fullmatch(value)
+    if match is None:
+        raise click.BadParameter(f"{value}: expected a number and a unit: 30m, 12h or 90d")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+@command.command("key")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, help="A scope of its holder; once for each.")
+@click.option("--role", "roles", multiple=True, help="A role of its holder; once for each.")
+@click.option("--expires", callback=_seconds, help="After which time it ends, such as 90d.")
+def key(name: str, scopes: tuple[str, ...], roles: tuple[str, ...], expires: float | None) -> None:
+    """Make an API key and print it, this once: only its digest is kept, in gateway.keys.
+
+    A gateway that runs accepts it within a second or two.
+    """
+    project = Project.open()
+    end = None if expires is None else project.ambient.now() + expires
+    click.echo(add_key(project.config, name, scopes=scopes, roles=roles, expires=end))
+    click.echo("oyez: it is shown this once, as only its digest is kept", err=True)
+
+
+def _serve() -> None:
     project = Project.open()
     if project.config.gateway is None:
         raise ConfigurationError(f"{project.config.path}: there is no [gateway] table")

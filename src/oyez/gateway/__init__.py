@@ -11,6 +11,7 @@
               routing.py   a safe path, and what answers there
               access.py    who sends a request: each way of saying so is tried
               keys.py      by an API key
+              keyfile.py   the file of API keys
               tokens.py    by a token that an issuer signed
               keysets.py   the keys of issuers, fetched and kept
               sessions.py  by a session with a signed cookie

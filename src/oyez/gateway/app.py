@@ -63,13 +63,14 @@ class Gateway:
             raise config.error("gateway", "a table [gateway]", "nothing")
         self._settings = config.gateway
         self._ambient = ambient
+        self._keys = Keys(config, ambient)
         self._tokens = _tokens(config, ambient)
         self._sessions = Sessions(config.gateway, ambient, secret)
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer)
         self._files = _files(config)
         self._steps: list[Step] = [
-            Access(Keys(config), self._tokens, self._sessions),
+            Access(self._keys, self._tokens, self._sessions),
             Permission(),
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
@@ -82,7 +83,8 @@ class Gateway:
         self._log = Logger()
 
     def start(self) -> None:
-        """Begin what goes on besides requests: the keys of issuers are kept fresh."""
+        """Begin what goes on besides requests: keys that change are read again."""
+        self._keys.start()
         if self._tokens is not None:
             self._tokens.start()
 
@@ -97,6 +99,7 @@ class Gateway:
         Safe to call twice.
         """
         self._forwarder.close()
+        self._keys.close()
         if self._tokens is not None:
             self._tokens.close()
 

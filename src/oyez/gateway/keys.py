@@ -1,34 +1,28 @@
-"""API keys: a file of their digests, and who holds a key."""
+"""Who holds an API key: the keys of a file, which is read again when it changes."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import hmac
-import re
+import secrets
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
-from oyez.config import Config, Rule, read_file
+from oyez.ambient import Ambient
+from oyez.config import Config
+from oyez.errors import ConfigurationError
 from oyez.gateway.challenge import unauthorized
+from oyez.gateway.keyfile import key_file, read_keys
 from oyez.gateway.principal import Principal
-from oyez.gateway.secret import refuse_readable
+from oyez.logger import Logger
+
+_LOOK_SECONDS = 1.0
 
 
-def _digest(value: object) -> bytes:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", value):
-        raise ValueError
-    return bytes.fromhex(value)
-
-
-class _ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    sha256: Annotated[bytes, Rule("the SHA-256 of the key, 64 hexadecimal digits", _digest)]
-
-
-class _KeyFile(msgspec.Struct, frozen=True, kw_only=True):
-    keys: dict[str, _ApiKey] = {}
+class _Holder(msgspec.Struct, frozen=True):
+    principal: Principal
+    expires: float | None
 
 
 class Keys:
@@ -37,25 +31,81 @@ class Keys:
     Raises :class:`ConfigurationError` if the file is invalid or readable for others.
     """
 
-    def __init__(self, config: Config) -> None:
-        name = config.gateway.keys if config.gateway else None
-        self._keys = {} if name is None else _read_keys(config, config.file(name))
+    def __init__(self, config: Config, ambient: Ambient) -> None:
+        self._config = config
+        self._ambient = ambient
+        self._path = key_file(config)
+        self._seen = _state(self._path)
+        # Digests are looked up under a secret of this process, so that the time that takes tells
+        # nothing about those in the file.
+        self._secret = secrets.token_bytes(32)
+        self._holders = {} if self._path is None else self._read(self._path)
+        self._timer: asyncio.TimerHandle | None = None
+        self._log = Logger()
+
+    def start(self) -> None:
+        """Read the file again whenever it has changed: it is looked at once in a second."""
+        if self._path is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_LOOK_SECONDS, self._look, self._path)
+
+    def close(self) -> None:
+        """Look no more. Safe to call twice, and before the start."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def holder(self, key: str) -> Principal:
-        """Return who holds an API key. Raises :class:`Refusal` (401) for one that is not known."""
-        found = None
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
-        # Every key is compared: the time must not reveal which one was close.
-        for name, known in self._keys.items():
-            if hmac.compare_digest(digest, known):
-                found = Principal(kind="api_key", subject=name, issuer="key")
+        """Return who holds an API key. Raises :class:`Refusal` (401) for others and old ones."""
+        found = self._holders.get(self._blinded(hashlib.sha256(key.encode("latin-1")).digest()))
         if found is None:
             raise unauthorized("key_invalid", "the API key is not known")
-        return found
+        if found.expires is not None and found.expires <= self._ambient.now():
+            raise unauthorized("key_expired", "the API key has expired")
+        return found.principal
+
+    def _look(self, path: Path) -> None:
+        self.start()
+        seen = _state(path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._holders = self._read(path)
+        except (ConfigurationError, OSError) as error:
+            self._log.error(
+                "API keys not read again",
+                file=f"{path}",
+                error=f"{error}",
+                remedy="repair the file; until then the keys of before hold",
+            )
+        else:
+            self._log.info("API keys read again", file=f"{path}", keys=len(self._holders))
+
+    def _read(self, path: Path) -> dict[bytes, _Holder]:
+        return {
+            self._blinded(each.sha256): _Holder(
+                Principal(
+                    kind="api_key",
+                    subject=each.name,
+                    issuer="key",
+                    scopes=frozenset(each.scopes),
+                    roles=frozenset(each.roles),
+                ),
+                each.expires,
+            )
+            for each in read_keys(self._config, path)
+        }
+
+    def _blinded(self, digest: bytes) -> bytes:
+        return hashlib.blake2b(digest, key=self._secret, digest_size=16).digest()
 
 
-def _read_keys(config: Config, path: Path) -> dict[str, bytes]:
-    if not path.is_file():
-        raise config.error("gateway.keys", "a file of API keys", f"none at {path}")
-    refuse_readable(config, path, "gateway.keys", 0o007)
-    return {name: key.sha256 for name, key in read_file(path, _KeyFile).keys.items()}
+def _state(path: Path | None) -> tuple[int, ...]:
+    """Return what differs after a file was written, replaced or closed to others."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        found = None
+    if found is None:
+        return ()
+    return (found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode)
