@@ -233,6 +233,16 @@ ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice 
         (SERVICE + 'http = "[:::]:1"', "services.orders.http"),
         (SERVICE + "replicas = 257", "from 1 to 256, found 257"),
         (SERVICE + 'store = "mysql://h"', "expected a store: one of sqlite:…, postgresql:…, found"),
+        (
+            SERVICE + '[gateway]\nstore = "mysql://h"',
+            "oyez.toml:6: gateway.store: expected a store of the gateway: one of sqlite:PATH, "
+            'postgresql://…, redis://…, rediss://…, found "mysql://h"',
+        ),
+        (SERVICE + '[gateway]\nstore = "reddis://h"', "did you mean redis?"),
+        (SERVICE + '[gateway]\nstore = "sqlite:"', "one of sqlite:PATH, postgresql://…, redis"),
+        (SERVICE + '[gateway]\nstore = "redis:h"', "gateway.store: redis:h: expected SCHEME://"),
+        (SERVICE + '[gateway]\nstore = "redis://h:99999"', "gateway.store: redis://h:99999: exp"),
+        (SERVICE + "[gateway]\nstore = 1", "gateway.store: expected a store of the gateway"),
         (SERVICE + '[companions.orders]\nrun = "x"', "expected a name that no service has"),
         (SERVICE + '[companions.x]\nrun = "\'"', "companions.x.run: expected a command"),
         (SERVICE + '[gateway]\nroutes = "x"', "expected tables [[gateway.routes]]"),
@@ -378,6 +388,9 @@ def test_passwords_never_show(write, url: str, password: str) -> None:
     assert password not in problem(write(SYSTEM), {"OYEZ_BROKER": "x" + secret})
     assert password not in problem(write(SYSTEM + f'broker = "x{secret}"'))
     assert password not in repr(outcome(write(SYSTEM), {"OYEZ_BROKER": secret}))
+    text = SYSTEM + "[gateway]\n"
+    assert password not in repr(outcome(write(text), {"OYEZ_GATEWAY_STORE": secret}))
+    assert password not in repr(outcome(write(f'{text}store = "{secret}"'), {}))
 
 
 def test_redact_keeps_what_is_no_secret() -> None:

@@ -15,6 +15,7 @@ from oyez import adapters, sites
 from oyez.errors import ConfigurationError
 
 _STORAGES = ("folder", "s3", "postgresql")
+_SHARED = ("sqlite", "postgresql", "redis", "rediss")
 _PLACEHOLDER = re.compile(r"\{(?:service|bridge)\}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -168,19 +169,37 @@ def url(what: str, group: str) -> Rule:
     """
 
     def read(value: object) -> str:
-        scheme, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+        scheme, colon, _ = value.partition(":") if isinstance(value, str) else ("", "", "")
         if not isinstance(value, str) or not colon or not adapters.serves(group, scheme):
             raise ValueError
-        try:
-            sites.check(_PLACEHOLDER.sub("x", value))
-        except ConfigurationError:
-            if not rest.strip("/"):
-                raise ValueError from None
-            raise
-        return value
+        return _readable(value)
 
     listed = partial(adapters.schemes, group)
     return Rule(f"a {what}: one of ", read, choices=listed, shape="{}:…")
+
+
+def shared() -> Rule:
+    """Return the rule of a URL of what the replicas of the gateway share."""
+
+    def read(value: object) -> str:
+        scheme, colon, _ = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if not isinstance(value, str) or not colon or scheme not in _SHARED:
+            raise ValueError
+        return _readable(value)
+
+    what = "a store of the gateway: one of sqlite:PATH, postgresql://…, redis://…, rediss://…"
+    return Rule(what, read, choices=lambda: _SHARED)
+
+
+def _readable(url: str) -> str:
+    """Return a URL. Raises ``ValueError``, or the ConfigurationError that says what is wrong."""
+    try:
+        sites.check(_PLACEHOLDER.sub("x", url))
+    except ConfigurationError:
+        if not url.partition(":")[2].strip("/"):
+            raise ValueError from None
+        raise
+    return url
 
 
 def storage() -> Rule:
@@ -327,6 +346,7 @@ APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)
 BROKER = url("broker", adapters.BROKERS)
 STORE = url("store", adapters.STORES)
+GATEWAY_STORE = shared()
 STORAGE = storage()
 ISSUER = pattern('a URL such as "https://login.example.com"', _ISSUER)
 ISSUERS = _each("a list of issuers, the NAMEs of [gateway.issuers.NAME]", NAME)

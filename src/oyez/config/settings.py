@@ -122,12 +122,14 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     connected: above it the one idle longest is let go. ``tls`` says that a TLS proxy stands in
     front. ``keys`` is a TOML file of hashed API keys, ``static`` a folder served at ``/``.
     ``issuers`` vouch for users.
+    ``store`` is a SQLite file, a PostgreSQL database or a Redis that all replicas share.
     ``access_log`` is the share of requests with a line in the log; failures always have one.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
     admin: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 0)
     static: Annotated[str | None, rules.text("a folder")] = None
+    store: Annotated[str, rules.GATEWAY_STORE] = "sqlite:.oyez/gateway.db"
     body_limit: Annotated[int, rules.whole(0, 2**40, " of bytes")] = 1_048_576
     buffer_limit: Annotated[int, rules.whole(0, 2**40, " of bytes")] = 67_108_864
     header_limit: Annotated[int, rules.whole(1024, 2**20, " of bytes")] = 16_384

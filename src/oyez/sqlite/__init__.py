@@ -10,6 +10,8 @@ SQLite's own calls never run on the event loop, unless ``inline`` asks for that.
 the thread, and `writer` does on it what holds a transaction together.
 """
 
+from apsw import Connection
+
 from oyez.sqlite.connection import OLDEST_SQLITE, Job, Step
 from oyez.sqlite.file import SqliteFile
 from oyez.sqlite.place import refuse_network_file_system
@@ -18,6 +20,7 @@ from oyez.sqlite.turns import Turn
 
 __all__ = [
     "OLDEST_SQLITE",
+    "Connection",
     "Job",
     "SqliteFile",
     "Step",
