@@ -29,6 +29,9 @@ Trouble                 broker or store raised an error, to be retried: service,
 Started, Stopped        a service process: service, owner, and its addresses
 RequestAnswered         the gateway answered a request: service, route, method, status, seconds,
                         code of a refusal, trace id
+RequestRepeated         the gateway sends a request once more, that was broken off: service, route
+CircuitChanged          the gateway begins or ends to refuse requests to a service that does not
+                        answer: service, upstream, state
 ======================  ===========================================================================
 """
 
@@ -278,6 +281,22 @@ class RequestAnswered(Signal, frozen=True, kw_only=True):
     """The code of a refusal by the gateway itself."""
     trace_id: str = ""
     """The trace of the request, if it is sampled."""
+
+
+class RequestRepeated(Signal, frozen=True, kw_only=True):
+    """The gateway sends a request once more, as its service broke off before it answered."""
+
+    route: str
+    """The path in the configuration."""
+
+
+class CircuitChanged(Signal, frozen=True, kw_only=True):
+    """The circuit breaker before a service has changed; emitted at the start too."""
+
+    upstream: str
+    """The name of that service."""
+    state: str
+    """``closed``: requests are sent; ``open``: they are refused; ``half-open``: one is sent."""
 
 
 Listener = Callable[[Signal], None]

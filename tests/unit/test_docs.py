@@ -155,6 +155,7 @@ def test_there_is_code_to_run() -> None:
             "access",
             "bridges",
             "console",
+            "limits",
             "metrics",
             "operations",
             "options",

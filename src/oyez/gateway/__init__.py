@@ -22,6 +22,7 @@
               static.py    the storefront's files
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes
+              health.py    whether a service answers, and what is sent once more
               upstream.py  connections to services, kept open ─► service
 """
 

@@ -67,7 +67,7 @@ class Gateway:
         self._tokens = _tokens(config, ambient)
         self._sessions = Sessions(config.gateway, ambient, secret)
         self._tracer = tracer
-        self._forwarder = Forwarder(config.gateway, ambient, tracer)
+        self._forwarder = Forwarder(config.gateway, ambient, tracer, tell)
         self._files = _files(config)
         self._steps: list[Step] = [
             Access(self._keys, self._tokens, self._sessions),

@@ -11,10 +11,12 @@ from oyez.ambient import Ambient
 from oyez.config import GatewaySettings, Listen, Route
 from oyez.gateway import after
 from oyez.gateway.exchange import Exchange, Refusal
+from oyez.gateway.health import Health
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
 from oyez.gateway.sessions import COOKIE, cookies
 from oyez.gateway.step import Answer
-from oyez.gateway.upstream import Broken, ServiceConnection, Unreachable, Upstream
+from oyez.gateway.upstream import Broken, Disconnected, ServiceConnection, Unreachable, Upstream
+from oyez.signals import Listener, RequestRepeated
 from oyez.spans import Failure, Span, Tracer
 
 # They belong to one connection, not to the request (RFC 9110, section 7.6.1).
@@ -49,13 +51,12 @@ _WITH_BODY = ("POST", "PUT", "PATCH")
 _OURS = (b"x-oyez-", b"x-forwarded-")
 _OUR_COOKIES = tuple(name.encode() + b"=" for name in (COOKIE, after.COOKIE))
 
+# Twice is as good as once (RFC 9110, section 9.2.2).
+_IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
+
 _RETRY: Headers = [(b"retry-after", b"1")]
 _DRAINING = Refusal(503, "service_unavailable", "the gateway is about to stop", _RETRY)
-_UNREACHABLE = Refusal(503, "service_unavailable", "the service can't be reached", _RETRY)
 _LATE = Refusal(504, "service_timeout", "the service did not answer in time", _RETRY)
-_BROKEN = Refusal(
-    502, "service_broken", "the service disconnected or violated the protocol", _RETRY
-)
 
 
 class Target(NamedTuple):
@@ -64,6 +65,7 @@ class Target(NamedTuple):
     route: Route
     address: Listen
     upstream: Upstream
+    health: Health
 
 
 class Forwarder:
@@ -74,12 +76,17 @@ class Forwarder:
     """
 
     def __init__(
-        self, settings: GatewaySettings, ambient: Ambient, tracer: Tracer | None = None
+        self,
+        settings: GatewaySettings,
+        ambient: Ambient,
+        tracer: Tracer | None = None,
+        tell: Listener | None = None,
     ) -> None:
         self._settings = settings
         self._ambient = ambient
         self._tracer = tracer
-        self._upstreams: dict[Listen, Upstream] = {}
+        self._tell = tell
+        self._upstreams: dict[Listen, tuple[Upstream, Health]] = {}
         self._endless: set[Exchange] = set()
 
     def drain(self) -> None:
@@ -89,12 +96,12 @@ class Forwarder:
 
     def close(self) -> None:
         """Close the connections to the services."""
-        for upstream in self._upstreams.values():
+        for upstream, _ in self._upstreams.values():
             upstream.close()
 
     def to(self, route: Route, address: Listen) -> Answer:
         """Return what answers the requests of a route: its service, at that address."""
-        target = Target(route, address, self._upstream(address))
+        target = Target(route, address, *self._upstream(route.service, address))
 
         async def send(exchange: Exchange) -> None:
             await self._send(exchange, target, await exchange.body())
@@ -105,37 +112,66 @@ class Forwarder:
         """Respond with the service's response; raises :class:`Refusal` (502, 503, 504).
 
         If the service disconnects halfway, the response remains incomplete and the client's
-        connection is closed. If the client disconnects, so does the gateway.
+        connection is closed; before that, an idempotent request is sent once more. If the client
+        disconnects, so does the gateway.
         """
+        upstream, health = target.upstream, target.health
+        health.admit(exchange)
         exchange.within(self._settings.timeout, _LATE)
         if target.route.stream:
             self._endless.add(exchange)
-        upstream = target.upstream
         span = self._begin_span(exchange, target)
         parent = exchange.traceparent if span is None else span.traceparent
         request = _request(exchange, target, body, parent)
+        repeated = False
         try:
-            connection = upstream.kept() or await upstream.connect()
-            try:
-                answer = await connection.ask(request, to_head=exchange.method == "HEAD")
-                if target.route.stream:
-                    exchange.within(None, _LATE)
-                await _pass_back(exchange, target, answer, connection)
-            finally:
-                connection.release()
+            while True:
+                kept = None if repeated else upstream.kept()
+                connection = kept or await upstream.connect()
+                try:
+                    answer = await connection.ask(request, to_head=exchange.method == "HEAD")
+                    if health.failing:
+                        health.well()
+                    if target.route.stream:
+                        exchange.within(None, _LATE)
+                    await _pass_back(exchange, target, answer, connection)
+                    return
+                except Disconnected:
+                    if repeated or not self._may_repeat(exchange, target):
+                        raise
+                    repeated = True
+                finally:
+                    connection.release()
         except Unreachable:
-            raise _UNREACHABLE from None
+            health.failed(exchange)
+            raise _unreachable() from None
         except Broken:
             if not exchange.status:
-                raise _BROKEN from None
+                health.failed(exchange)
+                raise _broken() from None
         except asyncio.CancelledError:
+            if exchange.interruption is _LATE and not exchange.status:
+                health.failed(exchange)
             if exchange.interruption is not _DRAINING or not exchange.status:
                 raise
             await exchange.end()
         finally:
             self._endless.discard(exchange)
+            if health.failing:
+                health.ended(exchange)
             if span is not None:
                 self._end_span(exchange, span)
+
+    def _may_repeat(self, exchange: Exchange, target: Target) -> bool:
+        """Return whether a request that was broken off is sent once more, and tell if so.
+
+        That is one whose method is idempotent, of whose answer nothing was passed on.
+        """
+        if exchange.status or exchange.method not in _IDEMPOTENT or not target.health.may_repeat():
+            return False
+        if self._tell is not None:
+            self._tell(RequestRepeated(service="gateway", route=target.route.path))
+        return True
 
     def _begin_span(self, exchange: Exchange, target: Target) -> Span | None:
         if self._tracer is None:
@@ -161,11 +197,25 @@ class Forwarder:
         found = {"http.response.status_code": status} if status else {}
         span.end(self._ambient.now(), failure, found)
 
-    def _upstream(self, address: Listen) -> Upstream:
-        upstream = self._upstreams.get(address)
-        if upstream is None:
-            upstream = self._upstreams[address] = Upstream(address, self._settings, self._ambient)
-        return upstream
+    def _upstream(self, service: str, address: Listen) -> tuple[Upstream, Health]:
+        found = self._upstreams.get(address)
+        if found is None:
+            upstream = Upstream(address, self._settings, self._ambient)
+            found = upstream, Health(service, self._ambient, self._tell)
+            self._upstreams[address] = found
+        return found
+
+
+# An error that is raised again and again would keep the frames of all the requests that it ended.
+
+
+def _unreachable() -> Refusal:
+    return Refusal(503, "service_unavailable", "the service can't be reached", _RETRY)
+
+
+def _broken() -> Refusal:
+    detail = "the service disconnected or violated the protocol"
+    return Refusal(502, "service_broken", detail, _RETRY)
 
 
 async def _pass_back(

@@ -30,6 +30,10 @@ class Broken(Exception):
     """The service disconnected, or violated the protocol."""
 
 
+class Disconnected(Broken):
+    """The service disconnected before its answer was whole."""
+
+
 class Upstream:
     """The connections to one service."""
 
@@ -141,8 +145,8 @@ class ServiceConnection(asyncio.Protocol):
         self._upstream.forget(self)
         if self._answer is not None and isinstance(self._answer.body, UntilClosed) and exc is None:
             self.complete = True
-        elif not self.complete:
-            self._failure = Broken("disconnected")
+        elif not self.complete and self._failure is None:
+            self._failure = Disconnected("disconnected")
         self._wake()
 
     def data_received(self, data: bytes) -> None:

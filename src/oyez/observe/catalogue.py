@@ -177,6 +177,18 @@ CATALOGUE = (
         "Requests that the gateway itself refused, by the code of the problem document.",
         "gateway",
     ),
+    _counter(
+        "oyez_gateway_repeated_total",
+        "route",
+        "Requests that were sent to their service once more, which had broken off.",
+        "gateway",
+    ),
+    _gauge(
+        "oyez_gateway_circuit_open",
+        "upstream",
+        "1 while requests to a service are refused at once, as it did not answer, else 0.",
+        "gateway",
+    ),
     _gauge("oyez_gateway_in_flight_requests", "", "Requests that are being answered.", "gateway"),
     _gauge("oyez_gateway_connections", "", "Connections of clients, idle ones too.", "gateway"),
     _histogram(

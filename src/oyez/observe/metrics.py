@@ -55,6 +55,8 @@ class Metrics:
             signals.ViewMeasured: self._view,
             signals.Trouble: self._trouble,
             signals.RequestAnswered: self._request,
+            signals.RequestRepeated: self._repeated,
+            signals.CircuitChanged: self._circuit,
             signals.ClaimLost: lambda _: self._add("oyez_fenced_total", (), 1),
             signals.Claimed: self._claimed,
             signals.Released: lambda _: self._owns(-1, "oyez_releases_total"),
@@ -162,6 +164,13 @@ class Metrics:
         bucket = found.add(signal.seconds)
         if signal.trace_id:
             found.exemplify(bucket, signal.seconds, signal.trace_id)
+
+    def _repeated(self, signal: signals.RequestRepeated) -> None:
+        self._add("oyez_gateway_repeated_total", (signal.route,), 1)
+
+    def _circuit(self, signal: signals.CircuitChanged) -> None:
+        is_open = float(signal.state != "closed")
+        self._set("oyez_gateway_circuit_open", (signal.upstream,), is_open)
 
     def _claimed(self, signal: signals.Claimed) -> None:
         self._owns(1, "oyez_claims_total")
