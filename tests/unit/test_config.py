@@ -243,6 +243,10 @@ ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice 
         (SERVICE + '[gateway]\nstore = "redis:h"', "gateway.store: redis:h: expected SCHEME://"),
         (SERVICE + '[gateway]\nstore = "redis://h:99999"', "gateway.store: redis://h:99999: exp"),
         (SERVICE + "[gateway]\nstore = 1", "gateway.store: expected a store of the gateway"),
+        (
+            SERVICE + '[gateway]\ntrusted_proxies = ["10.0.0.1/8"]',
+            'expected a list of addresses and networks such as "10.0.0.0/8" or "::1", found a list',
+        ),
         (SERVICE + '[companions.orders]\nrun = "x"', "expected a name that no service has"),
         (SERVICE + '[companions.x]\nrun = "\'"', "companions.x.run: expected a command"),
         (SERVICE + '[gateway]\nroutes = "x"', "expected tables [[gateway.routes]]"),

@@ -11,7 +11,7 @@ in a string is that variable of the environment and ``$$`` is a dollar sign.
 """
 
 from oyez.config.files import FILE, load, read_file
-from oyez.config.rules import Listen, Rule
+from oyez.config.rules import Listen, Network, Rule
 from oyez.config.settings import (
     BridgeSettings,
     Companion,
@@ -33,6 +33,7 @@ __all__ = [
     "GatewaySettings",
     "IssuerSettings",
     "Listen",
+    "Network",
     "Route",
     "Rule",
     "ServiceSettings",

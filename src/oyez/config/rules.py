@@ -41,6 +41,9 @@ _ALGORITHMS = (
 )
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 class Listen(msgspec.Struct, frozen=True):
     """An address to listen at or to reach; port 0 lets the system choose a free one."""
 
@@ -248,6 +251,17 @@ def types() -> Rule:
 def names() -> Rule:
     """Return the rule of a list of names of classes."""
     return _each('a list of classes such as "Gateway" or "shop.payments.Gateway"', _CLASS)
+
+
+def networks() -> Rule:
+    """Return the rule of a list of networks."""
+
+    def read(value: object) -> tuple[Network, ...]:
+        if not isinstance(value, list) or any(not isinstance(each, str) for each in value):
+            raise ValueError
+        return tuple(ipaddress.ip_network(each) for each in value)
+
+    return Rule('a list of addresses and networks such as "10.0.0.0/8" or "::1"', read)
 
 
 def _each(expected: str, pattern: re.Pattern[str]) -> Rule:

@@ -10,7 +10,7 @@ import msgspec
 
 from oyez.config import rules
 from oyez.config.mistakes import mistake
-from oyez.config.rules import Listen
+from oyez.config.rules import Listen, Network
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
@@ -124,6 +124,10 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     ``issuers`` vouch for users.
     ``store`` is a SQLite file, a PostgreSQL database or a Redis that all replicas share.
     ``access_log`` is the share of requests with a line in the log; failures always have one.
+    front; what ``trusted_proxies`` say of who asked them is believed. ``keys`` is a TOML file of
+    hashed API keys, ``static`` a folder served at ``/``. ``store`` is a SQLite file, a PostgreSQL
+    database or a Redis that all replicas share. ``access_log`` is the share of requests with a line
+    in the log; failures always have one.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -139,6 +143,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     connections: Annotated[int, rules.whole(1, 1_000_000)] = 1000
     session_lifetime: Annotated[float, rules.number(_YEAR, "seconds")] = 7 * 86400.0
     tls: Annotated[bool, rules.truth()] = False
+    trusted_proxies: Annotated[tuple[Network, ...], rules.networks()] = ()
     keys: Annotated[str | None, rules.text("a file")] = None
     access_log: Annotated[float, rules.share()] = 1.0
     issuers: dict[str, IssuerSettings] = {}

@@ -17,6 +17,7 @@ import msgspec
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
+from oyez.gateway.address import behind
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
 from oyez.gateway.principal import Principal
 from oyez.spans import Span
@@ -219,8 +220,12 @@ class Exchange:
 
     @property
     def client(self) -> str:
-        """The address that the client connects from."""
-        return self._connection.client
+        """The address that the client connects from, or that trusted proxies name."""
+        trusted = self._settings.trusted_proxies
+        if not trusted:
+            return self._connection.client
+        forwarded = self.fields.get(b"x-forwarded-for", _NONE)
+        return behind(self._connection.client, forwarded, trusted)
 
     @property
     def unread(self) -> bool:
