@@ -29,9 +29,11 @@ Trouble                 broker or store raised an error, to be retried: service,
 Started, Stopped        a service process: service, owner, and its addresses
 RequestAnswered         the gateway answered a request: service, route, method, status, seconds,
                         code of a refusal, trace id
+RequestLimited          the gateway refused a request over a rate limit: service, route, limit
 RequestRepeated         the gateway sends a request once more, that was broken off: service, route
 CircuitChanged          the gateway begins or ends to refuse requests to a service that does not
                         answer: service, upstream, state
+LimitsShared            replicas count rate limits together, or each alone: service, whether shared
 ======================  ===========================================================================
 """
 
@@ -283,6 +285,15 @@ class RequestAnswered(Signal, frozen=True, kw_only=True):
     """The trace of the request, if it is sampled."""
 
 
+class RequestLimited(Signal, frozen=True, kw_only=True):
+    """The gateway refused a request that was more than a rate limit lets through."""
+
+    route: str
+    """The path in the configuration."""
+    limit: str
+    """The name of the limit that takes longest to let one through again."""
+
+
 class RequestRepeated(Signal, frozen=True, kw_only=True):
     """The gateway sends a request once more, as its service broke off before it answered."""
 
@@ -297,6 +308,12 @@ class CircuitChanged(Signal, frozen=True, kw_only=True):
     """The name of that service."""
     state: str
     """``closed``: requests are sent; ``open``: they are refused; ``half-open``: one is sent."""
+
+
+class LimitsShared(Signal, frozen=True, kw_only=True):
+    """Whether this replica of the gateway counts by the store that all of them share."""
+
+    shared: bool
 
 
 Listener = Callable[[Signal], None]

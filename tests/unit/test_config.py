@@ -106,6 +106,18 @@ def test_issuers_and_what_routes_ask_for(write) -> None:
     assert config.gateway.issuers["staff"].audience == ("shop", "admin")
 
 
+def test_a_rate_is_a_number_in_a_time(write) -> None:
+    rates = {"100/s": (100, 1), "600/min": (600, 60), "5000/h": (5000, 3600)}
+    tables = [f'[gateway.limits.l{n}]\nrate = "{rate}"\n' for n, rate in enumerate(rates)]
+    config = load(write(SYSTEM + "[gateway]\n" + "".join(tables) + "burst = 7\n"), {})
+    assert config.gateway is not None
+    found = [each.rate for each in config.gateway.limits.values()]
+    assert [(rate.count, rate.seconds) for rate in found] == list(rates.values())
+    assert [str(rate) for rate in found] == list(rates)
+    assert [each.size for each in config.gateway.limits.values()] == [100, 600, 7]
+    assert [each.name for each in config.gateway.limits.values()] == ["l0", "l1", "l2"]
+
+
 def test_is_found_upwards_and_in_a_folder(write, monkeypatch) -> None:
     path = write(SHOP)
     deep = path.parent / "a" / "b"
@@ -243,6 +255,27 @@ ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice 
         (SERVICE + '[gateway]\nstore = "redis:h"', "gateway.store: redis:h: expected SCHEME://"),
         (SERVICE + '[gateway]\nstore = "redis://h:99999"', "gateway.store: redis://h:99999: exp"),
         (SERVICE + "[gateway]\nstore = 1", "gateway.store: expected a store of the gateway"),
+        (
+            SERVICE + '[gateway.limits.a]\nrate = "5 per hour"',
+            'oyez.toml:6: gateway.limits.a.rate: expected a rate such as "100/s", "600/min" or '
+            '"5000/h", at most 999999, found "5 per hour"',
+        ),
+        (SERVICE + '[gateway.limits.a]\nrate = "0/s"', "gateway.limits.a.rate: expected a rate"),
+        (SERVICE + '[gateway.limits.a]\nrate = "1000000/s"', "rate: expected a rate"),
+        (SERVICE + "[gateway.limits.a]\nburst = 5", "gateway.limits.a.rate: expected a rate such"),
+        (SERVICE + '[gateway.limits.a]\nrate = "5/s"\nburst = 0', "from 1 to 1000000, found 0"),
+        (SERVICE + '[gateway.limits.a]\nrate = "5/s"\nby = "ip"', 'one of "principal", "key", "ad'),
+        (SERVICE + '[gateway.limits.A]\nrate = "5/s"', "expected a name [a-z]"),
+        (
+            ROUTED + 'limits = ["order"]\n[gateway.limits.orders]\nrate = "5/s"',
+            "oyez.toml:9: gateway.routes[0].limits: expected a limit, one of orders, found "
+            '"order"; did you mean orders?',
+        ),
+        (ROUTED + 'limits = "orders"', "expected a list of names of [gateway.limits.NAME]"),
+        (
+            ROUTED + "concurrency = 0",
+            "gateway.routes[0].concurrency: expected a whole number from 1",
+        ),
         (
             SERVICE + '[gateway]\ntrusted_proxies = ["10.0.0.1/8"]',
             'expected a list of addresses and networks such as "10.0.0.0/8" or "::1", found a list',

@@ -11,7 +11,7 @@ in a string is that variable of the environment and ``$$`` is a dollar sign.
 """
 
 from oyez.config.files import FILE, load, read_file
-from oyez.config.rules import Listen, Network, Rule
+from oyez.config.rules import Listen, Network, Rate, Rule
 from oyez.config.settings import (
     BridgeSettings,
     Companion,
@@ -19,6 +19,7 @@ from oyez.config.settings import (
     ConsoleSettings,
     GatewaySettings,
     IssuerSettings,
+    Limit,
     Route,
     ServiceSettings,
     SystemSettings,
@@ -32,8 +33,10 @@ __all__ = [
     "ConsoleSettings",
     "GatewaySettings",
     "IssuerSettings",
+    "Limit",
     "Listen",
     "Network",
+    "Rate",
     "Route",
     "Rule",
     "ServiceSettings",

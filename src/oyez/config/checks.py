@@ -108,6 +108,11 @@ def _check_routes(config: Config, fail: Fail) -> None:
             found = "no http" if address is None else "port 0"
             fail((*key, "service"), expected, found)
         _check_who_and_may(config, route, key, fail)
+        limits = config.gateway.limits if config.gateway else {}
+        for name in route.limits:
+            if name not in limits:
+                known = f"a limit, one of {', '.join(limits) or '(none)'}"
+                fail((*key, "limits"), known, f'"{name}"', closest(name, limits))
         for method in route.methods:
             if (route.path, method) in taken:
                 expected = "each path and method once"

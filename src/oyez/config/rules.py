@@ -39,6 +39,8 @@ _ALGORITHMS = (
     *("ES256", "ES384", "ES512"),
     "EdDSA",
 )
+_RATE = re.compile(r"([1-9][0-9]{0,5})/(s|min|h)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -63,6 +65,25 @@ class Listen(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """So many requests in so many seconds."""
+
+    count: int
+    seconds: int
+
+    @classmethod
+    def parse(cls, text: object) -> Rate:
+        """Read ``100/s``, ``600/min`` or ``5000/h``. Raises ``ValueError`` for anything else."""
+        match = _RATE.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(text)
+        return cls(int(match[1]), _SECONDS[match[2]])
+
+    def __str__(self) -> str:
+        unit = next(unit for unit, seconds in _SECONDS.items() if seconds == self.seconds)
+        return f"{self.count}/{unit}"
 
 
 class Rule(NamedTuple):
@@ -264,6 +285,11 @@ def networks() -> Rule:
     return Rule('a list of addresses and networks such as "10.0.0.0/8" or "::1"', read)
 
 
+def limits() -> Rule:
+    """Return the rule of a list of names of limits."""
+    return _each("a list of names of [gateway.limits.NAME]", NAME)
+
+
 def _each(expected: str, pattern: re.Pattern[str]) -> Rule:
     def read(value: object) -> tuple[str, ...]:
         if not isinstance(value, list):
@@ -355,6 +381,7 @@ def command() -> Rule:
 
 
 ADDRESS = Rule('an address "HOST:PORT", the port from 0 to 65535', Listen.parse)
+RATE = Rule('a rate such as "100/s", "600/min" or "5000/h", at most 999999', Rate.parse)
 TYPE = pattern("an event type", _TYPE)
 APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)

@@ -10,7 +10,7 @@ import msgspec
 
 from oyez.config import rules
 from oyez.config.mistakes import mistake
-from oyez.config.rules import Listen, Network
+from oyez.config.rules import Listen, Network, Rate
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
@@ -69,6 +69,28 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
         return Listen(everywhere.get(self.http.host, self.http.host), self.http.port)
 
 
+class Limit(_Settings, frozen=True, kw_only=True):
+    """A table ``[gateway.limits.NAME]``: how many requests pass, on the routes that name it.
+
+    ``burst`` is how many may come at once, by default as many as ``rate`` counts. ``by`` is whose
+    requests are counted together: of a principal, of an API ``key``, of an ``address``, or of a
+    ``route``. Who has no principal, or no key, is counted by the address.
+    """
+
+    name: str
+    rate: Annotated[Rate, rules.RATE]
+    burst: Annotated[int | None, rules.whole(1, 1_000_000)] = None
+    by: Annotated[
+        Literal["principal", "key", "address", "route"],
+        rules.one_of("principal", "key", "address", "route"),
+    ] = "principal"
+
+    @property
+    def size(self) -> int:
+        """The most requests at once."""
+        return self.rate.count if self.burst is None else self.burst
+
+
 class Route(_Settings, frozen=True, kw_only=True):
     """A table ``[[gateway.routes]]``: which requests may pass, to whom, and who may send them.
 
@@ -77,7 +99,8 @@ class Route(_Settings, frozen=True, kw_only=True):
     "key" for an API key, "user" for a user that an issuer vouches for: one of ``issuers``, if that
     is set. Of the sender, all ``scopes`` and any of the ``roles`` are asked; ``claims`` are those
     that the service is told. ``stream`` is for answers without an end, such as server-sent events:
-    no total timeout.
+    no total timeout. ``limits`` are the rate limits that hold for it, ``concurrency`` is how many
+    of its requests are at work at once.
     """
 
     path: Annotated[str, rules.PATH]
@@ -92,6 +115,8 @@ class Route(_Settings, frozen=True, kw_only=True):
     roles: Annotated[tuple[str, ...], rules.ROLES] = ()
     claims: Annotated[tuple[str, ...], rules.CLAIMS] = ()
     stream: Annotated[bool, rules.truth()] = False
+    limits: Annotated[tuple[str, ...], rules.limits()] = ()
+    concurrency: Annotated[int | None, rules.whole(1, 1_000_000)] = None
 
 
 class IssuerSettings(_Settings, frozen=True, kw_only=True):
@@ -120,14 +145,12 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     the head of one request. ``timeout`` bounds reading a request, and again answering it;
     ``connect_timeout`` one attempt to reach a service. ``connections`` is how many clients stay
     connected: above it the one idle longest is let go. ``tls`` says that a TLS proxy stands in
-    front. ``keys`` is a TOML file of hashed API keys, ``static`` a folder served at ``/``.
-    ``issuers`` vouch for users.
-    ``store`` is a SQLite file, a PostgreSQL database or a Redis that all replicas share.
-    ``access_log`` is the share of requests with a line in the log; failures always have one.
     front; what ``trusted_proxies`` say of who asked them is believed. ``keys`` is a TOML file of
-    hashed API keys, ``static`` a folder served at ``/``. ``store`` is a SQLite file, a PostgreSQL
-    database or a Redis that all replicas share. ``access_log`` is the share of requests with a line
-    in the log; failures always have one.
+    hashed API keys, ``issuers`` vouch for users, ``static`` is a folder served at ``/``. ``store``
+    is a SQLite file, a PostgreSQL database or a Redis that all replicas share. ``concurrency`` is
+    how many requests are at work at once, on all routes together. Above ``lag_limit`` seconds by
+    which the event loop lags, requests are refused. ``access_log`` is the share of requests with a
+    line in the log; failures always have one.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -141,12 +164,15 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     connect_timeout: Annotated[float, rules.number(60, "seconds")] = 1.0
     grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
     connections: Annotated[int, rules.whole(1, 1_000_000)] = 1000
+    concurrency: Annotated[int | None, rules.whole(1, 1_000_000)] = None
+    lag_limit: Annotated[float, rules.number(3600, "seconds")] = 0.5
     session_lifetime: Annotated[float, rules.number(_YEAR, "seconds")] = 7 * 86400.0
     tls: Annotated[bool, rules.truth()] = False
     trusted_proxies: Annotated[tuple[Network, ...], rules.networks()] = ()
     keys: Annotated[str | None, rules.text("a file")] = None
     access_log: Annotated[float, rules.share()] = 1.0
     issuers: dict[str, IssuerSettings] = {}
+    limits: dict[str, Limit] = {}
     routes: tuple[Route, ...] = ()
 
 

@@ -20,6 +20,7 @@
               challenge.py what a client is told that may not pass
               secret.py    the key that signs sessions
               principal.py who sends a request
+              limits/      rate limits, limits of concurrency, and load that is shed
               static.py    the storefront's files
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes

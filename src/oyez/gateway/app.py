@@ -15,6 +15,7 @@ from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refus
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
 from oyez.gateway.keys import Keys
+from oyez.gateway.limits import Concurrency, Rates, Shedding
 from oyez.gateway.permission import Permission
 from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.sessions import Sessions
@@ -69,9 +70,14 @@ class Gateway:
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer, tell)
         self._files = _files(config)
+        self._shedding = Shedding(config.gateway.lag_limit)
+        self._rates = Rates(config, ambient, tell)
         self._steps: list[Step] = [
             Access(self._keys, self._tokens, self._sessions),
             Permission(),
+            self._shedding,
+            self._rates,
+            Concurrency(config.gateway),
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
         self._routes = self._routed(config, config.gateway.routes)
@@ -82,19 +88,25 @@ class Gateway:
         self._tell = tell
         self._log = Logger()
 
-    def start(self) -> None:
-        """Begin what goes on besides requests: keys that change are read again."""
+    async def open(self) -> None:
+        """Begin what goes on besides requests.
+
+        It connects to what the replicas of the gateway share, reads keys that change again, and
+        watches the event loop.
+        """
         self._keys.start()
         if self._tokens is not None:
             self._tokens.start()
+        self._shedding.open()
+        await self._rates.open()
 
     def drain(self) -> None:
         """Become unready, and end endless responses."""
         self.draining = True
         self._forwarder.drain()
 
-    def close(self) -> None:
-        """Close the connections to the services, and end what :meth:`start` began.
+    async def close(self) -> None:
+        """Close all connections but those of clients, and end what `open` began.
 
         Safe to call twice.
         """
@@ -102,6 +114,8 @@ class Gateway:
         self._keys.close()
         if self._tokens is not None:
             self._tokens.close()
+        self._shedding.close()
+        await self._rates.close()
 
     async def __call__(self, exchange: Exchange) -> None:
         """Respond to one request, whatever happens, and log it."""
@@ -212,7 +226,9 @@ class Gateway:
 
     def _is_logged(self, exchange: Exchange) -> bool:
         share = self._settings.access_log
-        failed = exchange.status >= 500 or not exchange.complete
+        # A line costs about as much as to refuse a request, which has to be cheap under load.
+        failed = exchange.status >= 500 and exchange.refused != "overloaded"
+        failed = failed or not exchange.complete
         return failed or share == 1 or (share > 0 and self._ambient.chance() < share)
 
     def _write_line(self, exchange: Exchange, seconds: float) -> None:

@@ -55,8 +55,8 @@ async def serve(
     ]
     stopped = asyncio.Event()
     note = config.file(config.system.data) / NOTE
-    app.start()
     try:
+        await app.open()
         with stop_signals(stopped.set):
             if observer is not None:
                 note.write_text(f"{_address(listeners[-1])}\n")
@@ -69,7 +69,7 @@ async def serve(
         for server, edge in zip(servers, edges, strict=True):
             server.close()
             await edge.drain()
-        app.close()
+        await app.close()
 
 
 def _bind(config: Config, key: str, address: Listen) -> socket.socket:

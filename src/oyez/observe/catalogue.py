@@ -178,6 +178,18 @@ CATALOGUE = (
         "gateway",
     ),
     _counter(
+        "oyez_gateway_limited_total",
+        "route limit",
+        "Requests refused over a rate limit, by the route's path and the name of the limit.",
+        "gateway",
+    ),
+    _gauge(
+        "oyez_gateway_limits_alone",
+        "",
+        "1 while the store of shared rate limits is away and this replica counts alone, else 0.",
+        "gateway",
+    ),
+    _counter(
         "oyez_gateway_repeated_total",
         "route",
         "Requests that were sent to their service once more, which had broken off.",

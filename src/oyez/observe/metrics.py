@@ -55,8 +55,10 @@ class Metrics:
             signals.ViewMeasured: self._view,
             signals.Trouble: self._trouble,
             signals.RequestAnswered: self._request,
+            signals.RequestLimited: self._limited,
             signals.RequestRepeated: self._repeated,
             signals.CircuitChanged: self._circuit,
+            signals.LimitsShared: self._shared,
             signals.ClaimLost: lambda _: self._add("oyez_fenced_total", (), 1),
             signals.Claimed: self._claimed,
             signals.Released: lambda _: self._owns(-1, "oyez_releases_total"),
@@ -165,12 +167,18 @@ class Metrics:
         if signal.trace_id:
             found.exemplify(bucket, signal.seconds, signal.trace_id)
 
+    def _limited(self, signal: signals.RequestLimited) -> None:
+        self._add("oyez_gateway_limited_total", (signal.route, signal.limit), 1)
+
     def _repeated(self, signal: signals.RequestRepeated) -> None:
         self._add("oyez_gateway_repeated_total", (signal.route,), 1)
 
     def _circuit(self, signal: signals.CircuitChanged) -> None:
         is_open = float(signal.state != "closed")
         self._set("oyez_gateway_circuit_open", (signal.upstream,), is_open)
+
+    def _shared(self, signal: signals.LimitsShared) -> None:
+        self._set("oyez_gateway_limits_alone", (), float(not signal.shared))
 
     def _claimed(self, signal: signals.Claimed) -> None:
         self._owns(1, "oyez_claims_total")
