@@ -7,7 +7,7 @@ refusals as problem documents (RFC 9457).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
@@ -44,16 +44,25 @@ NO_ROUTE = "-"
 
 
 class Refusal(Exception):
-    """An error response: a status, a code for programs, a line for people."""
+    """An error response: a status, a code for programs, a line for people.
+
+    ``errors`` are the faults of a request that may have several, each an object for JSON.
+    """
 
     def __init__(
-        self, status: int, code: str, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        errors: Sequence[Mapping[str, object]] = (),
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.headers = headers
+        self.errors = errors
 
 
 class ClientGone(Exception):
@@ -72,15 +81,16 @@ class Budget:
 
 def problem(refusal: Refusal) -> tuple[Headers, bytes]:
     """Return the headers and the body of a problem document."""
-    body = msgspec.json.encode(
-        {
-            "type": "about:blank",
-            "title": responses[refusal.status],
-            "status": refusal.status,
-            "detail": refusal.detail,
-            "code": refusal.code,
-        }
-    )
+    members: dict[str, object] = {
+        "type": "about:blank",
+        "title": responses[refusal.status],
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "code": refusal.code,
+    }
+    if refusal.errors:
+        members["errors"] = refusal.errors
+    body = msgspec.json.encode(members)
     return [(b"content-type", b"application/problem+json"), *refusal.headers], body
 
 
