@@ -42,6 +42,7 @@ NAMES = (
     "start",
     "growth",
     "gateway",
+    "ingest",
     "postgres_store",
     "server_job",
     "kafka_log",

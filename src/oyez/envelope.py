@@ -117,7 +117,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def structured(self) -> bytes:
         """Return the structured form: JSON data is embedded as JSON, other data as base64."""
         body: dict[str, object] = dict(self.headers())
-        if _is_json(self.datacontenttype):
+        if is_json(self.datacontenttype):
             if self.data:
                 body["data"] = msgspec.Raw(self.data)
         else:
@@ -262,7 +262,7 @@ def _open_structured(headers: Mapping[str, str], data: bytes) -> Envelope:
         payload = b""
     else:
         payload = bytes(raw)
-        if payload.startswith(b'"') and not _is_json(attributes.get("datacontenttype", JSON)):
+        if payload.startswith(b'"') and not is_json(attributes.get("datacontenttype", JSON)):
             payload = _text(payload)
     return _open_binary(attributes, payload)
 
@@ -294,6 +294,7 @@ def _is_our_time(text: str) -> bool:
     return True
 
 
-def _is_json(kind: str) -> bool:
+def is_json(kind: str) -> bool:
+    """Return whether data of this content type is JSON."""
     media = kind.split(";", 1)[0].strip().lower()
     return media.endswith(("/json", "+json"))

@@ -125,7 +125,7 @@ class EventDead(Signal, frozen=True, kw_only=True):
 
 
 class EventsPublished(Signal, frozen=True, kw_only=True):
-    """The broker acknowledged records of the relay, ``seconds`` after they were sent."""
+    """The broker acknowledged records that a relay or the gateway sent ``seconds`` before."""
 
     stream: str
     events: int

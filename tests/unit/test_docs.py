@@ -25,11 +25,14 @@ from oyez.config import (
     Companion,
     ConsoleSettings,
     GatewaySettings,
+    IngestSettings,
     IssuerSettings,
     Limit,
     Route,
+    SenderSettings,
     ServiceSettings,
     SystemSettings,
+    WebhookSettings,
     load,
 )
 from oyez.observe.catalogue import CATALOGUE
@@ -47,6 +50,7 @@ _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
 _FILE = re.compile(r"(?:#|--) ((?:[\w-]+/)*[\w-]+\.(?:py|sql))\n")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MACHINE = re.compile(r"(?<![\w.}/~])/(?:work|home|root|Users)/")
 
 
@@ -172,7 +176,7 @@ def test_the_settings_of_a_page_load(page: Path, folder: Path) -> None:
     for number, block in enumerate(b for b in blocks(page) if b.language == "toml"):
         file = folder / f"{number}.toml"
         file.write_text(block.text)
-        load(file, {})
+        load(file, {name: f"the value of {name}" for name in _VARIABLE.findall(block.text)})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -245,6 +249,9 @@ def test_the_readme_lists_every_command() -> None:
         ("[gateway.issuers.NAME]", IssuerSettings),
         ("[gateway.limits.NAME]", Limit),
         ("[[gateway.routes]]", Route),
+        ("[gateway.ingest]", IngestSettings),
+        ("[gateway.ingest.senders.NAME]", SenderSettings),
+        ("[gateway.webhooks.NAME]", WebhookSettings),
         ("[console]", ConsoleSettings),
         ("[bridges.NAME]", BridgeSettings),
         ("[companions.NAME]", Companion),

@@ -18,11 +18,14 @@ from oyez.config.settings import (
     Config,
     ConsoleSettings,
     GatewaySettings,
+    IngestSettings,
     IssuerSettings,
     Limit,
     Route,
+    SenderSettings,
     ServiceSettings,
     SystemSettings,
+    WebhookSettings,
 )
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Config",
     "ConsoleSettings",
     "GatewaySettings",
+    "IngestSettings",
     "IssuerSettings",
     "Limit",
     "Listen",
@@ -39,8 +43,10 @@ __all__ = [
     "Rate",
     "Route",
     "Rule",
+    "SenderSettings",
     "ServiceSettings",
     "SystemSettings",
+    "WebhookSettings",
     "load",
     "read_file",
 ]

@@ -26,6 +26,8 @@ def check(config: Config, fail: Fail) -> None:
     _check_bridges(config, fail)
     _check_issuers(config, fail)
     _check_routes(config, fail)
+    _check_senders(config, fail)
+    _check_own_paths(config, fail)
 
 
 def _check_names(config: Config, fail: Fail) -> None:
@@ -118,3 +120,43 @@ def _check_routes(config: Config, fail: Fail) -> None:
                 expected = "each path and method once"
                 fail((*key, "path"), expected, f"{method} {route.path} again")
             taken.add((route.path, method))
+
+
+def _check_senders(config: Config, fail: Fail) -> None:
+    """Fail for what sends nothing, and for streams that have another publisher."""
+    gateway = config.gateway
+    ingest = gateway.ingest if gateway else None
+    if ingest is not None and not ingest.senders:
+        expected = "tables [gateway.ingest.senders.NAME], which say who may send"
+        fail(("gateway", "ingest", "senders"), expected, "none")
+    for name, sender in (ingest.senders if ingest else {}).items():
+        key: Key = ("gateway", "ingest", "senders", name)
+        if not (sender.principals or sender.scopes):
+            fail((*key, "principals"), "who may send: principals or scopes", "neither")
+        if not (sender.events or sender.types):
+            fail((*key, "events"), "what may be sent: events or types", "neither")
+        _check_stream(config, key, sender.stream, fail)
+    for name, webhook in (gateway.webhooks if gateway else {}).items():
+        _check_stream(config, ("gateway", "webhooks", name), webhook.stream, fail)
+
+
+def _check_stream(config: Config, key: Key, stream: str, fail: Fail) -> None:
+    if stream in config.services:
+        expected = "a stream that no service publishes"
+        fail((*key, "stream"), expected, f'"{stream}", which is the service {stream}\'s')
+
+
+def _check_own_paths(config: Config, fail: Fail) -> None:
+    """Fail where a path of the gateway's own is another's too."""
+    gateway = config.gateway
+    if gateway is None:
+        return
+    own: list[tuple[Key, str]] = []
+    if gateway.ingest is not None:
+        own.append((("gateway", "ingest", "path"), gateway.ingest.path))
+    own += [(("gateway", "webhooks", n, "path"), each.at()) for n, each in gateway.webhooks.items()]
+    taken = {route.path for route in gateway.routes} | {*_RESERVED_PATHS, "/"}
+    for key, path in own:
+        if path in taken or any(part in (".", "..") for part in path.split("/")):
+            fail(key, "a path that nothing else uses", f'"{path}"')
+        taken.add(path)

@@ -44,6 +44,15 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_TYPES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,198}\*?")
+_PRINCIPAL = re.compile(r"[a-z0-9-]{1,40}:[\x21-\x29\x2b-\x7e]{0,200}\*?")
+_SOURCE = re.compile(r"(?:[\x21-\x29\x2b-\x7a\x7c\x7e]|\{(?:principal|subject)\}){1,300}(?:/\*)?")
+_TEMPLATE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._/-]{0,100}"
+    r"(?:\{(?:header:[A-Za-z0-9-]+|body:[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\}[A-Za-z0-9._/-]*)*"
+)
+_FIELD = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
+_LEAST_SECRET = 16
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -366,6 +375,46 @@ def streams() -> Rule:
     return Rule('a list of streams such as "shop.orders" or "shop.*"', read)
 
 
+def type_patterns() -> Rule:
+    """Return the rule of a list of event types, or of beginnings of them."""
+    return _each('a list of event types such as "iot.reading.taken" or "iot.reading.*"', _TYPES)
+
+
+def principals() -> Rule:
+    """Return the rule of a list of names of principals, or of beginnings of them."""
+    return _each('a list of principals such as "key:meters" or "key:meter-*"', _PRINCIPAL)
+
+
+def classes() -> Rule:
+    """Return the rule of a list of classes, each with its module."""
+    return _each('a list of classes such as "iot.events:ReadingTaken"', _APP)
+
+
+def sources() -> Rule:
+    """Return the rule of a list of sources of events, or of what stands above them."""
+    return _each('a list of sources such as "/meters/{subject}" or "/meters/*"', _SOURCE)
+
+
+def secrets() -> Rule:
+    """Return the rule of a secret, or of several, which its errors do not show.
+
+    In the environment they stand with spaces between them.
+    """
+
+    def read(value: object) -> tuple[str, ...]:
+        given = value if isinstance(value, list) else [value]
+        found = tuple(each for each in given if isinstance(each, str))
+        if not found or len(found) < len(given):
+            raise ConfigurationError("expected a secret, or a list of secrets")
+        if any(len(each) < _LEAST_SECRET for each in found):
+            raise ConfigurationError(
+                f"expected secrets of {_LEAST_SECRET} characters or more, found a shorter one"
+            )
+        return found
+
+    return Rule("a secret, or a list of secrets", read, str.split)
+
+
 def command() -> Rule:
     """Return the rule of a command and its arguments."""
 
@@ -398,3 +447,5 @@ CLAIM = pattern('the name of a claim, or a path such as "realm_access.roles"', _
 CLAIMS = _each('a list of names of claims such as "email"', _TEXT)
 SCOPES = _each('a list of scopes such as "orders:write"', _SCOPE)
 ROLES = _each('a list of roles such as "clerk"', _TEXT)
+EVENTS_OF = pattern('an event type such as "github.{header:x-github-event}"', _TEMPLATE)
+FIELD = pattern('a field such as "order_id" or "repository.full_name"', _FIELD)

@@ -138,6 +138,65 @@ class IssuerSettings(_Settings, frozen=True, kw_only=True):
     roles_claim: Annotated[str, rules.CLAIM] = "roles"
 
 
+class SenderSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[gateway.ingest.senders.NAME]``: who may send which events to the gateway.
+
+    Who: principals of one of the names or beginnings in ``principals``, and those with one of
+    ``scopes``. What: events of the classes in ``events``, which their data has to fit, and of the
+    ``types``, whose data is not looked into. ``sources`` are the sources that they may have, by
+    default the principal's own; ``{principal}`` and ``{subject}`` stand for its name and for what
+    follows the colon in it, ``/*`` for all below. They are published in the stream
+    ``SYSTEM.STREAM``. The quotas are those of each principal at each process of the gateway, days
+    are those of UTC.
+    """
+
+    name: str
+    principals: Annotated[tuple[str, ...], rules.principals()] = ()
+    scopes: Annotated[tuple[str, ...], rules.SCOPES] = ()
+    events: Annotated[tuple[str, ...], rules.classes()] = ()
+    types: Annotated[tuple[str, ...], rules.type_patterns()] = ()
+    sources: Annotated[tuple[str, ...], rules.sources()] = ()
+    stream: Annotated[str, rules.pattern("a name [a-z][a-z0-9-]{0,40}", rules.NAME)] = "gateway"
+    events_per_second: Annotated[float | None, rules.number(1e9, "events")] = None
+    bytes_per_day: Annotated[int | None, rules.whole(1, 2**50, " of bytes")] = None
+
+
+class IngestSettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[gateway.ingest]``: events that others send to ``path``."""
+
+    path: Annotated[str, rules.PATH] = "/events"
+    senders: dict[str, SenderSettings] = {}
+
+
+class WebhookSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[gateway.webhooks.NAME]``: a provider's webhook, whose deliveries become events.
+
+    ``scheme`` is how the provider signs, ``secrets`` are what with: several while they change.
+    ``path`` is ``/webhooks/NAME`` unless it is given. ``type`` is the type of the events: in it
+    ``{header:x-github-event}`` stands for a header, ``{body:type}`` for a field of the JSON body.
+    ``key`` is the field that is their key. A signature is valid for ``tolerance`` seconds. They are
+    published in the stream ``SYSTEM.STREAM``.
+    """
+
+    name: str
+    scheme: Annotated[
+        Literal["standard", "github", "stripe"], rules.one_of("standard", "github", "stripe")
+    ]
+    secrets: Annotated[tuple[str, ...], rules.secrets()]
+    type: Annotated[str, rules.EVENTS_OF]
+    path: Annotated[str | None, rules.PATH] = None
+    key: Annotated[str | None, rules.FIELD] = None
+    stream: Annotated[str, rules.pattern("a name [a-z][a-z0-9-]{0,40}", rules.NAME)] = "gateway"
+    tolerance: Annotated[float, rules.number(86400, "seconds")] = 300.0
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [each for each in super().__rich_repr__() if each[0] != "secrets"]
+
+    def at(self) -> str:
+        """Return the path that the provider sends to."""
+        return self.path or f"/webhooks/{self.name}"
+
+
 class GatewaySettings(_Settings, frozen=True, kw_only=True):
     """The table ``[gateway]``. Limits are bytes, times are seconds.
 
@@ -173,6 +232,8 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     access_log: Annotated[float, rules.share()] = 1.0
     issuers: dict[str, IssuerSettings] = {}
     limits: dict[str, Limit] = {}
+    ingest: IngestSettings | None = None
+    webhooks: dict[str, WebhookSettings] = {}
     routes: tuple[Route, ...] = ()
 
 

@@ -26,6 +26,7 @@
               after.py     a client's last token, for reading its own writes
               health.py    whether a service answers, and what is sent once more
               upstream.py  connections to services, kept open ─► service
+              ingest/      events of others, and webhooks ─► broker
 """
 
 from __future__ import annotations

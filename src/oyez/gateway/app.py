@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from oyez.adapters import driver
 from oyez.ambient import Ambient
@@ -14,13 +14,14 @@ from oyez.gateway.access import Access
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
+from oyez.gateway.ingest import ingest
 from oyez.gateway.keys import Keys
 from oyez.gateway.limits import Concurrency, Rates, Shedding
 from oyez.gateway.permission import Permission
 from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.static import Files, not_found
-from oyez.gateway.step import Step, walk
+from oyez.gateway.step import Answer, Step, walk
 from oyez.logger import Logger
 from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
@@ -72,6 +73,9 @@ class Gateway:
         self._files = _files(config)
         self._shedding = Shedding(config.gateway.lag_limit)
         self._rates = Rates(config, ambient, tell)
+        self._ingest = ingest(
+            config, config.gateway, ambient, sender=NAME, tell=tell, tracer=tracer
+        )
         self._steps: list[Step] = [
             Access(self._keys, self._tokens, self._sessions),
             Permission(),
@@ -91,14 +95,16 @@ class Gateway:
     async def open(self) -> None:
         """Begin what goes on besides requests.
 
-        It connects to what the replicas of the gateway share, reads keys that change again, and
-        watches the event loop.
+        It connects to what the replicas of the gateway share, and to the broker if events of others
+        are taken in; reads keys that change again; watches the event loop. Raises BrokerRefused.
         """
         self._keys.start()
         if self._tokens is not None:
             self._tokens.start()
         self._shedding.open()
         await self._rates.open()
+        if self._ingest is not None:
+            await self._ingest.publisher.open()
 
     def drain(self) -> None:
         """Become unready, and end endless responses."""
@@ -116,6 +122,8 @@ class Gateway:
             self._tokens.close()
         self._shedding.close()
         await self._rates.close()
+        if self._ingest is not None:
+            await self._ingest.publisher.close()
 
     async def __call__(self, exchange: Exchange) -> None:
         """Respond to one request, whatever happens, and log it."""
@@ -196,7 +204,19 @@ class Gateway:
                 raise ValueError(route)
             forward = self._forwarder.to(route, address)
             routed.add(route.path, route.methods, walk(self._steps, route, forward))
+        if self._ingest is not None:
+            for path, answer in self._ingest.events.items():
+                self._add_own(routed, path, answer, "session")
+            for path, answer in self._ingest.webhooks.items():
+                self._add_own(routed, path, answer, "public")
         return routed
+
+    def _add_own(
+        self, routed: Routes, path: str, answer: Answer, access: Literal["public", "session"]
+    ) -> None:
+        """Answer POST at a path here, after the steps of a request to a service."""
+        route = Route(path=path, service=NAME, methods=("POST",), access=access)
+        routed.add(path, route.methods, walk(self._steps, route, answer), exact=True)
 
     async def _answer(self, exchange: Exchange) -> None:
         exchange.check_head()

@@ -49,14 +49,15 @@ async def serve(
         edges.append(Edge(settings, ambient, Admin(app, edges[0], observer)))
     _allow_files(2 * settings.connections + _OTHER_FILES)
     loop = asyncio.get_running_loop()
-    servers = [
-        await loop.create_server(edge.connection, sock=listener, backlog=BACKLOG)
-        for edge, listener in zip(edges, listeners, strict=True)
-    ]
+    servers: list[asyncio.Server] = []
     stopped = asyncio.Event()
     note = config.file(config.system.data) / NOTE
     try:
         await app.open()
+        servers += [
+            await loop.create_server(edge.connection, sock=listener, backlog=BACKLOG)
+            for edge, listener in zip(edges, listeners, strict=True)
+        ]
         with stop_signals(stopped.set):
             if observer is not None:
                 note.write_text(f"{_address(listeners[-1])}\n")
@@ -66,7 +67,7 @@ async def serve(
     finally:
         note.unlink(missing_ok=True)
         app.drain()
-        for server, edge in zip(servers, edges, strict=True):
+        for server, edge in zip(servers, edges, strict=False):  # none, if the start failed
             server.close()
             await edge.drain()
         await app.close()

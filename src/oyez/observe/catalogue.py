@@ -53,7 +53,13 @@ def _histogram(
 
 CATALOGUE = (
     _counter("oyez_events_handled_total", "stream", "Events whose handling was committed."),
-    _counter("oyez_events_published_total", "stream", "Events that the broker acknowledged."),
+    _counter(
+        "oyez_events_published_total",
+        "stream",
+        "Events that the broker acknowledged.",
+        "service",
+        "gateway",
+    ),
     _counter("oyez_events_retried_total", "handler", "Failed attempts that will be retried."),
     _counter(
         "oyez_events_dead_total",
@@ -78,7 +84,13 @@ CATALOGUE = (
     _histogram("oyez_batch_seconds", "", "Time from the arrival of a batch to its commit."),
     _histogram("oyez_batch_events", "", "Events that were handled in one batch.", bounds=EVENTS),
     _histogram("oyez_commit_seconds", "", "Time that the store took to commit a unit of work."),
-    _histogram("oyez_publish_seconds", "", "Time that the broker took to acknowledge records."),
+    _histogram(
+        "oyez_publish_seconds",
+        "",
+        "Time that the broker took to acknowledge records.",
+        "service",
+        "gateway",
+    ),
     _gauge(
         "oyez_broker_answer_seconds",
         "",
