@@ -4,7 +4,7 @@ The public names. `oyez.testing` has the test harness, `oyez.errors` every error
 """
 
 from oyez.contract import parse
-from oyez.errors import InvalidEvent, OyezError
+from oyez.errors import InvalidEvent, OyezError, RetryLater
 from oyez.event import Command, Event, event
 from oyez.handler import Retry
 from oyez.parameters import Context
@@ -28,6 +28,7 @@ __all__ = [
     "OyezError",
     "Personal",
     "Retry",
+    "RetryLater",
     "Saga",
     "Service",
     "State",

@@ -33,6 +33,7 @@
     ├── BackfillFailed        permanent   the function of a backfill can't be walked
     ├── Stale                 transient   a view does not have what its reader has seen yet
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
+    ├── RetryLater            transient   a handler knows when its event is to be tried again
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
     ├── NotThere              permanent   a stream has no such partition or event, or no longer
@@ -210,6 +211,24 @@ class HandlerTimeout(OyezError):
     """A handler did not finish within its timeout (seconds) and was cancelled."""
 
     transient = True
+
+
+class RetryLater(OyezError):
+    """Raised by a handler that knows when its event is to be tried again: in ``seconds``.
+
+    That is the wait before the next attempt, in place of the retry policy's, up to the policy's
+    ``longest``. With ``counts=False`` it is no failed attempt: the event only waits for its turn,
+    as often as that is raised.
+    """
+
+    transient = True
+
+    def __init__(self, message: str, *, seconds: float, counts: bool = True) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"RetryLater: seconds: expected 0 or more, found {seconds}")
+        super().__init__(message)
+        self.seconds = seconds
+        self.counts = counts
 
 
 class TransactionClosed(OyezError):

@@ -32,6 +32,7 @@ def test_oyez() -> None:
         "OyezError",
         "Personal",
         "Retry",
+        "RetryLater",
         "Saga",
         "Service",
         "State",

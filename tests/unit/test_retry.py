@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oyez import Retry
+from oyez import Context, Event, Retry, RetryLater, Service
 from oyez.errors import (
     ConstraintViolated,
     DeclarationError,
     InvalidEvent,
+    NewerState,
     StoreCorrupt,
     StoreUnavailable,
     UnknownVersion,
 )
 from oyez.runtime.retry import (
     MAX_TRACEBACK,
+    NEWER,
     Dead,
     RetryAt,
     describe_error,
     describe_traceback,
     outcome,
+    postponed,
     remember,
     wait,
 )
+from oyez.signals import EventRetried, HandlerTimed
+from oyez.testing import running
 
 RETRIES = st.builds(
     Retry,
@@ -131,3 +138,68 @@ def test_an_error_is_described_without_what_no_store_can_hold() -> None:
     described = describe_traceback(error)
     described.encode()
     assert "\0" not in described
+
+
+@given(RETRIES, ATTEMPTS, CHANCES, st.floats(0, 1e10), st.floats(0, 1e12))
+def test_a_handler_that_says_when_is_heard_up_to_the_longest_wait(
+    retry: Retry, attempt: int, chance: float, now: float, seconds: float
+) -> None:
+    found = outcome(RetryLater("later", seconds=seconds), attempt, retry, now, chance)
+    if attempt < retry.attempts:
+        assert found == RetryAt(now + min(seconds, retry.longest))
+    else:
+        assert isinstance(found, Dead)
+
+
+def test_a_handler_that_says_when_is_retried_whatever_the_policy_is_for() -> None:
+    found = outcome(RetryLater("later", seconds=7.0), 1, Retry(on=(KeyError,)), 100.0, 0.5)
+    assert found == RetryAt(107.0)
+
+
+def test_an_event_that_only_waits_has_no_failed_attempt() -> None:
+    retry = Retry(longest=60.0)
+    soon, late = (RetryLater("full", seconds=each, counts=False) for each in (7.0, 1e9))
+    assert postponed(soon, retry, 100.0) == RetryAt(107.0, failed=False)
+    assert postponed(late, retry, 100.0) == RetryAt(160.0, failed=False)
+    assert postponed(NewerState("newer"), retry, 100.0) == RetryAt(100.0 + NEWER)
+    assert postponed(RetryLater("later", seconds=7.0), retry, 100.0) is None
+    assert postponed(ValueError("x"), retry, 100.0) is None
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_an_impossible_wait_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds: expected 0 or more"):
+        RetryLater("later", seconds=seconds)
+
+
+class Parcel(Event, type="shop.parcel", key="number"):
+    number: str
+
+
+async def test_an_event_waits_as_often_as_its_handler_says_and_holds_up_its_key() -> None:
+    service, calls = Service("carrier"), []
+
+    @service.on(Parcel, retry=Retry(attempts=2, longest=10.0, jitter=0.0))
+    async def book(event: Parcel, context: Context) -> None:
+        calls.append((event.number, context.attempt))
+        if len(calls) <= 5:
+            raise RetryLater("shut", seconds=10.0, counts=False)
+        if len(calls) == 6:
+            raise RetryLater("busy", seconds=3.0)
+
+    async with running(service) as system:
+        for _ in range(2):
+            await system.publish(Parcel(number="1"))
+        await system.settled()
+        for count in range(2, 7):
+            await system.advance(9.9)
+            assert len(calls) == count - 1
+            await system.advance(0.1)
+            assert len(calls) == count
+        await system.advance(3.0)
+        assert calls == [("1", 1)] * 6 + [("1", 2), ("1", 1)]
+        assert await system.dead("carrier") == []
+        (failure,) = [each for each in system.signals if isinstance(each, EventRetried)]
+        assert (failure.attempt, failure.error) == (1, "RetryLater: busy")
+        timed = [each for each in system.signals if isinstance(each, HandlerTimed)]
+        assert Counter(each.outcome for each in timed) == {"done": 2, "retry": 1}

@@ -19,7 +19,6 @@ from oyez.errors import (
     Expired,
     Fenced,
     InvalidEvent,
-    NewerState,
     StateConflict,
     StoreUnavailable,
     Superseded,
@@ -40,6 +39,7 @@ from oyez.runtime.retry import (
     describe_error,
     describe_traceback,
     outcome,
+    postponed,
     remember,
 )
 from oyez.signals import EventDead, EventRetried, HandlerTimed, Signal
@@ -48,8 +48,6 @@ from oyez.transaction import UnitOfWork
 
 CONFLICTS = 2
 """After so many conflicts over keyed state, a transaction runs alone."""
-NEWER = 5.0
-"""Seconds between two looks at state that a newer version of the service wrote."""
 DIED = "the process died during this attempt"
 """The entry in an event's history of an attempt without a recorded outcome."""
 
@@ -139,10 +137,9 @@ class Execution:
                 return Done()
         now = self._ambient.now()
         earlier = event.history[:-1] if begun else event.history
-        result: RetryAt | Dead
-        if isinstance(error, NewerState):
+        result: RetryAt | Dead | None = postponed(error, handler.retry, now)
+        if result is not None:
             event.history = earlier
-            result = RetryAt(now + NEWER)
         else:
             event.attempt += 1
             event.history = [*earlier, remember(event.attempt, error, now)]
@@ -154,6 +151,10 @@ class Execution:
             if told is not None:
                 told.tell("repeated", error)
             raise
+        if isinstance(result, RetryAt) and not result.failed:
+            if told is not None:
+                told.tell("repeated")
+            return result
         word = "retry" if isinstance(result, RetryAt) else "dead"
         self._tell_duration(event, word, took)
         if told is not None:
@@ -184,6 +185,8 @@ class Execution:
                 await lane.share(changes)
             else:
                 await park(lane, [event], changes, position)
+            if not result.failed:
+                return
             signal = EventRetried(
                 service=self._reports.service,
                 handler=event.handler,

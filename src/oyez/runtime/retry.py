@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
-from oyez.errors import OyezError
+from oyez.errors import NewerState, OyezError, RetryLater
 from oyez.handler import Retry
 from oyez.spans import Failure
 
+NEWER = 5.0
+"""Seconds between two looks at state that a newer version of the service wrote."""
 MAX_TRACEBACK = 16_384
 """Characters of a traceback that are kept: its end, which names the cause."""
 
@@ -23,6 +25,8 @@ class RetryAt(msgspec.Struct, frozen=True):
     """The event is to be retried at ``due`` (seconds since 1970)."""
 
     due: float
+    failed: bool = True
+    """Whether something is amiss; otherwise the event only waits, which is not reported."""
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -43,11 +47,22 @@ def outcome(
     """
     if isinstance(error, OyezError) and not error.transient:
         return Dead(f"permanent: {describe_error(error)}")
-    if not isinstance(error, retry.on):
+    later = error.seconds if isinstance(error, RetryLater) else None
+    if later is None and not isinstance(error, retry.on):
         return Dead(f"not retried: {describe_error(error)}")
     if attempt >= retry.attempts:
         return Dead(f"failed {attempt} of {retry.attempts} attempts: {describe_error(error)}")
-    return RetryAt(now + wait(attempt, retry, chance))
+    seconds = wait(attempt, retry, chance) if later is None else min(later, retry.longest)
+    return RetryAt(now + seconds)
+
+
+def postponed(error: BaseException, retry: Retry, now: float) -> RetryAt | None:
+    """Return when the event is retried after this error, if no attempt is counted for it."""
+    if isinstance(error, NewerState):
+        return RetryAt(now + NEWER)
+    if isinstance(error, RetryLater) and not error.counts:
+        return RetryAt(now + min(error.seconds, retry.longest), failed=False)
+    return None
 
 
 def wait(attempt: int, retry: Retry, chance: float) -> float:
