@@ -57,6 +57,10 @@ class Bound(Protocol):
         """Return the seconds that a version of a view is behind; see `Service.staleness`."""
         ...
 
+    async def redrive(self, letters: Sequence[int], who: str, why: str) -> int:
+        """Redrive dead letters and return how many were; see `Service.redrive`."""
+        ...
+
 
 class Provider(msgspec.Struct, frozen=True):
     """A function whose result, one per process, is passed to handler parameters of its type."""
@@ -420,6 +424,14 @@ class Service:
         """
         bound, kind = self._running(), self._kind_of_view(cls)
         return await bound.staleness(kind, await self._active(kind))
+
+    async def redrive(self, letters: Sequence[int], *, who: str, why: str = "") -> int:
+        """Redrive dead letters, by their ids in ``oyez_dead``; return how many were redriven.
+
+        For whoever asks on the service's HTTP side: the audit names ``who``, and ``why``. What
+        `oyez dead redrive` would refuse stays dead. Raises StoreError.
+        """
+        return await self._running().redrive(letters, who, why)
 
     def _kind_of_view(self, cls: type[View]) -> ViewType:
         kind = view_of(cls)

@@ -203,3 +203,25 @@ async def test_an_event_waits_as_often_as_its_handler_says_and_holds_up_its_key(
         assert (failure.attempt, failure.error) == (1, "RetryLater: busy")
         timed = [each for each in system.signals if isinstance(each, HandlerTimed)]
         assert Counter(each.outcome for each in timed) == {"done": 2, "retry": 1}
+
+
+async def test_a_service_redrives_its_dead_letters_in_the_name_of_who_asks() -> None:
+    service, calls = Service("carrier"), []
+
+    @service.on(Parcel, retry=Retry(attempts=1))
+    async def book(event: Parcel) -> None:
+        calls.append(event.number)
+        if len(calls) == 1:
+            raise ValueError("no")
+
+    async with running(service) as system:
+        await system.publish(Parcel(number="1"))
+        await system.settled()
+        (letter,) = await system.dead("carrier")
+        asked = [letter["id"], letter["id"] + 1]
+        assert await service.redrive(asked, who="key:ada", why="mended") == 1
+        await system.settled()
+        assert calls == ["1", "1"]
+        assert await system.dead("carrier") == []
+        acts = await system.fetch("carrier", "select who, via, reason from oyez_audit")
+        assert acts == [{"who": "key:ada", "via": "service", "reason": "mended"}]

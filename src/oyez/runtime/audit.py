@@ -36,7 +36,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """The person who acts, the face that they use, and their reason."""
 
     who: str
-    via: Literal["command", "console"]
+    via: Literal["command", "console", "service"]
     why: str = ""
 
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -18,6 +18,7 @@ from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import BrokerError, OyezError, StoreError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
+from oyez.runtime.audit import Actor
 from oyez.runtime.backlog import Backlog
 from oyez.runtime.batches import Batches
 from oyez.runtime.calls import THREADS, Calls
@@ -33,6 +34,7 @@ from oyez.runtime.measuring import Measuring
 from oyez.runtime.migrations import read_migrations
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer, Reading
+from oyez.runtime.redrive import handlers_of, redrive_letters
 from oyez.runtime.reports import Reports
 from oyez.runtime.timers import Timers
 from oyez.runtime.views import Views
@@ -361,6 +363,16 @@ class ServiceProcess:
 
     async def staleness(self, kind: ViewType, version: int) -> float:
         return await self.views.staleness(kind, version)
+
+    async def redrive(self, letters: Sequence[int], who: str, why: str) -> int:
+        settled = await redrive_letters(
+            self.store,
+            letters,
+            self.ambient,
+            by=Actor(who=who, via="service", why=why),
+            handlers=handlers_of(self.service),
+        )
+        return settled.done
 
     def _reading(self, consumer: Callable[[Lane], Consumer], lane: Lane) -> Reading:
         return Reading(
