@@ -34,6 +34,7 @@
     ├── Stale                 transient   a view does not have what its reader has seen yet
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
     ├── RetryLater            transient   a handler knows when its event is to be tried again
+    ├── Undeliverable         permanent   a webhook's endpoint gets no further attempt
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
     ├── NotThere              permanent   a stream has no such partition or event, or no longer
@@ -229,6 +230,10 @@ class RetryLater(OyezError):
         super().__init__(message)
         self.seconds = seconds
         self.counts = counts
+
+
+class Undeliverable(OyezError):
+    """A delivery to a webhook is given up: it was disabled, or the message has been deleted."""
 
 
 class TransactionClosed(OyezError):
