@@ -135,6 +135,7 @@ class Gateway:
         try:
             await self._answer(exchange)
         except Refusal as refusal:
+            refusal.__traceback__ = None  # a shared one would keep all that each request held
             await exchange.refuse(refusal)
         except Malformed as error:
             await exchange.refuse(refusal_of(error))
