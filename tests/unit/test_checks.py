@@ -31,8 +31,10 @@ def record(event: Sold, needed: dict) -> None: ...
 """
 
 
-async def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, CheckResult]:
-    (tmp_path / "oyez.toml").write_text(TOML)
+async def found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str = ""
+) -> dict[str, CheckResult]:
+    (tmp_path / "oyez.toml").write_text(TOML + more)
     (tmp_path / "checked_desk.py").write_text(DESK)
     monkeypatch.setattr("sys.path", [*sys.path])
     findings = await examine(Project(load(tmp_path, {})))
@@ -55,6 +57,32 @@ async def test_a_system_that_never_ran_is_examined_and_left_as_it_is(
     assert checks["retention"].level == "warning"
     assert checks["store desk"].text == "not created yet: the service has not run"
     assert not (tmp_path / ".oyez").exists()
+
+
+GATEWAY = """
+http = "127.0.0.1:1"
+[gateway]
+store = "redis://:secret@127.0.0.1:1?deadline=0.2"
+[[gateway.routes]]
+path = "/sales"
+service = "desk"
+methods = ["POST"]
+"""
+
+
+async def test_the_store_of_the_gateway_is_examined_if_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "gateway store" not in await found(tmp_path, monkeypatch, GATEWAY)
+    used = f'{GATEWAY}idempotency = "optional"\n'
+    checks = await found(tmp_path, monkeypatch, used)
+    assert checks["gateway store"].level == "problem"
+    assert "127.0.0.1:1 is out of reach" in checks["gateway store"].text
+    assert "secret" not in checks["gateway store"].text
+    url = "redis://:secret@127.0.0.1:1?deadline=0.2"
+    checks = await found(tmp_path, monkeypatch, used.replace(url, "sqlite:kept/gateway.db"))
+    assert checks["gateway store"].level == "ok"
+    assert checks[f"folder {tmp_path.resolve() / 'kept'}"].level == "ok"
 
 
 def test_a_project_that_can_not_be_opened_is_a_finding(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ audience = "shop"
 jwks = "https://h/keys"
 """
 ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice = "orders"\n'
+KEYED = ROUTED + 'methods = ["POST"]\nidempotency = "optional"\n'
 
 
 @pytest.mark.parametrize(
@@ -294,6 +295,19 @@ ROUTED = SERVICE + 'http = "h:1"\n[[gateway.routes]]\npath = "/orders"\nservice 
         (ROUTED.replace("/orders", "/a/../b"), "expected a path that the gateway doesn't use"),
         (ROUTED.replace("/orders", "/orders/"), 'expected a path such as "/orders"'),
         (ROUTED.replace("/orders", "/session"), "expected a path that the gateway doesn't use"),
+        (KEYED + 'access = "public"', 'gateway.routes[0].access: expected "session", as an idem'),
+        (KEYED + "stream = true", "gateway.routes[0].stream: expected false, as idempotency keeps"),
+        (
+            KEYED.replace("POST", "HEAD"),
+            "gateway.routes[0].methods: expected a method such as POST",
+        ),
+        (KEYED.replace("optional", "on"), 'expected one of "off", "optional", "required", found'),
+        (
+            SERVICE + "[gateway.idempotency]\nlease = 0",
+            "gateway.idempotency.lease: expected a numb",
+        ),
+        (SERVICE + "[gateway.idempotency]\nanswers = 0", "gateway.idempotency.answers: expected a"),
+        (SERVICE + "[gateway.idempotency]\nlifetime = 1e9", "gateway.idempotency.lifetime: expect"),
         (
             ROUTED + '[[gateway.routes]]\npath = "/orders"\nservice = "orders"',
             "oyez.toml:10: gateway.routes[1].path: expected each path and method once, found GET ",

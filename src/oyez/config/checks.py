@@ -115,6 +115,8 @@ def _check_routes(config: Config, fail: Fail) -> None:
             if name not in limits:
                 known = f"a limit, one of {', '.join(limits) or '(none)'}"
                 fail((*key, "limits"), known, f'"{name}"', closest(name, limits))
+        if route.idempotency != "off":
+            _check_idempotency(route, key, fail)
         for method in route.methods:
             if (route.path, method) in taken:
                 expected = "each path and method once"
@@ -160,3 +162,17 @@ def _check_own_paths(config: Config, fail: Fail) -> None:
         if path in taken or any(part in (".", "..") for part in path.split("/")):
             fail(key, "a path that nothing else uses", f'"{path}"')
         taken.add(path)
+
+
+def _check_idempotency(route: Route, key: Key, fail: Fail) -> None:
+    if route.access == "public":
+        expected = '"session", as an idempotency key is kept for a principal'
+        fail((*key, "access"), expected, '"public"')
+    if route.stream:
+        expected = (
+            "false, as idempotency keeps whole answers: give its methods a route of their own"
+        )
+        fail((*key, "stream"), expected, "true")
+    if set(route.methods) <= {"GET", "HEAD"}:
+        expected = "a method such as POST, as idempotency is for those that change something"
+        fail((*key, "methods"), expected, ", ".join(route.methods))

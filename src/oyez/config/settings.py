@@ -100,7 +100,8 @@ class Route(_Settings, frozen=True, kw_only=True):
     is set. Of the sender, all ``scopes`` and any of the ``roles`` are asked; ``claims`` are those
     that the service is told. ``stream`` is for answers without an end, such as server-sent events:
     no total timeout. ``limits`` are the rate limits that hold for it, ``concurrency`` is how many
-    of its requests are at work at once.
+    of its requests are at work at once. ``idempotency`` has requests of unsafe methods answered
+    once for each ``Idempotency-Key``, which they may or must have.
     """
 
     path: Annotated[str, rules.PATH]
@@ -117,6 +118,9 @@ class Route(_Settings, frozen=True, kw_only=True):
     stream: Annotated[bool, rules.truth()] = False
     limits: Annotated[tuple[str, ...], rules.limits()] = ()
     concurrency: Annotated[int | None, rules.whole(1, 1_000_000)] = None
+    idempotency: Annotated[
+        Literal["off", "optional", "required"], rules.one_of("off", "optional", "required")
+    ] = "off"
 
 
 class IssuerSettings(_Settings, frozen=True, kw_only=True):
@@ -197,6 +201,21 @@ class WebhookSettings(_Settings, frozen=True, kw_only=True):
         return self.path or f"/webhooks/{self.name}"
 
 
+class IdempotencySettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[gateway.idempotency]``: what is kept of requests with an ``Idempotency-Key``.
+
+    A key is kept for ``lifetime`` seconds from its first request. ``lease`` is the seconds after
+    which a request that a killed gateway left behind may be repeated. ``answer_limit`` is the bytes
+    of an answer's body, above which it is not kept, ``answers`` how many are kept for one
+    principal.
+    """
+
+    lifetime: Annotated[float, rules.number(_YEAR, "seconds")] = 86400.0
+    lease: Annotated[float, rules.number(3600, "seconds")] = 5.0
+    answer_limit: Annotated[int, rules.whole(0, 2**26, " of bytes")] = 262_144
+    answers: Annotated[int, rules.whole(1, 1_000_000)] = 1000
+
+
 class GatewaySettings(_Settings, frozen=True, kw_only=True):
     """The table ``[gateway]``. Limits are bytes, times are seconds.
 
@@ -234,7 +253,14 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     limits: dict[str, Limit] = {}
     ingest: IngestSettings | None = None
     webhooks: dict[str, WebhookSettings] = {}
+    idempotency: IdempotencySettings = IdempotencySettings()
     routes: tuple[Route, ...] = ()
+
+    @property
+    def uses_store(self) -> bool:
+        """Whether anything is kept in ``store``: limits are not, in a file."""
+        limited = not self.store.startswith("sqlite:") and any(each.limits for each in self.routes)
+        return limited or any(each.idempotency != "off" for each in self.routes)
 
 
 class ConsoleSettings(_Settings, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from oyez.gateway.access import Access
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
+from oyez.gateway.idempotency import idempotency
 from oyez.gateway.ingest import ingest
 from oyez.gateway.keys import Keys
 from oyez.gateway.limits import Concurrency, Rates, Shedding
@@ -21,7 +22,7 @@ from oyez.gateway.permission import Permission
 from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.static import Files, not_found
-from oyez.gateway.step import Answer, Step, walk
+from oyez.gateway.step import Answer, Part, Step, walk
 from oyez.logger import Logger
 from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
@@ -65,25 +66,31 @@ class Gateway:
             raise config.error("gateway", "a table [gateway]", "nothing")
         self._settings = config.gateway
         self._ambient = ambient
-        self._keys = Keys(config, ambient)
-        self._tokens = _tokens(config, ambient)
+        keys, tokens = Keys(config, ambient), _tokens(config, ambient)
         self._sessions = Sessions(config.gateway, ambient, secret)
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer, tell)
         self._files = _files(config)
-        self._shedding = Shedding(config.gateway.lag_limit)
-        self._rates = Rates(config, ambient, tell)
+        shedding, rates = Shedding(config.gateway.lag_limit), Rates(config, ambient, tell)
         self._ingest = ingest(
             config, config.gateway, ambient, sender=NAME, tell=tell, tracer=tracer
         )
+        once = idempotency(config, ambient)
         self._steps: list[Step] = [
-            Access(self._keys, self._tokens, self._sessions),
+            Access(keys, tokens, self._sessions),
             Permission(),
-            self._shedding,
-            self._rates,
+            shedding,
+            rates,
             Concurrency(config.gateway),
+            once,
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
+        self._parts: list[Part] = [self._forwarder, keys, shedding, rates, once]
+        """What goes on besides requests, in the order in which it begins."""
+        if tokens is not None:
+            self._parts.append(tokens)
+        if self._ingest is not None:
+            self._parts.append(self._ingest.publisher)
         self._routes = self._routed(config, config.gateway.routes)
         self.draining = False
         """Whether it is about to stop."""
@@ -96,15 +103,11 @@ class Gateway:
         """Begin what goes on besides requests.
 
         It connects to what the replicas of the gateway share, and to the broker if events of others
-        are taken in; reads keys that change again; watches the event loop. Raises BrokerRefused.
+        are taken in; reads keys that change again; watches the event loop. Raises
+        ConfigurationError and BrokerRefused for what can't be used.
         """
-        self._keys.start()
-        if self._tokens is not None:
-            self._tokens.start()
-        self._shedding.open()
-        await self._rates.open()
-        if self._ingest is not None:
-            await self._ingest.publisher.open()
+        for part in self._parts:
+            await part.open()
 
     def drain(self) -> None:
         """Become unready, and end endless responses."""
@@ -116,14 +119,8 @@ class Gateway:
 
         Safe to call twice.
         """
-        self._forwarder.close()
-        self._keys.close()
-        if self._tokens is not None:
-            self._tokens.close()
-        self._shedding.close()
-        await self._rates.close()
-        if self._ingest is not None:
-            await self._ingest.publisher.close()
+        for part in reversed(self._parts):
+            await part.close()
 
     async def __call__(self, exchange: Exchange) -> None:
         """Respond to one request, whatever happens, and log it."""
@@ -135,7 +132,8 @@ class Gateway:
         try:
             await self._answer(exchange)
         except Refusal as refusal:
-            refusal.__traceback__ = None  # a shared one would keep all that each request held
+            # A shared one would keep all that each request held.
+            refusal.__traceback__ = refusal.__context__ = None
             await exchange.refuse(refusal)
         except Malformed as error:
             await exchange.refuse(refusal_of(error))

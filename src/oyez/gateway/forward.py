@@ -94,7 +94,10 @@ class Forwarder:
         for exchange in self._endless:
             exchange.interrupt(_DRAINING)
 
-    def close(self) -> None:
+    async def open(self) -> None:
+        """Connect to nothing: a service is connected to when it is asked."""
+
+    async def close(self) -> None:
         """Close the connections to the services."""
         for upstream, _ in self._upstreams.values():
             upstream.close()

@@ -43,14 +43,13 @@ class Keys:
         self._timer: asyncio.TimerHandle | None = None
         self._log = Logger()
 
-    def start(self) -> None:
+    async def open(self) -> None:
         """Read the file again whenever it has changed: it is looked at once in a second."""
         if self._path is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(_LOOK_SECONDS, self._look, self._path)
+            self._look_later(self._path)
 
-    def close(self) -> None:
-        """Look no more. Safe to call twice, and before the start."""
+    async def close(self) -> None:
+        """Look no more. Safe to call twice, and without `open`."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -63,8 +62,12 @@ class Keys:
             raise unauthorized("key_expired", "the API key has expired")
         return found.principal
 
+    def _look_later(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_LOOK_SECONDS, self._look, path)
+
     def _look(self, path: Path) -> None:
-        self.start()
+        self._look_later(path)
         seen = _state(path)
         if seen == self._seen:
             return

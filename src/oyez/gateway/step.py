@@ -24,6 +24,18 @@ class Step(Protocol):
         ...
 
 
+class Part(Protocol):
+    """What goes on besides requests, as long as the gateway runs."""
+
+    async def open(self) -> None:
+        """Begin."""
+        ...
+
+    async def close(self) -> None:
+        """End. Safe to call twice, and without `open`."""
+        ...
+
+
 def walk(steps: Iterable[Step], route: Route, last: Answer) -> Answer:
     """Return what answers the requests of a route: its steps in their order, and then ``last``."""
     answer = last

@@ -57,13 +57,13 @@ class Tokens:
         self._signed = PyJWS()
         self._known: dict[bytes, _Known] = {}
 
-    def start(self) -> None:
+    async def open(self) -> None:
         """Fetch the issuers' keys, and keep them fresh."""
         for each in self._issuers.values():
             each.start()
 
-    def close(self) -> None:
-        """Fetch no more. Safe to call twice, and before the start."""
+    async def close(self) -> None:
+        """Fetch no more. Safe to call twice, and without `open`."""
         for each in self._issuers.values():
             each.close()
 

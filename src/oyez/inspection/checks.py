@@ -19,6 +19,7 @@ import msgspec
 from oyez import tables
 from oyez.config import Config, Listen
 from oyez.errors import ConfigurationError, NotCreated, OyezError
+from oyez.gateway import store as gateway_store
 from oyez.inspection import history
 from oyez.inspection.form import span, utc_time
 from oyez.inspection.lag import ServiceLag, measure
@@ -96,6 +97,8 @@ async def _all(project: Project) -> AsyncIterator[CheckResult]:
     running: set[str] = set()
     async for finding in _broker_and_stores(project, services, running):
         yield finding
+    if config.gateway is not None and config.gateway.uses_store:
+        yield await _gateway_store(project)
     async for finding in _ports(project, running):
         yield finding
 
@@ -132,6 +135,8 @@ def _sqlite() -> CheckResult:
 def _folders(project: Project) -> list[Path]:
     files = [project.broker_file(), *map(project.store_file, project.config.services)]
     folders = [project.config.file(project.config.system.data)]
+    if project.config.gateway is not None and project.config.gateway.uses_store:
+        files.append(gateway_store.place(project.config))
     folders += [file.parent for file in files if file is not None]
     return list(dict.fromkeys(folders))
 
@@ -298,6 +303,15 @@ async def _stores(
             running.add(name)
         for finding in _standing(project, lag):
             yield finding
+
+
+async def _gateway_store(project: Project) -> CheckResult:
+    check = "gateway store"
+    try:
+        return CheckResult(check, "ok", await gateway_store.reach(project.config, project.ambient))
+    except OyezError as error:
+        remedy = "correct gateway.store, or start its server: keyed requests are refused until then"
+        return CheckResult(check, "problem", str(error), remedy)
 
 
 async def _gaps(name: str, broker: Broker, lag: ServiceLag) -> CheckResult:

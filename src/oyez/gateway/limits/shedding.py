@@ -37,11 +37,11 @@ class Shedding:
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Begin to measure the running event loop."""
         self._set(asyncio.get_running_loop())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop. Safe when never opened and when called twice."""
         if self._timer is not None:
             self._timer.cancel()
