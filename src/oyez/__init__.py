@@ -9,6 +9,7 @@ from oyez.event import Command, Event, event
 from oyez.handler import Retry
 from oyez.parameters import Context
 from oyez.personal import Personal
+from oyez.principal import Principal, caller
 from oyez.saga import Saga
 from oyez.schedule import Tick
 from oyez.service import Service
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidEvent",
     "OyezError",
     "Personal",
+    "Principal",
     "Retry",
     "RetryLater",
     "Saga",
@@ -37,6 +39,7 @@ __all__ = [
     "View",
     "Window",
     "applies",
+    "caller",
     "event",
     "migrates",
     "parse",

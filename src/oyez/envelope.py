@@ -21,6 +21,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from oyez.errors import InvalidEvent
+from oyez.principal import MAX_NAME
 
 SPECVERSION: Literal["1.0"] = "1.0"
 JSON = "application/json"
@@ -37,16 +38,18 @@ _KNOWN = frozenset(
     (
         "specversion id source type subject time datacontenttype dataschema partitionkey "
         "correlationid causationid traceparent tracestate dataref replayed "
-        "recipient expires"
+        "recipient expires authid authtype"
     ).split()
 )
 
 
 _FIELDS = _KNOWN - {"specversion"}
+_WHO = ("authid", "authtype")
 
 
 _SAMPLED = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf]")
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 
 
 def sampled(traceparent: str | None) -> str:
@@ -61,7 +64,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``subject`` is the key. ``correlationid`` is shared by all events that result from one request,
     ``causationid`` is the id of the event that caused this one. ``recipient`` is the only service
     that the event is for, and ``expires`` the time after which that service does not handle it.
-    ``replayed`` names the replay in which it is handled once more, or was announced.
+    ``replayed`` names the replay in which it is handled once more, or was announced. ``authid`` is
+    who sent the request that it results from, such as ``key:ci``, and ``authtype`` how that is
+    known, as CloudEvents' extension for the auth context has it.
     """
 
     id: _Text
@@ -82,6 +87,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replayed: str | None = None
     recipient: str | None = None
     expires: str | None = None
+    authid: _Name | None = None
+    authtype: _Name | None = None
     extensions: dict[str, str] = {}
 
     @property
@@ -109,6 +116,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "replayed": self.replayed,
             "recipient": self.recipient,
             "expires": self.expires,
+            "authid": self.authid,
+            "authtype": self.authtype,
         }
         found = {name: value for name, value in named.items() if value is not None}
         found.update(self.extensions)
@@ -169,6 +178,8 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise InvalidEvent(
                 name, f"is {len(value)} characters; at most {MAX_ATTRIBUTE} are allowed"
             )
+        if name in _WHO and not (0 < len(value) <= MAX_NAME and value.isprintable()):
+            raise InvalidEvent(name, f"expected 1 to {MAX_NAME} printable characters")
         if any(char < " " or "\x7f" <= char <= "\x9f" or "\ud800" <= char <= "\udfff"
                for char in value):  # fmt: skip
             raise InvalidEvent(name, "holds a control character")

@@ -38,6 +38,7 @@
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
     ├── NotThere              permanent   a stream has no such partition or event, or no longer
+    ├── Unproven              permanent   who sends a request is not proven, or can't be told
     └── NotCreated            permanent   what a command reads does not exist yet
 
 *Transient* errors may go away by themselves: the default retry policy tries again. *Permanent*
@@ -250,6 +251,10 @@ class NotRedriven(OyezError):
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+class Unproven(OyezError):
+    """Who sends a request is not proven, or can't be told; the message quotes nothing of it."""
 
 
 class NotThere(OyezError):

@@ -59,6 +59,19 @@ class Context:
         return str(uuid5(NAMESPACE_URL, f"{event.source}|{event.id}|{self.service}|{self.handler}"))
 
     @property
+    def authid(self) -> str | None:
+        """Who sent the request that the event results from, such as ``key:ci``; None if unknown.
+
+        It informs, and proves nothing: whoever may write to the broker may have made it up.
+        """
+        return self.envelope.authid
+
+    @property
+    def authtype(self) -> str | None:
+        """How that is known, such as ``api_key``, ``app_user`` or ``unauthenticated``."""
+        return self.envelope.authtype
+
+    @property
     def replayed(self) -> bool:
         """Whether the event is reprocessed by ``oyez replay``."""
         return self.envelope.replayed is not None

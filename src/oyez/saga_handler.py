@@ -121,6 +121,8 @@ def _writes(kind: str, saga: Saga, outputs: Outputs, now: float, tx: Transaction
                 now=now,
                 traceparent=tx.traceparent,
                 tracestate=tx.tracestate,
+                authid=tx.authid,
+                authtype=tx.authtype,
             )
     if is_deleted(saga):
         return [*writes, (tables.FORGET_SAGA, [place])]

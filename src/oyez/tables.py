@@ -17,7 +17,7 @@ A store creates ten tables; `STEPS` in each store module has the columns in its 
   ``version`` is the number of the transition.
 - ``oyez_timer``: what is to happen at a time, by (kind, key, name). ``part`` is the place
   (``oyez:timers``) that fires it, ``armed`` the time at which it was set, ``traceparent`` and
-  ``tracestate`` the trace of what set it.
+  ``tracestate`` the trace of what set it, and ``authid`` and ``authtype`` who began that.
 - ``oyez_migration``: the migrations that have run, and marks of Oyez's own (names with ``oyez:``).
 
 A *reader* is the name of a set of positions and inbox rows: empty for the service itself, another
@@ -315,10 +315,12 @@ DEAD_OF_READER = f"""select count(*) as letters from oyez_dead
 
 # -- timers ----------------------------------------------------------------------------------------
 
-ARM = """insert into oyez_timer (kind, key, name, due, part, armed, traceparent, tracestate)
- values (:kind, :key, :name, :due, :part, :armed, :traceparent, :tracestate)
+ARM = """insert into oyez_timer
+  (kind, key, name, due, part, armed, traceparent, tracestate, authid, authtype)
+ values (:kind, :key, :name, :due, :part, :armed, :traceparent, :tracestate, :authid, :authtype)
  on conflict (kind, key, name) do update set due = excluded.due, part = excluded.part,
-  armed = excluded.armed, traceparent = excluded.traceparent, tracestate = excluded.tracestate"""
+  armed = excluded.armed, traceparent = excluded.traceparent, tracestate = excluded.tracestate,
+  authid = excluded.authid, authtype = excluded.authtype"""
 DISARM = "delete from oyez_timer where kind = :kind and key = :key and name = :name"
 DISARM_ALL = "delete from oyez_timer where kind = :kind and key = :key"
 NEXT_TIMER = """select :{kind} as kind, min(due) as due from oyez_timer
@@ -327,7 +329,8 @@ NEXT_TIMER = """select :{kind} as kind, min(due) as due from oyez_timer
 TAKE_TIMERS = """delete from oyez_timer where part = :part and due <= :now
  and (kind, key, name) in (select kind, key, name from oyez_timer
   where part = :part and kind = :kind and due <= :now order by due limit :limit)
- returning key, name, due, traceparent, tracestate, (select s.correlationid from oyez_state s
+ returning key, name, due, traceparent, tracestate, authid, authtype,
+ (select s.correlationid from oyez_state s
   where s.kind = oyez_timer.kind and s.key = oyez_timer.key) as correlationid"""
 AHEAD = "select 1 as found from oyez_timer where part = :part and armed > :latest limit 1"
 SHIFT_TIMERS = """update oyez_timer set due = due - (armed - :now), armed = :now

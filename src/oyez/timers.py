@@ -39,12 +39,14 @@ def arm(
     *,
     traceparent: str | None = None,
     tracestate: str | None = None,
+    authid: str | None = None,
+    authtype: str | None = None,
 ) -> Writes:
     """Return the writes that set a timer of this name, in place of an earlier one.
 
     It fires at ``due`` (seconds since 1970), or at once if that is past. If the clock is set back
     behind ``now``, it fires ``due - now`` seconds after that. Its event is in the trace of
-    ``traceparent``.
+    ``traceparent``, and says ``authid`` and ``authtype`` of who began it.
     """
     row = {
         "kind": kind,
@@ -55,6 +57,8 @@ def arm(
         "armed": now,
         "traceparent": traceparent,
         "tracestate": tracestate,
+        "authid": authid,
+        "authtype": authtype,
     }
     return [(tables.ARM, [row])]
 

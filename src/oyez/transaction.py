@@ -40,12 +40,15 @@ TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """The origin of the events that a transaction publishes: their cause, correlation and trace."""
+    """The origin of the events that a transaction publishes: cause, correlation, trace, and who."""
 
     correlationid: str | None = None
     causationid: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    authid: str | None = None
+    """Who began it, and how that is known; see `Envelope`."""
+    authtype: str | None = None
     replayed: str | None = None
     """The replay in which the event is handled once more; see `Envelope`."""
 
@@ -63,6 +66,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
             causationid=envelope.id,
             traceparent=parent,
             tracestate=None if parent is None else envelope.tracestate,
+            authid=envelope.authid,
+            authtype=envelope.authtype,
             replayed=envelope.replayed,
         )
 
@@ -146,6 +151,10 @@ class Announcer:
             headers["causationid"] = since.causationid
         if since.tracestate:
             headers["tracestate"] = since.tracestate
+        if since.authtype is not None:
+            headers["authtype"] = since.authtype
+            if since.authid is not None:
+                headers["authid"] = since.authid
         if since.replayed is not None:
             headers["replayed"] = since.replayed
         data = encode(kind, event)
@@ -452,6 +461,23 @@ class Transaction:
     def tracestate(self) -> str | None:
         """What other tracing systems have added to its trace."""
         return self._origin.tracestate
+
+    @property
+    def authid(self) -> str | None:
+        """Who began what this is a part of, as the events it publishes say; see `Envelope`."""
+        return self._origin.authid
+
+    @property
+    def authtype(self) -> str | None:
+        """How that is known."""
+        return self._origin.authtype
+
+    def disown(self) -> None:
+        """Let what it publishes say of nobody that they began it: it results from several events.
+
+        For handlers of many people's events at once, such as a window.
+        """
+        self._since = msgspec.structs.replace(self._origin, authid=None, authtype=None)
 
     def record(self, span: Span) -> None:
         """Make this the span of the call, before it begins."""

@@ -615,6 +615,8 @@ def _fold(time_of: Callable[[Any, Envelope], int]) -> Callable[[Any, Turn], Any]
             before = windows.counts.late
             found = windows.fold(event, time_of(event, turn.envelope), now)
             windows.kind.tally.late += windows.counts.late - before
+        if found:
+            tx.disown()
         due = windows.arm(fired=fired)
         if due is not None:
             writes = arm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 from wires import WIRES, Line, line
 
+from oyez import Principal
 from oyez.envelope import Envelope, open_record
+from oyez.identity import Signer, new_key
 from oyez.partitioning import partition_of
 from oyez.ports import Record
 from servers import ROOT
@@ -95,6 +98,59 @@ async def test_the_partition_in_go(tmp_path: Path) -> None:
 
 def test_the_scripts_beside_these_tests_have_the_pages_function(node_packages: Path) -> None:
     assert (node_packages / "murmur2.mjs").read_text() == block("js", "// murmur2.mjs")
+
+
+CALLER = """
+import { text } from "node:stream/consumers";
+import { caller } from "./identity.mjs";
+const { keys, tokens, now } = JSON.parse(await text(process.stdin));
+console.log(JSON.stringify(tokens.map((token) => {
+  try {
+    return caller(token, keys, "shop", "orders", now);
+  } catch (error) {
+    return error.message;
+  }
+})));
+"""
+
+
+async def test_a_callers_identity_in_javascript(tmp_path: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed: scripts/system-packages")
+    (tmp_path / "identity.mjs").write_text(block("js", "// identity.mjs"))
+    (tmp_path / "ask.mjs").write_text(CALLER)
+    pem, now = new_key(), 1_800_000_000.0
+    signer = Signer("shop", pem)
+    ann = Principal(kind="user", issuer="login", subject="ann", roles=frozenset({"clerk"}))
+    token = signer.sign(ann, "orders", now)
+    head, claims, signature = token.split(".")
+    none = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
+    asked = {
+        "keys": json.loads(signer.jwks)["keys"],
+        "now": now,
+        "tokens": [
+            token,
+            f"{head}.{claims}.{signature[:-4]}AAAA",
+            f"{none}.{claims}.",
+            "a.b",
+            Signer("shop", new_key()).sign(ann, "orders", now),
+            signer.sign(ann, "payments", now),
+            Signer("bank", pem).sign(ann, "orders", now),
+            signer.sign(ann, "orders", now - 70),
+            signer.sign(ann, "orders", now + 70),
+        ],
+    }
+    process = await asyncio.create_subprocess_exec(
+        "node", "ask.mjs", cwd=tmp_path, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    said, error = await process.communicate(json.dumps(asked).encode())
+    assert process.returncode == 0, error.decode()
+    proven, *refused = json.loads(said)
+    assert (proven["sub"], proven["authtype"], proven["roles"]) == (ann.name, "app_user", ["clerk"])
+    assert refused == [
+        *["not signed by this gateway"] * 2, "no token", "not signed by this gateway",
+        *["for another"] * 2, *["not valid now"] * 2,
+    ]  # fmt: skip
 
 
 # -- producers and consumers -----------------------------------------------------------------------

@@ -121,6 +121,18 @@ def test_without_a_session_nothing_is_placed_or_read(shop: Shop) -> None:
         assert stranger.get("/orders/1", headers=claimed).status_code == 401
 
 
+def test_past_the_gateway_nobody_is_somebody(shop: Shop) -> None:
+    orders = f"http://127.0.0.1:{shop.ports['8101']}"
+    claims = ({"x-oyez-principal": "session:1"}, {"x-oyez-identity": "e30.e30.e30"})
+    with httpx.Client(base_url=orders) as past:
+        for claimed in claims:
+            for path in ("/catalogue", "/orders"):
+                answer = past.get(path, headers=claimed)
+                assert (answer.status_code, answer.json()["code"]) == (401, "identity_unproven")
+        assert past.get("/catalogue").status_code == 200
+        assert past.get("/orders").json()["code"] == "nobody"
+
+
 # -- events from the wire -----------------------------------------------------------------------
 
 

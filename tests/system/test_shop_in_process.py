@@ -14,6 +14,7 @@ import orders.service
 import payments.service
 import shipping.service
 from notifications.senders import Mailer, Texter
+from oyez import Principal
 from oyez.envelope import Envelope
 from oyez.testing import System, running
 from payments.provider import PaymentProvider, ProviderUnavailable
@@ -29,6 +30,9 @@ SERVICES = tuple(
         notifications.service,
     )
 )
+
+
+CUSTOMER = Principal(kind="user", issuer="login", subject="ann")
 
 
 class Provider:
@@ -76,7 +80,7 @@ def surroundings(provider: Provider, post: Post) -> dict[type, object]:
 async def buy(system: System, count: int, seed: int) -> list[str]:
     chance = random.Random(seed)
     accepted = []
-    async with system.http("orders") as client:
+    async with system.http("orders", CUSTOMER) as client:
         for number in range(count):
             answer = await client.post("/orders", json=demo.make_order(chance, number))
             assert answer.status_code == 202, answer.text
@@ -110,7 +114,7 @@ async def test_a_provider_that_is_down_for_a_minute_delays_but_settles(card: str
     order = {"lines": [{"sku": "bell", "quantity": 1}], "email": "a@example.org", "card": card}
     async with running(*SERVICES, system="shop", root=SHOP, provide=given) as system:
         provider.down = True
-        async with system.http("orders") as client:
+        async with system.http("orders", CUSTOMER) as client:
             order_id = (await client.post("/orders", json=order)).json()["order_id"]
             await system.settled()
             await system.advance(60.0)
@@ -118,6 +122,11 @@ async def test_a_provider_that_is_down_for_a_minute_delays_but_settles(card: str
             provider.down = False
             await system.advance(60.0)
             ended = (await client.get(f"/orders/{order_id}")).json()
+        # Whoever announces it, and after however many attempts: it all began with one person.
+        history = system.history()
+        last = "shop.shipment.ready" if card == "tok_ok" else "shop.payment.failed"
+        assert last in [each.type for each in history]
+        assert {(each.authtype, each.authid) for each in history} == {("app_user", "login:ann")}
     assert ended["status"] == ("shipped" if card == "tok_ok" else "cancelled")
 
 
@@ -127,7 +136,7 @@ async def test_a_provider_that_stays_away_cancels_the_order_and_frees_the_stock(
     order = {"lines": [{"sku": "cloak", "quantity": 5}], "email": "a@example.org", "card": "tok_ok"}
     async with running(*SERVICES, system="shop", root=SHOP, provide=given) as system:
         provider.down = True
-        async with system.http("orders") as client:
+        async with system.http("orders", CUSTOMER) as client:
             order_id = (await client.post("/orders", json=order)).json()["order_id"]
             await system.settled()
             await system.advance(600.0)

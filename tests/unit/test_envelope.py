@@ -26,6 +26,7 @@ TEXT = st.text(
     st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=30
 )  # fmt: skip
 MAYBE = st.none() | TEXT
+PRINTABLE = st.none() | TEXT.filter(str.isprintable)
 NAMES = st.from_regex(r"x[a-z0-9]{0,19}", fullmatch=True)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
@@ -54,6 +55,8 @@ def envelopes(draw: st.DrawFn) -> Envelope:
             ).split()
         },
         expires=draw(st.none() | st.floats(0, 4e9).map(format_time)),
+        authid=draw(PRINTABLE),
+        authtype=draw(PRINTABLE),
         extensions=draw(st.dictionaries(NAMES, TEXT, max_size=3)),
     )
 

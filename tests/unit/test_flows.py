@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -603,6 +604,20 @@ async def test_the_pages_of_find_and_flow(tmp_path: Path) -> None:
         assert several.status_code == 200
         assert several.text.count('<a href="/flow?id=') == 2
         assert '<a href="/dead/desk/1">' in several.text
+
+
+async def test_the_page_of_a_flow_names_who_began_it(tmp_path: Path) -> None:
+    headers = {
+        "specversion": "1.0", "id": "who", "source": "/test/outside", "type": "shop.placed",
+        "subject": "good", "authid": "login:<script>ann", "authtype": "app_user",
+    }  # fmt: skip
+    async with world(tmp_path) as there, pages(there) as browser:
+        await there.system.publish_raw(headers, b'{"order": "good"}', key="good")
+        await there.system.settled()
+        page = await browser.get("/flow?id=who")
+        (head,) = re.findall(r"<h2 id=.journey.>(.*?)</h2>", page.text)
+        assert re.sub("<[^>]*>", "", head).endswith(" by login:&lt;script&gt;ann"), head
+        assert not httpx_unsafe(page.text)
 
 
 def httpx_unsafe(text: str) -> bool:

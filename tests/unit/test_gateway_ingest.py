@@ -43,10 +43,10 @@ from oyez.gateway.ingest.admission import Admission
 from oyez.gateway.ingest.forms import Arrived, open_arrived
 from oyez.gateway.ingest.publisher import LIMIT, Publisher
 from oyez.gateway.ingest.quota import Quota
-from oyez.gateway.principal import Principal
 from oyez.observe.metrics import Metrics
 from oyez.partitioning import partition_of
 from oyez.ports import BEGINNING, Record
+from oyez.principal import Principal
 from oyez.testing import VirtualAmbient
 
 KEYS = ("meter-1", "meter-2", "partner", "stranger")

@@ -27,8 +27,8 @@ from oyez.gateway.limits.leases import UNKNOWN, Leases
 from oyez.gateway.limits.ledger import Ledger
 from oyez.gateway.limits.shedding import Shedding
 from oyez.gateway.limits.store import Ask, Grant
-from oyez.gateway.principal import Principal
 from oyez.observe.metrics import Metrics
+from oyez.principal import Principal
 
 BY_KEY = {"x-api-key": KEY}
 

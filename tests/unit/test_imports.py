@@ -14,7 +14,8 @@ CLIENTS = ("httpx", "httpcore")
 SERVERS = ("h11", "httptools", "starlette", "uvicorn", "uvloop", "watchfiles")
 TERMINAL = ("pygments", "rich")
 METADATA = ("importlib.metadata",)
-CALENDAR = ("cronsim", "zoneinfo")
+TOKENS = ("cryptography", "jwt")
+SELDOM = ("cronsim", "zoneinfo", *TOKENS)
 CONSOLE = ("jinja2", "oyez.console")
 
 
@@ -23,7 +24,7 @@ CONSOLE = ("jinja2", "oyez.console")
     [
         (
             "import oyez",
-            (*DRIVERS, *CLIENTS, *SERVERS, *TERMINAL, *METADATA, *CALENDAR, "apsw", "click"),
+            (*DRIVERS, *CLIENTS, *SERVERS, *TERMINAL, *METADATA, *SELDOM, "apsw", "click"),
         ),
         (
             "import oyez.cli; oyez.cli.root.main(['--help'], standalone_mode=False)",
@@ -31,7 +32,11 @@ CONSOLE = ("jinja2", "oyez.console")
         ),
         (
             "import oyez.cli.run",
-            (*DRIVERS, *CLIENTS, *TERMINAL, *METADATA, *CALENDAR, *CONSOLE, "h11", "apsw"),
+            (*DRIVERS, *CLIENTS, *TERMINAL, *METADATA, *SELDOM, *CONSOLE, "h11", "apsw"),
+        ),
+        (
+            "import oyez.gateway, oyez.identity as i; i.Signer('shop', i.new_key())",
+            (*DRIVERS, *CLIENTS, *TERMINAL, *TOKENS, "apsw"),
         ),
         (
             "import oyez.stores.sqlite, oyez.brokers.embedded.broker",

@@ -97,6 +97,20 @@ async def test_what_an_event_caused_hangs_under_it(tmp_path: Path) -> None:
     assert value["journeys"][0]["events"][0]["places"][0]["broker"] == "embedded:events.db"
 
 
+async def test_a_journey_says_who_began_it(tmp_path: Path) -> None:
+    ann = {"authid": "login:ann", "authtype": "app_user"}
+    found = await told(
+        tmp_path,
+        {"id": "a", "type": "sold", "time": "2026-11-29T10:00:01Z", **ann},
+        {"id": "b", "type": "sold", "time": "2026-11-29T10:00:02Z", "correlationid": "a"},
+        {"id": "c", "type": "sold", "time": "2026-11-29T10:00:03Z"},
+    )
+    assert [each.by for each in found.journeys] == ["login:ann", None]
+    first, second = (each["events"][0] for each in as_value(found)["journeys"])
+    assert (first["authid"], first["authtype"]) == ("login:ann", "app_user")
+    assert (second["authid"], second["authtype"]) == (None, None)
+
+
 async def test_what_can_not_be_looked_at_is_a_gap(tmp_path: Path) -> None:
     found = await told(tmp_path, {"id": "a", "type": "sold"})
     assert found.answered

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gateway import listening
 
-from oyez import Event, Retry
+from oyez import Event, Principal, Retry
 from oyez.errors import ConfigurationError, DeclarationError, InvalidEvent, RetryLater
 from oyez.testing import System, running
 from oyez.webhooks import WebhookDisabled, webhooks
@@ -125,10 +125,9 @@ class Desk:
 
     def client(self, by: str = "key:ada") -> httpx.AsyncClient:
         """A client of the HTTP side whose requests are those of a principal."""
-        client = self.system.http("hooks")
-        if by:
-            client.headers["x-oyez-principal"] = by
-        return client
+        issuer, _, subject = by.partition(":")
+        known = Principal(kind="api_key", issuer=issuer, subject=subject) if by else None
+        return self.system.http("hooks", known)
 
     async def ask(
         self, method: str, path: str = "", *, by: str = "key:ada", expect: int = 200, **body: Any

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from orders.events import Line, OrderPlaced
 from orders.history import CustomerOrders
-from oyez import InvalidEvent, Service, Transaction, parse
+from oyez import InvalidEvent, Service, Transaction, caller, parse
 from oyez.errors import BadJson, Stale
 
 MAX_BODY = 65_536
@@ -72,7 +72,7 @@ async def catalogue(request: Request) -> Response:
 async def place(request: Request) -> Response:
     """``POST /orders``: 202 with the order's address; repeating an Idempotency-Key is safe."""
     service = _service(request)
-    principal = _principal(request)
+    principal = _principal()
     key = request.headers.get("idempotency-key", "")
     if key and not _KEY.fullmatch(key):
         raise Problem(400, "bad_idempotency_key", "Idempotency-Key: 1 to 128 visible characters")
@@ -109,7 +109,7 @@ async def mine(request: Request) -> Response:
         await service.caught_up(CustomerOrders, after=request.headers.get("oyez-after", ""))
     except Stale:
         complete = False
-    rows = await service.fetch(_MINE, principal=_principal(request), limit=MOST)
+    rows = await service.fetch(_MINE, principal=_principal(), limit=MOST)
     return JSONResponse({"orders": rows, "complete": complete})
 
 
@@ -250,7 +250,7 @@ async def _body(request: Request) -> bytes:
 async def _order(request: Request) -> dict[str, Any]:
     service = _service(request)
     order_id = request.path_params["order_id"]
-    rows = await service.fetch(_ORDER, order_id=order_id, principal=_principal(request))
+    rows = await service.fetch(_ORDER, order_id=order_id, principal=_principal())
     if not rows:
         raise Problem(404, "no_such_order", "There is no such order of yours.")
     order = rows[0]
@@ -272,9 +272,11 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _principal(request: Request) -> str:
-    # The gateway says who asks; it drops what a client claims under this name.
-    return request.headers.get("x-oyez-principal", "local")
+def _principal() -> str:
+    sender = caller()
+    if sender is None:
+        raise Problem(401, "nobody", "Orders belong to somebody: ask through the gateway.")
+    return sender.name
 
 
 def _sse(order: dict[str, Any]) -> str:

@@ -48,6 +48,8 @@ def _print(journey: Journey, system: str, brokers: bool, now: float) -> None:
     """``brokers``: print the brokers of each event, since the system has several."""
     first, roots = journey.began, journey.events
     head = Text.assemble((escape(journey.correlation), "bold"), (f"  {utc_time(first)}", "dim"))
+    if journey.by is not None:
+        head.append(f"  by {escape(journey.by)}")
     output = console()
     if is_terminal():
         tree = Tree(head, guide_style="dim")

@@ -23,6 +23,7 @@ from oyez.observe.turning import Turning
 from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
+from oyez.runtime.identity import identities
 from oyez.runtime.interpreter import settle, tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
@@ -87,7 +88,8 @@ def _servers(
         shared = settings.replicas > 1 or "OYEZ_DEV" in os.environ
         refuse = partial(project.config.error, f"{key}.http")
         listener = bind(settings.http.host, settings.http.port, refuse, shared=shared)
-        app = with_origin(service.http, process.announcer)
+        proven = identities(project.config, name, project.ambient)
+        app = with_origin(service.http, process.announcer, proven)
         servers.append(HttpServer(app, listener, grace=settings.grace))
     return servers
 

@@ -8,7 +8,7 @@ from oyez.config.mistakes import Key, closest
 from oyez.config.settings import BridgeSettings, Config, Route
 from oyez.sites import site
 
-_RESERVED_PATHS = ("/session", "/livez", "/readyz")
+_RESERVED_PATHS = ("/session", "/livez", "/readyz", "/.well-known/jwks.json")
 _RESERVED_ISSUERS = ("key", "session")
 
 

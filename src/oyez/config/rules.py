@@ -25,6 +25,7 @@ _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9.-]*))):
 _SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
 _TYPE = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
+_KEYS_AT = re.compile(r"https?://[^\s/@?#]+/[^\s@#]*")
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
 # RFC 6749, section 3.3; a header shows it between quotation marks.
 _SCOPE = re.compile(r"[!#-\[\]-~]{1,200}")
@@ -434,6 +435,7 @@ RATE = Rule('a rate such as "100/s", "600/min" or "5000/h", at most 999999', Rat
 TYPE = pattern("an event type", _TYPE)
 APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)
+KEYS_AT = pattern('a URL such as "http://gateway:8080/.well-known/jwks.json"', _KEYS_AT)
 BROKER = url("broker", adapters.BROKERS)
 STORE = url("store", adapters.STORES)
 GATEWAY_STORE = shared()

@@ -229,6 +229,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     how many requests are at work at once, on all routes together. Above ``lag_limit`` seconds by
     which the event loop lags, requests are refused. ``access_log`` is the share of requests with a
     line in the log; failures always have one.
+    ``jwks`` is where services of other folders and containers get the gateway's public keys.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -249,6 +250,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     trusted_proxies: Annotated[tuple[Network, ...], rules.networks()] = ()
     keys: Annotated[str | None, rules.text("a file")] = None
     access_log: Annotated[float, rules.share()] = 1.0
+    jwks: Annotated[str | None, rules.KEYS_AT] = None
     issuers: dict[str, IssuerSettings] = {}
     limits: dict[str, Limit] = {}
     ingest: IngestSettings | None = None

@@ -62,6 +62,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """The length of the axis."""
     key: str | None
     """The key of its first event."""
+    by: str | None
+    """Who began it."""
     events: int
     left_out: int
     """Events beyond `SHOWN`."""
@@ -88,6 +90,7 @@ def timeline(journey: Journey, now: float) -> Timeline:
         began=began,
         seconds=axis.seconds,
         key=journey.events[0].key,
+        by=journey.by,
         events=events,
         left_out=events - drawn,
     )

@@ -19,11 +19,11 @@
               permission.py what it may do: scopes and roles
               challenge.py what a client is told that may not pass
               secret.py    the key that signs sessions
-              principal.py who sends a request
               limits/      rate limits, limits of concurrency, and load that is shed
               idempotency/ requests that are safe to repeat
               apart.py     an answer that is kept until it is whole
               store.py     what the replicas of a gateway share
+              identity.py  what its service is told of who sends it, under a signature
               static.py    the storefront's files
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes

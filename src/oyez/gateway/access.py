@@ -11,9 +11,9 @@ from oyez.config import Route
 from oyez.gateway.challenge import unauthorized
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.keys import Keys
-from oyez.gateway.principal import Principal
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.step import Answer
+from oyez.principal import Principal
 
 if TYPE_CHECKING:
     from oyez.gateway.tokens import Tokens

@@ -15,6 +15,7 @@ from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refus
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
 from oyez.gateway.idempotency import idempotency
+from oyez.gateway.identity import Identity
 from oyez.gateway.ingest import ingest
 from oyez.gateway.keys import Keys
 from oyez.gateway.limits import Concurrency, Rates, Shedding
@@ -23,6 +24,7 @@ from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.static import Files, not_found
 from oyez.gateway.step import Answer, Part, Step, walk
+from oyez.identity import JWKS
 from oyez.logger import Logger
 from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
@@ -76,6 +78,7 @@ class Gateway:
             config, config.gateway, ambient, sender=NAME, tell=tell, tracer=tracer
         )
         once = idempotency(config, ambient)
+        self._identity = Identity(config, ambient)
         self._steps: list[Step] = [
             Access(keys, tokens, self._sessions),
             Permission(),
@@ -83,6 +86,7 @@ class Gateway:
             rates,
             Concurrency(config.gateway),
             once,
+            self._identity,
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
         self._parts: list[Part] = [self._forwarder, keys, shedding, rates, once]
@@ -197,6 +201,7 @@ class Gateway:
         routed.add("/livez", ["GET"], _well, exact=True)
         routed.add("/readyz", ["GET"], self._ready, exact=True)
         routed.add("/session", ["POST"], self._session, exact=True)
+        routed.add(JWKS, ["GET"], self._identity.publish, exact=True)
         for route in routes:
             address = config.services[route.service].reached_at()
             if address is None:
@@ -213,9 +218,13 @@ class Gateway:
     def _add_own(
         self, routed: Routes, path: str, answer: Answer, access: Literal["public", "session"]
     ) -> None:
-        """Answer POST at a path here, after the steps of a request to a service."""
+        """Answer POST at a path here, after the steps of a request to a service.
+
+        Nobody is told of its sender: that step is left out.
+        """
         route = Route(path=path, service=NAME, methods=("POST",), access=access)
-        routed.add(path, route.methods, walk(self._steps, route, answer), exact=True)
+        steps = [each for each in self._steps if each is not self._identity]
+        routed.add(path, route.methods, walk(steps, route, answer), exact=True)
 
     async def _answer(self, exchange: Exchange) -> None:
         exchange.check_head()

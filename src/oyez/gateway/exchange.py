@@ -19,7 +19,7 @@ from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.address import behind
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
-from oyez.gateway.principal import Principal
+from oyez.principal import Principal
 from oyez.spans import Span
 
 SECURITY: Headers = [
@@ -160,7 +160,7 @@ class Exchange:
     ``interruption`` says why the work on it was cancelled, ``refused`` is the code of a refusal.
     ``given`` is the client's traceparent, if it is valid, ``traceparent`` this exchange's own, and
     ``recorded`` its span, if it has one. ``principal`` is who sends the request, once that is
-    known.
+    known, and ``told`` the lines of headers that tell its service.
     """
 
     def __init__(
@@ -184,6 +184,7 @@ class Exchange:
         self.complete = False
         self.refused = ""
         self.principal: Principal | None = None
+        self.told = b""
         self.closing = self._old or closes(self.fields)
         self.interruption: Refusal | ClientGone | None = None
         self._connection = connection

@@ -264,8 +264,8 @@ def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> by
         _hop(f"{target.address}", exchange.client, exchange.host, exchange.scheme),
         f"x-request-id: {exchange.request_id}\r\ntraceparent: {parent}\r\n".encode(),
     ]
-    if exchange.principal is not None:
-        lines.append(f"x-oyez-principal: {exchange.principal.name}\r\n".encode())
+    if exchange.told:
+        lines.append(exchange.told)
     if b"cookie" in fields:
         lines.append(_cookie_lines(exchange))
     if body or exchange.method in _WITH_BODY:

@@ -14,8 +14,8 @@ from oyez.config import Config
 from oyez.errors import ConfigurationError
 from oyez.gateway.challenge import unauthorized
 from oyez.gateway.keyfile import key_file, read_keys
-from oyez.gateway.principal import Principal
 from oyez.logger import Logger
+from oyez.principal import Principal
 
 _LOOK_SECONDS = 1.0
 

@@ -1,4 +1,4 @@
-"""The gateway's secret, and the check of files that others must not read."""
+"""The gateway's own files: the secret, how one is made, and that others must not read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_secret(config: Config) -> bytes:
     path = config.file(config.system.data) / "gateway.secret"
     try:
         if not path.exists():
-            _make_secret(path)
+            make_once(path, secrets.token_bytes(_SECRET_BYTES))
         refuse_readable(config, path, "system.data", 0o077)
         secret = path.read_bytes()
     except OSError as error:
@@ -32,13 +32,16 @@ def read_secret(config: Config) -> bytes:
     return secret
 
 
-def _make_secret(path: Path) -> None:
+def make_once(path: Path, content: bytes) -> None:
+    """Make a file that its owner alone can read, unless it is there already.
+
+    It is written aside and linked into place, so that gateways that start together share one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and linked into place, so that gateways that start together share one secret.
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(_SECRET_BYTES))
+        file.write(content)
         file.flush()
         os.fsync(descriptor)
     try:

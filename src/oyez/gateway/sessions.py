@@ -10,7 +10,7 @@ from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.challenge import unauthorized
 from oyez.gateway.exchange import Exchange, Refusal
-from oyez.gateway.principal import Principal
+from oyez.principal import Principal
 
 COOKIE = "oyez_session"
 

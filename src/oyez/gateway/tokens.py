@@ -23,7 +23,7 @@ from oyez.config import Config, IssuerSettings
 from oyez.errors import InvalidEvent
 from oyez.gateway.challenge import invalid_token
 from oyez.gateway.keysets import KeySet
-from oyez.gateway.principal import Principal
+from oyez.principal import Principal
 
 MOST_BYTES = 8 * 1024
 """Bytes of a token."""

@@ -167,7 +167,7 @@ def _folder(folder: Path) -> CheckResult:
 def _secrets(project: Project) -> list[Path]:
     config = project.config
     data = config.file(config.system.data)
-    found = [data / "token", data / "gateway.secret"]
+    found = [data / "token", data / "gateway.secret", data / "gateway.key"]
     if config.gateway is not None and config.gateway.keys is not None:
         found.append(config.file(config.gateway.keys))
     return found

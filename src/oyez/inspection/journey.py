@@ -76,6 +76,10 @@ class JourneyEvent(msgspec.Struct, frozen=True, kw_only=True):
     reactions: tuple[Reaction, ...]
     events: tuple[JourneyEvent, ...]
     """The events it caused, by time; those deeper than `DEEPEST` are siblings."""
+    authid: str | None = None
+    """Who began it, as it says."""
+    authtype: str | None = None
+    """How that is known, as it says."""
 
 
 class Journey(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +93,11 @@ class Journey(msgspec.Struct, frozen=True, kw_only=True):
     def began(self) -> float:
         """The time of the first event, in seconds since 1970."""
         return min(event.time for event in self.events)
+
+    @property
+    def by(self) -> str | None:
+        """Who began it, as its first event says; None where that says nothing."""
+        return min(self.events, key=lambda event: event.time).authid
 
 
 class Journeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,6 +297,8 @@ def stated(found: Mapping[str, str], stream: str, otherwise: float) -> Node:
         correlation=found.get("correlationid") or identity,
         causation=found.get("causationid"),
         stream=stream,
+        authid=found.get("authid"),
+        authtype=found.get("authtype"),
     )
 
 
@@ -434,6 +445,8 @@ def _event(project: Project, node: Node) -> JourneyEvent:
         due=node.due,
         reactions=tuple(node.reactions),
         events=tuple(_event(project, child) for child in node.children),
+        authid=node.authid,
+        authtype=node.authtype,
     )
 
 
@@ -463,6 +476,8 @@ def _event_value(event: JourneyEvent, began: float) -> dict[str, Any]:
         "time": utc_time(event.time),
         "offset": round(event.time - began, 6),
         "causationid": event.causation,
+        "authid": event.authid,
+        "authtype": event.authtype,
         "stream": event.stream,
         "partition": None if home is None else home.partition,
         "position": None if home is None else home.position,

@@ -81,6 +81,8 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Its position on each broker, by site."""
     state: str = "published"
     due: float | None = None
+    authid: str | None = None
+    authtype: str | None = None
     reactions: list[Reaction] = []
     children: list[Node] = []
 

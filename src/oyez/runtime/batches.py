@@ -319,6 +319,8 @@ class Batches:
     ) -> None:
         envelopes = [cast(Envelope, item.envelope) for item in items]
         tx = unit.transaction(envelopes[0])
+        if len({envelope.authid for envelope in envelopes}) > 1:
+            tx.disown()
         now = unit.changes.time
         events = [decode_for(handler, envelope, now) for envelope in envelopes]
         call = None

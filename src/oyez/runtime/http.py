@@ -5,7 +5,8 @@ old it may be, where a view had not caught up with its reader, in ``Oyez-Stale``
 `oyez.freshness`.
 
 A request that fails because the store is out of reach, or a view has not caught up, is answered
-with 503: it is valid, and may be sent again.
+with 503: it is valid, and may be sent again. One that claims an identity without proof is answered
+with 401; see `oyez.runtime.identity`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from oyez.errors import Stale, StoreUnavailable
 from oyez.freshness import stale_header, stale_here, token_of
 from oyez.ports import Announcement
+from oyez.runtime.identity import Identities, identified
 from oyez.runtime.retry import failure_of
 from oyez.spans import Failure, Span, here
 from oyez.transaction import TRACEPARENT, Announcer, Origin, committed_here, origin
@@ -79,12 +81,16 @@ class Request:
         self.recorded.end(self._announcer.ambient.now(), failure, found)
 
 
-def with_origin(app: App, announcer: Announcer | None = None) -> App:
+def with_origin(
+    app: App, announcer: Announcer | None = None, identities: Identities | None = None
+) -> App:
     """Wrap the app so that events of a request carry the request's trace and correlation.
 
     The correlation id is the request's ``x-request-id``, which the gateway sets. ``announcer`` is
-    the service's, which begins a trace for a request that is in none.
+    the service's, which begins a trace for a request that is in none. ``identities`` verifies who
+    sends a request, which its events name too; without them nobody is known.
     """
+    app = identified(app, identities)
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

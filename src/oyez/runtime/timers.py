@@ -44,7 +44,7 @@ SKEW = 1.0
 """Seconds by which clocks of a service's hosts may differ; more is a clock that was set back."""
 
 _NO_ORIGIN = Origin()
-_CARRIED = ("correlationid", "traceparent", "tracestate")
+_CARRIED = ("correlationid", "traceparent", "tracestate", "authid", "authtype")
 """What the event of a timer takes over from what set it."""
 
 

@@ -170,6 +170,10 @@ create index oyez_outbox_event on oyez_outbox (event_id) where event_id is not n
 create unique index oyez_outbox_name on oyez_outbox (name) where name is not null;
 """,
     _add_audit,
+    """
+alter table oyez_timer add column authid text;
+alter table oyez_timer add column authtype text;
+""",
 )
 """The schema as steps: a change is a new step at the end; steps are never edited."""
 _FOR_EVER = 1e12

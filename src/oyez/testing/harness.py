@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
@@ -29,12 +29,15 @@ from oyez.brokers.memory.broker import MemoryBroker
 from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, open_record
 from oyez.event import describe
+from oyez.identity import HEADER, NAME_HEADER, Signer, new_key
 from oyez.ports import Record, Row
+from oyez.principal import Principal
 from oyez.runtime.audit import Actor
 from oyez.runtime.backfill import Walk
 from oyez.runtime.calls import Begun
 from oyez.runtime.dead import list_dead
 from oyez.runtime.http import with_origin
+from oyez.runtime.identity import Identities
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.runtime.rebuild import Rebuild
 from oyez.service import Service
@@ -153,13 +156,32 @@ class System:
         """Return a service's dead letters."""
         return await list_dead(self.processes[service].store)
 
-    def http(self, service: str) -> httpx.AsyncClient:
-        """Return a client for a service's HTTP side, without a socket."""
+    def http(self, service: str, principal: Principal | None = None) -> httpx.AsyncClient:
+        """Return a client for a service's HTTP side, without a socket.
+
+        ``principal`` is who sends its requests, as if a gateway had authenticated them.
+        """
         process = self.processes[service]
-        app = with_origin(process.service.http, process.announcer)
+        proven = Identities(self.name, service, self.ambient, self._gateway_keys)
+        app = with_origin(process.service.http, process.announcer, proven)
+
+        def signed(request: httpx.Request) -> httpx.Request:
+            if principal is not None:
+                token = self._signer.sign(principal, service, self.ambient.now())
+                request.headers[NAME_HEADER.decode()] = principal.name
+                request.headers[HEADER.decode()] = token
+            return request
+
         return httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app), base_url=f"http://{service}"
+            transport=httpx.ASGITransport(app=app), base_url=f"http://{service}", auth=signed
         )
+
+    @cached_property
+    def _signer(self) -> Signer:
+        return Signer(self.name, new_key())
+
+    async def _gateway_keys(self) -> bytes:
+        return self._signer.jwks
 
     async def _busy(self) -> str:
         streams = await self.broker.streams()

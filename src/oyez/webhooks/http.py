@@ -21,6 +21,7 @@ from starlette.routing import Route
 from oyez.contract import parse
 from oyez.envelope import format_time, parse_time
 from oyez.errors import BadJson, InvalidEvent
+from oyez.principal import caller
 from oyez.service import Service
 from oyez.transaction import Transaction
 from oyez.webhooks.deliveries import ATTEMPTS, DELIVER, Deliveries
@@ -33,7 +34,6 @@ MAX_SUBSCRIPTIONS = 100
 """The subscriptions of one principal."""
 MAX_CONCURRENCY = 16
 MAX_DESCRIPTION = 500
-MAX_PRINCIPAL = 512
 REDRIVEN = 1_000
 """Dead deliveries that one request redrives."""
 
@@ -93,12 +93,12 @@ class Problem(Exception):
         self.field = field
 
 
-def principal_of(request: Request) -> str:
-    """Return who asks, as the gateway says; it drops what a client claims under this name."""
-    found = request.headers.get("x-oyez-principal", "")
-    if not 0 < len(found) <= MAX_PRINCIPAL:
+def _asking() -> str:
+    """Return the name of who asks, as the gateway has signed it."""
+    found = caller()
+    if found is None:
         raise Problem(401, "no_principal", "Ask through the gateway, which says who asks.")
-    return found
+    return found.name
 
 
 def app(
@@ -151,12 +151,12 @@ class _Desk:
         self._overlap = overlap
 
     async def every(self, request: Request) -> Response:
-        rows = await self._service.fetch(_ALL, principal=principal_of(request))
+        rows = await self._service.fetch(_ALL, principal=_asking())
         shown = [_shown(Subscription.of(row)) for row in rows]
         return JSONResponse({"webhooks": shown, "types": list(self._offered)})
 
     async def create(self, request: Request) -> Response:
-        principal = principal_of(request)
+        principal = _asking()
         wanted = parse(Wanted, await _body(request))
         async with self._service.transaction() as tx:
             made = Subscription(
@@ -288,7 +288,7 @@ async def _locked(tx: Transaction, request: Request) -> Subscription:
 
 def _asked(request: Request) -> dict[str, str]:
     name = request.path_params["id"]
-    return {"principal": principal_of(request), "id": name if _ID.fullmatch(name) else ""}
+    return {"principal": _asking(), "id": name if _ID.fullmatch(name) else ""}
 
 
 def _missing() -> Problem:

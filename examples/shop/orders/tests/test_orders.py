@@ -28,6 +28,7 @@ from orders.events import (
     StockReserved,
 )
 from orders.service import Fulfilment, service
+from oyez import Principal
 from oyez.testing import Running, System
 from oyez.testing.sagas import given
 
@@ -39,10 +40,13 @@ ORDER = {
 }
 
 
-async def place(system: System, principal: str = "local") -> str:
-    async with system.http("orders") as client:
-        headers = {"x-oyez-principal": principal}
-        answer = await client.post("/orders", json=ORDER, headers=headers)
+ANN = Principal(kind="session", issuer="session", subject="ann")
+BOB = Principal(kind="user", issuer="login", subject="bob")
+
+
+async def place(system: System, principal: Principal = ANN) -> str:
+    async with system.http("orders", principal) as client:
+        answer = await client.post("/orders", json=ORDER)
     assert answer.status_code == 202
     order_id: str = answer.json()["order_id"]
     assert answer.headers["location"] == f"/orders/{order_id}"
@@ -52,7 +56,7 @@ async def place(system: System, principal: str = "local") -> str:
 def placed(order_id: str) -> OrderPlaced:
     return OrderPlaced(
         order_id=order_id,
-        customer="local",
+        customer=ANN.name,
         email="a@example.org",
         phone=None,
         card="tok_ok",
@@ -62,18 +66,19 @@ def placed(order_id: str) -> OrderPlaced:
 
 
 async def status(system: System, order_id: str) -> str:
-    async with system.http("orders") as client:
+    async with system.http("orders", ANN) as client:
         found: str = (await client.get(f"/orders/{order_id}")).json()["status"]
     return found
 
 
 async def test_a_customer_sees_the_own_orders(running: Running) -> None:
     """Also the one that was placed a moment ago, and nobody else's."""
-    async with running(service) as system, system.http("orders") as client:
-        order_id = await place(system, "session:a")
-        await place(system, "session:b")
-        again = await client.post("/orders", json=ORDER, headers={"x-oyez-principal": "session:a"})
-        headers = {"x-oyez-principal": "session:a", "oyez-after": again.headers["oyez-after"]}
+    async with running(service) as system, system.http("orders", ANN) as client:
+        order_id = await place(system)
+        others = await place(system, BOB)
+        assert (await client.get(f"/orders/{others}")).status_code == 404
+        again = await client.post("/orders", json=ORDER)
+        headers = {"oyez-after": again.headers["oyez-after"]}
         listed = (await client.get("/orders", headers=headers)).json()
         newest = again.json()["order_id"]
         assert [each["order_id"] for each in listed["orders"]] == [newest, order_id]
@@ -87,6 +92,14 @@ async def test_a_customer_sees_the_own_orders(running: Running) -> None:
             ("shipped", 10_800),
         ]
         assert (await client.get("/orders", headers={"oyez-after": "?"})).status_code == 422
+
+
+async def test_nobody_in_particular_has_no_orders(running: Running) -> None:
+    async with running(service) as system, system.http("orders") as client:
+        assert (await client.post("/orders", json=ORDER)).status_code == 401
+        assert (await client.get("/orders")).status_code == 401
+        await system.settled()
+        assert system.history() == []
 
 
 async def test_a_placed_order_is_announced_with_its_total(running: Running) -> None:
@@ -173,6 +186,9 @@ async def test_no_answer_within_a_quarter_of_an_hour_undoes_it(running: Running)
         await system.advance(16 * 60.0)
         assert system.announced(Release) == [Release(order_id=order_id)]
         assert system.announced(Refund) == []
+        # Its timers are still those of who placed it.
+        own = [each for each in system.history() if each.source == "/shop/orders"]
+        assert {(each.authtype, each.authid) for each in own} == {("unauthenticated", ANN.name)}
         await system.publish(StockReleased(order_id=order_id), service="inventory")
         await system.settled()
         assert system.announced(Refund) == [Refund(order_id=order_id)]
@@ -202,7 +218,7 @@ async def test_a_provider_out_of_reach_undoes_it(running: Running) -> None:
 async def followed(system: System, order_id: str) -> AsyncIterator[list[str]]:
     """The statuses that the order's live page has been sent, once its stream has ended."""
     sent: list[str] = []
-    async with system.http("orders") as client:
+    async with system.http("orders", ANN) as client:
         # The answer comes as a whole, when the stream ends.
         asked = asyncio.create_task(client.get(f"/orders/{order_id}/events"))
         await system.advance(1.0)

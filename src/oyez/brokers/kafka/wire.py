@@ -106,6 +106,8 @@ _PLAIN = {
     "ce_replayed": "replayed",
     "ce_recipient": "recipient",
     "ce_expires": "expires",
+    "ce_authid": "authid",
+    "ce_authtype": "authtype",
 }
 
 

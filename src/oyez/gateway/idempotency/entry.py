@@ -11,7 +11,7 @@ import msgspec
 
 from oyez.gateway.apart import Reply
 from oyez.gateway.exchange import Exchange
-from oyez.gateway.principal import Principal
+from oyez.principal import Principal
 
 _encode = msgspec.msgpack.encode
 _reply = msgspec.msgpack.Decoder(Reply).decode

@@ -17,22 +17,12 @@ from oyez.errors import InvalidEvent, UnknownVersion
 from oyez.event import MAX_DATA, MAX_KEY, EventType, describe, is_event
 from oyez.gateway.ingest.forms import data_field
 from oyez.gateway.ingest.quota import Quota, Quotas
-from oyez.gateway.principal import Kind, Principal
 from oyez.ports import Record
+from oyez.principal import MAX_NAME, Principal
 from oyez.transaction import TRACEPARENT
 
 AHEAD = 86_400.0
 """An event whose time is more seconds than this in the future is refused."""
-
-MAX_NAME = 512
-"""Characters of the longest name of a principal that is told in events."""
-
-AUTHTYPE: Mapping[Kind, str] = {
-    "api_key": "api_key",
-    "session": "unauthenticated",
-    "user": "app_user",
-}
-"""The attribute ``authtype`` of CloudEvents' auth context, by kind of principal."""
 
 # They say for whom an event is, or where its data is: a stranger must not.
 _OURS = frozenset(("recipient", "expires", "replayed", "dataref", "causationid"))
@@ -41,8 +31,13 @@ _PROBLEM = 300
 """Characters of what is wrong with data, at most: a class may say it at any length."""
 
 
-class NotAllowed(InvalidEvent):
-    """The sender may not send this event (status 403 over HTTP, not 422)."""
+class NotAllowed(Exception):
+    """The sender may not send this event; ``field`` and ``problem`` are as in InvalidEvent."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
 
 
 class _Sender(NamedTuple):
@@ -124,7 +119,7 @@ class Pass:
         self._principal = principal
         self._senders = senders
         self._allowed: dict[str, Allowed | None] = {}
-        self._auth = {"authtype": AUTHTYPE[principal.kind], "authid": principal.name}
+        self._auth = {"authtype": principal.authtype, "authid": principal.name}
         now = ambient.now()
         self._time = format_time(now)
         self._latest = datetime.fromtimestamp(now + AHEAD, UTC)

@@ -27,7 +27,7 @@ class _Wrong(NamedTuple):
     """An event that is refused: its place in the request, from 0, and why."""
 
     place: int
-    error: InvalidEvent
+    error: InvalidEvent | NotAllowed
 
 
 class Events:
@@ -71,7 +71,7 @@ class Events:
                 record = admitted.record(open_arrived(each), exchange.traceparent)
                 self._publisher.check(record)
                 records.append(record)
-            except InvalidEvent as error:
+            except (InvalidEvent, NotAllowed) as error:
                 wrong.append(_Wrong(index - 1, error))
                 if len(wrong) == ERRORS:
                     break

@@ -131,6 +131,10 @@ create index oyez_dead_key on oyez_dead (substr(key, 1, 100), id) where state = 
 alter table oyez_timer add column traceparent text;
 alter table oyez_timer add column tracestate text;
 """,
+    """
+alter table oyez_timer add column authid text;
+alter table oyez_timer add column authtype text;
+""",
 )
 """The tables, step by step: what changes them is appended, never edited into an earlier step."""
 
