@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
@@ -65,7 +65,11 @@ _Arrived = tuple[str, list[Record] | BrokerError] | Gap
 class Following:
     """The followed streams, from their ends at the start."""
 
-    def __init__(self, project: Project, reach: Reach, *, from_start: bool) -> None:
+    def __init__(
+        self, project: Project, reach: Reach, *, from_start: bool, prefix: str = ""
+    ) -> None:
+        """``prefix`` is how the names of streams begin, where all are followed."""
+        self._prefix = prefix
         self._project = project
         self._reach = reach
         self._from_start = from_start
@@ -102,8 +106,22 @@ class Following:
                     yield self._arrival(site, record)
             for gap in history.deleted(short):
                 yield gap
+        async with aclosing(self.batches()) as batches:
+            async for found in batches:
+                if isinstance(found, Gap):
+                    yield found
+                    continue
+                site, arrived = found
+                for record in arrived:
+                    yield self._arrival(site, record)
+
+    async def batches(self) -> AsyncGenerator[tuple[str, list[Record]] | Gap, None]:
+        """Yield what is published from the start on, each batch with the site of its broker.
+
+        Gaps and errors are as those of `arrivals`.
+        """
         tasks = [
-            asyncio.create_task(self._followers[site].run(self._chosen, ends), name="streams")
+            asyncio.create_task(self._followers[site].run(self._wants, ends), name="streams")
             for site, ends in self._ends.items()
         ]
         try:
@@ -115,8 +133,7 @@ class Following:
                 site, arrived = found
                 if isinstance(arrived, BrokerError):
                     raise arrived
-                for record in arrived:
-                    yield self._arrival(site, record)
+                yield site, arrived
         finally:
             for task in tasks:
                 task.cancel()
@@ -131,7 +148,7 @@ class Following:
 
         async def ends(site: str, broker: Broker) -> dict[history.Place, Position]:
             if broker.capabilities.history:
-                wanted = [each for each in known[site] if self._chosen in (None, each)]
+                wanted = [each for each in known[site] if self._wants(each)]
                 return await history.ends(broker, wanted)
             if self._from_start:
                 raise OyezError(
@@ -144,6 +161,11 @@ class Following:
         if stream is not None and known:
             self._chosen = _choose(self._project, known.values(), stream)
         self._ends = await self._reach.ask(ends)
+
+    def _wants(self, stream: str) -> bool:
+        if self._chosen is not None:
+            return stream == self._chosen
+        return stream.startswith(self._prefix)
 
     def _arrival(self, site: str, record: Record) -> Arrival:
         known = self._project.brokers[site]
@@ -193,10 +215,12 @@ class _Follower:
         self._added = asyncio.Event()
         broker.on_streams(self._added.set)
 
-    async def run(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
-        """Follow the stream, or all of them, from these positions, until cancelled."""
+    async def run(
+        self, wants: Callable[[str], bool], places: Mapping[history.Place, Position]
+    ) -> None:
+        """Follow the streams that are wanted, from these positions, until cancelled."""
         try:
-            await self._watch(chosen, places)
+            await self._watch(wants, places)
         finally:
             tasks = [task for tasks in self._followed.values() for task in tasks]
             for task in tasks:
@@ -204,11 +228,13 @@ class _Follower:
             if tasks:
                 await asyncio.wait(tasks)
 
-    async def _watch(self, chosen: str | None, places: Mapping[history.Place, Position]) -> None:
+    async def _watch(
+        self, wants: Callable[[str], bool], places: Mapping[history.Place, Position]
+    ) -> None:
         while True:
             try:
                 for stream, partitions in (await self._broker.streams()).items():
-                    if chosen in (None, stream) and stream not in self._followed:
+                    if wants(stream) and stream not in self._followed:
                         self._followed[stream] = [
                             asyncio.create_task(
                                 self._read(stream, n, places.get((stream, n), BEGINNING))
