@@ -50,6 +50,16 @@ def bind(host: str, port: int, refuse: Refuse, *, shared: bool = False) -> socke
     return listener
 
 
+def websocket(*arguments: Any, **options: Any) -> asyncio.Protocol:
+    """Return what speaks WebSocket on a connection, as the option ``ws`` of `HttpServer`.
+
+    It is loaded by the first request for one: most services have none.
+    """
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    return WebSocketsSansIOProtocol(*arguments, **options)
+
+
 class HttpServer:
     """An HTTP server for an ASGI app on one socket; its owner starts and stops it."""
 

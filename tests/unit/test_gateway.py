@@ -84,7 +84,7 @@ class Quiet(uvicorn.Server):
 async def listening(app: Any) -> AsyncIterator[int]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        options = {"log_config": None, "lifespan": "off", "access_log": False}
+        options = {"log_config": None, "lifespan": "off", "access_log": False, "ws": "none"}
         # Else uvicorn shows the address in X-Forwarded-For as that of its client.
         server = Quiet(uvicorn.Config(app, proxy_headers=False, **options))
         ready = asyncio.Event()

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from oyez.cli.invocation import run_async
 from oyez.config import BridgeSettings, Listen, ServiceSettings
-from oyez.listening import HttpServer, bind, stop_signals
+from oyez.listening import HttpServer, bind, stop_signals, websocket
 from oyez.logger import configure
 from oyez.observe.logs import log_signal
 from oyez.observe.metrics import Metrics
@@ -28,6 +28,9 @@ from oyez.runtime.interpreter import settle, tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import Signals
 from oyez.sites import kind
+
+_LARGEST_MESSAGE = 1_048_576
+"""Bytes of a message that the HTTP side of a service takes over a WebSocket."""
 
 
 @click.command("run")
@@ -90,7 +93,8 @@ def _servers(
         listener = bind(settings.http.host, settings.http.port, refuse, shared=shared)
         proven = identities(project.config, name, project.ambient)
         app = with_origin(service.http, process.announcer, proven)
-        servers.append(HttpServer(app, listener, grace=settings.grace))
+        speaks = {"ws": websocket, "ws_max_size": _LARGEST_MESSAGE}
+        servers.append(HttpServer(app, listener, grace=settings.grace, **speaks))
     return servers
 
 

@@ -99,6 +99,7 @@ def _check_routes(config: Config, fail: Fail) -> None:
         dots = any(part in (".", "..") for part in route.path.split("/"))
         if dots or route.path in _RESERVED_PATHS:
             fail((*key, "path"), "a path that the gateway doesn't use", f'"{route.path}"')
+        _check_websocket(route, key, fail)
         service = config.services.get(route.service)
         if service is None:
             known = f"a service, one of {', '.join(config.services) or '(none)'}"
@@ -176,3 +177,9 @@ def _check_idempotency(route: Route, key: Key, fail: Fail) -> None:
     if set(route.methods) <= {"GET", "HEAD"}:
         expected = "a method such as POST, as idempotency is for those that change something"
         fail((*key, "methods"), expected, ", ".join(route.methods))
+
+
+def _check_websocket(route: Route, key: Key, fail: Fail) -> None:
+    if route.websocket and "GET" not in route.methods:
+        expected = "a route with the method GET, with which a WebSocket begins"
+        fail((*key, "websocket"), expected, ", ".join(route.methods))

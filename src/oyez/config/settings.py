@@ -101,7 +101,8 @@ class Route(_Settings, frozen=True, kw_only=True):
     that the service is told. ``stream`` is for answers without an end, such as server-sent events:
     no total timeout. ``limits`` are the rate limits that hold for it, ``concurrency`` is how many
     of its requests are at work at once. ``idempotency`` has requests of unsafe methods answered
-    once for each ``Idempotency-Key``, which they may or must have.
+    once for each ``Idempotency-Key``, which they may or must have. ``websocket`` lets
+    clients change to WebSocket.
     """
 
     path: Annotated[str, rules.PATH]
@@ -121,6 +122,7 @@ class Route(_Settings, frozen=True, kw_only=True):
     idempotency: Annotated[
         Literal["off", "optional", "required"], rules.one_of("off", "optional", "required")
     ] = "off"
+    websocket: Annotated[bool, rules.truth()] = False
 
 
 class IssuerSettings(_Settings, frozen=True, kw_only=True):
@@ -230,6 +232,8 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     which the event loop lags, requests are refused. ``access_log`` is the share of requests with a
     line in the log; failures always have one.
     ``jwks`` is where services of other folders and containers get the gateway's public keys.
+    ``tunnels`` is how many WebSockets may be open to services, each until both sides are silent
+    for ``tunnel_timeout``.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -251,6 +255,8 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     keys: Annotated[str | None, rules.text("a file")] = None
     access_log: Annotated[float, rules.share()] = 1.0
     jwks: Annotated[str | None, rules.KEYS_AT] = None
+    tunnels: Annotated[int, rules.whole(1, 1_000_000)] = 1000
+    tunnel_timeout: Annotated[float, rules.number(86400, "seconds")] = 300.0
     issuers: dict[str, IssuerSettings] = {}
     limits: dict[str, Limit] = {}
     ingest: IngestSettings | None = None

@@ -28,6 +28,8 @@
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes
               health.py    whether a service answers, and what is sent once more
+              tunnel.py    WebSockets between clients and services
+              line.py      a connection whose protocol has changed
               upstream.py  connections to services, kept open ─► service
               ingest/      events of others, and webhooks ─► broker
 """

@@ -103,6 +103,11 @@ class Gateway:
         self._tell = tell
         self._log = Logger()
 
+    @property
+    def tunnels(self) -> int:
+        """The number of WebSockets between clients and services."""
+        return self._forwarder.tunnels.open
+
     async def open(self) -> None:
         """Begin what goes on besides requests.
 

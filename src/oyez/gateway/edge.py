@@ -19,6 +19,7 @@ from oyez.gateway.exchange import (
     refusal_of,
 )
 from oyez.gateway.http1 import Malformed, end_of_head, request_head
+from oyez.gateway.line import Line
 
 _IDLE_SECONDS = 5.0
 _LINGER_SECONDS = 1.0
@@ -224,6 +225,13 @@ class ClientConnection(asyncio.Protocol):
     def cancel(self) -> None:
         """See :class:`Connection`."""
         self._task.cancel()
+
+    def hand_over(self, line: Line) -> bytes:
+        """See :class:`Connection`."""
+        self._resume_reading()
+        line.begin(self._transport, self)
+        line.full = self.full
+        return self.take()
 
     # One request after the other
 

@@ -19,6 +19,7 @@ from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.address import behind
 from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
+from oyez.gateway.line import Line
 from oyez.principal import Principal
 from oyez.spans import Span
 
@@ -149,6 +150,10 @@ class Connection(Protocol):
 
     def cancel(self) -> None:
         """Cancel the work on the exchange."""
+        ...
+
+    def hand_over(self, line: Line) -> bytes:
+        """Give the connection to a line; return what was received and not taken yet."""
         ...
 
 
@@ -291,6 +296,17 @@ class Exchange:
     def through(self, filter: Filter) -> None:  # noqa: A002
         """Pass the answer through a filter, before those that were added earlier."""
         self._filters.insert(0, filter)
+
+    def switch(self, headers: Headers, line: Line) -> bytes:
+        """Answer 101, and give the connection to a line, until the exchange ends.
+
+        Returns what the client has sent already.
+        """
+        lines = [_status_line(101), *(b"%b: %b\r\n" % header for header in headers)]
+        lines.append(b"x-request-id: %b\r\n\r\n" % self.request_id.encode())
+        self._connection.write(b"".join(lines))
+        self.status, self.closing = 101, True
+        return self._connection.hand_over(line)
 
     def start(self, status: int, headers: Headers) -> None:
         """Begin the answer; its head is sent with what follows.

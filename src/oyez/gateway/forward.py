@@ -13,8 +13,9 @@ from oyez.gateway import after
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.health import Health
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
-from oyez.gateway.sessions import COOKIE, cookies
+from oyez.gateway.sessions import COOKIE, cookies, refuse_other_origins
 from oyez.gateway.step import Answer
+from oyez.gateway.tunnel import CHANGES, Tunnels, asks_for_websocket, switches
 from oyez.gateway.upstream import Broken, Disconnected, ServiceConnection, Unreachable, Upstream
 from oyez.signals import Listener, RequestRepeated
 from oyez.spans import Failure, Span, Tracer
@@ -58,6 +59,8 @@ _RETRY: Headers = [(b"retry-after", b"1")]
 _DRAINING = Refusal(503, "service_unavailable", "the gateway is about to stop", _RETRY)
 _LATE = Refusal(504, "service_timeout", "the service did not answer in time", _RETRY)
 
+_WITH_A_BODY = Refusal(400, "unexpected_body", "a request for a WebSocket has no body")
+
 
 class Target(NamedTuple):
     """A route, and where its service is."""
@@ -88,11 +91,14 @@ class Forwarder:
         self._tell = tell
         self._upstreams: dict[Listen, tuple[Upstream, Health]] = {}
         self._endless: set[Exchange] = set()
+        self.tunnels = Tunnels(settings, ambient)
+        """The WebSockets of clients with services."""
 
     def drain(self) -> None:
         """End endless responses, so that their clients connect to another gateway."""
         for exchange in self._endless:
             exchange.interrupt(_DRAINING)
+        self.tunnels.drain()
 
     async def open(self) -> None:
         """Connect to nothing: a service is connected to when it is asked."""
@@ -109,7 +115,13 @@ class Forwarder:
         async def send(exchange: Exchange) -> None:
             await self._send(exchange, target, await exchange.body())
 
-        return send
+        async def send_or_switch(exchange: Exchange) -> None:
+            if exchange.method == "GET" and asks_for_websocket(exchange.fields):
+                await self._switch(exchange, target)
+            else:
+                await send(exchange)
+
+        return send_or_switch if route.websocket else send
 
     async def _send(self, exchange: Exchange, target: Target, body: bytes) -> None:
         """Respond with the service's response; raises :class:`Refusal` (502, 503, 504).
@@ -175,6 +187,56 @@ class Forwarder:
         if self._tell is not None:
             self._tell(RequestRepeated(service="gateway", route=target.route.path))
         return True
+
+    async def _switch(self, exchange: Exchange, target: Target) -> None:
+        """Have the service change to WebSocket, and carry what both sides send.
+
+        Raises :class:`Refusal` as `_send` does, and where the page of another site asks.
+        """
+        refuse_other_origins(exchange)
+        if exchange.unread:
+            raise _WITH_A_BODY
+        with self.tunnels.counted():
+            health = target.health
+            health.admit(exchange)
+            exchange.within(self._settings.timeout, _LATE)
+            span = self._begin_span(exchange, target)
+            parent = exchange.traceparent if span is None else span.traceparent
+            try:
+                connection = await target.upstream.connect()
+                try:
+                    request = _switching(_request(exchange, target, b"", parent))
+                    answer = await connection.ask(request, to_head=False, switches=True)
+                    if health.failing:
+                        health.well()
+                    if answer.status == 101:
+                        await self._carry(exchange, target, answer, connection)
+                    else:
+                        await _pass_back(exchange, target, answer, connection)
+                finally:
+                    if exchange.status != 101:
+                        connection.release()
+            except Unreachable:
+                health.failed(exchange)
+                raise _unreachable() from None
+            except Broken:
+                if not exchange.status:
+                    health.failed(exchange)
+                    raise _broken() from None
+            finally:
+                if health.failing:
+                    health.ended(exchange)
+                if span is not None:
+                    self._end_span(exchange, span)
+
+    async def _carry(
+        self, exchange: Exchange, target: Target, answer: AnswerHead, connection: ServiceConnection
+    ) -> None:
+        if not switches(answer):
+            raise Broken("a change to another protocol")
+        exchange.within(None, _LATE)
+        headers = [*CHANGES, *_for_the_client(exchange, target, answer.fields)]
+        await self.tunnels.carry(exchange, connection, headers)
 
     def _begin_span(self, exchange: Exchange, target: Target) -> Span | None:
         if self._tracer is None:
@@ -278,6 +340,13 @@ def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> by
     lines.append(b"\r\n")
     lines.append(body)
     return b"".join(lines)
+
+
+def _switching(request: bytes) -> bytes:
+    """Return a request that asks to change to WebSocket, behind its first line."""
+    lines = b"".join(b"%b: %b\r\n" % header for header in CHANGES)
+    first, end, rest = request.partition(b"\r\n")
+    return first + end + lines + rest
 
 
 @lru_cache(maxsize=1024)

@@ -28,7 +28,7 @@ class Sessions:
 
     def cookie(self, exchange: Exchange) -> str:
         """Return the value of ``Set-Cookie`` for a new session, or to renew the present one."""
-        _refuse_other_origins(exchange)
+        refuse_other_origins(exchange)
         try:
             present = self.principal(exchange)
         except Refusal:
@@ -59,7 +59,7 @@ class Sessions:
         if int(match[2]) <= self._ambient.now():
             raise unauthorized("session_expired", "the session has expired")
         if exchange.method not in _SAFE_METHODS:
-            _refuse_other_origins(exchange)
+            refuse_other_origins(exchange)
         return Principal(kind="session", subject=match[1], issuer="session")
 
     def _signature(self, name: str, expiry: str) -> str:
@@ -73,7 +73,7 @@ def cookies(headers: list[str]) -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
 
 
-def _refuse_other_origins(exchange: Exchange) -> None:
+def refuse_other_origins(exchange: Exchange) -> None:
     """Refuse requests that a page of another site makes with the session cookie."""
     site = exchange.value(b"sec-fetch-site")
     origin = exchange.value(b"origin")

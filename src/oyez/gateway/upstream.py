@@ -12,6 +12,7 @@ from typing import cast
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings, Listen
 from oyez.gateway.http1 import AnswerHead, Malformed, UntilClosed, answer_head, end_of_head
+from oyez.gateway.line import Line
 
 _KEPT_OPEN = 100
 # Shorter than the time after which services close an idle connection.
@@ -124,7 +125,7 @@ class ServiceConnection(asyncio.Protocol):
         self._upstream = upstream
         self._loop = asyncio.get_running_loop()
         self._received = b""
-        self._to_head = False
+        self._to_head = self._switches = False
         self._answer: AnswerHead | None = None
         self._lost = False
         self._failure: Broken | None = None
@@ -167,12 +168,14 @@ class ServiceConnection(asyncio.Protocol):
         """
         return not self._lost and not self._readable.poll(0)
 
-    async def ask(self, request: bytes, *, to_head: bool) -> AnswerHead:
+    async def ask(self, request: bytes, *, to_head: bool, switches: bool = False) -> AnswerHead:
         """Send a request, ``to_head`` of method HEAD, and return its answer's head.
 
-        Raises :class:`Broken`.
+        ``switches``: the request asks for another protocol, so the answer may be 101. Raises
+        :class:`Broken`.
         """
         self._answer, self.complete, self._to_head = None, False, to_head
+        self._switches = switches
         self._transport.write(request)
         while (answer := self._answer) is None:
             await self._arrived()
@@ -193,6 +196,15 @@ class ServiceConnection(asyncio.Protocol):
             self._transport.resume_reading()
         while not self._received and not self.complete:
             await self._arrived()
+
+    def hand_over(self, line: Line) -> bytes:
+        """Give the connection to a line after 101; return what came behind that."""
+        self._upstream.forget(self)
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        line.begin(self._transport, self)
+        return self.take()
 
     def release(self) -> None:
         """Give the connection back, for the next request if that is possible."""
@@ -221,8 +233,10 @@ class ServiceConnection(asyncio.Protocol):
             answer = answer_head(data[:end], to_head=self._to_head)
             data = data[end:]
             if answer.status == 101:
-                raise Malformed("a change of protocol that nobody asked for")
-            if answer.status >= 200:  # others announce the answer
+                if not self._switches:
+                    raise Malformed("a change of protocol that nobody asked for")
+                self._answer = answer._replace(body=UntilClosed(), reusable=False)
+            elif answer.status >= 200:  # others announce the answer
                 self._answer = answer
         body = self._answer.body
         self._received += body.feed(data)
