@@ -159,6 +159,7 @@ def test_there_is_code_to_run() -> None:
         f"docs/guide/{name}.md"
         for name in (
             "access",
+            "asynchrony",
             "bridges",
             "console",
             "limits",

@@ -22,7 +22,7 @@ import uvicorn
 from oyez.ambient import SystemAmbient
 from oyez.config import Config, Listen, load
 from oyez.errors import ConfigurationError
-from oyez.gateway import edge, gateway, serve
+from oyez.gateway import Records, edge, gateway, serve
 from oyez.gateway.admin import Observer
 from oyez.gateway.secret import read_secret
 from oyez.logger import configure
@@ -162,7 +162,10 @@ class Clock(SystemAmbient):
 
 @contextlib.asynccontextmanager
 async def serving(
-    config: Config, ambient: SystemAmbient | None = None, observer: Observer | None = None
+    config: Config,
+    ambient: SystemAmbient | None = None,
+    observer: Observer | None = None,
+    records: Records | None = None,
 ) -> AsyncIterator[Client]:
     at: asyncio.Future[tuple[Listen, Listen]] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
@@ -171,6 +174,7 @@ async def serving(
             ambient or SystemAmbient(),
             ready=lambda listen, admin: at.set_result((listen, admin)),
             observer=observer,
+            records=records,
         )
     )
     await asyncio.wait({task, at}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,7 @@ import click
 from oyez.cli.invocation import run_async
 from oyez.config import Listen
 from oyez.errors import ConfigurationError
-from oyez.gateway import serve
+from oyez.gateway import Records, serve
 from oyez.gateway.keyfile import add_key
 from oyez.logger import Logger, configure
 from oyez.observe.metrics import Metrics
@@ -72,10 +72,25 @@ async def _run(project: Project) -> None:
         turning.start()
         try:
             await serve(
-                project.config, project.ambient, ready=_ready, observer=metrics, tracer=tracer
+                project.config,
+                project.ambient,
+                ready=_ready,
+                observer=metrics,
+                tracer=tracer,
+                records=_records(project),
             )
         finally:
             turning.stop()
+
+
+def _records(project: Project) -> Records | None:
+    """Return the records of the brokers where a route needs them."""
+    settings = project.config.gateway
+    if settings is None or not any(route.until for route in settings.routes):
+        return None
+    from oyez.inspection.records import BrokerRecords  # most gateways need none of it
+
+    return BrokerRecords(project)
 
 
 def _ready(listen: Listen, admin: Listen) -> None:

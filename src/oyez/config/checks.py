@@ -10,6 +10,8 @@ from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz", "/.well-known/jwks.json")
 _RESERVED_ISSUERS = ("key", "session")
+FLOWS = "/flows"
+"""Where the gateway tells of the flows of routes with ``until``."""
 
 
 class Fail(Protocol):
@@ -99,7 +101,7 @@ def _check_routes(config: Config, fail: Fail) -> None:
         dots = any(part in (".", "..") for part in route.path.split("/"))
         if dots or route.path in _RESERVED_PATHS:
             fail((*key, "path"), "a path that the gateway doesn't use", f'"{route.path}"')
-        _check_websocket(route, key, fail)
+        _check_flows(config, route, key, fail)
         service = config.services.get(route.service)
         if service is None:
             known = f"a service, one of {', '.join(config.services) or '(none)'}"
@@ -179,7 +181,19 @@ def _check_idempotency(route: Route, key: Key, fail: Fail) -> None:
         fail((*key, "methods"), expected, ", ".join(route.methods))
 
 
-def _check_websocket(route: Route, key: Key, fail: Fail) -> None:
+def _check_flows(config: Config, route: Route, key: Key, fail: Fail) -> None:
+    """Check what a route says of work that goes on after the answer, and of WebSockets."""
+    changing = [method for method in route.methods if method not in ("GET", "HEAD")]
+    if route.until and not changing:
+        expected = "a route with a method that changes something, such as POST"
+        fail((*key, "until"), expected, ", ".join(route.methods))
+    if route.show and not route.until:
+        fail((*key, "show"), "a route with until", ", ".join(route.show))
     if route.websocket and "GET" not in route.methods:
         expected = "a route with the method GET, with which a WebSocket begins"
         fail((*key, "websocket"), expected, ", ".join(route.methods))
+    routes = config.gateway.routes if config.gateway else ()
+    taken = route.path == FLOWS or route.path.startswith(f"{FLOWS}/")
+    if taken and any(each.until for each in routes):
+        expected = "a path that the gateway doesn't use: a route has until"
+        fail((*key, "path"), expected, f'"{route.path}"')

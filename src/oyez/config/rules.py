@@ -24,6 +24,7 @@ _APP = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9](?:[A-Za-z0-9.-]*))):([0-9]{1,5})")
 _SEGMENTS = re.compile(r"/(?:[A-Za-z0-9._~-]+(?:/[A-Za-z0-9._~-]+)*)?")
 _TYPE = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+_SHOWN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _KEYS_AT = re.compile(r"https?://[^\s/@?#]+/[^\s@#]*")
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
@@ -277,6 +278,11 @@ def methods() -> Rule:
 def types() -> Rule:
     """Return the rule of a list of event types."""
     return _each("a list of event types", _TYPE)
+
+
+def fields() -> Rule:
+    """Return the rule of a list of fields of events' data."""
+    return _each('a list of fields such as "reason"', _SHOWN)
 
 
 def names() -> Rule:

@@ -103,6 +103,10 @@ class Route(_Settings, frozen=True, kw_only=True):
     of its requests are at work at once. ``idempotency`` has requests of unsafe methods answered
     once for each ``Idempotency-Key``, which they may or must have. ``websocket`` lets
     clients change to WebSocket.
+
+    ``until``: the work of a request that changes something goes on after the answer, until an event
+    of one of these types, for at most ``within`` seconds. ``show``: the fields of events' data that
+    the client may see meanwhile.
     """
 
     path: Annotated[str, rules.PATH]
@@ -123,6 +127,9 @@ class Route(_Settings, frozen=True, kw_only=True):
         Literal["off", "optional", "required"], rules.one_of("off", "optional", "required")
     ] = "off"
     websocket: Annotated[bool, rules.truth()] = False
+    until: Annotated[tuple[str, ...], rules.types()] = ()
+    within: Annotated[float, rules.number(_YEAR, "seconds")] = 86400.0
+    show: Annotated[tuple[str, ...], rules.fields()] = ()
 
 
 class IssuerSettings(_Settings, frozen=True, kw_only=True):
@@ -232,8 +239,9 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     which the event loop lags, requests are refused. ``access_log`` is the share of requests with a
     line in the log; failures always have one.
     ``jwks`` is where services of other folders and containers get the gateway's public keys.
-    ``tunnels`` is how many WebSockets may be open to services, each until both sides are silent
-    for ``tunnel_timeout``.
+    ``wait`` bounds how long a client may wait for the end of a flow, ``watchers`` how many clients
+    may follow flows. ``tunnels`` is how many WebSockets may be open to services, each until both
+    sides are silent for ``tunnel_timeout``.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -255,6 +263,8 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     keys: Annotated[str | None, rules.text("a file")] = None
     access_log: Annotated[float, rules.share()] = 1.0
     jwks: Annotated[str | None, rules.KEYS_AT] = None
+    wait: Annotated[float, rules.number(600, "seconds")] = 30.0
+    watchers: Annotated[int, rules.whole(1, 1_000_000)] = 1000
     tunnels: Annotated[int, rules.whole(1, 1_000_000)] = 1000
     tunnel_timeout: Annotated[float, rules.number(86400, "seconds")] = 300.0
     issuers: dict[str, IssuerSettings] = {}

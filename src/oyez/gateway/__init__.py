@@ -27,6 +27,8 @@
               static.py    the storefront's files
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes
+              flows/       requests whose work goes on after the answer, until an event ends it
+              websocket.py a WebSocket that the gateway itself speaks
               health.py    whether a service answers, and what is sent once more
               tunnel.py    WebSockets between clients and services
               line.py      a connection whose protocol has changed
@@ -37,6 +39,7 @@
 from __future__ import annotations
 
 from oyez.gateway.app import Gateway, gateway
+from oyez.gateway.flows import Records
 from oyez.gateway.server import serve
 
-__all__ = ["Gateway", "gateway", "serve"]
+__all__ = ["Gateway", "Records", "gateway", "serve"]

@@ -42,6 +42,7 @@ class Admin:
         observer.read("oyez_ready", lambda: float(not gateway.draining))
         observer.read("oyez_gateway_in_flight_requests", lambda: float(gateway.in_flight))
         observer.read("oyez_gateway_connections", lambda: float(edge.connected))
+        observer.read("oyez_gateway_watchers", lambda: float(gateway.watchers))
         observer.read("oyez_gateway_tunnels", lambda: float(gateway.tunnels))
 
     async def __call__(self, exchange: Exchange) -> None:

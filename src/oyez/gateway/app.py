@@ -12,6 +12,8 @@ from oyez.config import Config, Route
 from oyez.envelope import sampled
 from oyez.gateway.access import Access
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
+from oyez.gateway.flows import Flows, Records
+from oyez.gateway.flows.flows import ROUTE
 from oyez.gateway.forward import Forwarder
 from oyez.gateway.http1 import Malformed
 from oyez.gateway.idempotency import idempotency
@@ -43,14 +45,16 @@ def gateway(
     secret: bytes,
     tell: Listener | None = None,
     tracer: Tracer | None = None,
+    records: Records | None = None,
 ) -> Gateway:
-    """Return the gateway of a configuration; ``secret`` signs its sessions.
+    """Return the gateway of a configuration; ``secret`` signs its sessions and flows.
 
     ``tell`` receives a signal for each request. ``tracer`` records spans; None where none are
-    recorded. Raises :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it
-    names are missing or readable for others.
+    recorded. ``records`` are those of the brokers, which routes with ``until`` need. Raises
+    :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it names are missing
+    or readable for others.
     """
-    return Gateway(config, ambient, secret, tell, tracer)
+    return Gateway(config, ambient, secret, tell, tracer, records)
 
 
 class Gateway:
@@ -63,6 +67,7 @@ class Gateway:
         secret: bytes,
         tell: Listener | None = None,
         tracer: Tracer | None = None,
+        records: Records | None = None,
     ) -> None:
         if config.gateway is None:
             raise config.error("gateway", "a table [gateway]", "nothing")
@@ -79,13 +84,15 @@ class Gateway:
         )
         once = idempotency(config, ambient)
         self._identity = Identity(config, ambient)
+        self._flows = _flows(config, ambient, secret, records)
         self._steps: list[Step] = [
             Access(keys, tokens, self._sessions),
             Permission(),
             shedding,
             rates,
-            Concurrency(config.gateway),
             once,
+            *([self._flows] if self._flows is not None else []),
+            Concurrency(config.gateway),  # who waits for the end of a flow holds no place
             self._identity,
         ]
         """The steps of a request to a service, in their order; see `oyez.gateway.step`."""
@@ -95,6 +102,8 @@ class Gateway:
             self._parts.append(tokens)
         if self._ingest is not None:
             self._parts.append(self._ingest.publisher)
+        if self._flows is not None:
+            self._parts.append(self._flows)
         self._routes = self._routed(config, config.gateway.routes)
         self.draining = False
         """Whether it is about to stop."""
@@ -102,6 +111,11 @@ class Gateway:
         """The number of requests that are being answered."""
         self._tell = tell
         self._log = Logger()
+
+    @property
+    def watchers(self) -> int:
+        """The number of clients that wait for more of a flow."""
+        return 0 if self._flows is None else self._flows.watchers
 
     @property
     def tunnels(self) -> int:
@@ -122,6 +136,8 @@ class Gateway:
         """Become unready, and end endless responses."""
         self.draining = True
         self._forwarder.drain()
+        if self._flows is not None:
+            self._flows.drain()
 
     async def close(self) -> None:
         """Close all connections but those of clients, and end what `open` began.
@@ -207,6 +223,9 @@ class Gateway:
         routed.add("/readyz", ["GET"], self._ready, exact=True)
         routed.add("/session", ["POST"], self._session, exact=True)
         routed.add(JWKS, ["GET"], self._identity.publish, exact=True)
+        if self._flows is not None:
+            steps = self._steps[: self._steps.index(self._flows)]
+            routed.add(ROUTE.path, ["GET"], walk(steps, ROUTE, self._flows.answer))
         for route in routes:
             address = config.services[route.service].reached_at()
             if address is None:
@@ -310,6 +329,17 @@ def _tokens(config: Config, ambient: Ambient) -> Tokens | None:
     with driver("oyez[jwt]"):  # loaded where there are issuers alone: it takes time and memory
         from oyez.gateway.tokens import Tokens
     return Tokens(config, ambient)
+
+
+def _flows(
+    config: Config, ambient: Ambient, secret: bytes, records: Records | None
+) -> Flows | None:
+    settings = config.gateway
+    if settings is None or not any(route.until for route in settings.routes):
+        return None
+    if records is None:
+        raise ValueError("a route has until: the gateway needs the records of the brokers")
+    return Flows(config, settings, ambient, secret, records)
 
 
 def _files(config: Config) -> Files | None:

@@ -33,7 +33,10 @@ SECURITY: Headers = [
     (b"x-frame-options", b"DENY"),
 ]
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9-]{8,64}")
+FLOW = "flow-"
+"""The beginning of the request ids that the gateway makes for flows; a client's is never so."""
+
+_REQUEST_ID = re.compile(rb"(?!flow-)[A-Za-z0-9-]{8,64}")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
 _NONE: list[bytes] = []

@@ -59,8 +59,6 @@ _RETRY: Headers = [(b"retry-after", b"1")]
 _DRAINING = Refusal(503, "service_unavailable", "the gateway is about to stop", _RETRY)
 _LATE = Refusal(504, "service_timeout", "the service did not answer in time", _RETRY)
 
-_WITH_A_BODY = Refusal(400, "unexpected_body", "a request for a WebSocket has no body")
-
 
 class Target(NamedTuple):
     """A route, and where its service is."""
@@ -195,7 +193,7 @@ class Forwarder:
         """
         refuse_other_origins(exchange)
         if exchange.unread:
-            raise _WITH_A_BODY
+            raise Refusal(400, "unexpected_body", "a request for a WebSocket has no body")
         with self.tunnels.counted():
             health = target.health
             health.admit(exchange)

@@ -13,6 +13,7 @@ from oyez.config import Config, Listen
 from oyez.gateway.admin import Admin, Observer
 from oyez.gateway.app import gateway
 from oyez.gateway.edge import Edge
+from oyez.gateway.flows import Records
 from oyez.gateway.secret import read_secret
 from oyez.listening import BACKLOG, bind, stop_signals
 from oyez.spans import Tracer
@@ -29,18 +30,20 @@ async def serve(
     ready: Callable[[Listen, Listen], None] | None = None,
     observer: Observer | None = None,
     tracer: Tracer | None = None,
+    records: Records | None = None,
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT, or until cancelled; then drain.
 
     Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds.
     ``ready`` is called with both addresses, the admin port's second, once connections are accepted.
     Without an ``observer`` there is no admin port, and the second is that of clients again.
-    ``tracer`` records spans. Raises :class:`ConfigurationError` if the gateway can't start as
-    configured.
+    ``tracer`` records spans, ``records`` are those of the brokers. Raises
+    :class:`ConfigurationError` if the gateway can't start as configured.
     """
     settings = config.gateway
     tell = None if observer is None else observer.count
-    app = gateway(config, ambient, secret=read_secret(config), tell=tell, tracer=tracer)
+    secret = read_secret(config)
+    app = gateway(config, ambient, secret=secret, tell=tell, tracer=tracer, records=records)
     assert settings is not None
     listeners = [_bind(config, "gateway.listen", settings.listen)]
     edges = [Edge(settings, ambient, app, app.refused)]

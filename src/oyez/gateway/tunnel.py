@@ -18,7 +18,6 @@ from oyez.gateway.upstream import ServiceConnection
 
 CHANGES: Headers = [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
 """The headers of a request, and of an answer, that change to WebSocket."""
-_FULL = Refusal(503, "busy", "too many WebSockets", [(b"retry-after", b"5")])
 
 
 def asks_for_websocket(fields: Fields) -> bool:
@@ -55,7 +54,7 @@ class Tunnels:
     def counted(self) -> Iterator[None]:
         """Count one more in; raises :class:`Refusal` (503) where there are too many."""
         if self.open >= self._settings.tunnels:
-            raise _FULL
+            raise Refusal(503, "busy", "too many WebSockets", [(b"retry-after", b"5")])
         self.open += 1
         try:
             yield

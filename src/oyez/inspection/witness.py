@@ -35,7 +35,9 @@ LOOK = 1.4
 SKEW = 60.0
 """Seconds by which clocks may differ."""
 
-_VERSION_7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_VERSION_7 = re.compile(
+    r"(?:flow-)?([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+)
 
 Positions = tuple[tuple[str, int, Position], ...]
 """Streams and partitions, each with a position."""

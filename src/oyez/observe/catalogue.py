@@ -215,6 +215,7 @@ CATALOGUE = (
     ),
     _gauge("oyez_gateway_in_flight_requests", "", "Requests that are being answered.", "gateway"),
     _gauge("oyez_gateway_connections", "", "Connections of clients, idle ones too.", "gateway"),
+    _gauge("oyez_gateway_watchers", "", "Clients that wait for more of a flow.", "gateway"),
     _gauge("oyez_gateway_tunnels", "", "WebSockets between clients and services.", "gateway"),
     _histogram(
         "oyez_loop_lag_seconds",
