@@ -190,7 +190,8 @@ def _is_command(words: list[str]) -> bool:
             return False
         found = child
     options = {name for each in found.params for name in each.opts}
-    return not isinstance(found, click.Group) and {w for w in words if w[0] == "-"} <= options
+    whole = not isinstance(found, click.Group) or found.invoke_without_command
+    return whole and {w for w in words if w[0] == "-"} <= options
 
 
 # By Prometheus itself
