@@ -136,10 +136,11 @@ async def read_fields(request: Request) -> Fields:
         raise Problem(415, "media_type", "Content-Type must be application/json.")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem(415, "content_encoding", "A compressed body is not accepted.")
-    return Fields(_parse(await _read(request)))
+    return Fields(_parse(await read_body(request)))
 
 
-async def _read(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
+    """The request's body within the limits of this module."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

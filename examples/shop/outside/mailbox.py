@@ -19,20 +19,18 @@ from email.header import decode_header, make_header
 from email.message import Message
 from email.parser import BytesParser
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.types import Message as AsgiMessage
 
 from outside.books import Books
 from outside.json_http import Problem, application
+from outside.pages import STATIC, FileEndpoint, SecurityHeaders
 from outside.server import announce, arguments, bind, exit_zero_on_signals, serve
 
 NAME = "mailbox"
@@ -61,13 +59,6 @@ create table if not exists mail (
   repeats integer not null default 0
 );
 """
-
-STATIC = Path(__file__).with_name("static")
-SECURITY_HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 
 
 class Mail(NamedTuple):
@@ -246,23 +237,6 @@ class Pages:
         )
 
 
-class SecurityHeaders:
-    """Adds to every answer the headers that forbid scripts, frames and guesses at the type."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as ASGI wants it."""
-
-        async def send_with_headers(message: AsgiMessage) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
-
-
 def build(books: Books) -> Starlette:
     """The web side as an ASGI app."""
     pages = Pages(books)
@@ -277,17 +251,6 @@ def build(books: Books) -> Starlette:
         ],
         middleware=[Middleware(SecurityHeaders)],
     )
-
-
-class FileEndpoint:
-    """Answers with one file of this package."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as ASGI wants it."""
-        await FileResponse(self._path)(scope, receive, send)
 
 
 def _list_item(row: sqlite3.Row) -> str:

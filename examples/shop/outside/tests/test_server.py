@@ -28,7 +28,7 @@ def refused(name: str, *options: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize("name", ["provider", "mailbox", "sms"])
+@pytest.mark.parametrize("name", ["provider", "mailbox", "sms", "accounts"])
 def test_sigterm_exits_0_at_once(start: Any, tmp_path: Path, name: str) -> None:
     running = start(name, tmp_path)
     assert running.http.get("/healthz").status_code == 200  # leaves an idle connection open
@@ -48,6 +48,7 @@ def test_sigterm_exits_0_at_once(start: Any, tmp_path: Path, name: str) -> None:
         ("mailbox", "--listen"),
         ("mailbox", "--smtp"),
         ("sms", "--listen"),
+        ("accounts", "--listen"),
     ],
 )
 def test_a_used_port_is_one_line_and_exit_2(tmp_path: Path, name: str, option: str) -> None:
