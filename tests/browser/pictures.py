@@ -43,6 +43,8 @@ class Photographer:
         self._placed()
         self._unknown()
         self._mailbox()
+        self._accounts()
+        self._clerk()
 
     def _front(self) -> None:
         self._page.goto(f"{self._shop.url}/")
@@ -86,6 +88,20 @@ class Photographer:
         self._save("mailbox")
         self._page.locator(".mails a").first.click()
         self._save("mail")
+
+    def _accounts(self) -> None:
+        self._page.goto(f"{self._shop.url}/")
+        self._page.click("#log-in")
+        expect(self._page.locator(".people button")).to_have_count(3)
+        self._save("accounts")
+
+    def _clerk(self) -> None:
+        self._page.get_by_role("button", name="Carol Clerk").click()
+        expect(self._page.locator("#who")).to_be_visible()
+        self._save("storefront-clerk")
+        self._page.goto(f"{self._shop.url}/clerk.html")
+        expect(self._page.locator("#orders li").first).to_be_visible()
+        self._save("clerk")
 
     def _fill_basket(self) -> None:
         self._page.goto(f"{self._shop.url}/")

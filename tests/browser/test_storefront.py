@@ -207,6 +207,101 @@ def test_an_order_is_shown_to_its_own_customer_alone(
     only(complaints, "404")
 
 
+def log_in(page: Page, shop: Shop, name: str) -> None:
+    """Log in with the mouse; afterwards the page is the one from before."""
+    before = page.url
+    page.click("#log-in")
+    page.wait_for_url(f"http://127.0.0.1:{shop.ports['8092']}/**")
+    page.get_by_role("button", name=name).click()
+    page.wait_for_url(before)
+    expect(page.locator("#who")).to_have_text(name)
+
+
+def test_orders_belong_to_who_is_logged_in(
+    page: Page, shop: Shop, open_window: Opener, complaints: list[str]
+) -> None:
+    """On any browser; and neither to the next user, nor to the same browser logged out."""
+    log_in(page, shop, "Alice Archer")
+    order(page)
+    settled(page, "shipped")
+    placed = page.url
+    elsewhere = open_window()
+    elsewhere.goto(placed)
+    expect(elsewhere.locator("#headline")).to_have_text("We don’t know this order.")
+    only(complaints, "404")
+    log_in(elsewhere, shop, "Alice Archer")
+    expect(elsewhere.locator("#order-status")).to_have_text("shipped")
+    page.click("#log-out")
+    page.wait_for_url(f"{shop.url}/")
+    expect(page.locator("#log-in")).to_be_visible()
+    page.goto(placed)
+    expect(page.locator("#headline")).to_have_text("We don’t know this order.")
+    log_in(page, shop, "Bob Baker")
+    expect(page.locator("#headline")).to_have_text("We don’t know this order.")
+    only(complaints, "404")
+
+
+def test_a_clerk_cancels_an_order_and_its_customer_sees_it(
+    page: Page, shop: Shop, open_window: Opener
+) -> None:
+    order(page, "tok_slow", sku="lantern")
+    expect(stage(page, "reserved")).to_have_attribute("data-state", "done")
+    clerk = open_window()
+    clerk.goto(shop.url)
+    # By keyboard alone: log in as the clerk, open the list, cancel.
+    tab_to(clerk, "#log-in")
+    clerk.keyboard.press("Enter")
+    clerk.wait_for_url(f"http://127.0.0.1:{shop.ports['8092']}/**")
+    for _ in range(3):
+        clerk.keyboard.press("Tab")
+    expect(clerk.get_by_role("button", name="Carol Clerk")).to_be_focused()
+    clerk.keyboard.press("Enter")
+    clerk.wait_for_url(f"{shop.url}/")
+    tab_to(clerk, "[href='clerk.html']")
+    clerk.keyboard.press("Enter")
+    clerk.wait_for_url(f"{shop.url}/clerk.html")
+    row = clerk.locator("#orders li").first
+    expect(row.locator("code")).to_have_text(f"…{page.url[-8:]}")
+    tab_to(clerk, "#orders li:first-child .cancel")
+    clerk.keyboard.press("Enter")
+    expect(row.locator(".status")).to_have_text("cancelled", timeout=SETTLED)
+    expect(row.locator(".cancel")).to_be_hidden()
+    settled(page, "cancelled")
+    expect(page.locator("#reason")).to_contain_text("The shop had to cancel it.")
+    no_sideways_scroll(clerk)
+
+
+def test_a_clerk_may_operate_the_console(page: Page, shop: Shop, complaints: list[str]) -> None:
+    console = f"http://127.0.0.1:{shop.ports['8081']}"
+    accounts = f"http://127.0.0.1:{shop.ports['8092']}/**"
+    page.goto(f"{console}/dead")
+    page.click("text=Sign in with your account")
+    page.wait_for_url(accounts)
+    page.get_by_role("button", name="Alice Archer").click()
+    expect(page.locator("[role=alert]")).to_contain_text("none of your roles lets you in here")
+    only(complaints, "403")
+    page.goto(f"{console}/dead")
+    page.click("text=Sign in with your account")
+    page.wait_for_url(accounts)
+    page.get_by_role("button", name="Carol Clerk").click()
+    page.wait_for_url(f"{console}/dead")
+    expect(page.locator("h1")).to_have_text("Dead letters")
+    page.reload()
+    expect(page.get_by_title("Signed in as carol@example.org")).to_be_visible()
+
+
+def test_the_list_of_all_orders_is_for_clerks(
+    page: Page, shop: Shop, complaints: list[str]
+) -> None:
+    page.goto(f"{shop.url}/clerk.html")
+    expect(page.locator("#clerk-notice")).to_contain_text("Only clerks see all orders")
+    only(complaints, "401")
+    log_in(page, shop, "Bob Baker")
+    expect(page.locator("#clerk-notice")).to_contain_text("Only clerks see all orders")
+    expect(page.locator("#orders li")).to_have_count(0)
+    only(complaints, "403")
+
+
 def test_a_hostile_id_in_the_address_stays_text(
     page: Page, shop: Shop, complaints: list[str]
 ) -> None:
@@ -251,7 +346,7 @@ def test_the_gateways_policy_stops_a_script_in_the_page(
 @PHONE_AND_DESK
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_fits_and_its_text_stands_out(
-    open_window: Opener, shop: Shop, width: int, scheme: Any
+    open_window: Opener, shop: Shop, width: int, scheme: Any, complaints: list[str]
 ) -> None:
     page = open_window(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(shop.url)
@@ -268,6 +363,15 @@ def test_every_page_fits_and_its_text_stands_out(
     fits_and_stands_out(page)
     page.goto(f"http://127.0.0.1:{shop.ports['8026']}/")
     expect(page.locator(".mails li").first).to_be_visible()
+    fits_and_stands_out(page)
+    page.goto(f"{shop.url}/clerk.html")
+    page.click("#log-in")
+    only(complaints, "401")
+    expect(page.locator(".people button")).to_have_count(3)
+    page.wait_for_load_state()  # with its style
+    fits_and_stands_out(page)
+    page.get_by_role("button", name="Carol Clerk").click()
+    expect(page.locator("#orders li").first).to_be_visible()
     fits_and_stands_out(page)
 
 

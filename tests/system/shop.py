@@ -140,7 +140,7 @@ def copy_shop(
     """The shop's files in ``folder``, on free ports, not started."""
     root = folder / "shop"
     shutil.copytree(SOURCE, root, ignore=shutil.ignore_patterns(".oyez", "__pycache__", "tests"))
-    known = ("8080", "8101", "8090", "8025", "8026", "8091", "8081")
+    known = ("8080", "8101", "8090", "8025", "8026", "8091", "8081", "8092")
     ports = dict(zip(known, free_ports(len(known)), strict=True))
     toml = (root / "oyez.toml").read_text()
     for usual, free in ports.items():

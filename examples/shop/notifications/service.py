@@ -32,6 +32,7 @@ _REASONS = {
     "card_declined": "your card was declined",
     "out_of_stock": "something in it is out of stock",
     "payment_unavailable": "we could not reach the payment provider",
+    "withdrawn": "the shop had to cancel it",
 }
 
 

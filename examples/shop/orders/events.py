@@ -26,6 +26,12 @@ class OrderPlaced(Event, type="shop.order.placed", key="order_id"):
     lines: list[Line]
 
 
+class CancellationAsked(Event, type="shop.order.cancellation-asked", key="order_id"):
+    """Somebody of the shop wants the order undone; who that is, its envelope says."""
+
+    order_id: str
+
+
 class OrderConfirmed(Event, type="shop.order.confirmed", key="order_id"):
     """The order is paid and its goods are reserved."""
 

@@ -1,4 +1,7 @@
-"""The HTTP side of Orders: the catalogue, placing an order, reading one or all, following one."""
+"""The HTTP side of Orders: the catalogue, placing an order, reading one or all, following one.
+
+Below ``/clerk`` is what clerks do, with the orders of all customers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from orders.events import Line, OrderPlaced
+from orders.events import CancellationAsked, Line, OrderPlaced
 from orders.history import CustomerOrders
 from oyez import InvalidEvent, Service, Transaction, caller, parse
 from oyez.errors import BadJson, Stale
@@ -25,6 +28,10 @@ MAX_LINES = 20
 MAX_QUANTITY = 99
 MOST = 20
 """The number of orders that a customer's list shows."""
+MOST_OF_ALL = 50
+"""The number of orders that a clerk's list shows."""
+CANCELLABLE = ("placed", "paid", "reserved")
+"""The statuses from which an order can still be cancelled."""
 BEAT = 15.0
 """Seconds of silence after which a comment keeps the stream open."""
 
@@ -36,6 +43,8 @@ _CARDS = ("tok_ok", "tok_declined", "tok_slow", "tok_flaky")
 _ORDER = "select * from orders where order_id = :order_id and principal = :principal"
 _MINE = """select order_id, status, total_cents from customer_orders
  where customer = :principal order by order_id desc limit :limit"""
+_ALL = """select order_id, email, total_cents, paid, reserved, confirmed, shipped, cancelled
+ from orders order by order_id desc limit :limit"""
 _LINES = """select sku, name, quantity, cents from order_line where order_id = :order_id
  order by sku"""
 _HISTORY = "select stage, at from order_history where order_id = :order_id order by at, stage"
@@ -143,6 +152,43 @@ async def follow(request: Request) -> Response:
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+async def everyones(request: Request) -> Response:
+    """``GET /clerk/orders``: the newest orders of all customers."""
+    _check_clerk()
+    rows = await _service(request).fetch(_ALL, limit=MOST_OF_ALL)
+    orders = [
+        {
+            "order_id": row["order_id"],
+            "email": row["email"],
+            "total_cents": row["total_cents"],
+            "status": status_of(row),
+            "can_be_cancelled": status_of(row) in CANCELLABLE,
+        }
+        for row in rows
+    ]
+    return JSONResponse({"orders": orders})
+
+
+async def cancel(request: Request) -> Response:
+    """``POST /clerk/orders/{id}/cancel``: 202, and the order is undone; 409 if it is too late.
+
+    What was paid is given back and what was reserved is free again, before the order is cancelled.
+    Asking twice is safe.
+    """
+    _check_clerk()
+    service, order_id = _service(request), request.path_params["order_id"]
+    async with service.transaction() as tx:
+        sql = """select paid, reserved, confirmed, shipped, cancelled from orders
+          where order_id = :order_id"""
+        order = await tx.fetch_one(sql, order_id=order_id)
+        if order is None:
+            raise Problem(404, "no_such_order", "There is no such order.")
+        if status_of(order) not in CANCELLABLE:
+            raise Problem(409, "too_late", f"The order is {status_of(order)}.")
+        tx.publish(CancellationAsked(order_id=order_id))
+    return JSONResponse({"order_id": order_id}, status_code=202)
 
 
 def status_of(order: dict[str, Any]) -> str:
@@ -279,6 +325,12 @@ def _principal() -> str:
     return sender.name
 
 
+def _check_clerk() -> None:
+    sender = caller()
+    if sender is None or "clerk" not in sender.roles:
+        raise Problem(403, "no_clerk", "Only clerks do that.")
+
+
 def _sse(order: dict[str, Any]) -> str:
     return f"event: order\ndata: {msgspec.json.encode(order).decode()}\n\n"
 
@@ -311,6 +363,8 @@ app = Starlette(
         Route("/orders", place, methods=["POST"]),
         Route("/orders/{order_id}", read),
         Route("/orders/{order_id}/events", follow),
+        Route("/clerk/orders", everyones),
+        Route("/clerk/orders/{order_id}/cancel", cancel, methods=["POST"]),
     ],
     exception_handlers={Problem: _problem, InvalidEvent: _problem},
 )

@@ -8,6 +8,7 @@ to be undone if it can't be kept.
 from __future__ import annotations
 
 from orders.events import (
+    CancellationAsked,
     OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
@@ -28,7 +29,9 @@ from orders.http import app
 from oyez import Context, Saga, Service, Transaction
 from oyez.saga import Failed, end, on, starts, step
 
-service = Service("orders", http=app, migrations="orders/migrations", publishes=(OrderPlaced,))
+service = Service(
+    "orders", http=app, migrations="orders/migrations", publishes=(OrderPlaced, CancellationAsked)
+)
 app.state.service = service
 service.view(CustomerOrders)
 
@@ -76,6 +79,11 @@ class Fulfilment(Saga, key="order_id", ends=("shipped", "cancelled")):
     def give_up(self, event: PaymentUnavailable) -> None:
         """Nobody knows whether the money was taken."""
         self.ending("cancelled", "payment_unavailable")
+
+    @on(CancellationAsked)
+    def withdraw(self, event: CancellationAsked) -> None:
+        """The shop does not want to keep it. Once it is confirmed, that changes nothing."""
+        self.ending("cancelled", "withdrawn")
 
     @end("shipped")
     def shipped(self) -> None:

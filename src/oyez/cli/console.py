@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
+from oyez.adapters import driver
 from oyez.cli.invocation import run_async
 from oyez.config import ConsoleSettings
 from oyez.listening import HttpServer, bind, stop_signals
 from oyez.logger import Logger, configure
 from oyez.project import Project
+
+if TYPE_CHECKING:
+    from oyez.console.login import Login
 
 CODE = "OYEZ_SIGN_IN_CODE"
 """The variable in which `oyez dev` passes the code of its sign-in link."""
@@ -46,7 +51,7 @@ async def _run(project: Project, settings: ConsoleSettings) -> None:
         code=os.environ.get(CODE),
         secure=settings.tls,
     )
-    app = console(System(project), access, project.ambient)
+    app = console(System(project), access, project.ambient, _login(project, settings))
     server = HttpServer(app, listener, grace=_GRACE)
     stopped = asyncio.Event()
     with stop_signals(stopped.set):
@@ -55,3 +60,12 @@ async def _run(project: Project, settings: ConsoleSettings) -> None:
         await stopped.wait()
         app.state.desk.live.closed = True
         await server.stop()
+
+
+def _login(project: Project, settings: ConsoleSettings) -> Login | None:
+    if settings.login is None:
+        return None
+    with driver("oyez[login]"):
+        from oyez.console.login import Login
+    name = project.config.system.name
+    return Login(settings.login, project.ambient, name=name, secure=settings.tls)

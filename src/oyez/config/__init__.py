@@ -11,17 +11,20 @@ in a string is that variable of the environment and ``$$`` is a dollar sign.
 """
 
 from oyez.config.files import FILE, load, read_file
-from oyez.config.rules import Listen, Network, Rate, Rule
+from oyez.config.rules import Listen, Network, Rate, Rule, Secret
 from oyez.config.settings import (
     BridgeSettings,
     Companion,
     Config,
+    ConsoleLoginSettings,
     ConsoleSettings,
     GatewaySettings,
     IdempotencySettings,
     IngestSettings,
     IssuerSettings,
     Limit,
+    LoginSettings,
+    ProviderSettings,
     Route,
     SenderSettings,
     ServiceSettings,
@@ -34,6 +37,7 @@ __all__ = [
     "BridgeSettings",
     "Companion",
     "Config",
+    "ConsoleLoginSettings",
     "ConsoleSettings",
     "GatewaySettings",
     "IdempotencySettings",
@@ -41,10 +45,13 @@ __all__ = [
     "IssuerSettings",
     "Limit",
     "Listen",
+    "LoginSettings",
     "Network",
+    "ProviderSettings",
     "Rate",
     "Route",
     "Rule",
+    "Secret",
     "SenderSettings",
     "ServiceSettings",
     "SystemSettings",

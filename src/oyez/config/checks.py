@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NoReturn, Protocol
 
 from oyez.config.mistakes import Key, closest
-from oyez.config.settings import BridgeSettings, Config, Route
+from oyez.config.settings import BridgeSettings, Config, ProviderSettings, Route
 from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz", "/.well-known/jwks.json")
+_LOGIN_PATHS = ("/login", "/login/callback", "/logout")
 _RESERVED_ISSUERS = ("key", "session")
 FLOWS = "/flows"
 """Where the gateway tells of the flows of routes with ``until``."""
@@ -30,6 +31,7 @@ def check(config: Config, fail: Fail) -> None:
     _check_routes(config, fail)
     _check_senders(config, fail)
     _check_own_paths(config, fail)
+    _check_login(config, fail)
 
 
 def _check_names(config: Config, fail: Fail) -> None:
@@ -80,7 +82,9 @@ def _check_issuers(config: Config, fail: Fail) -> None:
 
 
 def _check_who_and_may(config: Config, route: Route, key: Key, fail: Fail) -> None:
-    issuers = config.gateway.issuers if config.gateway else {}
+    issuers = list(config.gateway.issuers) if config.gateway else []
+    if config.gateway is not None and config.gateway.login is not None:
+        issuers.append(config.gateway.login.name)
     for name in route.issuers:
         if name not in issuers:
             expected = f"issuers, of {', '.join(issuers) or '(none)'}"
@@ -96,10 +100,12 @@ def _check_who_and_may(config: Config, route: Route, key: Key, fail: Fail) -> No
 
 def _check_routes(config: Config, fail: Fail) -> None:
     taken: set[tuple[str, str]] = set()
+    login = config.gateway is not None and config.gateway.login is not None
+    reserved = (*_RESERVED_PATHS, *_LOGIN_PATHS) if login else _RESERVED_PATHS
     for index, route in enumerate(config.gateway.routes if config.gateway else ()):
         key: Key = ("gateway", "routes", index)
         dots = any(part in (".", "..") for part in route.path.split("/"))
-        if dots or route.path in _RESERVED_PATHS:
+        if dots or route.path in reserved:
             fail((*key, "path"), "a path that the gateway doesn't use", f'"{route.path}"')
         _check_flows(config, route, key, fail)
         service = config.services.get(route.service)
@@ -160,7 +166,7 @@ def _check_own_paths(config: Config, fail: Fail) -> None:
     if gateway.ingest is not None:
         own.append((("gateway", "ingest", "path"), gateway.ingest.path))
     own += [(("gateway", "webhooks", n, "path"), each.at()) for n, each in gateway.webhooks.items()]
-    taken = {route.path for route in gateway.routes} | {*_RESERVED_PATHS, "/"}
+    taken = {route.path for route in gateway.routes} | {*_RESERVED_PATHS, *_LOGIN_PATHS, "/"}
     for key, path in own:
         if path in taken or any(part in (".", "..") for part in path.split("/")):
             fail(key, "a path that nothing else uses", f'"{path}"')
@@ -197,3 +203,27 @@ def _check_flows(config: Config, route: Route, key: Key, fail: Fail) -> None:
     if taken and any(each.until for each in routes):
         expected = "a path that the gateway doesn't use: a route has until"
         fail((*key, "path"), expected, f'"{route.path}"')
+
+
+def _check_login(config: Config, fail: Fail) -> None:
+    login = config.gateway.login if config.gateway else None
+    if login is not None:
+        _check_provider(login, ("gateway", "login"), fail)
+        if login.name in _RESERVED_ISSUERS:
+            expected = "a name that the gateway doesn't use"
+            fail(("gateway", "login", "name"), expected, f'"{login.name}"')
+        namesake = config.gateway.issuers.get(login.name) if config.gateway else None
+        if namesake is not None and namesake.issuer != login.issuer:
+            expected = "a name of its own: only the same issuer's users are the same"
+            fail(("gateway", "login", "name"), expected, f'"{login.name}"')
+    signing_in = config.console.login if config.console else None
+    if signing_in is not None:
+        _check_provider(signing_in, ("console", "login"), fail)
+        if not (signing_in.roles.read or signing_in.roles.operate):
+            expected = "roles that may read or operate"
+            fail(("console", "login", "roles"), expected, "none: nobody could sign in")
+
+
+def _check_provider(settings: ProviderSettings, key: Key, fail: Fail) -> None:
+    if "openid" not in settings.scopes:
+        fail((*key, "scopes"), 'a list with "openid"', ", ".join(settings.scopes) or "none")

@@ -146,7 +146,8 @@ class Reader:
         try:
             return _read(rule, self._expand(raw, key), self._place(key), dotted(key))
         except ValueError:
-            self.fail(key, rule.expected, self._show(raw), closest_scheme(raw, rule.choices()))
+            hint = closest_scheme(raw, rule.choices())
+            self.fail(key, rule.expected, self._found(rule, raw), hint)
 
     def _from_environment(self, rule: Rule, variable: str, key: Key) -> Any:
         self.places[dotted(key)] = f"environment: {variable}"
@@ -159,7 +160,7 @@ class Reader:
         try:
             return _read(rule, _printable(value), "environment", variable)
         except ValueError:
-            found, hint = self._show(text), closest_scheme(text, rule.choices())
+            found, hint = self._found(rule, text), closest_scheme(text, rule.choices())
             raise mistake("environment", variable, rule.expected, found, hint) from None
 
     def _expand(self, raw: Any, key: Key) -> Any:
@@ -186,6 +187,9 @@ class Reader:
             return False
         prefix = "OYEZ_" + "_".join(str(part) for part in key).upper() + "_"
         return any(name.startswith(prefix) for name in self.environ)
+
+    def _found(self, rule: Rule, value: object) -> str:
+        return "something else" if rule.hidden else self._show(value)
 
     def _show(self, value: object) -> str:
         if isinstance(value, bool):

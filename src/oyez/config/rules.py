@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,6 +28,7 @@ _TYPE = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 _SHOWN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _KEYS_AT = re.compile(r"https?://[^\s/@?#]+/[^\s@#]*")
+_VISIBLE = re.compile(r"[\x21-\x7e]{1,1024}")
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\*?")
 # RFC 6749, section 3.3; a header shows it between quotation marks.
 _SCOPE = re.compile(r"[!#-\[\]-~]{1,200}")
@@ -97,12 +99,27 @@ class Rate(msgspec.Struct, frozen=True):
         return f"{self.count}/{unit}"
 
 
+class Secret(msgspec.Struct, frozen=True):
+    """A text that no error, log or page shows."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("text", "***")]
+
+
 class Rule(NamedTuple):
     """What one setting may be.
 
     ``read`` turns a value of TOML into the setting or raises ``ValueError``; ``from_text`` first
     turns an environment variable into such a value. ``choices`` are what a text, or the scheme of a
-    URL, may be: errors propose the closest of them, and list them as ``shape`` has it.
+    URL, may be: errors propose the closest of them, and list them as ``shape`` has it. What is
+    ``hidden`` is not shown in errors.
     """
 
     what: str
@@ -110,6 +127,7 @@ class Rule(NamedTuple):
     from_text: Callable[[str], Any] = str
     choices: Callable[[], tuple[str, ...]] = tuple
     shape: str = ""
+    hidden: bool = False
 
     @property
     def expected(self) -> str:
@@ -262,6 +280,51 @@ def storage() -> Rule:
 def text(expected: str) -> Rule:
     """Return the rule of a text that is not empty."""
     return pattern(expected, re.compile(r".+"))
+
+
+def secret(what: str) -> Rule:
+    """Return the rule of a text that is never shown."""
+
+    def read(value: object) -> Secret:
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return Secret(value)
+
+    return Rule(what, read, hidden=True)
+
+
+def address_of(what: str, *, path: bool) -> Rule:
+    """Return the rule of the URL of a place in the web, with or without a path."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not is_web_address(value):
+            raise ValueError
+        if "?" in value or (urlsplit(value).path and not path):
+            raise ValueError
+        return value
+
+    return Rule(what, read)
+
+
+def is_web_address(url: str) -> bool:
+    """Return whether a URL is https, or http on this machine, where nobody can listen."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if not _VISIBLE.fullmatch(url) or not parts.hostname or port == 0:
+        return False
+    plain = "@" not in parts.netloc and "#" not in url and "\\" not in url
+    secure = parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))
+    return plain and secure
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def methods() -> Rule:
@@ -457,3 +520,5 @@ SCOPES = _each('a list of scopes such as "orders:write"', _SCOPE)
 ROLES = _each('a list of roles such as "clerk"', _TEXT)
 EVENTS_OF = pattern('an event type such as "github.{header:x-github-event}"', _TEMPLATE)
 FIELD = pattern('a field such as "order_id" or "repository.full_name"', _FIELD)
+PROVIDER = address_of("a URL https://HOST/PATH, or http:// on this machine", path=True)
+ORIGIN = address_of("a URL https://HOST:PORT, or http:// on this machine", path=False)

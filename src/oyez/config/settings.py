@@ -10,7 +10,7 @@ import msgspec
 
 from oyez.config import rules
 from oyez.config.mistakes import mistake
-from oyez.config.rules import Listen, Network, Rate
+from oyez.config.rules import Listen, Network, Rate, Secret
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
@@ -225,6 +225,41 @@ class IdempotencySettings(_Settings, frozen=True, kw_only=True):
     answers: Annotated[int, rules.whole(1, 1_000_000)] = 1000
 
 
+class ProviderSettings(_Settings, frozen=True, kw_only=True):
+    """An OpenID Connect provider, and what we are to it.
+
+    ``issuer`` is its URL; it knows us by ``client_id`` and ``client_secret``, or without a secret
+    as a public client. ``scopes`` are asked for. ``roles_claim`` names the claim with a person's
+    roles, where dots lead into objects. ``url`` is where browsers reach us, by default where they
+    say.
+    """
+
+    issuer: Annotated[str, rules.PROVIDER]
+    client_id: Annotated[str, rules.text("what the provider calls this client")]
+    client_secret: Annotated[Secret | None, rules.secret("the secret of this client")] = None
+    scopes: Annotated[tuple[str, ...], rules.SCOPES] = (
+        "openid",
+        "profile",
+        "email",
+    )
+    roles_claim: Annotated[str, rules.CLAIM] = "roles"
+    url: Annotated[str | None, rules.ORIGIN] = None
+
+
+class LoginSettings(ProviderSettings, frozen=True, kw_only=True):
+    """The table ``[gateway.login]``: people log in at an OpenID Connect provider.
+
+    ``name`` stands for the provider in the names of principals, such as ``login:alice``. Besides
+    the roles, ``claims`` are kept. A session ends ``session_lifetime`` seconds after the login, and
+    ``idle_timeout`` seconds after it was last renewed.
+    """
+
+    name: Annotated[str, rules.pattern("a name [a-z][a-z0-9-]{0,40}", rules.NAME)] = "login"
+    claims: Annotated[tuple[str, ...], rules.CLAIMS] = ("name",)
+    session_lifetime: Annotated[float, rules.number(_YEAR, "seconds")] = 12 * 3600.0
+    idle_timeout: Annotated[float, rules.number(_YEAR, "seconds")] = 3600.0
+
+
 class GatewaySettings(_Settings, frozen=True, kw_only=True):
     """The table ``[gateway]``. Limits are bytes, times are seconds.
 
@@ -272,6 +307,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     ingest: IngestSettings | None = None
     webhooks: dict[str, WebhookSettings] = {}
     idempotency: IdempotencySettings = IdempotencySettings()
+    login: LoginSettings | None = None
     routes: tuple[Route, ...] = ()
 
     @property
@@ -281,11 +317,33 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
         return limited or any(each.idempotency != "off" for each in self.routes)
 
 
+class ConsoleRoles(_Settings, frozen=True, kw_only=True):
+    """The table ``[console.login.roles]``: whose roles, in the provider's words, may do what.
+
+    Who may ``operate`` may ``read``. Who has none of these roles may do neither.
+    """
+
+    read: Annotated[tuple[str, ...], rules.ROLES] = ()
+    operate: Annotated[tuple[str, ...], rules.ROLES] = ()
+
+
+class ConsoleLoginSettings(ProviderSettings, frozen=True, kw_only=True):
+    """The table ``[console.login]``: people sign in at an OpenID Connect provider.
+
+    ``roles`` says who may come in at all. ``name_claim`` is the claim by which the audit names a
+    person, so one that people can't choose for themselves; without it that is the subject.
+    """
+
+    roles: ConsoleRoles
+    name_claim: Annotated[str, rules.CLAIM] = "email"
+
+
 class ConsoleSettings(_Settings, frozen=True, kw_only=True):
     """The table ``[console]``. ``tls`` says that a TLS proxy stands in front."""
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8081)
     tls: Annotated[bool, rules.truth()] = False
+    login: ConsoleLoginSettings | None = None
 
 
 class LintSettings(_Settings, frozen=True, kw_only=True):

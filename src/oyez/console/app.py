@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote
 
 from starlette.applications import Starlette
@@ -25,10 +26,13 @@ from oyez.console.live import Live
 from oyez.console.pages import SCREENS
 from oyez.console.system import System, Unanswered
 
+if TYPE_CHECKING:
+    from oyez.console.login import Login
+
 FORM = 4_194_304
 """The largest form, in bytes."""
 _FIELDS = 32
-_OPEN = ("/sign-in", "/livez")
+_OPEN = ("/sign-in", "/sign-in/provider", "/sign-in/callback", "/livez")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; "
@@ -41,10 +45,15 @@ _HEADERS = {
 }
 
 
-def console(system: System, access: Access, ambient: Ambient) -> Starlette:
-    """Return the console of a system as an ASGI app, which closes the system at its end."""
+def console(
+    system: System, access: Access, ambient: Ambient, login: Login | None = None
+) -> Starlette:
+    """Return the console of a system as an ASGI app, which closes the system at its end.
+
+    ``login`` lets people in by a provider besides the tokens.
+    """
     live = Live(system, ambient)
-    shared = Desk(system, live, access, ambient, SCREENS)
+    shared = Desk(system, live, access, ambient, SCREENS, by_provider=login is not None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -58,6 +67,7 @@ def console(system: System, access: Access, ambient: Ambient) -> Starlette:
         routes=[
             Route("/sign-in", _sign_in_page),
             Route("/sign-in", _sign_in, methods=["POST"]),
+            *(() if login is None else _by_provider(login)),
             Route("/sign-out", _sign_out, methods=["POST"]),
             Route("/livez", _livez),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
@@ -176,6 +186,38 @@ async def _sign_in(request: Request) -> Response:
     answer = RedirectResponse(wanted, 303)
     access.begin(person, answer)
     return answer
+
+
+def _by_provider(login: Login) -> Iterator[Route]:
+    from oyez.console.login import BEGIN, CALLBACK
+    from oyez.oidc import LoginFailed
+
+    async def begin(request: Request) -> Response:
+        wanted = _local(request.query_params.get("next", "/"))
+        try:
+            return await login.begin(request, wanted)
+        except LoginFailed as failure:
+            return _not_signed_in(request, failure.detail)
+
+    async def callback(request: Request) -> Response:
+        try:
+            person, wanted = await login.finish(request)
+        except LoginFailed as failure:
+            answer = _not_signed_in(request, failure.detail)
+        else:
+            # A redirect would still count as coming from the provider's site, without the session.
+            answer = desk(request).page(request, "signed-in.html", wanted=wanted)
+            desk(request).access.begin(person, answer)
+        login.forget(answer)
+        return answer
+
+    yield Route(BEGIN, begin)
+    yield Route(CALLBACK, callback)
+
+
+def _not_signed_in(request: Request, why: str) -> Response:
+    failed = f"You are not signed in: {why}."
+    return desk(request).page(request, "sign-in.html", 403, wanted="/", failed=failed)
 
 
 async def _sign_out(request: Request) -> Response:

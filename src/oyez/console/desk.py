@@ -47,7 +47,10 @@ class Desk:
         access: Access,
         ambient: Ambient,
         screens: Sequence[Screen],
+        *,
+        by_provider: bool = False,
     ) -> None:
+        """``by_provider``: whether people may also sign in at a provider."""
         self.system = system
         self.live = live
         self.access = access
@@ -72,7 +75,7 @@ class Desk:
             spark=spark,
         )
         self._templates.filters.update(glance=safe.glance, moment=moment, plain=escape)
-        self._templates.globals.update(system=system.name, screens=screens)
+        self._templates.globals.update(system=system.name, screens=screens, by_provider=by_provider)
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page. Templates escape every value; ``seen`` is for what came from an event."""

@@ -16,6 +16,8 @@
               tokens.py    by a token that an issuer signed
               keysets.py   the keys of issuers, fetched and kept
               sessions.py  by a session with a signed cookie
+              users.py     by a session with a sealed cookie, of who has logged in
+              login.py     to the provider of logins and back
               permission.py what it may do: scopes and roles
               challenge.py what a client is told that may not pass
               secret.py    the key that signs sessions

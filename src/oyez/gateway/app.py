@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from oyez.adapters import driver
 from oyez.ambient import Ambient
-from oyez.config import Config, Route
+from oyez.config import Config, GatewaySettings, Route
 from oyez.envelope import sampled
 from oyez.gateway.access import Access
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
@@ -32,6 +32,7 @@ from oyez.signals import Listener, RequestAnswered
 from oyez.spans import Failure, Span, Tracer, here
 
 if TYPE_CHECKING:
+    from oyez.gateway.login import Login
     from oyez.gateway.tokens import Tokens
 
 NAME = "gateway"
@@ -74,7 +75,7 @@ class Gateway:
         self._settings = config.gateway
         self._ambient = ambient
         keys, tokens = Keys(config, ambient), _tokens(config, ambient)
-        self._sessions = Sessions(config.gateway, ambient, secret)
+        self._sessions, self._login = _sessions(config.gateway, ambient, secret)
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer, tell)
         self._files = _files(config)
@@ -226,6 +227,11 @@ class Gateway:
         if self._flows is not None:
             steps = self._steps[: self._steps.index(self._flows)]
             routed.add(ROUTE.path, ["GET"], walk(steps, ROUTE, self._flows.answer))
+        if self._login is not None:
+            routed.add("/session", ["GET"], self._login.show, exact=True)
+            routed.add("/login", ["GET"], self._login.begin, exact=True)
+            routed.add("/login/callback", ["GET"], self._login.callback, exact=True)
+            routed.add("/logout", ["POST"], self._login.logout, exact=True)
         for route in routes:
             address = config.services[route.service].reached_at()
             if address is None:
@@ -297,6 +303,19 @@ class Gateway:
             request_id=exchange.request_id,
             **ended,
         )
+
+
+def _sessions(
+    settings: GatewaySettings, ambient: Ambient, secret: bytes
+) -> tuple[Sessions, Login | None]:
+    if settings.login is None:
+        return Sessions(settings, ambient, secret), None
+    with driver("oyez[login]"):
+        from oyez.gateway.login import Login
+        from oyez.gateway.users import Users
+    users = Users(settings.login, ambient, secret)
+    sessions = Sessions(settings, ambient, secret, users)
+    return sessions, Login(settings.login, ambient, secret, sessions, users)
 
 
 async def _well(exchange: Exchange) -> None:

@@ -29,3 +29,8 @@ def insufficient_scope(detail: str, scopes: Iterable[str] = ()) -> Refusal:
     if asked := " ".join(sorted(scopes)):
         said += f', scope="{asked}"'
     return Refusal(403, "insufficient_scope", detail, [(b"www-authenticate", said.encode())])
+
+
+def unmade() -> Refusal:
+    """Return the refusal of a session cookie that this gateway did not make, or has ended."""
+    return unauthorized("session_invalid", "the session cookie was not made here")

@@ -13,7 +13,7 @@ from oyez.gateway import after
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.health import Health
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
-from oyez.gateway.sessions import COOKIE, cookies, refuse_other_origins
+from oyez.gateway.sessions import COOKIE, HOST, LOGIN, cookies, refuse_other_origins
 from oyez.gateway.step import Answer
 from oyez.gateway.tunnel import CHANGES, Tunnels, asks_for_websocket, switches
 from oyez.gateway.upstream import Broken, Disconnected, ServiceConnection, Unreachable, Upstream
@@ -50,7 +50,8 @@ _REPLACED = {
 _ANSWER_REPLACED = {b"server", b"date", b"x-request-id"}
 _WITH_BODY = ("POST", "PUT", "PATCH")
 _OURS = (b"x-oyez-", b"x-forwarded-")
-_OUR_COOKIES = tuple(name.encode() + b"=" for name in (COOKIE, after.COOKIE))
+_OUR_NAMES = (COOKIE, f"{HOST}{COOKIE}", LOGIN, f"{HOST}{LOGIN}", after.COOKIE)
+_OUR_COOKIES = tuple(name.encode() + b"=" for name in _OUR_NAMES)
 
 # Twice is as good as once (RFC 9110, section 9.2.2).
 _IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
@@ -361,10 +362,10 @@ def _hop(address: str, client: str, host: str, scheme: str) -> bytes:
 
 
 def _cookie_lines(exchange: Exchange) -> bytes:
-    sent, ours_alone = exchange.values(b"cookie"), (COOKIE, after.COOKIE)
-    if not any(name in each for each in sent for name in ours_alone):
+    sent = exchange.values(b"cookie")
+    if not any("oyez_" in each for each in sent):
         return f"cookie: {'; '.join(sent)}\r\n".encode("latin-1")
-    jar = [f"{n}={v}" for n, v in cookies(sent) if n not in ours_alone]
+    jar = [f"{n}={v}" for n, v in cookies(sent) if n not in _OUR_NAMES]
     lines = f"cookie: {'; '.join(jar)}\r\n" if jar else ""
     token = "" if exchange.value(after.HEADER) else after.token_in(exchange)
     return (f"{lines}oyez-after: {token}\r\n" if token else lines).encode("latin-1")

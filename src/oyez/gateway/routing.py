@@ -26,11 +26,16 @@ def safe_path(exchange: Exchange) -> str:
         path = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
         raw = path = ""
-    plain = raw.startswith("/") and not _DISGUISED.search(raw)
+    plain = raw.startswith("/") and not is_disguised(raw)
     dots = any(segment in (".", "..") for segment in path.split("/"))
     if not plain or dots or any(ord(c) < 32 or ord(c) == 127 for c in path):
         raise Refusal(400, "bad_path", "the path is malformed or ambiguous")
     return path
+
+
+def is_disguised(path: str) -> bool:
+    """Return whether a path, as it is sent, is one that another reader may take for another."""
+    return _DISGUISED.search(path) is not None
 
 
 class Routes:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orders.events import (
+    CancellationAsked,
     OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
@@ -42,6 +43,7 @@ ORDER = {
 
 ANN = Principal(kind="session", issuer="session", subject="ann")
 BOB = Principal(kind="user", issuer="login", subject="bob")
+CLERK = Principal(kind="user", issuer="login", subject="carol", roles=frozenset({"clerk"}))
 
 
 async def place(system: System, principal: Principal = ANN) -> str:
@@ -212,6 +214,86 @@ async def test_a_provider_out_of_reach_undoes_it(running: Running) -> None:
         assert system.announced(OrderCancelled) == [
             OrderCancelled(order_id=order_id, reason="payment_unavailable")
         ]
+
+
+async def ask_to_cancel(system: System, order_id: str) -> int:
+    async with system.http("orders", CLERK) as client:
+        answer = await client.post(f"/clerk/orders/{order_id}/cancel")
+    return answer.status_code
+
+
+async def test_a_clerk_has_an_order_undone(running: Running) -> None:
+    """The goods first, then the money, then it is told; asking again changes nothing."""
+    async with running(service) as system:
+        order_id = await place(system)
+        await system.settled()
+        await system.publish(PaymentProcessed(order_id=order_id), service="payments")
+        await system.settled()
+        assert await ask_to_cancel(system, order_id) == 202
+        assert await ask_to_cancel(system, order_id) == 202
+        await system.settled()
+        asked = CancellationAsked(order_id=order_id)
+        assert system.announced(CancellationAsked) == [asked, asked]
+        told = [each for each in system.history() if each.type == "shop.order.cancellation-asked"]
+        assert {each.authid for each in told} == {CLERK.name}
+        assert system.announced(Release) == [Release(order_id=order_id)]
+        assert system.announced(Refund) == system.announced(OrderCancelled) == []
+        await system.publish(StockReleased(order_id=order_id), service="inventory")
+        await system.settled()
+        assert system.announced(Refund) == [Refund(order_id=order_id)]
+        await system.publish(PaymentRefunded(order_id=order_id), service="payments")
+        await system.settled()
+        assert system.announced(OrderCancelled) == [
+            OrderCancelled(order_id=order_id, reason="withdrawn")
+        ]
+        assert await status(system, order_id) == "cancelled"
+        assert await ask_to_cancel(system, order_id) == 409
+        assert system.announced(OrderConfirmed) == []
+
+
+async def test_a_confirmed_order_is_kept(running: Running) -> None:
+    """Also where the clerk was faster than the news of it, and it is confirmed all the same."""
+    async with running(service) as system:
+        order_id = await place(system)
+        for cls in (PaymentProcessed, StockReserved):
+            await system.publish(cls(order_id=order_id), service="others")
+        await system.settled()
+        assert await ask_to_cancel(system, order_id) == 409
+        await system.publish(ShipmentReady(order_id=order_id), service="shipping")
+        await system.settled()
+        assert await status(system, order_id) == "shipped"
+        assert await ask_to_cancel(system, "none") == 404
+    late = given(Fulfilment).when(placed("1"), PaymentProcessed(order_id="1"))
+    late.when(StockReserved(order_id="1"), CancellationAsked(order_id="1"))
+    late.when(ShipmentReady(order_id="1"))
+    late.then(ends="shipped")
+
+
+async def test_nobody_else_does_what_clerks_do(running: Running) -> None:
+    """The gateway asks for the role, and so does the service."""
+    async with running(service) as system:
+        order_id = await place(system, BOB)
+        for sender in (None, ANN, BOB):
+            async with system.http("orders", sender) as client:
+                assert (await client.get("/clerk/orders")).status_code == 403
+                asked = await client.post(f"/clerk/orders/{order_id}/cancel")
+                assert asked.status_code == 403
+        await system.settled()
+        assert system.announced(CancellationAsked) == []
+
+
+async def test_a_clerk_sees_the_orders_of_all(running: Running) -> None:
+    async with running(service) as system:
+        first, second = await place(system, ANN), await place(system, BOB)
+        await system.settled()
+        failed = PaymentFailed(order_id=first, reason="card_declined")
+        for event, by in ((failed, "payments"), (StockReleased(order_id=first), "inventory")):
+            await system.publish(event, service=by)
+            await system.settled()
+        async with system.http("orders", CLERK) as client:
+            orders = (await client.get("/clerk/orders")).json()["orders"]
+        shown = [(each["order_id"], each["status"], each["can_be_cancelled"]) for each in orders]
+        assert shown == [(second, "placed", True), (first, "cancelled", False)]
 
 
 @asynccontextmanager

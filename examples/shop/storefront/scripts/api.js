@@ -79,6 +79,16 @@ export const getOrder = (id) => request(`/orders/${encodeURIComponent(id)}`, { o
 /** The customer's orders, the newest first. The gateway sees to it that the last one is there. */
 export const getOrders = () => request("/orders", { own: true });
 
+/** Who is logged in: `{user}`, null for nobody; an error where nobody can log in. */
+export const getUser = () => request("/session");
+
+/** The newest orders of all customers, for a clerk. */
+export const getAllOrders = () => request("/clerk/orders");
+
+/** Have an order undone, for a clerk. */
+export const cancelOrder = (id) =>
+  request(`/clerk/orders/${encodeURIComponent(id)}/cancel`, { method: "POST" });
+
 /** Place an order; the same key never orders twice. */
 export const placeOrder = (order, key) =>
   request("/orders", {

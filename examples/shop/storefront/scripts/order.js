@@ -1,5 +1,6 @@
 // The page of one order: its stages as they happen.
 
+import { showAccount } from "./account.js";
 import { getOrders } from "./api.js";
 import { announce, byId, element, money, picture } from "./dom.js";
 import { follow } from "./feed.js";
@@ -32,6 +33,7 @@ const REASONS = {
   card_declined: "The card was declined.",
   payment_declined: "The card was declined.",
   out_of_stock: "One of the goods is out of stock.",
+  withdrawn: "The shop had to cancel it.",
 };
 const CONNECTIONS = {
   connecting: "connecting",
@@ -235,7 +237,7 @@ function unknown() {
   byId("order").setAttribute("aria-busy", "false");
   byId("headline").textContent = "We don’t know this order.";
   byId("reason").textContent =
-    "It may belong to another browser: an order is shown only where it was placed.";
+    "It may be somebody else’s: an order is shown to who placed it, in the browser or by login.";
   byId("reason").hidden = false;
   byId("connection").hidden = true;
   showWayOn("to-goods");
@@ -243,4 +245,5 @@ function unknown() {
 }
 
 byId("retry").addEventListener("click", start);
+showAccount();
 start();

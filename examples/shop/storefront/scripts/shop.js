@@ -1,5 +1,6 @@
 // The shop's page: catalogue, basket, checkout.
 
+import { showAccount } from "./account.js";
 import { getCatalogue, placeOrder } from "./api.js";
 import { announce, byId, element, money, picture } from "./dom.js";
 import {
@@ -265,4 +266,5 @@ addEventListener("pageshow", (event) => {
   busy(false);
   showBasket();
 });
+showAccount();
 showCatalogue();
