@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import hmac
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
@@ -30,7 +29,7 @@ from test_gateway import Clock as WallClock
 from oyez.ambient import SystemAmbient
 from oyez.config import Config
 from oyez.errors import ConfigurationError
-from oyez.gateway import gateway, keysets, tokens
+from oyez.gateway import keysets, tokens
 from oyez.gateway.exchange import Refusal
 from oyez.gateway.keysets import PAUSE, STALE, KeySet
 from oyez.gateway.tokens import KNOWN_SECONDS, Tokens
@@ -707,21 +706,6 @@ async def test_keys_in_a_file(tmp_path: Path) -> None:
             keyset(tmp_path, "keys.json")
         assert "gateway.issuers.staff.jwks: expected a file with a key for" in str(caught.value)
         assert reason in str(caught.value)
-
-
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("oyez.gateway.tokens", "oyez.gateway.keysets"):
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("jwt", "cryptography"):
-        with monkeypatch.context() as missing:
-            missing.setitem(sys.modules, name, None)
-            if name == "cryptography":
-                missing.setitem(sys.modules, "cryptography.exceptions", None)
-            config = settings(tmp_path, 1, table("staff", "https://login.example.com/keys"))
-            with pytest.raises(ConfigurationError, match=r"pip install 'oyez\[jwt\]'"):
-                gateway(config, SystemAmbient(), secret=b"x" * 32)
-    config = settings(tmp_path, 1)
-    gateway(config, SystemAmbient(), secret=b"x" * 32)
 
 
 # Any change of a token

@@ -345,8 +345,8 @@ async def _interrupted(exchange: Exchange) -> None:
 def _tokens(config: Config, ambient: Ambient) -> Tokens | None:
     if config.gateway is None or not config.gateway.issuers:
         return None
-    with driver("oyez[jwt]"):  # loaded where there are issuers alone: it takes time and memory
-        from oyez.gateway.tokens import Tokens
+    from oyez.gateway.tokens import Tokens  # where there are issuers alone: it takes memory
+
     return Tokens(config, ambient)
 
 

@@ -14,7 +14,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from oyez.adapters import driver
 from oyez.gateway.exchange import Refusal
 from oyez.gateway.http1 import Fields
 
@@ -181,8 +180,7 @@ def _decoded(secret: str, prefix: str) -> bytes:
 
 
 def _public_key(raw: bytes) -> Ed25519PublicKey:
-    with driver("oyez[webhooks]"):
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     try:
         return Ed25519PublicKey.from_public_bytes(raw)
     except ValueError:
