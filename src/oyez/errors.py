@@ -38,6 +38,8 @@
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
     ├── NotThere              permanent   a stream has no such partition or event, or no longer
+    ├── LoginFailed           permanent   a login does not end in a session
+    │   └── LoginDenied                   the provider did not let the person in
     ├── Unproven              permanent   who sends a request is not proven, or can't be told
     └── NotCreated            permanent   what a command reads does not exist yet
 
@@ -251,6 +253,24 @@ class NotRedriven(OyezError):
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+class LoginFailed(OyezError):
+    """A login does not end in a session.
+
+    ``code`` is for programs, the message for people. ``ours``: whether the provider or the
+    configuration is at fault, not who logs in.
+    """
+
+    def __init__(self, code: str, detail: str, *, ours: bool = False) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.ours = ours
+
+
+class LoginDenied(LoginFailed):
+    """The provider did not let the person in, or the person went back."""
 
 
 class Unproven(OyezError):

@@ -35,6 +35,7 @@ from joserfc.jwk import KeySet
 from oyez.ambient import Ambient
 from oyez.config import ProviderSettings
 from oyez.config.rules import is_web_address
+from oyez.errors import LoginDenied, LoginFailed
 
 PATIENCE = 600.0
 """Seconds that a person may take at the provider."""
@@ -59,23 +60,6 @@ _ERROR = re.compile(r"[a-z0-9_]{1,60}")
 _FIELDS = 32
 
 T = TypeVar("T")
-
-
-class LoginFailed(Exception):
-    """A login that does not end in a session: a code for programs, a line for people.
-
-    ``ours``: whether the provider or the configuration is at fault, not who logs in.
-    """
-
-    def __init__(self, code: str, detail: str, *, ours: bool = False) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.ours = ours
-
-
-class LoginDenied(LoginFailed):
-    """The provider did not let the person in, or the person went back."""
 
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True):

@@ -24,8 +24,8 @@ from test_gateway import Client, Clock, Upstream, listening, refused, serving, s
 
 from oyez.ambient import SystemAmbient
 from oyez.config import ProviderSettings, load
-from oyez.errors import ConfigurationError
-from oyez.oidc import AGAIN, FRESH, Attempt, LoginFailed, RelyingParty, found, names
+from oyez.errors import ConfigurationError, LoginFailed
+from oyez.oidc import AGAIN, FRESH, Attempt, RelyingParty, found, names
 from oyez.sealing import Seal
 
 SESSION, ATTEMPT = "oyez_session", "oyez_login"

@@ -25,6 +25,7 @@ from oyez.console.desk import Desk, desk, form
 from oyez.console.live import Live
 from oyez.console.pages import SCREENS
 from oyez.console.system import System, Unanswered
+from oyez.errors import LoginFailed
 
 if TYPE_CHECKING:
     from oyez.console.login import Login
@@ -190,7 +191,6 @@ async def _sign_in(request: Request) -> Response:
 
 def _by_provider(login: Login) -> Iterator[Route]:
     from oyez.console.login import BEGIN, CALLBACK
-    from oyez.oidc import LoginFailed
 
     async def begin(request: Request) -> Response:
         wanted = _local(request.query_params.get("next", "/"))

@@ -12,8 +12,9 @@ from starlette.responses import RedirectResponse, Response
 from oyez.ambient import Ambient
 from oyez.config import ConsoleLoginSettings
 from oyez.console.access import OPERATOR, READER, Person
+from oyez.errors import LoginFailed
 from oyez.logger import Logger
-from oyez.oidc import PATIENCE, Attempt, Identity, LoginFailed, RelyingParty, found
+from oyez.oidc import PATIENCE, Attempt, Identity, RelyingParty, found
 from oyez.runtime.audit import MAX_WHO
 from oyez.sealing import Seal
 

@@ -18,13 +18,14 @@ import msgspec
 
 from oyez.ambient import Ambient
 from oyez.config import LoginSettings
+from oyez.errors import LoginDenied, LoginFailed
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.http1 import Headers
 from oyez.gateway.routing import is_disguised
 from oyez.gateway.sessions import HOST, LOGIN, Sessions, cookies, refuse_other_origins, set_cookie
 from oyez.gateway.users import Users
 from oyez.logger import Logger
-from oyez.oidc import PATIENCE, Attempt, LoginDenied, LoginFailed, RelyingParty
+from oyez.oidc import PATIENCE, Attempt, RelyingParty
 from oyez.sealing import Seal
 
 PATHS = ("/login", "/login/callback", "/logout")
