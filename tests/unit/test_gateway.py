@@ -1049,7 +1049,8 @@ async def test_one_line_a_request_without_secrets(client: Client) -> None:
     assert [line["event"] for line in lines] == ["request"] * 3
     assert [line["route"] for line in lines] == ["/session", "/orders", "-"]
     assert [line["status"] for line in lines] == [204, 200, 404]
-    assert {"method", "ms", "request_id"} <= set(lines[0])
+    assert {"method", "ms", "request_id", "trace_id"} <= set(lines[0])
+    assert [line.get("sender") for line in lines] == [None, "api_key", None]
     assert "canary" not in repr(lines)
     assert client.cookies["oyez_session"] not in repr(lines)
 

@@ -9,6 +9,7 @@ from oyez.config.settings import BridgeSettings, Config, ProviderSettings, Route
 from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz", "/.well-known/jwks.json")
+_DESCRIPTIONS = ("/openapi.json", "/reference")
 _LOGIN_PATHS = ("/login", "/login/callback", "/logout")
 _RESERVED_ISSUERS = ("key", "session")
 FLOWS = "/flows"
@@ -28,6 +29,7 @@ def check(config: Config, fail: Fail) -> None:
     _check_names(config, fail)
     _check_bridges(config, fail)
     _check_issuers(config, fail)
+    _check_cors(config, fail)
     _check_routes(config, fail)
     _check_senders(config, fail)
     _check_own_paths(config, fail)
@@ -81,6 +83,13 @@ def _check_issuers(config: Config, fail: Fail) -> None:
         known[issuer.issuer] = name
 
 
+def _check_cors(config: Config, fail: Fail) -> None:
+    cors = config.gateway.cors if config.gateway else None
+    if cors is not None and cors.credentials and "*" in cors.origins:
+        expected = "the origins that may use sessions, each by name, as there are credentials"
+        fail(("gateway", "cors", "origins"), expected, '"*", every page there is')
+
+
 def _check_who_and_may(config: Config, route: Route, key: Key, fail: Fail) -> None:
     issuers = list(config.gateway.issuers) if config.gateway else []
     if config.gateway is not None and config.gateway.login is not None:
@@ -102,6 +111,8 @@ def _check_routes(config: Config, fail: Fail) -> None:
     taken: set[tuple[str, str]] = set()
     login = config.gateway is not None and config.gateway.login is not None
     reserved = (*_RESERVED_PATHS, *_LOGIN_PATHS) if login else _RESERVED_PATHS
+    if config.gateway is not None and config.gateway.openapi is not None:
+        reserved = (*reserved, *_DESCRIPTIONS)
     for index, route in enumerate(config.gateway.routes if config.gateway else ()):
         key: Key = ("gateway", "routes", index)
         dots = any(part in (".", "..") for part in route.path.split("/"))

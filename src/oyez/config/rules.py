@@ -37,6 +37,12 @@ _ISSUER = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:/[^\s?#]*)?")
 _KEY_SET = re.compile(
     r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[^\s#]*)?"
 )
+# As browsers write it: in lower case, without a path, and without the usual port of its scheme.
+_ORIGIN = re.compile(
+    r"(?!http://.*:80$)(?!https://.*:443$)"
+    r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::[1-9][0-9]{0,4})?"
+)
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'^_`|~+.-]{1,100}")
 _ALGORITHMS = (
     *("RS256", "RS384", "RS512"),
     *("PS256", "PS384", "PS512"),
@@ -432,6 +438,22 @@ def _loopback(host: str) -> bool:
         return False
 
 
+def origins() -> Rule:
+    """Return the rule of a list of origins, as browsers write them, or of ``["*"]``."""
+
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError
+        if value == ["*"]:
+            return ("*",)
+        if any(not isinstance(each, str) or not _ORIGIN.fullmatch(each) for each in value):
+            raise ValueError
+        return tuple(dict.fromkeys(value))
+
+    what = 'a list of origins such as "https://shop.example.com" (in lower case, without a path '
+    return Rule(what + 'and the usual port), or ["*"]', read)
+
+
 def streams() -> Rule:
     """Return the rule of a list of streams, or of beginnings of their names."""
 
@@ -512,6 +534,8 @@ STORAGE = storage()
 ISSUER = pattern('a URL such as "https://login.example.com"', _ISSUER)
 ISSUERS = _each("a list of issuers, the NAMEs of [gateway.issuers.NAME]", NAME)
 AUDIENCE = audience()
+ORIGINS = origins()
+HEADERS = _each('a list of names of headers such as "Content-Type"', _HEADER)
 JWKS = key_set()
 ALGORITHMS = algorithms()
 CLAIM = pattern('the name of a claim, or a path such as "realm_access.roles"', _TEXT)

@@ -99,7 +99,8 @@ class Route(_Settings, frozen=True, kw_only=True):
     "key" for an API key, "user" for a user that an issuer vouches for: one of ``issuers``, if that
     is set. Of the sender, all ``scopes`` and any of the ``roles`` are asked; ``claims`` are those
     that the service is told. ``stream`` is for answers without an end, such as server-sent events:
-    no total timeout. ``limits`` are the rate limits that hold for it, ``concurrency`` is how many
+    no total timeout. ``compress`` is for answers of text that share no secret with what a request
+    says. ``limits`` are the rate limits that hold for it, ``concurrency`` is how many
     of its requests are at work at once. ``idempotency`` has requests of unsafe methods answered
     once for each ``Idempotency-Key``, which they may or must have. ``websocket`` lets
     clients change to WebSocket.
@@ -121,6 +122,7 @@ class Route(_Settings, frozen=True, kw_only=True):
     roles: Annotated[tuple[str, ...], rules.ROLES] = ()
     claims: Annotated[tuple[str, ...], rules.CLAIMS] = ()
     stream: Annotated[bool, rules.truth()] = False
+    compress: Annotated[bool, rules.truth()] = False
     limits: Annotated[tuple[str, ...], rules.limits()] = ()
     concurrency: Annotated[int | None, rules.whole(1, 1_000_000)] = None
     idempotency: Annotated[
@@ -149,6 +151,44 @@ class IssuerSettings(_Settings, frozen=True, kw_only=True):
     leeway: Annotated[float, rules.upto(300, "seconds")] = 30.0
     scopes_claim: Annotated[str, rules.CLAIM] = "scope"
     roles_claim: Annotated[str, rules.CLAIM] = "roles"
+
+
+class CorsSettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[gateway.cors]``: what pages of other origins may do.
+
+    ``methods`` and ``headers`` are what they may send, as far as a route lets it through;
+    ``expose`` are the headers of answers that they may read. ``credentials`` lets them use the
+    session of their visitor. Browsers remember all of it for ``max_age`` seconds.
+    """
+
+    origins: Annotated[tuple[str, ...], rules.ORIGINS]
+    methods: Annotated[tuple[str, ...], rules.methods()] = (
+        *("GET", "HEAD", "POST"),
+        *("PUT", "PATCH", "DELETE"),
+    )
+    headers: Annotated[tuple[str, ...], rules.HEADERS] = (
+        *("Authorization", "Content-Type", "Idempotency-Key"),
+        *("If-Match", "If-None-Match", "Last-Event-ID", "Prefer", "X-Api-Key", "X-Request-Id"),
+    )
+    expose: Annotated[tuple[str, ...], rules.HEADERS] = (
+        *("ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy"),
+        *("Retry-After", "WWW-Authenticate", "X-Request-Id"),
+    )
+    credentials: Annotated[bool, rules.truth()] = False
+    max_age: Annotated[int, rules.whole(0, 86400, " of seconds")] = 600
+
+
+class OpenapiSettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[gateway.openapi]``: what the routes let through, described for people.
+
+    ``title`` is the system's name, if there is none. ``document`` is the path at which each service
+    has its own description. ``access`` says who may read what is made of them.
+    """
+
+    title: Annotated[str | None, rules.text("a title")] = None
+    version: Annotated[str, rules.text("a version")] = "1"
+    document: Annotated[str, rules.PATH] = "/openapi.json"
+    access: Annotated[Literal["public", "session"], rules.one_of("public", "session")] = "session"
 
 
 class SenderSettings(_Settings, frozen=True, kw_only=True):
@@ -273,6 +313,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     how many requests are at work at once, on all routes together. Above ``lag_limit`` seconds by
     which the event loop lags, requests are refused. ``access_log`` is the share of requests with a
     line in the log; failures always have one.
+    ``cors`` lets pages of other origins in, ``openapi`` describes what there is.
     ``jwks`` is where services of other folders and containers get the gateway's public keys.
     ``wait`` bounds how long a client may wait for the end of a flow, ``watchers`` how many clients
     may follow flows. ``tunnels`` is how many WebSockets may be open to services, each until both
@@ -303,6 +344,8 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     tunnels: Annotated[int, rules.whole(1, 1_000_000)] = 1000
     tunnel_timeout: Annotated[float, rules.number(86400, "seconds")] = 300.0
     issuers: dict[str, IssuerSettings] = {}
+    cors: CorsSettings | None = None
+    openapi: OpenapiSettings | None = None
     limits: dict[str, Limit] = {}
     ingest: IngestSettings | None = None
     webhooks: dict[str, WebhookSettings] = {}

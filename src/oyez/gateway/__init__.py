@@ -10,6 +10,7 @@
               app.py       the steps of one request, in order
               step.py      what a step is: a route pays for those that it uses
               routing.py   a safe path, and what answers there
+              cors.py      what pages of other origins may do
               access.py    who sends a request: each way of saying so is tried
               keys.py      by an API key
               keyfile.py   the file of API keys
@@ -27,6 +28,8 @@
               store.py     what the replicas of a gateway share
               identity.py  what its service is told of who sends it, under a signature
               static.py    the storefront's files
+              compression.py answers by gzip
+              openapi/     what there is, described for programs and people
               forward.py   to the service and back: headers rewritten
               after.py     a client's last token, for reading its own writes
               flows/       requests whose work goes on after the answer, until an event ends it

@@ -11,6 +11,8 @@ from oyez.ambient import Ambient
 from oyez.config import Config, GatewaySettings, Route
 from oyez.envelope import sampled
 from oyez.gateway.access import Access
+from oyez.gateway.compression import Compression
+from oyez.gateway.cors import Cors, is_preflight
 from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
 from oyez.gateway.flows import Flows, Records
 from oyez.gateway.flows.flows import ROUTE
@@ -21,6 +23,7 @@ from oyez.gateway.identity import Identity
 from oyez.gateway.ingest import ingest
 from oyez.gateway.keys import Keys
 from oyez.gateway.limits import Concurrency, Rates, Shedding
+from oyez.gateway.openapi import Openapi
 from oyez.gateway.permission import Permission
 from oyez.gateway.routing import Routes, safe_path
 from oyez.gateway.sessions import Sessions
@@ -79,6 +82,8 @@ class Gateway:
         self._tracer = tracer
         self._forwarder = Forwarder(config.gateway, ambient, tracer, tell)
         self._files = _files(config)
+        cors = config.gateway.cors
+        self._cors = None if cors is None else Cors(cors)
         shedding, rates = Shedding(config.gateway.lag_limit), Rates(config, ambient, tell)
         self._ingest = ingest(
             config, config.gateway, ambient, sender=NAME, tell=tell, tracer=tracer
@@ -91,6 +96,7 @@ class Gateway:
             Permission(),
             shedding,
             rates,
+            Compression(),  # after the answer was kept, as others may not accept it so
             once,
             *([self._flows] if self._flows is not None else []),
             Concurrency(config.gateway),  # who waits for the end of a flow holds no place
@@ -105,6 +111,10 @@ class Gateway:
             self._parts.append(self._ingest.publisher)
         if self._flows is not None:
             self._parts.append(self._flows)
+        self._openapi = None
+        if config.gateway.openapi is not None:
+            self._openapi = Openapi(config, config.gateway.openapi, ambient, self._forwarder.fetch)
+            self._parts.append(self._openapi)
         self._routes = self._routed(config, config.gateway.routes)
         self.draining = False
         """Whether it is about to stop."""
@@ -232,6 +242,10 @@ class Gateway:
             routed.add("/login", ["GET"], self._login.begin, exact=True)
             routed.add("/login/callback", ["GET"], self._login.callback, exact=True)
             routed.add("/logout", ["POST"], self._login.logout, exact=True)
+        if self._openapi is not None:
+            steps = [each for each in self._steps if each is not self._identity]
+            for route, answer in self._openapi.resources():
+                routed.add(route.path, route.methods, walk(steps, route, answer), exact=True)
         for route in routes:
             address = config.services[route.service].reached_at()
             if address is None:
@@ -257,6 +271,8 @@ class Gateway:
         routed.add(path, route.methods, walk(steps, route, answer), exact=True)
 
     async def _answer(self, exchange: Exchange) -> None:
+        if self._cors is not None:
+            self._cors.open(exchange)
         exchange.check_head()
         path = safe_path(exchange)
         target = self._routes.match(path)
@@ -264,6 +280,9 @@ class Gateway:
             await self._storefront(exchange, path)
             return
         exchange.label = target.label
+        if self._cors is not None and is_preflight(exchange):
+            await self._cors.preflight(exchange, target.answers)
+            return
         await target.answer(exchange.method)(exchange)
 
     async def _ready(self, exchange: Exchange) -> None:
@@ -290,10 +309,12 @@ class Gateway:
         return failed or share == 1 or (share > 0 and self._ambient.chance() < share)
 
     def _write_line(self, exchange: Exchange, seconds: float) -> None:
-        ended = {}
+        more: dict[str, str] = {}
+        if exchange.principal is not None:
+            more["sender"] = exchange.principal.kind  # of which kind, and not who
         if not exchange.complete:
             gone = isinstance(exchange.interruption, ClientGone)
-            ended = {"ended": "client gone" if gone else "cut off"}
+            more["ended"] = "client gone" if gone else "cut off"
         self._log.info(
             "request",
             method=exchange.method,
@@ -301,7 +322,7 @@ class Gateway:
             status=exchange.status,
             ms=round(seconds * 1000, 1),
             request_id=exchange.request_id,
-            **ended,
+            **more,
         )
 
 

@@ -107,6 +107,28 @@ class Forwarder:
         for upstream, _ in self._upstreams.values():
             upstream.close()
 
+    async def fetch(self, service: str, address: Listen, path: str, most: int) -> tuple[int, bytes]:
+        """Return the status and the body of what a service has at a path, for the gateway itself.
+
+        Raises :class:`Unreachable`, :class:`Broken`, also for more than ``most`` bytes, and
+        ``TimeoutError``.
+        """
+        upstream, content = self._upstream(service, address)[0], b""
+        request = f"GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: application/json\r\n\r\n"
+        async with self._ambient.timeout(self._settings.timeout):
+            connection = upstream.kept() or await upstream.connect()
+            try:
+                answer = await connection.ask(request.encode(), to_head=False)
+                while not connection.complete and len(content) <= most:
+                    content += connection.take()
+                    await connection.more()
+                content += connection.take()
+            finally:
+                connection.release()
+        if len(content) > most:
+            raise Broken("too large")
+        return answer.status, content
+
     def to(self, route: Route, address: Listen) -> Answer:
         """Return what answers the requests of a route: its service, at that address."""
         target = Target(route, address, *self._upstream(route.service, address))

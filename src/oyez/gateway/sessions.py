@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from oyez.ambient import Ambient
@@ -47,11 +48,13 @@ class Sessions:
         self._secret = secret
         self._users = users
         self._lifetime = settings.session_lifetime
+        cors = settings.cors
+        self._friends = frozenset(cors.origins if cors and cors.credentials else ())
         self._name = f"{HOST}{COOKIE}" if settings.tls else COOKIE
 
     def cookie(self, exchange: Exchange) -> str:
         """Return the value of ``Set-Cookie`` for a new session, or to renew the present one."""
-        refuse_other_origins(exchange)
+        refuse_other_origins(exchange, self._friends)
         try:
             present = self.principal(exchange)
         except Refusal:
@@ -104,7 +107,7 @@ class Sessions:
         else:
             principal = self._visitor(match)
         if exchange.method not in _SAFE_METHODS:
-            refuse_other_origins(exchange)
+            refuse_other_origins(exchange, self._friends)
         return principal
 
     def _visitor(self, match: re.Match[str] | None) -> Principal:
@@ -132,10 +135,15 @@ def set_cookie(name: str, value: str, age: float, same_site: str) -> str:
     return f"{name}={value}; Path=/; Max-Age={round(age)}; HttpOnly; SameSite={same_site}{secure}"
 
 
-def refuse_other_origins(exchange: Exchange) -> None:
-    """Refuse requests that a page of another site makes with the session cookie."""
+def refuse_other_origins(exchange: Exchange, friends: Collection[str] = ()) -> None:
+    """Refuse requests that a page of another site makes with the session cookie.
+
+    ``friends`` are the origins whose pages may.
+    """
     site = exchange.value(b"sec-fetch-site")
     origin = exchange.value(b"origin")
+    if origin in friends:
+        return
     authority = origin.partition("://")[2].lower() if origin is not None else None
     # A form of a page that sends no referrer has the origin "null"; the browser says it is ours.
     hidden = origin == "null" and site == "same-origin"

@@ -181,6 +181,7 @@ def _decoded(secret: str, prefix: str) -> bytes:
 
 def _public_key(raw: bytes) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     try:
         return Ed25519PublicKey.from_public_bytes(raw)
     except ValueError:
