@@ -168,6 +168,7 @@ def test_there_is_code_to_run() -> None:
             "bridges",
             "browsers",
             "console",
+            "large-systems",
             "limits",
             "login",
             "metrics",

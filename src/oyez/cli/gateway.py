@@ -1,8 +1,10 @@
-"""``oyez gateway``: the gateway alone, and the keys of its clients."""
+"""``oyez gateway``: the gateway alone, the keys of its clients, its routes for other proxies."""
 
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import click
 
@@ -53,6 +55,32 @@ def key(name: str, scopes: tuple[str, ...], roles: tuple[str, ...], expires: flo
     end = None if expires is None else project.ambient.now() + expires
     click.echo(add_key(project.config, name, scopes=scopes, roles=roles, expires=end))
     click.echo("oyez: it is shown this once, as only its digest is kept", err=True)
+
+
+@command.command("export")
+@click.argument("proxy", type=click.Choice(("nginx", "envoy")))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if anything can't be held there.")
+def export_command(proxy: str, output: Path | None, strict: bool) -> None:
+    """Write the gateway's routes, limits and headers for nginx or Envoy.
+
+    What the proxy can't hold is refused there: a route whose sender it can't know is not opened.
+    Each such thing is a line on standard error, and at the head of the file.
+    """
+    from oyez.gateway.export import export
+
+    text, missing = export(Project.open().config, proxy)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            output.write_text(text)
+        except OSError as error:
+            raise click.BadParameter(f"{output}: {error.strerror}", param_hint="-o") from None
+    for each in missing:
+        click.echo(f"oyez: not held by {proxy}: {each}", err=True)
+    if strict and missing:
+        sys.exit(1)
 
 
 def _serve() -> None:
