@@ -1,30 +1,35 @@
-"""The gateway against nginx: proxied requests over 16 connections that are kept, one in each.
+"""The gateway against nginx: proxied requests over connections that are kept, one in each.
 
 Both stand before the same service and add the same headers for it and for the client, as far as
-nginx knows them. The figure that a shared machine leaves alone is the CPU that a proxy's process
-spends on a request, and from it the requests that one core would carry.
+nginx knows them. wrk is the client of both. The figure that a shared machine leaves alone is the
+CPU that a proxy's process spends on a request, and from it the requests that one core would carry.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
 
-from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave, percentile
+import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
+
+from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave
 from benchmarks.http_peers import ANSWERED, POSTED
 from benchmarks.machine import Surroundings
 from benchmarks.servers import NotRunning
 
-CONNECTIONS = 16
+CONNECTIONS = (16, 256)
+USERS = 16
+_ISSUER = "https://login.example.com"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _GATEWAY = """
@@ -42,41 +47,66 @@ path = "/orders"
 service = "orders"
 access = "public"
 methods = ["GET", "POST"]
+[[gateway.routes]]
+path = "/held"
+service = "orders"
+access = "user"
+methods = ["GET", "POST"]
+limits = ["each"]
+[gateway.limits.each]
+rate = "100000/s"
+[gateway.issuers.login]
+issuer = "https://login.example.com"
+audience = ["shop"]
+jwks = "keys.json"
 """
 _NGINX = """
 daemon off; master_process off; pid nginx.pid; error_log error.log;
-events {{ worker_connections 256; }}
+events {{ worker_connections 1024; }}
 http {{
   access_log {log};
   keepalive_requests 1000000000; client_max_body_size 1m; server_tokens off;
   client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;
   uwsgi_temp_path temp; scgi_temp_path temp;
+  limit_req_zone $remote_addr zone=each:1m rate=100000r/s;
   upstream orders {{
-    server 127.0.0.1:{service}; keepalive 100; keepalive_requests 1000000000;
+    server 127.0.0.1:{service}; keepalive 256; keepalive_requests 1000000000;
   }}
   server {{
     listen 127.0.0.1:{port};
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    proxy_set_header Forwarded 'for="$remote_addr";host="$http_host";proto=$scheme';
+    proxy_set_header X-Forwarded-For $remote_addr;
+    proxy_set_header X-Forwarded-Host $http_host;
+    proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_set_header X-Request-Id $request_id;
+    proxy_set_header X-Oyez-Principal "";
+    proxy_set_header Authorization "";
+    add_header Content-Security-Policy "default-src 'self'; base-uri 'none'; form-action 'self'";
+    add_header X-Content-Type-Options nosniff;
+    add_header Referrer-Policy no-referrer;
+    add_header X-Frame-Options DENY;
+    add_header X-Request-Id $request_id;
     location / {{ return 404; }}
-    location /orders {{
-      proxy_pass http://orders; proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_set_header Forwarded 'for="$remote_addr";host="$http_host";proto=$scheme';
-      proxy_set_header X-Forwarded-For $remote_addr;
-      proxy_set_header X-Forwarded-Host $http_host;
-      proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Request-Id $request_id;
-      proxy_set_header X-Oyez-Principal "";
-      add_header Content-Security-Policy "default-src 'self'; base-uri 'none'; form-action 'self'";
-      add_header X-Content-Type-Options nosniff;
-      add_header Referrer-Policy no-referrer;
-      add_header X-Frame-Options DENY;
-      add_header X-Request-Id $request_id;
-    }}
+    location /orders {{ proxy_pass http://orders; }}
+    location /held {{ limit_req zone=each burst=100000 nodelay; proxy_pass http://orders; }}
   }}
 }}
 """
+# wrk can't read requests from a file: they are in its script, and it goes through them.
+_SCRIPT = """
+local requests, at = {{{requests}}}, 0
+function request() at = at % #requests + 1; return requests[at] end
+function done(summary, latency)
+  local failed = 0
+  for _, count in pairs(summary.errors) do failed = failed + count end
+  io.write(string.format('\\n{{"requests": %d, "us": %d, "failed": %d, "p50": %f, "p99": %f}}',
+    summary.requests, summary.duration, failed, latency:percentile(50), latency:percentile(99)))
+end
+"""
 _HEAD = (
-    "{method} /orders/{number:08x} HTTP/1.1\r\n"
+    "{method} {path}/{number:08x} HTTP/1.1\r\n"
     "Host: shop.example\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
     "Accept: application/json\r\n"
@@ -86,132 +116,150 @@ _HEAD = (
 
 
 async def run(here: Surroundings) -> Report:
-    """GET and POST of 1 KB without an access log, and GET with a line for each request."""
-    if shutil.which("nginx") is None:
-        raise NotRunning("nginx is not installed: apt-get install nginx-light")
-    seconds = 1.0 if here.quick else 3.0
-    rounds = here.pick(3, 9)
+    """GET and POST of 1 KB, without an access log; with tokens and a limit; and GET, logged."""
+    for program, package in (("nginx", "nginx-light"), ("wrk", "wrk")):
+        if shutil.which(program) is None:
+            raise NotRunning(f"{program} is not installed: apt-get install {package}")
+    seconds, rounds = here.pick(1, 2), here.pick(2, 7)
     rows: list[Row] = []
-    async with _proxies(here, logged=False) as proxies:
-        for method in ("GET", "POST"):
-            rows += await _compare(f"{method} 1 KB", proxies, method, seconds, rounds)
-    async with _proxies(here, logged=True) as proxies:
+    aims: list[Aim] = []
+    plain, held = Load("/orders", [""]), _tokens(here.ambient.now())
+    async with _proxies(here, held, logged=False) as proxies:
+        relay = proxies.pop("relay")
+        for load, what, share in ((plain, "", 0.5), (held, ", JWT and limit", 0.4)):
+            for method in ("GET", "POST"):
+                for connections in CONNECTIONS:
+                    case = f"{method}, {connections} connections{what}"
+                    ways = proxies if load is held else {**proxies, "relay": relay}
+                    for _, port in ways.values():
+                        await _check(port, load.requests(method))
+                    turn = partial(_turn, load.script(here, method), connections, seconds)
+                    rows += await _compare(case, ways, turn, rounds)
+                    aims += _aims(case, share)
+    async with _proxies(here, held, logged=True) as proxies:
         proxies.pop("relay")
-        rows += await _compare("GET, logged", proxies, "GET", seconds, rounds)
+        turn = partial(_turn, plain.script(here, "GET"), CONNECTIONS[0], seconds)
+        rows += await _compare("GET, logged", proxies, turn, rounds)
     return Report(
         benchmark="gateway",
-        about=f"a proxied request, {CONNECTIONS} connections; the first way is oyez",
+        about="a proxied request of 1 KB; the first way is oyez",
         rows=rows,
-        aims=[
-            Aim(
-                what=f"gateway, {case}, {what} beside nginx",
-                case=case,
-                figure=figure,
-                way="nginx",
-                **limit,
-            )
-            for case in ("GET 1 KB", "POST 1 KB")
-            for what, figure, limit in (
-                ("requests/s a core", "requests/s a core", {"at_least": 0.5}),
-                ("p99", "p99 ms", {"at_most": 2.0}),
-            )
-        ],
+        aims=aims,
         lacks={
-            "nginx": "sessions, API keys, methods by route, one budget for all bodies, traces, the "
-            "cookie for one's own writes; it reads requests more laxly",
+            "nginx": "sessions, API keys, tokens (it drops them unread, and limits an address), "
+            "methods by route, one budget for all bodies, traces, the cookie for one's own writes; "
+            "it reads requests more laxly",
             "relay": "it reads nothing: what uvloop itself costs between two sockets",
         },
         notes=[
-            "one process each; every answer was complete and every posted body arrived unchanged"
+            "one process each; every answer was 200, and every posted body arrived unchanged; "
+            "before each case the answers to its requests were compared whole"
         ],
     )
 
 
-async def _compare(
-    case: str, proxies: dict[str, tuple[int, int]], method: str, seconds: float, rounds: int
-) -> list[Row]:
-    ways = [
-        Way(name, partial(_turn, pid, port, method, seconds))
-        for name, (pid, port) in proxies.items()
+def _aims(case: str, share: float) -> list[Aim]:
+    return [
+        Aim(
+            what=f"gateway, {case}, {what} beside nginx",
+            case=case,
+            figure=figure,
+            way="nginx",
+            **limit,
+        )
+        for what, figure, limit in (
+            ("requests/s a core", "requests/s a core", {"at_least": share}),
+            ("p99", "p99 ms", {"at_most": 2.0}),
+        )
     ]
+
+
+class Load:
+    """What clients ask for: below a path, each with one of several lines in its head.
+
+    ``keys`` is the key set of the issuer of their tokens.
+    """
+
+    def __init__(self, path: str, lines: Sequence[str], keys: str = "") -> None:
+        self.keys = keys
+        self._path = path
+        self._lines = lines
+
+    def requests(self, method: str) -> list[bytes]:
+        """Return 64 requests, with all of the lines among them."""
+        return [
+            _request(method, self._path, number, self._lines[number % len(self._lines)])
+            for number in range(64)
+        ]
+
+    def script(self, here: Surroundings, method: str) -> Path:
+        """Return a script that has wrk send them."""
+        requests = ",".join(json.dumps(each.decode()) for each in self.requests(method))
+        path = here.fresh("wrk") / "script.lua"
+        path.write_text(_SCRIPT.format(requests=requests))
+        return path
+
+
+async def _compare(
+    case: str,
+    proxies: dict[str, tuple[int, int]],
+    turn: partial[Awaitable[Figures]],
+    rounds: int,
+) -> list[Row]:
+    ways = [Way(name, partial(turn, pid, port)) for name, (pid, port) in proxies.items()]
     return await interleave(case, ways, rounds)
 
 
-async def _turn(pid: int, port: int, method: str, seconds: float) -> Figures:
-    requests = [_request(method, number) for number in range(64)]
-    loop = asyncio.get_running_loop()
-    clients = [Client(requests) for _ in range(CONNECTIONS)]
-    for client in clients:
-        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)
-    cpu, start = _cpu(pid), time.perf_counter()
-    for client in clients:
-        client.begin(start + seconds)
-    await asyncio.gather(*(client.ended for client in clients))
-    took, cpu = time.perf_counter() - start, _cpu(pid) - cpu
-    latencies = [each for client in clients for each in client.latencies]
-    count = len(latencies)
+async def _turn(script: Path, connections: int, seconds: int, pid: int, port: int) -> Figures:
+    cpu = _cpu(pid)
+    process = await asyncio.create_subprocess_exec(
+        *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", f"{script}"),
+        f"http://127.0.0.1:{port}",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await process.communicate()
+    cpu = _cpu(pid) - cpu
+    if process.returncode:
+        raise NotRunning(f"wrk ended with {process.returncode}")
+    found = json.loads(printed.splitlines()[-1])
+    assert not found["failed"], f"{found['failed']} requests failed"
+    count = found["requests"]
     return {
         "requests/s a core": count / cpu,
         "µs CPU a request": cpu / count * 1e6,
-        "requests/s": count / took,
-        "p50 ms": percentile(latencies, 0.5) * 1000,
-        "p99 ms": percentile(latencies, 0.99) * 1000,
+        "requests/s": count / found["us"] * 1e6,
+        "p50 ms": found["p50"] / 1000,
+        "p99 ms": found["p99"] / 1000,
     }
 
 
-class Client(asyncio.Protocol):
-    """One connection that sends the next request when the last was answered."""
-
-    def __init__(self, requests: Sequence[bytes]) -> None:
-        self.latencies: list[float] = []
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._requests = requests
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where to write."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the turn, unless it has ended."""
-        if not self.ended.done():
-            self.ended.set_exception(ConnectionError("the proxy hung up"))
-
-    def begin(self, until: float) -> None:
-        """Send until then."""
-        self._until = until
-        self._sent = time.perf_counter()
-        self._transport.write(self._requests[0])
-
-    def data_received(self, data: bytes) -> None:
-        """Check an answer once it is complete, and send the next request."""
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        if not end or len(body) < len(ANSWERED):
-            if end and not head.startswith(b"HTTP/1.1 200 "):
-                self._fail(head)
-            return
-        if body != ANSWERED or not head.startswith(b"HTTP/1.1 200 "):
-            self._fail(head)
-            return
-        self._received = b""
-        now = time.perf_counter()
-        self.latencies.append(now - self._sent)
-        if now < self._until:
-            self._sent = now
-            self._transport.write(self._requests[len(self.latencies) % len(self._requests)])
-        else:
-            self.ended.set_result(None)
-            self._transport.close()
-
-    def _fail(self, head: bytes) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(AssertionError(f"a wrong answer: {head!r}"))
-        self._transport.abort()
+async def _check(port: int, requests: Sequence[bytes]) -> None:
+    """Compare the whole answer to each request, which wrk doesn't."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(15):
+        for request in requests:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 "), f"a wrong answer: {head!r}"
+            assert await reader.readexactly(len(ANSWERED)) == ANSWERED
+    writer.close()
 
 
-def _request(method: str, number: int) -> bytes:
-    head = _HEAD.format(method=method, number=number).encode()
+def _tokens(now: float) -> Load:
+    """Return the load of users with tokens, and the key that signed these."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": "1", "alg": "RS256"}
+    claims = {"iss": _ISSUER, "aud": "shop", "iat": int(now), "exp": int(now) + 86_400}
+    tokens = [
+        jwt.encode({**claims, "sub": f"user-{number}"}, key, "RS256", headers={"kid": "1"})
+        for number in range(USERS)
+    ]
+    lines = [f"Authorization: Bearer {each}\r\n" for each in tokens]
+    return Load("/held", lines, json.dumps({"keys": [public]}))
+
+
+def _request(method: str, path: str, number: int, line: str) -> bytes:
+    head = (_HEAD.format(method=method, path=path, number=number) + line).encode()
     if method == "GET":
         return head + b"\r\n"
     posted = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -220,12 +268,13 @@ def _request(method: str, number: int) -> bytes:
 
 @asynccontextmanager
 async def _proxies(
-    here: Surroundings, *, logged: bool
+    here: Surroundings, held: Load, *, logged: bool
 ) -> AsyncIterator[dict[str, tuple[int, int]]]:
     """Process and port of each way, in front of one service, until the block ends."""
     python = [sys.executable, "-m"]
     service, own, nginx, relay = _free_ports(4)
     folder = here.fresh("gateway")
+    (folder / "keys.json").write_text(held.keys)
     (folder / "oyez.toml").write_text(
         _GATEWAY.format(service=service, port=own, logged=int(logged))
     )

@@ -1,4 +1,4 @@
-"""A configuration of Envoy, for ``envoy -c FILE``: JSON, which is YAML that takes comments.
+"""A configuration of Envoy 1.36, for ``envoy -c FILE``: JSON, which is YAML that takes comments.
 
 Envoy matches a path as it was written. So one that services may read as another is refused first:
 all that is encoded and need not be.
@@ -17,6 +17,7 @@ from oyez.config import Config, GatewaySettings, IssuerSettings, Listen, Route
 from oyez.gateway.exchange import SECURITY
 from oyez.gateway.export.plan import (
     NOT_PASSED,
+    OUR_HEADERS,
     Missing,
     Place,
     lacks_of_any,
@@ -36,6 +37,8 @@ _CHARACTER = (
     r"|%(?:2[0-46-9A-Ca-c]|3[ACDEFacdef]|40|5[BDEbde]|60|7[B-Db-d]|[89A-Fa-f][0-9A-Fa-f]))"
 )
 _PATH = rf"/(?:{_CHARACTER}+/)*{_CHARACTER}*(?:\?.*)?"
+_CLAIMED = ("x-oyez-", "x-envoy-")
+"""Beginnings of headers that claim who sends a request, or tell Envoy how to send it on."""
 _DOTS = r"(?:/[^?]*)?/\.{1,2}(?:[/?].*)?"
 
 
@@ -78,6 +81,8 @@ def _lacks(settings: GatewaySettings, route: Route) -> str | None:
 
 
 def _missing(settings: GatewaySettings, opened: Sequence[Route]) -> Iterable[Missing]:
+    yield Missing("gateway", "a client's headers x-forwarded-… reach services, but for those set")
+    yield Missing("gateway", "a client's x-request-id is kept, whatever it is")
     yield Missing("gateway", "encoded letters, digits and dots in a path are refused (400)")
     yield Missing("gateway", "header_limit: it is rounded up to 1024 bytes")
     yield Missing("gateway", "cookies of the gateway that a client sends reach services")
@@ -132,6 +137,7 @@ def _listener(
         "request_timeout": _time(settings.timeout),
         "normalize_path": False,
         "merge_slashes": False,
+        "early_header_mutation_extensions": [_without(_CLAIMED)],
         "http_filters": [each for each in filters if each is not None],
         "route_config": _routes(config, settings, places, closed),
         **_client(settings),
@@ -193,7 +199,7 @@ def _routes(
         "request_headers_to_add": [
             _header(name, value, "OVERWRITE_IF_EXISTS_OR_ADD") for name, value in sent.items()
         ],
-        "response_headers_to_remove": ["x-oyez-identity", "x-oyez-principal"],
+        "response_headers_to_remove": [*OUR_HEADERS],
         "response_headers_to_add": [
             _header(name.decode(), value.decode(), "ADD_IF_ABSENT") for name, value in SECURITY
         ],
@@ -358,6 +364,17 @@ def _cluster_at(name: str, address: Listen, connect_timeout: float) -> _Tree:
 
 def _remote(issuer: IssuerSettings) -> bool:
     return "://" in issuer.jwks
+
+
+def _without(beginnings: Iterable[str]) -> _Tree:
+    """Return what takes a client's headers away before anything looks at them."""
+    removed = [{"remove_on_match": {"key_matcher": {"prefix": each}}} for each in beginnings]
+    config = {
+        "@type": f"{_TYPES}.extensions.http.early_header_mutation.header_mutation.v3"
+        ".HeaderMutation",
+        "mutations": removed,
+    }
+    return {"name": "envoy.http.early_header_mutation.header_mutation", "typed_config": config}
 
 
 def _filter(name: str, typed: _Tree) -> _Tree:

@@ -15,6 +15,7 @@ from oyez.gateway.exchange import SECURITY
 from oyez.gateway.export.plan import (
     NOT_PASSED,
     OUR_COOKIES,
+    OUR_HEADERS,
     Missing,
     Place,
     lacks_of_any,
@@ -101,6 +102,9 @@ def _lacks(settings: GatewaySettings, route: Route) -> str | None:
 
 
 def _missing(settings: GatewaySettings, limits: Iterable[Limit]) -> Iterator[Missing]:
+    named = ", ".join(OUR_HEADERS)
+    yield Missing("gateway", f"a client's headers x-oyez-… reach services, but for {named}")
+    yield Missing("gateway", "a client's headers x-forwarded-… reach services, but for those set")
     yield Missing("gateway", "timeout: it is that between two reads, not of a whole request")
     yield Missing("gateway", "header_limit: up to 1024 bytes more, in any number of headers")
     yield Missing("gateway", "connections: those of each worker; new ones are not let in above it")
@@ -256,8 +260,7 @@ def _server(settings: GatewaySettings) -> Iterator[str]:
     yield "add_header cache-control $oyez_cache always;"
     yield "add_header retry-after $oyez_wait always;"
     yield "proxy_http_version 1.1; proxy_next_upstream off; proxy_max_temp_file_size 0;"
-    yield "proxy_hide_header x-request-id; proxy_hide_header x-oyez-principal;"
-    yield "proxy_hide_header x-oyez-identity;"
+    yield from (f"proxy_hide_header {name};" for name in ("x-request-id", *OUR_HEADERS))
     # A service has no say in which files and addresses nginx looks at.
     yield "proxy_ignore_headers X-Accel-Redirect X-Accel-Limit-Rate X-Accel-Charset;"
     for name in NOT_PASSED:

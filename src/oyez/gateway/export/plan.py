@@ -153,8 +153,6 @@ def _of_the_gateway(settings: GatewaySettings) -> Iterable[Missing]:
     said = [
         "services are not told who asks: they refuse any identity that the gateway has not signed",
         "one's own writes: no cookie oyez_after is set, nor passed on as Oyez-After",
-        f"headers x-oyez-… and x-forwarded-… other than {', '.join(OUR_HEADERS)} and those set "
-        "here reach services",
         "buffer_limit: no one budget for all bodies",
         "a service that fails again and again is still asked, and no request is sent twice",
     ]
