@@ -130,7 +130,9 @@ async def run(here: Surroundings) -> Report:
             for method in ("GET", "POST"):
                 for connections in CONNECTIONS:
                     case = f"{method}, {connections} connections{what}"
-                    ways = proxies if load is held else {**proxies, "relay": relay}
+                    ways = dict(proxies)
+                    if load is plain and connections == CONNECTIONS[0]:
+                        ways["relay"] = relay
                     for _, port in ways.values():
                         await _check(port, load.requests(method))
                     turn = partial(_turn, load.script(here, method), connections, seconds)

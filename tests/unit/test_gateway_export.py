@@ -50,6 +50,9 @@ jwks = "https://login.example.com:8443/keys"
 rate = "3/h"
 burst = 3
 by = "route"
+[gateway.limits.often]
+rate = "100/s"
+by = "route"
 [gateway.limits.each]
 rate = "2/min"
 by = "address"
@@ -87,6 +90,17 @@ path = "/seldom"
 service = "orders"
 access = "public"
 limits = ["visits"]
+[[gateway.routes]]
+path = "/one"
+service = "orders"
+access = "public"
+stream = true
+concurrency = 1
+[[gateway.routes]]
+path = "/twice"
+service = "orders"
+access = "public"
+limits = ["often", "visits"]
 [[gateway.routes]]
 path = "/gone"
 service = "away"
@@ -386,12 +400,17 @@ async def test_a_service_that_is_away_is_told_of(both: Both) -> None:
 
 
 @with_nginx
-async def test_nginx_passes_on_a_stream_as_it_comes(both: Both) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", both.nginx.port)
-    writer.write(b"GET /open/live HTTP/1.1\r\nhost: x\r\n\r\n")
-    async with asyncio.timeout(10):
-        await reader.readuntil(b"data: 1\n\n")
-    writer.close()
+async def test_a_stream_comes_as_it_goes_and_holds_its_place(both: Both) -> None:
+    for each in both[:2]:
+        assert (await each.ask("/one"))[0] == 200
+        reader, writer = await asyncio.open_connection("127.0.0.1", each.port)
+        writer.write(b"GET /one/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            await reader.readuntil(b"data: 1\n\n")
+        status, headers, content = await each.ask("/one")
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert json.loads(content)["code"] == "overloaded"
+        writer.close()
 
 
 @with_nginx
@@ -421,9 +440,11 @@ def test_the_file_names_what_it_does_not_hold(
             'GET HEAD /open/closed: refused, access = "session" is known to the gateway alone',
             'POST /orders: refused, access = "session" is known to the gateway alone',
             'GET HEAD /mine: refused, access = "user" needs tokens checked, which nginx can\'t',
+            "GET HEAD /twice: refused, limit visits is less than one in a minute",
             "GET HEAD /seldom: refused, limit visits is less than one in a minute",
         ),
         "envoy": (
+            "GET HEAD /twice: refused, Envoy holds one limit of a route",
             "GET HEAD /staff: refused, scopes and roles are checked by the gateway alone",
             'GET HEAD /rated: refused, limit each by = "address" needs a rate limit service',
         ),
@@ -453,7 +474,7 @@ def routed(tmp_path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_envoy_has_no_way_to_what_it_cannot_hold(tmp_path: Path) -> None:
     tree, routes = routed(tmp_path)
     ways = {route["match"]["path_separated_prefix"]: route for route in routes if "route" in route}
-    assert sorted(ways) == ["/gone", "/mine", "/open", "/open/live", "/orders", "/seldom"]
+    assert sorted(ways) == ["/gone", "/mine", "/one", "/open", "/open/live", "/orders", "/seldom"]
     clusters = {each["name"] for each in tree["static_resources"]["clusters"]}
     assert {route["route"]["cluster"] for route in ways.values()} <= clusters
     assert ways["/orders"]["match"]["headers"][0]["string_match"]["safe_regex"]["regex"] == (

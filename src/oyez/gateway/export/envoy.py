@@ -72,6 +72,8 @@ def write(config: Config, settings: GatewaySettings) -> tuple[str, list[Missing]
 
 
 def _lacks(settings: GatewaySettings, route: Route) -> str | None:
+    if route.access == "user" and not _vouching(settings, route):
+        return "no issuer vouches for its users"
     if len(route.limits) > 1:
         return "Envoy holds one limit of a route"
     for limit in (settings.limits[name] for name in route.limits):
@@ -269,13 +271,16 @@ def _tokens(config: Config, issuers: Sequence[IssuerSettings]) -> _Tree:
         "@type": f"{_TYPES}.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         "providers": {each.name: _provider(config, each) for each in issuers},
         "requirement_map": {
-            name: {"requires_any": {"requirements": [{"provider_name": each} for each in names]}}
-            if len(names) > 1
-            else {"provider_name": names[0]}
+            name: _of_any(names)
             for name, names in asked.items()
             if set(names) <= {each.name for each in issuers}
         },
     }
+
+
+def _of_any(names: Sequence[str]) -> _Tree:
+    each = [{"provider_name": name} for name in names]
+    return {"requires_any": {"requirements": each}} if len(each) > 1 else {**each[0]}
 
 
 def _provider(config: Config, issuer: IssuerSettings) -> _Tree:

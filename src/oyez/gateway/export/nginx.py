@@ -253,8 +253,8 @@ def _server(settings: GatewaySettings) -> Iterator[str]:
     for name in ("allow", "wait", "next", "route", "service"):
         yield f'set $oyez_{name} "";'
     yield "set $oyez_cache no-store;"
-    for name, _ in SECURITY:
-        yield f"add_header {name.decode()} $oyez_{name.decode().replace('-', '_')} always;"
+    for name in (each.decode() for each, _ in SECURITY):
+        yield f"add_header {name} $oyez_{name.replace('-', '_')} always;"
     yield "add_header x-request-id $oyez_id always;"
     yield "add_header allow $oyez_allow always;"
     yield "add_header cache-control $oyez_cache always;"
