@@ -506,6 +506,17 @@ def test_envoy_checks_tokens_where_users_are_asked_for(tmp_path: Path) -> None:
     assert tokens["requirement_map"][asked] == {"provider_name": "login"}
 
 
+def test_envoy_has_no_way_for_users_that_nobody_vouches_for(tmp_path: Path) -> None:
+    text = configured(tmp_path, 9001, 9000).path.read_text()
+    before, _, after = text.partition("[gateway.issuers.login]")
+    path = tmp_path / "oyez.toml"
+    path.write_text(before + after[after.index("[gateway.limits") :].replace('["login"]', "[]"))
+    found = export(load(path, {}), "envoy")
+    assert "GET HEAD /mine: refused, no issuer vouches for its users" in map(str, found.missing)
+    assert '"path_separated_prefix": "/mine"' in found.text
+    assert "jwt_authn" not in found.text
+
+
 @pytest.mark.parametrize("name", REQUESTS)
 def test_envoy_takes_no_path_that_the_gateway_refuses(name: str) -> None:
     import re

@@ -86,6 +86,7 @@ def _missing(settings: GatewaySettings, opened: Sequence[Route]) -> Iterable[Mis
     yield Missing("gateway", "a client's headers x-forwarded-… reach services, but for those set")
     yield Missing("gateway", "a client's x-request-id is kept, whatever it is")
     yield Missing("gateway", "encoded letters, digits and dots in a path are refused (400)")
+    yield Missing("gateway", "access_log: no line is written")
     yield Missing("gateway", "header_limit: it is rounded up to 1024 bytes")
     yield Missing("gateway", "cookies of the gateway that a client sends reach services")
     yield Missing("gateway", "request bodies with a content encoding reach services")
