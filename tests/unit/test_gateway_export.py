@@ -12,14 +12,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from test_gateway import Upstream, listening, serving
 
 from oyez.cli.gateway import command
-from oyez.config import Config, load
+from oyez.config import Config, GatewaySettings, Route, load
 from oyez.gateway.export import export
 from oyez.gateway.export.envoy import _CHARACTER, _DOTS, _PATH
+from oyez.gateway.export.plan import SAID_OF_ROUTES, SAID_OF_THE_GATEWAY
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 with_nginx = pytest.mark.skipif(
@@ -531,3 +533,48 @@ def test_envoy_takes_no_path_that_the_gateway_refuses(name: str) -> None:
     if name not in ("not UTF-8", "overlong UTF-8", "surrogate"):
         assert bool(taken) == (name not in refused)
     assert re.fullmatch(_CHARACTER, "%63") is None
+
+
+def test_every_setting_is_written_or_said_to_be_missing() -> None:
+    """A setting that the export does not know would be left out, and nobody would see it."""
+    for schema, said in ((Route, SAID_OF_ROUTES), (GatewaySettings, SAID_OF_THE_GATEWAY)):
+        assert {field.name for field in msgspec.structs.fields(schema)} == said
+
+
+def test_what_only_the_gateway_can_do_is_refused_or_said(tmp_path: Path) -> None:
+    more = """
+    [gateway.cors]
+    origins = ["https://shop.example.com"]
+    [gateway.openapi]
+    [gateway.login]
+    issuer = "https://login.example.com"
+    client_id = "shop"
+    """
+    routes = """
+    [[gateway.routes]]
+    path = "/slow"
+    service = "orders"
+    access = "public"
+    methods = ["POST"]
+    until = ["shop.order.shipped"]
+    [[gateway.routes]]
+    path = "/talk"
+    service = "orders"
+    access = "public"
+    websocket = true
+    [[gateway.routes]]
+    path = "/text"
+    service = "orders"
+    access = "public"
+    compress = true
+    """
+    text = SETTINGS.format(service=1, away=2, listen=3, more=more) + routes
+    (tmp_path / "oyez.toml").write_text(text)
+    (tmp_path / "web").mkdir()
+    missing = [str(each) for each in export(load(tmp_path, {}), "nginx").missing]
+    for where in ("POST /slow: refused, until", "GET HEAD /talk: refused, websocket"):
+        assert any(each.startswith(where) for each in missing), where
+    for where in ("/login", "/login/callback", "/logout", "/openapi.json", "/reference"):
+        assert any(each.startswith(f"{where}: refused") for each in missing), where
+    for where in ("gateway: cors", "gateway: compress"):
+        assert any(each.startswith(where) for each in missing), where

@@ -9,8 +9,10 @@ from oyez.config.settings import BridgeSettings, Config, ProviderSettings, Route
 from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz", "/.well-known/jwks.json")
-_DESCRIPTIONS = ("/openapi.json", "/reference")
-_LOGIN_PATHS = ("/login", "/login/callback", "/logout")
+DESCRIPTIONS = ("/openapi.json", "/reference")
+"""Where the gateway describes the API."""
+LOGIN_PATHS = ("/login", "/login/callback", "/logout")
+"""Where people log in and out."""
 _RESERVED_ISSUERS = ("key", "session")
 FLOWS = "/flows"
 """Where the gateway tells of the flows of routes with ``until``."""
@@ -110,9 +112,9 @@ def _check_who_and_may(config: Config, route: Route, key: Key, fail: Fail) -> No
 def _check_routes(config: Config, fail: Fail) -> None:
     taken: set[tuple[str, str]] = set()
     login = config.gateway is not None and config.gateway.login is not None
-    reserved = (*_RESERVED_PATHS, *_LOGIN_PATHS) if login else _RESERVED_PATHS
+    reserved = (*_RESERVED_PATHS, *LOGIN_PATHS) if login else _RESERVED_PATHS
     if config.gateway is not None and config.gateway.openapi is not None:
-        reserved = (*reserved, *_DESCRIPTIONS)
+        reserved = (*reserved, *DESCRIPTIONS)
     for index, route in enumerate(config.gateway.routes if config.gateway else ()):
         key: Key = ("gateway", "routes", index)
         dots = any(part in (".", "..") for part in route.path.split("/"))
@@ -177,7 +179,7 @@ def _check_own_paths(config: Config, fail: Fail) -> None:
     if gateway.ingest is not None:
         own.append((("gateway", "ingest", "path"), gateway.ingest.path))
     own += [(("gateway", "webhooks", n, "path"), each.at()) for n, each in gateway.webhooks.items()]
-    taken = {route.path for route in gateway.routes} | {*_RESERVED_PATHS, *_LOGIN_PATHS, "/"}
+    taken = {route.path for route in gateway.routes} | {*_RESERVED_PATHS, *LOGIN_PATHS, "/"}
     for key, path in own:
         if path in taken or any(part in (".", "..") for part in path.split("/")):
             fail(key, "a path that nothing else uses", f'"{path}"')

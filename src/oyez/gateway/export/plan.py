@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from oyez.config import Config, GatewaySettings, Route
+from oyez.config.checks import DESCRIPTIONS, LOGIN_PATHS
 from oyez.gateway.after import COOKIE as AFTER
 from oyez.gateway.exchange import Refusal, problem
 from oyez.gateway.sessions import COOKIE as SESSION
@@ -30,6 +31,22 @@ NOT_PASSED = (
     "x-real-ip",
 )
 """Headers of a client that no service sees."""
+
+
+SAID_OF_ROUTES = frozenset(
+    "path service methods access issuers scopes roles claims stream compress limits concurrency "
+    "idempotency websocket until within show".split()
+)
+"""The settings of routes that are written, refused or named here: all there are."""
+SAID_OF_THE_GATEWAY = frozenset(
+    "listen static body_limit buffer_limit header_limit timeout connect_timeout connections "
+    "concurrency tls trusted_proxies access_log issuers cors openapi limits ingest webhooks login "
+    "routes "
+    # These need no word: the routes that use them are refused, or they are of the process alone.
+    "admin store grace lag_limit session_lifetime keys jwks wait watchers tunnels tunnel_timeout "
+    "idempotency".split()
+)
+"""Those of the gateway."""
 
 
 class Missing(NamedTuple):
@@ -89,6 +106,10 @@ def lacks_of_any(route: Route) -> str | None:
         return "scopes and roles are checked by the gateway alone"
     if route.idempotency != "off":
         return f'idempotency = "{route.idempotency}" is held by the gateway alone'
+    if route.until:
+        return "until: what becomes of the work is told by the gateway alone"
+    if route.websocket:
+        return "websocket: who may open one is checked by the gateway alone"
     return None
 
 
@@ -146,6 +167,10 @@ def _closed(settings: GatewaySettings) -> dict[str, str]:
         found[settings.ingest.path] = "events are taken in by the gateway alone"
     for webhook in settings.webhooks.values():
         found[webhook.at()] = "webhooks are taken in by the gateway alone"
+    if settings.login is not None:
+        found |= dict.fromkeys(LOGIN_PATHS, "the gateway logs in alone")
+    if settings.openapi is not None:
+        found |= dict.fromkeys(DESCRIPTIONS, "the gateway describes the API alone")
     return found
 
 
@@ -158,6 +183,10 @@ def _of_the_gateway(settings: GatewaySettings) -> Iterable[Missing]:
     ]
     if any(route.limits for route in settings.routes):
         said.append("limits: no RateLimit headers, and replicas share no count")
+    if any(route.compress for route in settings.routes):
+        said.append("compress: answers are passed on as they are")
+    if settings.cors is not None:
+        said.append("cors: pages of other origins are not let in")
     return [Missing("gateway", each) for each in said]
 
 

@@ -12,6 +12,7 @@ import msgspec
 from oyez import strict_json
 from oyez.ambient import Ambient
 from oyez.config import Config, Listen, OpenapiSettings, Route
+from oyez.config.checks import DESCRIPTIONS
 from oyez.errors import InvalidEvent
 from oyez.gateway.exchange import Exchange
 from oyez.gateway.openapi.merged import Allowed, Description, Node, Unusable, merged
@@ -31,7 +32,6 @@ FRESH = 60.0
 FRESH_IN_PART = 5.0
 """The same, where one of them was left out."""
 
-_PATHS = ("/openapi.json", "/reference")
 _JSON = (b"content-type", b"application/json")
 
 
@@ -63,7 +63,7 @@ class Openapi:
 
     def resources(self) -> Iterable[tuple[Route, Answer]]:
         """Return what the gateway has of its own for it, as routes, and what answers there."""
-        for path, answer in zip(_PATHS, (self._document, self._reference), strict=True):
+        for path, answer in zip(DESCRIPTIONS, (self._document, self._reference), strict=True):
             yield Route(path=path, service="", access=self._settings.access, compress=True), answer
 
     async def open(self) -> None:
