@@ -25,7 +25,10 @@ from oyez.tables import INBOX_RETENTION
 MOST = 16
 """The number of events that a token may name."""
 
-_ENTRY = re.compile(r"([^\s;,]{1,500});([^\s;,]{1,200})(?:;([^\s;,]{1,200}))?")
+_ENTRY = re.compile(
+    r"([^\s\x00-\x1f\x7f;,]{1,500});([^\s\x00-\x1f\x7f;,]{1,200})"
+    r"(?:;([^\s\x00-\x1f\x7f;,]{1,200}))?"
+)
 
 
 class Known(msgspec.Struct, frozen=True):

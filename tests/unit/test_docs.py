@@ -54,6 +54,7 @@ GUIDE = [page for page in PAGES if page.parent.name == "guide" or page.name == "
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
 _FILE = re.compile(r"(?:#|--) ((?:[\w-]+/)*[\w-]+\.(?:py|sql))\n")
+_TEST = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MACHINE = re.compile(r"(?<![\w.}/~])/(?:work|home|root|Users)/")
@@ -176,6 +177,7 @@ def test_there_is_code_to_run() -> None:
             "options",
             "performance",
             "runbook",
+            "security",
         )
     }
 
@@ -205,6 +207,25 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     headings = _HEADING.findall(prose(page))
     return {re.sub(r"[^\w -]", "", each.lower()).strip().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
+    missing = []
+    for file, test in _TEST.findall(prose(page)):
+        found = [*(ROOT / "tests").rglob(file), *(ROOT / "examples").rglob(file)]
+        if not any(f"def {test}(" in each.read_text() for each in found):
+            missing.append(f"{file}::{test}")
+    assert missing == []
+
+
+def test_each_point_of_owasp_has_tests() -> None:
+    text = (ROOT / "docs" / "guide" / "security.md").read_text()
+    rows = re.findall(r"^\| \*\*(API\d+)\*\* .*$", text, re.MULTILINE)
+    assert rows == [f"API{number}" for number in range(1, 11)]
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith(("| |", "| ---", "| input")):
+            assert _TEST.search(line), line
 
 
 def test_the_index_leads_to_every_page() -> None:

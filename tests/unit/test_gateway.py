@@ -327,7 +327,7 @@ async def test_a_client_reads_its_own_writes(client: Client, upstream: Upstream)
     assert upstream.seen[-1]["map"][b"oyez-after"] == first.encode()
 
 
-@pytest.mark.parametrize("broken", ["%", "e30", "A" * 4_000, "L3M7aWQ7dA,"])
+@pytest.mark.parametrize("broken", ["%", "e30", "A" * 4_000, "L3M7aWQ7dA,", "L3M7aWQ7dAdA"])
 async def test_a_token_that_was_not_made_here_is_left_out(
     client: Client, upstream: Upstream, broken: str
 ) -> None:
@@ -381,6 +381,8 @@ AMBIGUOUS = [
     "/open/./x",
     "/open/%zz",
     "/open/%ff",
+    "/open/closed#x",
+    "/open?a#b",
     "/open/%0d%0ax",
     "http://evil/open",
     "*",

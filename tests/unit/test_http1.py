@@ -131,6 +131,7 @@ LOOSE_ANSWERS = [
     b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n",
     b"HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n",
     b"HTTP/1.1 200 OK\r\na : b\r\n\r\n",
     b"HTTP/1.1 20 OK\r\n\r\n",

@@ -47,11 +47,35 @@ _REPLACED = {
     b"x-real-ip",
     b"x-request-id",
 }
+# With these a client names another method, path, host or address than those that were judged:
+# frameworks and proxies believe some of them.
+_OVERRIDING = {
+    b"cf-connecting-ip",
+    b"client-ip",
+    b"fastly-client-ip",
+    b"true-client-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-host",
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
+    b"x-original-forwarded-for",
+    b"x-original-host",
+    b"x-original-method",
+    b"x-original-uri",
+    b"x-original-url",
+    b"x-override-url",
+    b"x-remote-addr",
+    b"x-remote-ip",
+    b"x-rewrite-url",
+}
+_DROPPED = _HOP_BY_HOP | _REPLACED | _OVERRIDING
 _ANSWER_REPLACED = {b"server", b"date", b"x-request-id"}
 _WITH_BODY = ("POST", "PUT", "PATCH")
 _OURS = (b"x-oyez-", b"x-forwarded-")
 _OUR_NAMES = (COOKIE, f"{HOST}{COOKIE}", LOGIN, f"{HOST}{LOGIN}", after.COOKIE)
-_OUR_COOKIES = tuple(name.encode() + b"=" for name in _OUR_NAMES)
+_OUR_COOKIES = tuple(name.encode() for name in _OUR_NAMES)
 
 # Twice is as good as once (RFC 9110, section 9.2.2).
 _IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
@@ -320,20 +344,34 @@ def _for_the_client(exchange: Exchange, target: Target, answered: Fields) -> Hea
         headers = [
             (name, value)
             for name, value in headers
-            if name != b"set-cookie" or not value.startswith(_OUR_COOKIES)
+            if name != b"set-cookie" or _cookie_name(value) not in _OUR_COOKIES
         ]
     if b"location" in answered:
-        own = f"http://{target.address}/".encode()
+        own = f"http://{target.address}".encode()
         headers = [
-            (
-                name,
-                value[len(own) - 1 :] if name == b"location" and value.startswith(own) else value,
-            )
+            (name, _location(value, own) if name == b"location" else value)
             for name, value in headers
         ]
     if after.HEADER in answered:
         headers += after.cookie_for(exchange, answered[after.HEADER])
     return headers
+
+
+def _cookie_name(value: bytes) -> bytes:
+    """Return the name by which a browser sends back what it is told to set.
+
+    It drops blanks around the name, and sends what has an empty name without the first "=".
+    """
+    return value.lstrip(b"= \t").partition(b"=")[0].rstrip(b" \t")
+
+
+def _location(value: bytes, own: bytes) -> bytes:
+    """Return where an answer leads, without the address of the service that is its ``own``."""
+    if not value.startswith(own + b"/"):
+        return value
+    path = value[len(own) :]
+    # Alone, what begins with two slashes is a host; to browsers "\" is one, and a tab is nothing.
+    return b"/." + path if path[1:2] in (b"/", b"\\", b"\t") else path
 
 
 def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> bytes:
@@ -405,7 +443,7 @@ def _passing(fields: Fields, passes: Callable[[bytes], bool]) -> Headers:
 
 @lru_cache(maxsize=256)
 def _passes_on(name: bytes) -> bool:
-    return _plain(name) not in _HOP_BY_HOP | _REPLACED and not _plain(name).startswith(_OURS)
+    return _plain(name) not in _DROPPED and not _plain(name).startswith(_OURS)
 
 
 @lru_cache(maxsize=256)

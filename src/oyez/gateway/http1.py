@@ -27,6 +27,8 @@ _MOST_LINE = 4096
 
 _VISIBLE = bytes(range(0x21, 0x7F))
 _TEXT = b"\t " + _VISIBLE + bytes(range(0x80, 0x100))
+# A target has no fragment: a server that cuts one off would see another path than was admitted.
+_TARGET = _VISIBLE.replace(b"#", b"")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 # A first byte that begins no method, half of CRLF, or a line that continues the previous one.
@@ -96,8 +98,10 @@ def request_head(head: bytes) -> RequestHead:
     """Return what the head of a request says. Raises :class:`Malformed`."""
     line, fields = _lines(head)
     words = line.split(b" ")
-    if len(words) != 3 or words[2] not in _OLD or words[1].translate(None, _VISIBLE):
+    if len(words) != 3 or not words[1] or words[2] not in _OLD:
         raise Malformed("no request line")
+    if words[1].translate(None, _TARGET):
+        raise Malformed("not the target of a request")
     old = _OLD[words[2]]
     if len(fields.get(b"host", ())) != 1 and not (old and b"host" not in fields):
         raise Malformed("not one host")
@@ -271,10 +275,11 @@ def _answer_body(status: int, fields: Fields, old: bool, to_head: bool) -> Body:
     if b"transfer-encoding" in fields and (old or b"content-length" in fields):
         raise Malformed("the length is given twice, or in a way that HTTP/1.0 lacks")
     length = _length(fields) if b"content-length" in fields else None
+    chunked = _chunked(fields) if b"transfer-encoding" in fields else None
     if to_head or status in (204, 304) or status < 200:
         return Sized(0)
-    if b"transfer-encoding" in fields:
-        return _chunked(fields)
+    if chunked is not None:
+        return chunked
     return UntilClosed() if length is None else Sized(length)
 
 

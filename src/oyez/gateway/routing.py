@@ -10,9 +10,11 @@ from urllib.parse import unquote_to_bytes
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.step import Answer
 
-# Separators and dots that are encoded once or more often: a service that decodes once more than the
-# gateway, or cuts at ";", would see another path than the one admitted.
-_DISGUISED = re.compile(r"//|;|\\|%(?:25)*(?:2e|2f|5c|3b|00)|%(?![0-9a-f]{2})", re.IGNORECASE)
+# Encoded separators and dots, and whatever is encoded twice: a service that decodes once more than
+# the gateway, or cuts at ";", would see another path than the one admitted.
+_DISGUISED = re.compile(
+    r"//|;|\\|%(?:2e|2f|5c|3b|00)|%25[0-9a-f]{2}|%(?![0-9a-f]{2})", re.IGNORECASE
+)
 # Most paths: nothing is encoded, and no segment is empty or begins with a dot.
 _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*+)++")
 
