@@ -191,6 +191,18 @@ async def test_who_may_not_pass_is_refused(tmp_path: Path) -> None:
         assert len(service.seen) == 1
 
 
+async def test_pages_of_origins_with_credentials_pass(tmp_path: Path) -> None:
+    more = """
+        [gateway.cors]
+        origins = ["https://pages.example"]
+        credentials = true
+    """
+    async with talking(tmp_path, more) as (_, client), asyncio.timeout(30):
+        async with through(client, origin="https://pages.example"):
+            pass
+        assert await refusal(through(client, origin="https://evil.example")) == 403
+
+
 async def test_what_a_service_answers_else_passes(tmp_path: Path) -> None:
     """Also where the route does not let WebSockets pass, or the client asks for none."""
     upstream = Upstream()

@@ -354,6 +354,11 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     routes: tuple[Route, ...] = ()
 
     @property
+    def friends(self) -> tuple[str, ...]:
+        """The other origins whose pages may use the sessions of their visitors."""
+        return self.cors.origins if self.cors is not None and self.cors.credentials else ()
+
+    @property
     def uses_store(self) -> bool:
         """Whether anything is kept in ``store``: limits are not, in a file."""
         limited = not self.store.startswith("sqlite:") and any(each.limits for each in self.routes)

@@ -238,7 +238,7 @@ class Forwarder:
 
         Raises :class:`Refusal` as `_send` does, and where the page of another site asks.
         """
-        refuse_other_origins(exchange)
+        refuse_other_origins(exchange, self._settings.friends)
         if exchange.unread:
             raise Refusal(400, "unexpected_body", "a request for a WebSocket has no body")
         with self.tunnels.counted():

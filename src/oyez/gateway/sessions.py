@@ -48,8 +48,7 @@ class Sessions:
         self._secret = secret
         self._users = users
         self._lifetime = settings.session_lifetime
-        cors = settings.cors
-        self._friends = frozenset(cors.origins if cors and cors.credentials else ())
+        self._friends = settings.friends
         self._name = f"{HOST}{COOKIE}" if settings.tls else COOKIE
 
     def cookie(self, exchange: Exchange) -> str:

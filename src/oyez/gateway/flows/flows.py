@@ -175,7 +175,7 @@ class Flows:
         # Loaded when it is first used: most gateways never are.
         from oyez.gateway.websocket import GOING_AWAY, NORMAL, WebSocket
 
-        refuse_other_origins(exchange)
+        refuse_other_origins(exchange, self._settings.friends)
         told = Told("")
         with self._index.watching(begun) as changed:
             socket = WebSocket(self._ambient, changed)
