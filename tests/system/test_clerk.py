@@ -52,10 +52,15 @@ async def test_the_books_balance_whatever_a_clerk_cancels(shop: Shop) -> None:
     asked: set[str] = set()
     async with httpx.AsyncClient(base_url=shop.url, timeout=30) as clerk:
         await log_in(clerk, "carol")
+        # Else an order may be paid and confirmed before anybody has seen it.
+        weather = f"http://127.0.0.1:{shop.ports['8090']}/weather"
+        (await clerk.post(weather, json={"mode": "slow"})).raise_for_status()
         trading = asyncio.create_task(demo.place_orders(project, ORDERS, 7, lambda: None))
         while not trading.done():
             await cancel_all(clerk, asked)
         accepted = await trading
+        await cancel_all(clerk, asked)
+        (await clerk.post(weather, json={"mode": "fair"})).raise_for_status()
     books = await demo.settle(project, accepted, lambda _: None)
     assert books.problems == []
     withdrawn = {order_id for order_id in accepted if books.status(order_id).endswith("withdrawn")}
