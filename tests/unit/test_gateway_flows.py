@@ -15,15 +15,26 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_gateway import KEY, Client, Clock, broken, listening, refused, serving, settings
+from test_gateway import (
+    KEY,
+    Client,
+    Clock,
+    Upstream,
+    broken,
+    listening,
+    refused,
+    serving,
+    settings,
+)
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from oyez.ambient import SystemAmbient
+from oyez.cli.gateway import _records
 from oyez.config import Config, load
 from oyez.envelope import format_time
 from oyez.errors import BrokerUnavailable, ConfigurationError
-from oyez.gateway import gateway, server
+from oyez.gateway import server
 from oyez.gateway.admin import Observer
 from oyez.gateway.exchange import FLOW
 from oyez.gateway.flows import flows, index
@@ -32,6 +43,7 @@ from oyez.gateway.flows.index import Index
 from oyez.gateway.flows.watch import Told
 from oyez.inspection.records import BrokerRecords
 from oyez.listening import bind
+from oyez.logger import configure
 from oyez.observe.metrics import Metrics
 from oyez.ports import Record
 from oyez.principal import Principal
@@ -971,11 +983,28 @@ def test_no_route_takes_the_place_of_the_status_resources(tmp_path: Path) -> Non
         load(toml, {})
 
 
-def test_a_broker_without_history_is_refused(tmp_path: Path) -> None:
+def test_a_broker_without_history_has_no_records(tmp_path: Path) -> None:
     for url in ("sns+sqs://eu-west-1", "amqp://localhost:1?queue=quorum", "memory:"):
         config(tmp_path, 1)
         settled = load(tmp_path / "oyez.toml", {"OYEZ_BROKER": url})
         with pytest.raises(ConfigurationError, match="keeps history, as a route has until"):
             BrokerRecords(Project(settled))
-    with pytest.raises(ValueError, match="a route has until"):
-        gateway(config(tmp_path, 1), SystemAmbient(), secret=b"s" * 32)
+
+
+def test_the_gateway_says_where_until_can_not_be_held(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config(tmp_path, 1)
+    for url, held in (("embedded:.oyez/e.db", True), ("amqp://localhost:1?queue=quorum", False)):
+        settled = load(tmp_path / "oyez.toml", {"OYEZ_BROKER": url})
+        configure("json")
+        assert (_records(Project(settled)) is not None) is held
+        assert ("until is not held" in capfd.readouterr().err) is not held
+
+
+async def test_without_records_a_route_answers_as_its_service_does(tmp_path: Path) -> None:
+    async with listening(Upstream()) as port, serving(config(tmp_path, port)) as client:
+        answer = await client.post("/work/open", headers={"prefer": "wait=5"})
+        assert (answer.status_code, answer.text) == (200, "hello ")
+        assert "link" not in answer.headers
+        assert (await client.get("/flows/x")).status_code == 404

@@ -112,13 +112,17 @@ async def _run(project: Project) -> None:
 
 
 def _records(project: Project) -> Records | None:
-    """Return the records of the brokers where a route needs them."""
+    """Return the records of the brokers where a route needs them, and they can be read again."""
     settings = project.config.gateway
     if settings is None or not any(route.until for route in settings.routes):
         return None
     from oyez.inspection.records import BrokerRecords  # most gateways need none of it
 
-    return BrokerRecords(project)
+    try:
+        return BrokerRecords(project)
+    except ConfigurationError as error:
+        Logger().warning("until is not held: routes answer as their services do", reason=str(error))
+        return None
 
 
 def _ready(listen: Listen, admin: Listen) -> None:

@@ -54,7 +54,8 @@ def gateway(
     """Return the gateway of a configuration; ``secret`` signs its sessions and flows.
 
     ``tell`` receives a signal for each request. ``tracer`` records spans; None where none are
-    recorded. ``records`` are those of the brokers, which routes with ``until`` need. Raises
+    recorded. ``records`` are those of the brokers: without them routes answer as if they had no
+    ``until``. Raises
     :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it names are missing
     or readable for others.
     """
@@ -377,9 +378,7 @@ def _flows(
     settings = config.gateway
     if settings is None or not any(route.until for route in settings.routes):
         return None
-    if records is None:
-        raise ValueError("a route has until: the gateway needs the records of the brokers")
-    return Flows(config, settings, ambient, secret, records)
+    return None if records is None else Flows(config, settings, ambient, secret, records)
 
 
 def _files(config: Config) -> Files | None:
