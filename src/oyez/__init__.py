@@ -5,7 +5,7 @@ The public names. `oyez.testing` has the test harness, `oyez.errors` every error
 
 from oyez.contract import parse
 from oyez.errors import InvalidEvent, OyezError, RetryLater
-from oyez.event import Command, Event, event
+from oyez.event import Command, Event, event, upcast
 from oyez.handler import Retry
 from oyez.parameters import Context
 from oyez.personal import Personal
@@ -43,4 +43,5 @@ __all__ = [
     "event",
     "migrates",
     "parse",
+    "upcast",
 ]

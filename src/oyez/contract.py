@@ -63,20 +63,45 @@ def _check_values(event: object) -> None:
 def decode(kind: EventType, data: bytes, dataschema: str | None = None) -> Any:
     """Return the typed event in ``data``.
 
-    Raises UnknownVersion when ``dataschema`` names a newer version than ``kind``, and InvalidEvent,
-    naming the field, when the data does not fit.
+    Data whose ``dataschema`` names an older version than ``kind`` goes through its upcasts first.
+    Raises UnknownVersion for a newer one, and InvalidEvent, naming the field, when the data does
+    not fit.
     """
     if dataschema is not None and dataschema != kind.dataschema:
         match = _SCHEMA.fullmatch(dataschema)
-        if match and match["name"] == kind.name and int(match["version"]) > kind.version:
-            raise UnknownVersion(
-                f"{kind.name} has version {match['version']}; this service knows up to "
-                f"{kind.version}: deploy it with the newer contract, then redrive"
-            )
+        if match and match["name"] == kind.name:
+            version = int(match["version"])
+            if version > kind.version:
+                raise UnknownVersion(
+                    f"{kind.name} has version {version}; this service knows up to "
+                    f"{kind.version}: deploy it with the newer contract, then redrive"
+                )
+            if kind.upcasts:
+                data = _upcast(kind, data, version)
     try:
         return kind.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(error) from error
+
+
+def _upcast(kind: EventType, data: bytes, version: int) -> bytes:
+    """Return data of an older version as the class expects it."""
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(error) from error
+    for since in sorted(each for each in kind.upcasts if each >= version):
+        if not isinstance(value, dict):
+            raise InvalidEvent("$", f"is to be upcast from version {since}: expected an object")
+        try:
+            value = kind.upcasts[since](value)
+        except Exception as error:  # a function of the user's may raise anything
+            problem = f"can't be upcast from version {since}: {type(error).__name__}: {error}"
+            raise InvalidEvent("$", problem) from error
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidEvent("$", f"can't be encoded after its upcast: {error}") from error
 
 
 def parse(kind: type[T], data: bytes, *, most: int = MAX_DATA) -> T:

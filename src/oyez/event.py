@@ -23,9 +23,11 @@ does not declare are ignored when an event is decoded.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, dataclass_transform
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -42,8 +44,11 @@ SERVICE = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
 _ATTRIBUTE = "__oyez_event_type__"
+_UPCASTS = "__oyez_upcasts__"
 
 T = TypeVar("T")
+Upcast: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes the data of one version of an event that of the next."""
 
 
 class EventType(msgspec.Struct, frozen=True):
@@ -64,6 +69,12 @@ class EventType(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         force_setattr(self, "dataschema", f"urn:oyez:{self.name}:{self.version}")
+
+    @property
+    def upcasts(self) -> Mapping[int, Upcast]:
+        """What was declared by `upcast`, by the version of the data that each takes."""
+        found: dict[int, Upcast] = vars(self.cls).get(_UPCASTS, {})
+        return MappingProxyType(found)
 
     def key(self, event: object) -> str | None:
         """Return the event's key as text, or None for a type without one.
@@ -176,6 +187,33 @@ def event(
     def declare(cls: Any) -> Any:
         _declare(cls, type, key, version, stream, to)
         return cls
+
+    return declare
+
+
+def upcast(cls: type, *, since: int) -> Callable[[Upcast], Upcast]:
+    """Declare how data of version ``since`` of an event becomes that of the next version.
+
+    The function takes the decoded data, may change it, and returns it; it is pure, and a plain
+    ``def``. Data of an old version goes through all of them, from its own version up to that of the
+    class; where there is none for a version, data stays as it is. Raises DeclarationError.
+    """
+    kind = describe(cls)
+    place = f"{cls.__module__}.{cls.__qualname__}"
+    if not 1 <= since < kind.version:
+        raise DeclarationError(
+            f"{place}: upcast(since={since}): expected a version before that of the class, "
+            f"{kind.version}: declare it with version={since + 1}"
+        )
+
+    def declare(function: Upcast) -> Upcast:
+        if inspect.iscoroutinefunction(function):
+            raise DeclarationError(f"{place}: upcast(since={since}): expected def, not async def")
+        declared = dict(kind.upcasts)
+        if since in declared:
+            raise DeclarationError(f"{place}: upcast(since={since}) is declared twice")
+        setattr(cls, _UPCASTS, declared | {since: function})
+        return function
 
     return declare
 

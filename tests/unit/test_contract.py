@@ -9,9 +9,9 @@ import msgspec
 import pydantic
 import pytest
 
-from oyez import Event, event, parse
+from oyez import Event, event, parse, upcast
 from oyez.contract import decode, encode
-from oyez.errors import BadJson, InvalidEvent, UnknownVersion
+from oyez.errors import BadJson, DeclarationError, InvalidEvent, UnknownVersion
 from oyez.event import MAX_DATA, describe
 
 
@@ -213,3 +213,71 @@ def test_what_only_looks_like_it_is_published() -> None:
     )
     assert decode(describe(Measured), encode(describe(Measured), whole)) == whole
     assert encode(describe(Measured), Measured(sensor="1", value=None))
+
+
+class Renamed(Event, type="test.contract.renamed", key="order_id", version=4):
+    order_id: str
+    cents: int
+    currency: str
+
+
+@upcast(Renamed, since=1)
+def in_cents(data: dict[str, Any]) -> dict[str, Any]:
+    data["cents"] = round(data.pop("price") * 100)
+    return data
+
+
+@upcast(Renamed, since=3)
+def in_euro(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "currency": "EUR"}
+
+
+@pytest.mark.parametrize(
+    ("version", "data", "cents", "currency"),
+    [
+        (1, b'{"order_id": "1", "price": 1.5}', 150, "EUR"),
+        (2, b'{"order_id": "1", "cents": 7}', 7, "EUR"),
+        (3, b'{"order_id": "1", "cents": 7}', 7, "EUR"),
+        (4, b'{"order_id": "1", "cents": 7, "currency": "USD"}', 7, "USD"),
+    ],
+)
+def test_data_of_an_older_version_is_upcast(
+    version: int, data: bytes, cents: int, currency: str
+) -> None:
+    found = decode(describe(Renamed), data, f"urn:oyez:test.contract.renamed:{version}")
+    assert found == Renamed(order_id="1", cents=cents, currency=currency)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b'{"order_id": "1"}', "can't be upcast from version 1: KeyError: 'price'"),
+        (b"[]", "expected an object"),
+        (b"{", "Input data was truncated"),
+        (b"\xff", "codec can't decode|JSON is malformed"),
+        (b'{"price": 1}', "missing required field `order_id`"),
+    ],
+)
+def test_what_can_not_be_upcast_is_an_invalid_event(data: bytes, problem: str) -> None:
+    with pytest.raises(InvalidEvent, match=problem):
+        decode(describe(Renamed), data, "urn:oyez:test.contract.renamed:1")
+
+
+def test_an_event_of_this_version_or_of_none_is_not_upcast() -> None:
+    data = b'{"order_id": "1", "cents": 7, "currency": "USD"}'
+    for schema in (None, "urn:oyez:test.contract.other:1", "https://example.com/schema"):
+        assert decode(describe(Renamed), data, schema).currency == "USD"
+
+
+def test_an_upcast_is_declared_for_an_older_version_once() -> None:
+    for since in (0, 4, 5):
+        with pytest.raises(DeclarationError, match="expected a version before"):
+            upcast(Renamed, since=since)
+    with pytest.raises(DeclarationError, match="twice"):
+        upcast(Renamed, since=1)(in_cents)
+
+    async def slow(data: dict[str, Any]) -> dict[str, Any]:
+        return data
+
+    with pytest.raises(DeclarationError, match="not async def"):
+        upcast(Renamed, since=2)(slow)  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ def test_oyez() -> None:
         "event",
         "migrates",
         "parse",
+        "upcast",
     ]
 
 
