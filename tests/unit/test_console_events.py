@@ -372,7 +372,7 @@ async def test_contracts_are_shown_with_their_fields_and_faults(world: World) ->
     page = await world.page("/contracts")
     assert "shop.order.placed" in page.text
     assert "E18" in page.text
-    assert "the field cents is number, and string is expected" in page.text
+    assert "TYPE_NARROWED: cents: it is integer, and string is expected" in page.text
     assert "E01 <bdi>nobody handles shop.order.cancelled, which orders publishes" in page.text
     assert "E02" not in page.text  # its handler permits it
     one = await world.page("/contracts/one", type="shop.order.placed")

@@ -31,6 +31,7 @@ _COMMANDS = {
     "replay": "Handle a service's history once more, and compare.",
     "lag": "Show partitions, owners, positions and lag.",
     "topology": "Show who publishes what and who reacts.",
+    "contracts": "Export contracts, check them, show what changed.",
     "doctor": "Check configuration, files, connections and migrations.",
 }
 

@@ -53,7 +53,7 @@ def rows(between: Between, faults: Iterable[Misfit]) -> list[Row]:
         found.append(
             Row(
                 type=name,
-                versions=tuple(sorted({each.outline.version for each in classes})),
+                versions=tuple(sorted({each.version for each in classes})),
                 to=next((each.to for each in classes if each.to), None),
                 publishers=tuple(published),
                 readers=tuple(f"{service}.{each.handler}" for service, each in readings),
@@ -73,7 +73,7 @@ def fields(
         Field(
             path=path,
             types=tuple(each.fields.get(path) for each in given),
-            required=any(path in each.outline.required for each in given),
+            required=any(path in each.required for each in given),
             personal=any(path in each.personal for each in (*given, *read)),
             readers=tuple(each.fields.get(path) for each in read),
         )

@@ -39,7 +39,7 @@ CODES = {
     "E15": "what is outside of the service is called within a transaction",
     "E16": "a handler outside of a transaction that can't give its calls an idempotency key",
     "E17": "retries that go on for longer than duplicates are recognised",
-    "E18": "a handler expects fields or a version that the publisher does not have",
+    "E18": "a handler that can't read every event of its publisher",
     "E19": "personal data that a service keeps, and is not told to forget",
     "E20": "keyed state whose rows no longer fit it",
     "E21": "a service is to read events from the beginning that are deleted",

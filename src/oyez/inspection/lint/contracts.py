@@ -14,14 +14,19 @@ from typing import Literal
 
 import msgspec
 
+from oyez.contracts.between import faults_between
+from oyez.contracts.model import Published, Read
+from oyez.contracts.schema import Schema, read, written
 from oyez.event import EventType
-from oyez.inspection.lint.shapes import Outline, outline, shape_of, why_unfit
+from oyez.inspection.lint.shapes import shape_of
 from oyez.personal import personal_fields
 from oyez.saga import SagaType
 from oyez.service import Service
 
 FIELDS = 500
 """The most fields of a class that are told, those within its fields included."""
+SHOWN = 300
+"""The most characters that are shown of an event that can't be read."""
 OWN = "oyez."
 """How the names of types begin that a service gets from Oyez itself, such as timers."""
 
@@ -40,7 +45,12 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
     """The types of each field, and of what is in it, such as ``lines[].sku``, for people."""
     personal: tuple[str, ...]
     """The fields that tell something of a person."""
-    outline: Outline
+    version: int
+    required: tuple[str, ...]
+    """The fields that it can't be decoded without."""
+    schema: Schema | None
+    """What a publisher writes, or what a handler reads; None if JSON Schema can't tell it."""
+    upcasts: tuple[int, ...] = ()
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,11 +92,11 @@ def contracts_of(service: Service) -> Contracts:
     """Return the contracts of a service."""
     return Contracts(
         service=service.name,
-        publishes=tuple(_contract(kind) for kind in service.publishes),
+        publishes=tuple(_contract(kind, written(kind.cls)) for kind in service.publishes),
         reads=tuple(
             Reading(
                 handler=handler.name,
-                contract=_contract(kind),
+                contract=_contract(kind, read(kind.cls)),
                 stream=handler.stream,
                 answer=any(
                     isinstance(each.kind, SagaType) and kind.name in each.kind.answers
@@ -133,19 +143,29 @@ class Between:
         return [found for rule in rules for found in rule(self)]
 
 
-@lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
-def _contract(kind: EventType) -> Contract:
-    shape = shape_of(kind.cls, kind.version).fields or dict.fromkeys(kind.fields, "")
+def _contract(kind: EventType, schema: Schema | None) -> Contract:
+    shape, required = _told(kind)
     marked = set(personal_fields(kind.cls))
-    fields = dict(sorted(shape.items())[:FIELDS])
     return Contract(
         type=kind.name,
         key=kind.key_field,
         to=kind.to,
-        fields=fields,
-        personal=tuple(path for path in fields if _IN_MANY.sub("", path) in marked),
-        outline=outline(kind),
+        fields=shape,
+        personal=tuple(path for path in shape if _IN_MANY.sub("", path) in marked),
+        version=kind.version,
+        required=required,
+        schema=schema,
+        upcasts=tuple(sorted(kind.upcasts)),
     )
+
+
+@lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
+def _told(kind: EventType) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The first fields with their types, and the names of those that must be there."""
+    shape = shape_of(kind.cls, kind.version).fields or dict.fromkeys(kind.fields, "")
+    schema = read(kind.cls) or {}
+    top = schema["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    return dict(sorted(shape.items())[:FIELDS]), tuple(sorted(top.get("required", ())))
 
 
 def _unheard(between: Between) -> Iterator[Misfit]:
@@ -212,16 +232,47 @@ def _key_differs(between: Between) -> Iterator[Misfit]:
 
 def _misfit(between: Between) -> Iterator[Misfit]:
     for service, reading, owner, published in _pairs(between):
-        problem = why_unfit(published.outline, reading.contract.outline)
-        if problem:
+        given, needed = _published(published), _needed(reading)
+        for each in faults_between(owner, published.type, given, service, needed):
+            if each.rule == "KEY_CHANGED" or each.level != "error":
+                continue  # E05 is about keys
+            shown = "" if each.witness is None else f"; it can't read {_short(each.witness)}"
+            place = "" if each.path == "$" else f"{each.path.removeprefix('$.')}: "
             yield _at(
                 "E18",
                 service,
                 reading,
                 f"{service}.{reading.handler} can't read the {published.type} of {owner}: "
-                f"{problem}",
-                "change the handler's class, or publish a new version",
+                f"{each.rule}: {place}{each.reason}{shown}",
+                each.remedy,
             )
+
+
+def _published(contract: Contract) -> Published:
+    return Published(
+        version=contract.version,
+        key=contract.key,
+        stream="",
+        to=contract.to,
+        personal=contract.personal,
+        schema=contract.schema,
+    )
+
+
+def _needed(reading: Reading) -> Read:
+    return Read(
+        type=reading.contract.type,
+        version=reading.contract.version,
+        key=reading.contract.key,
+        stream=reading.stream,
+        handlers=(reading.handler,),
+        upcasts=reading.contract.upcasts,
+        schema=reading.contract.schema,
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 _OF_ALL: tuple[Callable[[Between], Iterator[Misfit]], ...] = (_unheard, _unsaid)

@@ -16,65 +16,23 @@ _ABSENT = "absent"
 # -- events ----------------------------------------------------------------------------------------
 
 
-class Outline(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides whether data of one class of an event fits another."""
-
-    version: int
-    required: tuple[str, ...] = ()
-    """The fields that must be there."""
-    types: dict[str, tuple[str, ...]] | None = None
-    """The JSON types that each field may have; None for a class that msgspec can't read."""
-
-
-def outline(kind: EventType) -> Outline:
-    """Return the outline of an event class."""
-    found = _fields(kind)
-    if found is None:
-        return Outline(version=kind.version)
-    required, fields = found
-    types = {name: tuple(sorted(each)) for name, each in fields.items()}
-    return Outline(version=kind.version, required=tuple(sorted(required)), types=types)
-
-
-def why_unfit(published: Outline, handled: Outline) -> str:
-    """Return why data of the one class does not fit the other; empty if nothing is known of it."""
-    if handled.version < published.version:
-        return f"version {published.version} is published, and {handled.version} is handled"
-    given, expected = published.types, handled.types
-    if given is None or expected is None:
-        return ""
-    missing = sorted(set(handled.required) - given.keys())
-    if missing:
-        return f"it has no field {', '.join(missing)}"
-    for field in sorted(expected.keys() & given.keys()):
-        mine, theirs = _numbers(expected[field]), _numbers(given[field])
-        if mine and theirs and not mine & theirs:
-            return (
-                f"the field {field} is {' or '.join(sorted(theirs))}, and "
-                f"{' or '.join(sorted(mine))} is expected"
-            )
-    return ""
-
-
 def types_of(kind: EventType, field: str) -> set[str]:
     """Return the JSON types that a field of an event may have; empty where that is unknown."""
-    found = _fields(kind)
-    return set() if found is None else found[1].get(field, set())
+    return _fields(kind).get(field, set())
 
 
 @lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
-def _fields(kind: EventType) -> tuple[set[str], dict[str, set[str]]] | None:
-    """The required fields, and the JSON types of each; None for a class that msgspec can't read."""
+def _fields(kind: EventType) -> dict[str, set[str]]:
+    """The JSON types of each field; none for a class that msgspec can't read."""
     try:
         (reference,), components = msgspec.json.schema_components((kind.cls,))
     except TypeError:
-        return None
+        return {}
     schema = _resolved(reference, components)
-    fields = {
+    return {
         name: _types(_resolved(field, components), components)
         for name, field in schema.get("properties", {}).items()
     }
-    return set(schema.get("required", ())), fields
 
 
 def _resolved(schema: Any, components: Mapping[str, Any]) -> Any:
@@ -91,10 +49,6 @@ def _types(schema: Any, components: Mapping[str, Any]) -> set[str]:
     if found is None and "enum" in schema:
         return {"string" if isinstance(each, str) else "number" for each in schema["enum"]}
     return {found} if isinstance(found, str) else set(found or ())
-
-
-def _numbers(types: Iterable[str]) -> set[str]:
-    return {"number" if name == "integer" else name for name in types}
 
 
 # -- keyed state -----------------------------------------------------------------------------------
