@@ -32,8 +32,10 @@ class Field(NamedTuple):
 
 NAMES = ("a", "b", "c", "d")
 WORDS = ("x", "y", "red", "blue", "")
-PLAIN = ("str", "int", "float", "bool", "datetime", "aware", "naive", "date", "time", "duration")
-PLAIN += ("uuid", "decimal", "bytes", "any")
+PLAIN = (
+    *("str", "int", "float", "bool", "datetime", "aware", "naive", "date", "time", "duration"),
+    *("uuid", "decimal", "bytes", "any"),
+)
 ZONE = dt.timezone(dt.timedelta(hours=2))
 
 
@@ -266,7 +268,7 @@ def _values(shape: Shape) -> st.SearchStrategy[Any]:
     zones = st.just(dt.UTC) | st.just(ZONE)
     match shape.kind:
         case "str":
-            text = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+            text = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
             return st.text(text, min_size=low, max_size=high if high is not None else low + 8)
         case "int":
             return st.sampled_from(integers(shape))

@@ -38,7 +38,7 @@ service = Service("mail")
 @service.on(Placed)
 def send(event: Placed) -> None: ...
 """
-FIELDS = "    order: str\n    email: str\n    cents: int\n"
+SHOP = Path(__file__).parents[2] / "examples" / "shop"
 Run = Callable[..., tuple[int, str]]
 
 
@@ -277,3 +277,44 @@ def test_what_is_not_a_contract_is_refused(tmp_path: Path, run: Run) -> None:
         assert (code, problem in printed) == (2, True), printed
     with pytest.raises(ConfigurationError, match="here: "):
         decode(msgspec.json.encode({"service": 1}), "here")
+
+
+def test_the_contracts_of_the_shop_are_committed_as_they_are() -> None:
+    command = [sys.executable, "-m", "oyez", "contracts", "export", "--check"]
+    done = subprocess.run(
+        command, cwd=SHOP, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("unchanged") == 5
+
+
+def test_every_reference_of_a_document_leads_somewhere(tmp_path: Path, run: Run) -> None:
+    tree = """
+from __future__ import annotations
+import msgspec
+from oyez import Event, Service
+class Tree(msgspec.Struct):
+    below: list[Tree] = []
+class Grown(Event, type="shop/grown"):
+    tree: Tree
+service = Service("orders", publishes=(Grown,))
+@service.on(Grown)
+def look(event: Grown) -> None: ...
+"""
+    shop = project(tmp_path / "contracted-i", orders=tree)
+    assert run(shop, "export", "--format", "asyncapi")[0] == 0
+    document = json.loads((shop / "contracts/asyncapi/orders.json").read_text())
+    found = references(document)
+    assert len(found) > 6
+    for each in found:
+        place = document
+        for name in each.removeprefix("#/").split("/"):
+            place = place[name]
+    assert set(document["components"]["schemas"]) == {"shop_grown.Tree", "shop_grown.look.Tree"}
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if "$ref" in value else []
+        return own + [each for part in value.values() for each in references(part)]
+    return [each for part in value for each in references(part)] if isinstance(value, list) else []

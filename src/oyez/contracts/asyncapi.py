@@ -33,7 +33,7 @@ def document(contract: ServiceContract, contracts: Mapping[str, ServiceContract]
             for name, each in owner.publishes.items()
             if name == read.type and each.to in (None, contract.service)
         )
-        known = [read.stream] if read.stream is not None else streams
+        known: list[str | None] = [read.stream] if read.stream is not None else [*streams]
         attributes = {"x-oyez-version": read.version, "x-oyez-key": read.key}
         for handler in read.handlers:
             # A handler's own class is a message of its own: it has the fields that it needs.

@@ -22,21 +22,19 @@ WHOLE_NUMBER = "^(0|-?[1-9][0-9]*)$"
 """The pattern of a key of an object that stands for an integer."""
 
 
-@lru_cache(maxsize=4096)
 def written(cls: type) -> Schema | None:
     """Return the schema of what a class encodes; None where JSON Schema has no word for it."""
     return _schema(cls, write=True)
 
 
-@lru_cache(maxsize=4096)
 def read(cls: type) -> Schema | None:
     """Return the schema of what a class decodes; None where JSON Schema has no word for it."""
     return _schema(cls, write=False)
 
 
-def _schema(cls: type, *, write: bool) -> Schema | None:
-    model: Any = cls
-    if hasattr(cls, "model_json_schema"):
+@lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
+def _schema(model: Any, *, write: bool) -> Schema | None:
+    if hasattr(model, "model_json_schema"):
         try:
             found: Schema = model.model_json_schema(
                 mode="serialization" if write else "validation", by_alias=not write
@@ -45,7 +43,7 @@ def _schema(cls: type, *, write: bool) -> Schema | None:
             return None
         return found
     try:
-        told = types.type_info(cls)
+        told = types.type_info(model)
     except TypeError:
         return None
     return _Writer(write=write).root(told)
