@@ -243,6 +243,11 @@ def test_a_field_that_moved_is_read_by_an_upcast(tmp_path: Path, run: Run) -> No
     assert run(shop, "export", "mail")[0] == 0
     (read,) = read_folder(shop / "contracts")["mail"].reads
     assert (read.version, read.upcasts) == (2, (1,))
+    (shop / "contracted_mail.py").write_text(text.replace("data['email']", "data['address']"))
+    (fault,) = faults(run, shop)
+    assert (fault["rule"], fault["handlers"]) == ("HISTORY", ["send"])
+    assert "can't be upcast from version 1: KeyError: 'address'" in fault["reason"]
+    assert json.loads(fault["witness"])["email"] == "x"
 
 
 def test_a_diff_against_a_commit(tmp_path: Path, run: Run) -> None:

@@ -6,6 +6,7 @@ a witness: the data of an event that the publisher may publish and that the hand
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
@@ -14,7 +15,7 @@ import msgspec
 
 from oyez.contract import decode, encode
 from oyez.contracts.model import Published, Read, ServiceContract
-from oyez.contracts.reading import misreads, outline
+from oyez.contracts.reading import misreads, outline, sample
 from oyez.errors import EventError
 from oyez.event import EventType
 from oyez.service import Service
@@ -30,7 +31,7 @@ RULES = {
     "STREAM_MOVED": "a handler reads a type from a stream that it is not published to",
     "VERSION_AHEAD": "a newer version is published than a handler reads",
     "TYPE_UNPUBLISHED": "nobody publishes a type that is handled",
-    "HISTORY": "events in an older form, which are still kept, can't be read in a replay",
+    "HISTORY": "events in an older form, which are still kept, can't be read",
     "UNDECIDED": "it can't be said whether a handler reads a field: patterns differ",
 }
 """What each rule finds."""
@@ -116,9 +117,9 @@ def check(
 ) -> list[Fault]:
     """Return the faults between the services of a system, by type.
 
-    Of types in ``external`` it is not asked who publishes them. A witness between two of the
-    ``services``, whose code is here, is tried on their classes, and a fault without effect is left
-    out.
+    Of types in ``external`` it is not asked who publishes them. ``services`` are those whose code
+    is here: a witness between two of them is tried on their classes, and a fault without effect is
+    left out; and what their upcasts make of an older version is tried.
     """
     found: list[Fault] = []
     for reader, read in _reads(contracts):
@@ -126,6 +127,8 @@ def check(
         here = {n: p for n, p in owners.items() if read.stream in (None, p.stream)}
         for publisher, published in here.items():
             found += faults_between(publisher, read.type, published, reader, read)
+            if services and reader in services and _upcast(published, read):
+                found += _upcast_faults(publisher, published, services[reader], read)
         if not here and read.type not in external:
             found += _unpublished(contracts, owners, reader, read)
     if services:
@@ -342,14 +345,51 @@ def _is_read(fault: Fault, services: Mapping[str, Service]) -> bool:
     if writer is None or reader is None:
         return False
     published = next(kind for kind in writer.publishes if kind.name == fault.type)
-    kinds = {
-        kind
-        for handler in reader.subscriptions
-        if handler.name in fault.handlers
-        for kind in handler.events
-        if kind.name == fault.type
-    }
+    kinds = _kinds(reader, fault.type, fault.handlers)
     return all(_decodes(published, kind, fault.witness.encode()) for kind in kinds)
+
+
+def _upcast_faults(
+    publisher: str, published: Published, reader: Service, read: Read
+) -> Iterator[Fault]:
+    """Why what a reader's upcasts make of an older version does not fit its class, by trying."""
+    values = []
+    if published.schema is not None and read.schema is not None:
+        found = misreads(published.schema, read.schema)
+        values = [each.witness for each in found if each.witness is not None]
+        with contextlib.suppress(ValueError):
+            values.insert(0, sample(published.schema))
+    urn = f"urn:oyez:{read.type}:{published.version}"
+    for kind in _kinds(reader, read.type, read.handlers):
+        for value in values:
+            data = msgspec.json.encode(value)
+            try:
+                decode(kind, data, urn)
+            except EventError as error:
+                yield Fault(
+                    rule="HISTORY",
+                    level="error",
+                    type=read.type,
+                    publisher=publisher,
+                    reader=reader.name,
+                    handlers=read.handlers,
+                    reason=f"version {published.version} is upcast, and refused: {error}",
+                    remedy="mend the upcast: this is what it is given",
+                    witness=data.decode(),
+                )
+                return
+
+
+def _kinds(service: Service, name: str, handlers: Collection[str]) -> list[EventType]:
+    """The classes by which these handlers read a type."""
+    kinds = [
+        kind
+        for handler in service.subscriptions
+        if handler.name in handlers
+        for kind in handler.events
+        if kind.name == name
+    ]
+    return list(dict.fromkeys(kinds))
 
 
 def _decodes(published: EventType, kind: EventType, witness: bytes) -> bool:
