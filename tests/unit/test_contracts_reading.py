@@ -143,6 +143,9 @@ def drawn(fields: dict[str, Any], **options: Any) -> type:
 
 Short = Annotated[str, msgspec.Meta(max_length=3)]
 Zoned = Annotated[datetime, msgspec.Meta(tz=True)]
+Naive = Annotated[datetime, msgspec.Meta(tz=False)]
+Six = Annotated[int, msgspec.Meta(le=6)]
+Five = Annotated[int, msgspec.Meta(le=5)]
 Code = Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
 Other = Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}")]
 
@@ -156,12 +159,14 @@ Other = Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}")]
         ({"id": str}, {"id": int}, "TYPE_NARROWED", "$.id"),
         ({"id": float}, {"id": int}, "TYPE_NARROWED", "$.id"),
         ({"at": datetime}, {"at": Zoned}, "TYPE_NARROWED", "$.at"),
+        ({"at": Naive}, {"at": Zoned}, "TYPE_NARROWED", "$.at"),
         ({"at": str}, {"at": date}, "TYPE_NARROWED", "$.at"),
         ({"it": More}, {"it": Colour}, "ENUM_VALUE_ADDED", "$.it"),
         ({"it": str}, {"it": Literal["a", "b"]}, "ENUM_VALUE_ADDED", "$.it"),
         ({"by": Card | Cash}, {"by": Card}, "ENUM_VALUE_ADDED", "$.by"),
         ({"id": str}, {"id": Short}, "RANGE_NARROWED", "$.id"),
         ({"id": str}, {"id": Code}, "RANGE_NARROWED", "$.id"),
+        ({"id": Six}, {"id": Five}, "RANGE_NARROWED", "$.id"),
         ({"id": Code}, {"id": Other}, "UNDECIDED", "$.id"),
         ({"them": list[int]}, {"them": list[str]}, "TYPE_NARROWED", "$.them[]"),
         ({"them": list[int]}, {"them": tuple[int, int]}, "RANGE_NARROWED", "$.them"),
