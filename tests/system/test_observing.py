@@ -141,6 +141,8 @@ OF_TROUBLE = {
     "service: Troubles",
     "broker: Missed",
     "gateway: Refused",
+    "gateway: Over a rate limit",
+    "gateway: Sent once more",
 }
 """Panels that are empty while all is well, or for a service without views or windows."""
 
