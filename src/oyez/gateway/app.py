@@ -55,9 +55,8 @@ def gateway(
 
     ``tell`` receives a signal for each request. ``tracer`` records spans; None where none are
     recorded. ``records`` are those of the brokers: without them routes answer as if they had no
-    ``until``. Raises
-    :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it names are missing
-    or readable for others.
+    ``until``. Raises :class:`ConfigurationError` if there is no ``[gateway]``, or if the files it
+    names are missing or readable for others.
     """
     return Gateway(config, ambient, secret, tell, tracer, records)
 
@@ -244,9 +243,8 @@ class Gateway:
             routed.add("/login/callback", ["GET"], self._login.callback, exact=True)
             routed.add("/logout", ["POST"], self._login.logout, exact=True)
         if self._openapi is not None:
-            steps = [each for each in self._steps if each is not self._identity]
             for route, answer in self._openapi.resources():
-                routed.add(route.path, route.methods, walk(steps, route, answer), exact=True)
+                self._add_own(routed, route, answer)
         for route in routes:
             address = config.services[route.service].reached_at()
             if address is None:
@@ -255,21 +253,18 @@ class Gateway:
             routed.add(route.path, route.methods, walk(self._steps, route, forward))
         if self._ingest is not None:
             for path, answer in self._ingest.events.items():
-                self._add_own(routed, path, answer, "session")
+                self._add_own(routed, _posted(path, "session"), answer)
             for path, answer in self._ingest.webhooks.items():
-                self._add_own(routed, path, answer, "public")
+                self._add_own(routed, _posted(path, "public"), answer)
         return routed
 
-    def _add_own(
-        self, routed: Routes, path: str, answer: Answer, access: Literal["public", "session"]
-    ) -> None:
-        """Answer POST at a path here, after the steps of a request to a service.
+    def _add_own(self, routed: Routes, route: Route, answer: Answer) -> None:
+        """Answer at a path here, after the steps of a request to a service.
 
         Nobody is told of its sender: that step is left out.
         """
-        route = Route(path=path, service=NAME, methods=("POST",), access=access)
         steps = [each for each in self._steps if each is not self._identity]
-        routed.add(path, route.methods, walk(steps, route, answer), exact=True)
+        routed.add(route.path, route.methods, walk(steps, route, answer), exact=True)
 
     async def _answer(self, exchange: Exchange) -> None:
         if self._cors is not None:
@@ -338,6 +333,11 @@ def _sessions(
     users = Users(settings.login, ambient, secret)
     sessions = Sessions(settings, ambient, secret, users)
     return sessions, Login(settings.login, ambient, secret, sessions, users)
+
+
+def _posted(path: str, access: Literal["public", "session"]) -> Route:
+    """Return the route of what is posted to the gateway itself."""
+    return Route(path=path, service=NAME, methods=("POST",), access=access)
 
 
 async def _well(exchange: Exchange) -> None:
