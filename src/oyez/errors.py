@@ -4,6 +4,7 @@
 
     OyezError
     ├── ConfigurationError    permanent   oyez.toml, environment or command line (exit code 2)
+    │   ├── MigrationsDue                 a store lacks what its service needs
     │   └── ReplayRefused                 a handler, or its history, can't be replayed
     ├── DeclarationError      permanent   an event, a handler or a service is declared wrongly
     ├── EventError            permanent   an event or envelope breaks the contract
@@ -19,7 +20,8 @@
     │   ├── StoreMissing      permanent   it does not exist yet
     │   ├── StoreCorrupt      permanent   the file is damaged; nothing more is written to it
     │   ├── StoreRefused      permanent   unsupported place or version of a store, impossible SQL
-    │   │   └── SchemaMissing permanent   there is no such schema, table or function
+    │   │   ├── SchemaMissing permanent   there is no such schema, table or function
+    │   │   └── StoreOutdated permanent   Oyez's tables in it are those of an older version
     │   ├── ConstraintViolated transient  a statement broke a constraint of the schema
     │   ├── TransactionExpired transient  it blocked all other writers for too long
     │   ├── Superseded        permanent   a parked event was settled in the meantime
@@ -61,6 +63,10 @@ class OyezError(Exception):
 
 class ConfigurationError(OyezError):
     """A setting is missing, unknown or impossible. The message is one line: place, key, remedy."""
+
+
+class MigrationsDue(ConfigurationError):
+    """A process that may change no tables finds that its store lacks some."""
 
 
 class DeclarationError(OyezError):
@@ -137,6 +143,10 @@ class StoreRefused(StoreError):
 
 class SchemaMissing(StoreRefused):
     """A PostgreSQL schema, or a table or function in it, does not exist."""
+
+
+class StoreOutdated(StoreRefused):
+    """Oyez's tables are those of an older version, and were opened without upgrading them."""
 
 
 class ConstraintViolated(StoreError):

@@ -410,8 +410,8 @@ class Store(Protocol):
     async def open(self, *, create: bool = True) -> None:
         """Connect, and create or migrate Oyez's own tables.
 
-        Without ``create`` it creates nothing, and raises StoreMissing when there is no store.
-        Raises StoreError.
+        Without ``create`` it changes nothing: it raises StoreMissing when there is no store, and
+        StoreOutdated when the tables are those of an older version. Raises StoreError.
         """
         ...
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "new": "Scaffold a runnable two-service project with tests.",
     "dev": "Run every service, the gateway and the companions of oyez.toml.",
     "run": "Run one service in the foreground; SIGTERM drains it.",
+    "migrate": "Make what the stores of services need, or check it; then exit.",
     "gateway": "Run the gateway alone, or make an API key for it.",
     "console": "Serve the console: the system's state, dead letters, and their cures.",
     "bridge": "Copy streams from one broker to another.",

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NoReturn
 
 import click
+import msgspec
 from starlette.types import ASGIApp
 
 from oyez.cli.invocation import run_async
@@ -35,7 +36,12 @@ _LARGEST_MESSAGE = 1_048_576
 
 @click.command("run")
 @click.argument("service")
-def command(service: str) -> None:
+@click.option(
+    "--no-migrate",
+    is_flag=True,
+    help="Change no tables: refuse to start if `oyez migrate` has something to do.",
+)
+def command(service: str, no_migrate: bool) -> None:
     """Run one service in the foreground.
 
     SIGTERM or Ctrl-C drains it: it finishes and commits the work in flight, releases its
@@ -44,7 +50,7 @@ def command(service: str) -> None:
     signal.signal(signal.SIGTERM, _leave)
     project = Project.open()
     prepare(project)
-    run_async(_run(project, service))
+    run_async(_run(project, service, migrate=not no_migrate))
 
 
 def _leave(number: int, frame: object) -> NoReturn:
@@ -58,11 +64,12 @@ def prepare(project: Project) -> None:
     tune()
 
 
-async def _run(project: Project, name: str) -> None:
+async def _run(project: Project, name: str, *, migrate: bool) -> None:
     settings = project.settings(name)
     service = project.service(name)
     signals, metrics = observed(name, [handler.name for handler in service.handlers])
     limits = process_settings(project, settings, settings.broker)
+    limits = msgspec.structs.replace(limits, migrate=migrate)
     with traced(
         project.ambient, system=limits.system, service=name, broker=limits.broker
     ) as tracer:

@@ -346,8 +346,6 @@ async def _migrations(project: Project, service: Service, store: Store) -> Check
         scripts = dict(read_migrations(service, project.config.root))
     except ConfigurationError as error:
         return CheckResult(check, "problem", str(error), "correct service.migrations or the file")
-    except (OSError, UnicodeDecodeError) as error:
-        return CheckResult(check, "problem", str(error), "make the files readable UTF-8")
     changed = [
         name
         for name, sql in scripts.items()
@@ -371,7 +369,7 @@ async def _migrations(project: Project, service: Service, store: Store) -> Check
             check,
             "warning",
             f"{len(applied)} applied; pending: {', '.join(pending)}",
-            "they run when the service starts next",
+            f"oyez migrate {service.name}, or the next start of the service, runs them",
         )
     return CheckResult(check, "ok", f"{len(applied)} applied")
 

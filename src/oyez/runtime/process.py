@@ -16,7 +16,7 @@ import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.errors import BrokerError, OyezError, StoreError, StoreRefused
+from oyez.errors import BrokerError, MigrationsDue, OyezError, StoreError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
 from oyez.runtime.audit import Actor
 from oyez.runtime.backlog import Backlog
@@ -31,7 +31,7 @@ from oyez.runtime.housekeeping import Housekeeping
 from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Bell
 from oyez.runtime.measuring import Measuring
-from oyez.runtime.migrations import read_migrations
+from oyez.runtime.migrations import due, migrate
 from oyez.runtime.parked import ParkedEvents
 from oyez.runtime.reading import Consumer, Reading
 from oyez.runtime.redrive import handlers_of, redrive_letters
@@ -61,6 +61,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The time that work in flight has to finish when the process stops."""
     root: Path = Path()
     """The folder that migration folders are relative to."""
+    migrate: bool = True
+    """Whether the start makes the changes that the store needs; else it is refused if it does."""
     broker: str = ""
     """The kind of broker, such as ``kafka``: positions in a store are valid for that kind alone."""
 
@@ -174,6 +176,7 @@ class ServiceProcess:
         self.housekeeping = Housekeeping(store, ambient, self.reports)
         self._provide = dict(provide or {})
         self._resources = AsyncExitStack()
+        self._leased = False
         self._started = False
 
     async def start(self, *, http: str = "", admin: str = "") -> None:
@@ -185,13 +188,13 @@ class ServiceProcess:
         # Each may wait for a server, or check a file.
         broker = asyncio.create_task(self._open_broker(), name="open broker")
         try:
-            await self.store.open()
-            await self.store.migrate(read_migrations(self.service, self.settings.root))
+            await self._open_store()
             await self.views.prepare()
             await self._check_positions()
             await broker
             self.views.check()
             await self._make_resources()
+            self._leased = True
             await self.store.keep(self.owner, self.settings.lease, admin)
             self.store.on_commit(self._committed)
             self.broker.on_streams(self.claims.ring)
@@ -307,6 +310,16 @@ class ServiceProcess:
         finally:
             await begun.rollback()
 
+    async def _open_store(self) -> None:
+        name, root = self.service.name, self.settings.root
+        if self.settings.migrate:
+            await migrate(self.store, self.service, root, self.ambient)
+        elif changes := await due(self.store, self.service, root):
+            raise MigrationsDue(
+                f"the store of {name} lacks {', '.join(map(str, changes))}: run `oyez migrate "
+                f"{name}` first, as a user who may change its tables"
+            )
+
     async def _open_broker(self) -> None:
         try:
             await self.broker.open()
@@ -330,12 +343,10 @@ class ServiceProcess:
         await self._resources.aclose()
         # Each may wait for a server, or for a file that another process has locked. The lease
         # expires by itself.
-        for part, work in (
-            ("leaving", self.store.leave(self.owner)),
-            ("broker", self.broker.close()),
-            ("store", self.store.close()),
-        ):
-            await self._within(LEAVE, part, work)
+        if self._leased:
+            await self._within(LEAVE, "leaving", self.store.leave(self.owner))
+        await self._within(LEAVE, "broker", self.broker.close())
+        await self._within(LEAVE, "store", self.store.close())
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _within(self, seconds: float, part: str, work: Awaitable[object]) -> None:

@@ -129,9 +129,20 @@ async def prepare(store: Store, kinds: Sequence[ViewType], ambient: Ambient) -> 
 
     Raises StoreRefused for a version whose columns or indexes were changed.
     """
+    for kind in await lacking(store, kinds):
+        await store.migrate(kind.migrations())
+        await _show_first(store, kind, ambient.now())
+
+
+async def lacking(store: Store, kinds: Sequence[ViewType]) -> list[ViewType]:
+    """Return the versions in the code that lack a table, an index or a SQL view.
+
+    Raises StoreRefused for a version whose columns or indexes were changed.
+    """
     if not kinds:
-        return
+        return []
     known = {row["name"]: row["digest"] for row in await store.fetch(tables.VIEW_MARKS, {})}
+    found = []
     for kind in kinds:
         scripts = kind.migrations()
         if known.get(f"oyez:{kind.name}") == _DROPPING:
@@ -144,9 +155,10 @@ async def prepare(store: Store, kinds: Sequence[ViewType], ambient: Ambient) -> 
                     f"view {kind.view}: version {kind.version} has a table of other columns: set "
                     f"version={kind.version + 1}, so that it is filled again beside this one"
                 )
-        await store.migrate(scripts)
-        if f"oyez:view:{kind.view}" not in known:
-            await _show_first(store, kind, ambient.now())
+        needed = {f"oyez:view:{kind.view}", *(name for name, _ in scripts)}
+        if not needed <= known.keys():
+            found.append(kind)
+    return found
 
 
 async def _show_first(store: Store, kind: ViewType, now: float) -> None:
@@ -222,13 +234,8 @@ class Views:
         return self._rebuilds
 
     async def prepare(self) -> None:
-        """Create tables and SQL views, before anything is read or answered.
-
-        Raises StoreRefused, and BrokerRefused for a broker that keeps no history.
-        """
-        kinds = [each.kind for each in self._rebuilds]
-        await prepare(self._store, kinds, self._ambient)
-        if kinds:
+        """Look at the versions, before anything is read or answered."""
+        if self._rebuilds:
             await self._look()
 
     def check(self) -> None:

@@ -8,7 +8,14 @@ from typing import TypeVar
 
 import apsw
 
-from oyez.errors import ConstraintViolated, OyezError, StoreCorrupt, StoreRefused, StoreUnavailable
+from oyez.errors import (
+    ConstraintViolated,
+    OyezError,
+    StoreCorrupt,
+    StoreOutdated,
+    StoreRefused,
+    StoreUnavailable,
+)
 
 T = TypeVar("T")
 Job = Callable[[apsw.Connection], T]
@@ -52,7 +59,7 @@ def migrate(
 ) -> None:
     """Run the steps of the schema that the file has not seen, all or none.
 
-    Raises StoreRefused for a newer file and, without ``upgrade``, for an older one.
+    Raises StoreRefused for a newer file and, without ``upgrade``, StoreOutdated for an older one.
     """
     (version,) = next(connection.execute("pragma user_version"))
     newest = len(steps)
@@ -62,7 +69,7 @@ def migrate(
             f"{newest}): upgrade Oyez"
         )
     if 0 < version < newest and not upgrade:
-        raise StoreRefused(
+        raise StoreOutdated(
             f"{path} was written by an older Oyez (schema {version}, this one has {newest}): "
             "start its service with this version, which upgrades it"
         )

@@ -617,7 +617,10 @@ def _migrate(connection: apsw.Connection, name: str, sql: str, now: float) -> bo
                 "into a new file with the next number"
             )
         return False
-    _finish(connection.execute(sql))
+    try:
+        _finish(connection.execute(sql))
+    except apsw.SQLError as error:
+        raise StoreRefused(f"migration {name}: {error}") from error
     connection.execute("insert into oyez_migration values (?, ?, ?)", (name, digest, now))
     return True
 

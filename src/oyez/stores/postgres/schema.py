@@ -8,7 +8,7 @@ from hashlib import sha256
 from asyncpg import exceptions as pg
 
 from oyez.causes import causes_of
-from oyez.errors import StoreMissing, StoreRefused, StoreUnavailable
+from oyez.errors import StoreMissing, StoreOutdated, StoreRefused, StoreUnavailable
 from oyez.postgresql import Connection
 from oyez.stores.postgres.statements import query, write
 from oyez.tables import SET_CAUSE, WITHOUT_CAUSE
@@ -159,7 +159,7 @@ async def prepare(connection: Connection, schema: str, *, create: bool) -> None:
     """Create the schema and Oyez's tables, and run the steps that are missing.
 
     Safe in several processes at once. Without ``create``, raises StoreMissing when there are no
-    tables and StoreRefused when they are older. Raises StoreRefused and driver errors.
+    tables and StoreOutdated when they are older. Raises StoreRefused and driver errors.
     """
     made = await connection.fetchrow(
         "select to_regclass($1) is not null as tables, pg_is_in_recovery() as standby",
@@ -179,7 +179,7 @@ async def prepare(connection: Connection, schema: str, *, create: bool) -> None:
     if not create:
         if version == 0:
             raise StoreMissing(f"schema {schema} has no tables of Oyez yet")
-        raise StoreRefused(
+        raise StoreOutdated(
             f"schema {schema} was made by an older Oyez (version {version}, this one has "
             f"{newest}): start its service with this version, which upgrades it"
         )
