@@ -250,6 +250,8 @@ def fresh(tmp_path: Path) -> Iterator[Till]:
         ("schedule", "list", "nobody"),
         ("schedule", "cancel", "nobody", "1"),
         ("run", "nobody"),
+        ("migrate", "nobody"),
+        ("doctor", "nobody"),
         ("publish", "till.paid", '{"sale":"1","cents":1}', "--service", "nobody"),
     ],
 )

@@ -85,6 +85,54 @@ async def test_the_store_of_the_gateway_is_examined_if_it_is_used(
     assert checks[f"folder {tmp_path.resolve() / 'kept'}"].level == "ok"
 
 
+ELSEWHERE = """
+[services.ledger]
+app = "checked_elsewhere:service"
+store = "sqlite:ledger/ledger.db"
+admin = "127.0.0.1:1"
+[gateway]
+listen = "127.0.0.1:1"
+"""
+
+
+async def test_of_one_service_only_what_it_depends_on_is_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = await found(tmp_path, monkeypatch, ELSEWHERE)
+    assert every["service ledger"].level == "problem"
+    assert any(check.startswith("topology ") for check in every)
+    project = Project(load(tmp_path, {}))
+    checks = {each.check: each for each in await examine(project, "desk")}
+    sys.modules.pop("checked_desk", None)
+    data = tmp_path.resolve() / ".oyez"
+    assert set(checks) == {
+        "configuration",
+        "service desk",
+        "sqlite",
+        f"folder {data}",
+        f"secret {data / 'token'}",
+        "clock",
+        "retention",
+        "broker",
+        "store desk",
+    }
+    assert checks["service desk"].level == "problem"
+    assert checks["broker"].level == "problem"
+    with pytest.raises(ConfigurationError, match="there is no service 'nobody'"):
+        await examine(project, "nobody")
+
+
+async def test_the_broker_of_one_service_is_examined_in_the_systems_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = 'broker = "embedded:own/events.db"\n'
+    every = await found(tmp_path, monkeypatch, own)
+    assert "127.0.0.1:1 is out of reach" in every["broker"].text
+    checks = {each.check: each for each in await examine(Project(load(tmp_path, {})), "desk")}
+    sys.modules.pop("checked_desk", None)
+    assert checks["broker"].text == "not created yet: it is made by the first service that runs"
+
+
 def test_a_project_that_can_not_be_opened_is_a_finding(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as raised:
         load(tmp_path / "oyez.toml", {})

@@ -18,19 +18,21 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 @click.command("doctor")
+@click.argument("service", default="")
 @json_option
 @click.pass_context
-def command(context: click.Context, as_json: bool) -> None:
+def command(context: click.Context, service: str, as_json: bool) -> None:
     """Check configuration, files, connections and migrations; print the remedies.
 
-    Exits with 1 if there is a problem. Nothing is created or changed.
+    With SERVICE only what that service depends on: the code of others need not be there. Exits
+    with 1 if there is a problem. Nothing is created or changed.
     """
     try:
         project = Project.open()
     except ConfigurationError as error:
         findings: Sequence[CheckResult] = [unreadable(error)]
     else:
-        findings = run_async(examine(project))
+        findings = run_async(examine(project, service))
     if as_json:
         print_json(as_value(findings))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from hashlib import sha256
@@ -51,9 +51,15 @@ class CheckResult(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-async def examine(project: Project) -> tuple[CheckResult, ...]:
-    """Return the results of all checks. Nothing is created or changed."""
-    return tuple([finding async for finding in _all(project)])
+async def examine(project: Project, service: str = "") -> tuple[CheckResult, ...]:
+    """Return the results of all checks, or only of those that one service depends on.
+
+    Nothing is created or changed. For one service, the code of the others need not be there, so
+    what is between services is not checked. Raises ConfigurationError for one that does not exist.
+    """
+    if service:
+        project.settings(service)
+    return tuple([finding async for finding in _all(project, service)])
 
 
 def unreadable(error: ConfigurationError) -> CheckResult:
@@ -72,11 +78,12 @@ def as_value(findings: Iterable[CheckResult]) -> dict[str, Any]:
     return {"ok": sound(findings), "findings": listed}
 
 
-async def _all(project: Project) -> AsyncIterator[CheckResult]:
+async def _all(project: Project, only: str) -> AsyncIterator[CheckResult]:
     config = project.config
+    examined = [only] if only else list(config.services)
     names = ", ".join(config.services) or "none"
     yield CheckResult("configuration", "ok", f"{config.path}; services: {names}")
-    services, failed = project.services()
+    services, failed = project.services(*examined)
     for name, reason in failed.items():
         yield CheckResult(
             f"service {name}", "problem", reason, "correct its code, or services.*.app"
@@ -84,23 +91,32 @@ async def _all(project: Project) -> AsyncIterator[CheckResult]:
     for name, service in services.items():
         yield _service(name, service)
     yield _sqlite()
-    for folder in _folders(project):
+    for folder in _folders(project, only, examined):
         yield _folder(folder)
-    for secret in _secrets(project):
+    for secret in _secrets(project, only):
         yield _secret(secret)
-    standing, _ = await look(project, services)  # what is out of reach is told of below
-    for fault in lint(project, services, standing):
-        level: Literal["warning", "problem"] = "problem" if fault.level == "error" else "warning"
-        yield CheckResult(f"topology {fault.code}", level, fault.text, fault.remedy)
+    if not only:
+        async for finding in _topology(project, services):
+            yield finding
     yield _clock(project.ambient.now())
     yield _windows(config)
     running: set[str] = set()
-    async for finding in _broker_and_stores(project, services, running):
+    async for finding in _broker_and_stores(project, only, examined, services, running):
         yield finding
-    if config.gateway is not None and config.gateway.uses_store:
-        yield await _gateway_store(project)
-    async for finding in _ports(project, running):
+    for finding in _ports(config, examined, running):
         yield finding
+    if config.gateway is not None and not only:
+        if config.gateway.uses_store:
+            yield await _gateway_store(project)
+        ours = await _is_gateway(config.gateway.listen)
+        yield _port(config, "gateway.listen", config.gateway.listen, ours)
+
+
+async def _topology(project: Project, services: dict[str, Service]) -> AsyncIterator[CheckResult]:
+    standing, _ = await look(project, services)  # what is out of reach is told of elsewhere
+    for fault in lint(project, services, standing):
+        level: Literal["warning", "problem"] = "problem" if fault.level == "error" else "warning"
+        yield CheckResult(f"topology {fault.code}", level, fault.text, fault.remedy)
 
 
 # -- without opening anything ----------------------------------------------------------------------
@@ -132,10 +148,13 @@ def _sqlite() -> CheckResult:
     return CheckResult("sqlite", "ok", version)
 
 
-def _folders(project: Project) -> list[Path]:
-    files = [project.broker_file(), *map(project.store_file, project.config.services)]
+def _folders(project: Project, only: str, examined: Iterable[str]) -> list[Path]:
+    gateway = project.config.gateway
+    files = [*map(project.store_file, examined)]
+    if not only or project.settings(only).broker is None:
+        files.insert(0, project.broker_file())
     folders = [project.config.file(project.config.system.data)]
-    if project.config.gateway is not None and project.config.gateway.uses_store:
+    if gateway is not None and gateway.uses_store and not only:
         files.append(gateway_store.place(project.config))
     folders += [file.parent for file in files if file is not None]
     return list(dict.fromkeys(folders))
@@ -164,9 +183,11 @@ def _folder(folder: Path) -> CheckResult:
     return CheckResult(check, "ok", "writable, local" if there == folder else "not created yet")
 
 
-def _secrets(project: Project) -> list[Path]:
+def _secrets(project: Project, only: str) -> list[Path]:
     config = project.config
     data = config.file(config.system.data)
+    if only:
+        return [data / "token"]
     found = [data / "token", data / "gateway.secret", data / "gateway.key"]
     if config.gateway is not None and config.gateway.keys is not None:
         found.append(config.file(config.gateway.keys))
@@ -210,12 +231,16 @@ def _windows(config: Config) -> CheckResult:
 
 
 async def _broker_and_stores(
-    project: Project, services: dict[str, Service], running: set[str]
+    project: Project,
+    only: str,
+    examined: Iterable[str],
+    services: dict[str, Service],
+    running: set[str],
 ) -> AsyncIterator[CheckResult]:
     """``running`` is filled with the services that have a living process."""
     reached = False
     try:
-        async with project.opened_broker() as broker:
+        async with project.opened_broker(only) as broker:
             reached = True
             async for finding in _setup("broker", broker):
                 yield finding
@@ -226,8 +251,11 @@ async def _broker_and_stores(
         )
     except OyezError as error:
         yield CheckResult("broker", "problem", str(error), "correct that, then look again")
-    async for finding in _stores(project, services, reached, running):
-        yield finding
+    for name in examined:
+        # For one service alone, its broker was examined above.
+        own = not only and project.settings(name).broker is not None
+        async for finding in _store(project, name, services.get(name), reached, own, running):
+            yield finding
 
 
 async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[CheckResult]:
@@ -269,40 +297,43 @@ async def _newest(project: Project, broker: Broker) -> CheckResult:
     return CheckResult("broker", "ok", f"{streams} streams, {len(places)} partitions; {when}")
 
 
-async def _stores(
-    project: Project, services: dict[str, Service], reached: bool, running: set[str]
+async def _store(
+    project: Project,
+    name: str,
+    service: Service | None,
+    reached: bool,
+    own: bool,
+    running: set[str],
 ) -> AsyncIterator[CheckResult]:
-    """``reached``: the system's broker is in reach, so lag is known."""
-    for name, settings in project.config.services.items():
-        service = services.get(name)
-        async with AsyncExitStack() as stack:
-            try:
-                store = await stack.enter_async_context(project.opened_store(name))
-                async for finding in _setup(f"store {name}", store):
+    """``reached``: its broker is in reach, so lag is known; ``own``: it has one to be examined."""
+    async with AsyncExitStack() as stack:
+        try:
+            store = await stack.enter_async_context(project.opened_store(name))
+            async for finding in _setup(f"store {name}", store):
+                yield finding
+            if service is not None:
+                yield await _migrations(project, service, store)
+            broker: Broker | None = None
+            if reached or own:
+                broker = await stack.enter_async_context(project.opened_broker(name))
+            if broker is not None and own:
+                async for finding in _setup(f"broker of {name}", broker):
                     yield finding
-                if service is not None:
-                    yield await _migrations(project, service, store)
-                broker: Broker | None = None
-                if reached or settings.broker is not None:
-                    broker = await stack.enter_async_context(project.opened_broker(name))
-                if broker is not None and settings.broker is not None:
-                    async for finding in _setup(f"broker of {name}", broker):
-                        yield finding
-                system, now = project.config.system.name, project.ambient.now()
-                lag = await measure(system, name, service, broker, store, now)
-                if broker is not None:
-                    yield await _gaps(name, broker, lag)
-            except NotCreated:
-                yield CheckResult(f"store {name}", "ok", "not created yet: the service has not run")
-                continue
-            except OyezError as error:
-                remedy = "correct that, then look again"
-                yield CheckResult(f"store {name}", "problem", str(error), remedy)
-                continue
-        if lag.replicas:
-            running.add(name)
-        for finding in _standing(project, lag):
-            yield finding
+            system, now = project.config.system.name, project.ambient.now()
+            lag = await measure(system, name, service, broker, store, now)
+            if broker is not None:
+                yield await _gaps(name, broker, lag)
+        except NotCreated:
+            yield CheckResult(f"store {name}", "ok", "not created yet: the service has not run")
+            return
+        except OyezError as error:
+            remedy = "correct that, then look again"
+            yield CheckResult(f"store {name}", "problem", str(error), remedy)
+            return
+    if lag.replicas:
+        running.add(name)
+    for finding in _standing(project, lag):
+        yield finding
 
 
 async def _gateway_store(project: Project) -> CheckResult:
@@ -410,15 +441,12 @@ def _standing(project: Project, lag: ServiceLag) -> list[CheckResult]:
 # -- ports -----------------------------------------------------------------------------------------
 
 
-async def _ports(project: Project, running: set[str]) -> AsyncIterator[CheckResult]:
-    config = project.config
-    for name, settings in config.services.items():
+def _ports(config: Config, examined: Iterable[str], running: set[str]) -> Iterator[CheckResult]:
+    for name in examined:
+        settings = config.services[name]
         for key, listen in (("http", settings.http), ("admin", settings.admin)):
             if listen is not None and listen.port:
                 yield _port(config, f"services.{name}.{key}", listen, name in running)
-    if config.gateway is not None:
-        ours = await _is_gateway(config.gateway.listen)
-        yield _port(config, "gateway.listen", config.gateway.listen, ours)
 
 
 def _port(config: Config, key: str, listen: Listen, ours: bool) -> CheckResult:
