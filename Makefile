@@ -11,8 +11,8 @@ TESTS  ?=
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(VENV)/.ready: pyproject.toml requirements/runtime.txt
-	@scripts/prepare "$(PYTHON)" "$(VENV)" runtime
+$(VENV)/.ready: pyproject.toml requirements/build.txt requirements/runtime.txt requirements/shop.txt
+	@scripts/prepare "$(PYTHON)" "$(VENV)" build runtime shop
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements/dev.txt
