@@ -22,13 +22,18 @@ _TICK = 1_000_000_000
 class Doorbell:
     """A socket that wakes the other processes that watch a file, by a datagram to each.
 
-    The sockets are in one folder per file, below the machine's temporary folder, with access for
-    this user alone. A process that can't be reached that way polls, slowly.
+    The sockets are in a folder beside the file, with access for this user alone, so that containers
+    which share no more than the file's folder hear each other, under whatever path each knows it.
+    Where it takes no sockets, or its path is too long for one, they are in a folder below the
+    machine's temporary one. A process that can't be reached that way polls, slowly.
     """
 
     def __init__(self, path: Path) -> None:
-        digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
-        self._folder = Path(tempfile.gettempdir()) / f"oyez-{os.getuid()}-{digest}"
+        target = path.resolve()
+        digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:24]
+        self._beside = Path(f"{target}.bell")
+        self._apart = Path(tempfile.gettempdir()) / f"oyez-{os.getuid()}-{digest}"
+        self._folder = self._beside
         self._socket: socket.socket | None = None
         self._name = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._others: list[str] = []
@@ -38,18 +43,14 @@ class Doorbell:
     def listen(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the running loop for each ring (several may become one call).
 
-        Raises StoreRefused when the folder belongs to another user.
+        Raises StoreRefused when the folder in the temporary one belongs to another user.
         """
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         bell.setblocking(False)
         try:
-            try:
-                self._bind(bell)
-            except FileNotFoundError:  # the last listener has just removed the folder
-                self._bind(bell)
-        except OSError:  # no temporary folder, or a path too long for a socket: poll instead
-            bell.close()
-            return
+            if not (self._joined(bell, self._beside) or self._joined(bell, self._apart)):
+                bell.close()
+                return
         except StoreRefused:
             bell.close()
             raise
@@ -68,7 +69,7 @@ class Doorbell:
                 # Two changes within one tick of the kernel's clock have one time: look once more.
                 self._seen = changed if time.time_ns() - changed > _TICK else -1
         except OSError:
-            return  # the temporary folder was cleaned: the other processes poll
+            return  # the folder was removed: the other processes poll
         for name in self._others:
             address = f"{self._folder}/{name}"
             try:
@@ -92,14 +93,33 @@ class Doorbell:
         self._socket.close()
         self._socket = None
 
+    def _joined(self, bell: socket.socket, folder: Path) -> bool:
+        """Bind the socket in the folder, which is made if need be; False where that can't be."""
+        self._folder = folder
+        try:
+            try:
+                self._bind(bell)
+            except FileNotFoundError:  # the last listener has just removed the folder
+                self._bind(bell)
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            return False
+        return True
+
     def _bind(self, bell: socket.socket) -> None:
+        folder = self._folder
         with contextlib.suppress(FileExistsError):
-            self._folder.mkdir(mode=0o700)
-        found = self._folder.lstat()
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
         mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if not mine or found.st_mode & 0o077:
-            raise StoreRefused(f"{self._folder} belongs to another user: remove it")
-        bell.bind(str(self._folder / self._name))
+        if folder == self._beside:
+            if not mine:
+                raise PermissionError(f"{folder} belongs to another user")
+            folder.chmod(0o700)  # who mounts a volume may have opened all of it to a group
+        elif not mine or found.st_mode & 0o077:
+            raise StoreRefused(f"{folder} belongs to another user: remove it")
+        bell.bind(str(folder / self._name))
 
     def _drain(self, callback: Callable[[], None]) -> None:
         if self._socket is None:

@@ -58,10 +58,16 @@ async def numbers(file: SqliteFile) -> list[int]:
 
 
 @contextmanager
-def child(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def child(
+    program: str, *arguments: str, temporary: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", program, *arguments]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "TMPDIR": temporary} if temporary else None,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             yield process
@@ -446,9 +452,49 @@ asyncio.run(main())
             await file.write(insert(3), ring=True)
             assert here.is_set()
 
-    async def test_without_a_temporary_folder_it_only_loses_the_doorbell(
+    @pytest.mark.parametrize("beside", [True, False])
+    async def test_it_rings_in_a_process_that_shares_no_more_than_the_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+    ) -> None:
+        """As in another container: under another path, with another temporary folder.
+
+        Where no socket can be beside the file, a temporary folder that they share will do.
+        """
+        for name in ("volume", "mine", "theirs"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "mount").symlink_to("volume")
+        theirs = None
+        if beside:
+            monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "mine"))
+            theirs = str(tmp_path / "theirs")
+        else:
+            (tmp_path / "volume" / "a.db.bell").write_text("")
+        async with opened(tmp_path / "volume" / "a.db") as file:
+            rung = asyncio.Event()
+            file.on_ring(rung.set)
+            mounted = str(tmp_path / "mount" / "a.db")
+            with child(self.RINGER, mounted, temporary=theirs) as ringer:
+                assert ringer.stdin is not None
+                ringer.stdin.write("ring\n")
+                ringer.stdin.flush()
+                await rung.wait()
+
+    async def test_its_folder_is_for_this_user_and_goes_with_the_last_listener(
+        self, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "a.db.bell"
+        async with opened(tmp_path / "a.db"):
+            folder.chmod(0o777)  # as who mounts a volume may do it
+            async with opened(tmp_path / "a.db"):
+                assert folder.stat().st_mode & 0o777 == 0o700
+                assert len([*folder.iterdir()]) == 2
+            assert len([*folder.iterdir()]) == 1
+        assert not folder.exists()
+
+    async def test_without_any_folder_it_only_loses_the_doorbell(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        (tmp_path / "a.db.bell").write_text("")
         long = tmp_path / ("long" * 30)
         long.mkdir()
         for folder in (tmp_path / "missing", long):
@@ -459,28 +505,25 @@ asyncio.run(main())
                 await file.write(lambda c: None, ring=True)
                 assert heard.is_set()
 
-    async def test_a_cleaned_temporary_folder_fails_no_write(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = tmp_path / "temporary"
-        folder.mkdir()
-        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    async def test_a_folder_that_is_removed_fails_no_write(self, tmp_path: Path) -> None:
         async with opened(tmp_path / "a.db") as file:
             assert await file.write(insert(1), ring=True) == 1
-            shutil.rmtree(folder)
+            shutil.rmtree(tmp_path / "a.db.bell")
             assert await file.write(insert(2), ring=True) == 2
             assert await numbers(file) == [1, 2]
 
     async def test_a_folder_of_someone_else_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        async with opened(tmp_path / "a.db"):
-            (folder,) = tmp_path.glob(f"oyez-{os.getuid()}-*")
-            folder.chmod(0o777)
-            with pytest.raises(StoreRefused, match="belongs to another user"):
-                async with opened(tmp_path / "a.db"):
-                    pass
+        (tmp_path / "a.db.bell").write_text("")
+        with tempfile.TemporaryDirectory() as short:  # a socket's path has a limit
+            monkeypatch.setattr(tempfile, "tempdir", short)
+            async with opened(tmp_path / "a.db"):
+                (folder,) = Path(short).glob(f"oyez-{os.getuid()}-*")
+                folder.chmod(0o777)
+                with pytest.raises(StoreRefused, match="belongs to another user"):
+                    async with opened(tmp_path / "a.db"):
+                        pass
 
 
 class TestOpeningAndClosing:
