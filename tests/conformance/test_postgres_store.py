@@ -32,6 +32,7 @@ from oyez.errors import (
     ConstraintViolated,
     Fenced,
     StoreError,
+    StoreOutdated,
     StoreRefused,
     StoreUnavailable,
     TransactionExpired,
@@ -507,7 +508,7 @@ async def test_an_older_schema_is_upgraded_once_and_keeps_what_it_holds(
         await change(store, "insert into oyez_migration values ('kept', 'digest', 1.0)")
     later = "alter table oyez_migration add column by text not null default 'nobody'"
     monkeypatch.setattr(schemas, "STEPS", (*schemas.STEPS, later))
-    with pytest.raises(StoreRefused, match="older Oyez"):
+    with pytest.raises(StoreOutdated, match="older Oyez"):
         await database.store().open(create=False)
     stores = [database.store() for _ in range(6)]
     await asyncio.gather(*(store.open() for store in stores))

@@ -24,7 +24,7 @@ from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.brokers.embedded.schema import STEPS
 from oyez.causes import cause_of
-from oyez.errors import BrokerCorrupt, StoreRefused
+from oyez.errors import BrokerCorrupt, StoreOutdated
 from oyez.ports import BEGINNING, Changes, Claim, Record, Store
 from oyez.runtime.audit import Actor, list_acts
 from oyez.runtime.dead import list_dead, list_groups, redrive
@@ -71,7 +71,7 @@ def test_every_former_step_is_stored() -> None:
 
 
 async def test_several_replicas_upgrade_it_once_and_nothing_is_lost(former: Make) -> None:
-    with pytest.raises(StoreRefused, match="older Oyez"):
+    with pytest.raises(StoreOutdated, match="older Oyez"):
         await former().open(create=False)
     stores = [former() for _ in range(4)]
     await asyncio.gather(*(store.open() for store in stores))

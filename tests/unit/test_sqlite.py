@@ -18,6 +18,8 @@ import pytest
 from oyez.errors import (
     ConstraintViolated,
     StoreCorrupt,
+    StoreMissing,
+    StoreOutdated,
     StoreRefused,
     StoreUnavailable,
     TransactionExpired,
@@ -588,10 +590,25 @@ async def test_who_only_looks_upgrades_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     async with opened(path) as file:
         await file.write(insert(1))
-    with pytest.raises(StoreRefused, match="older Oyez"):
+    with pytest.raises(StoreOutdated, match="older Oyez"):
         await SqliteFile(path, steps=STEPS).open(upgrade=False)
     async with opened(path) as file:
         assert await numbers(file) == [1]
+
+
+async def test_who_only_looks_makes_no_tables_in_a_file_without_any(tmp_path: Path) -> None:
+    empty, other = tmp_path / "empty.db", tmp_path / "other.db"
+    empty.touch()
+    connection = apsw.Connection(str(other))
+    connection.execute("create table theirs (n integer)")
+    connection.close()
+    for path, told in ((empty, "is empty"), (other, "has no tables of Oyez yet")):
+        with pytest.raises(StoreMissing, match=told):
+            await SqliteFile(path, steps=STEPS).open(upgrade=False)
+    assert empty.stat().st_size == 0
+    connection = apsw.Connection(str(other))
+    assert connection.execute("select name from sqlite_schema").fetchall() == [("theirs",)]
+    connection.close()
 
 
 async def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from oyez.errors import (
     ConstraintViolated,
     OyezError,
     StoreCorrupt,
+    StoreMissing,
     StoreOutdated,
     StoreRefused,
     StoreUnavailable,
@@ -59,7 +60,8 @@ def migrate(
 ) -> None:
     """Run the steps of the schema that the file has not seen, all or none.
 
-    Raises StoreRefused for a newer file and, without ``upgrade``, StoreOutdated for an older one.
+    Raises StoreRefused for a newer file and, without ``upgrade``, StoreMissing for one without a
+    schema and StoreOutdated for an older one.
     """
     (version,) = next(connection.execute("pragma user_version"))
     newest = len(steps)
@@ -68,7 +70,9 @@ def migrate(
             f"{path} was written by a newer Oyez (schema {version}, this one knows "
             f"{newest}): upgrade Oyez"
         )
-    if 0 < version < newest and not upgrade:
+    if version < newest and not upgrade:
+        if version == 0:
+            raise StoreMissing(f"{path} has no tables of Oyez yet")
         raise StoreOutdated(
             f"{path} was written by an older Oyez (schema {version}, this one has {newest}): "
             "start its service with this version, which upgrades it"

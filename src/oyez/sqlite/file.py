@@ -48,8 +48,8 @@ class SqliteFile:
     async def open(self, *, upgrade: bool = True) -> None:
         """Open or create the file, and run the steps that it has not seen, under its lock.
 
-        Raises StoreRefused (network file system, newer schema, old SQLite), without ``upgrade``
-        StoreOutdated, StoreUnavailable (no permission, disk full), StoreCorrupt.
+        Raises StoreRefused (network file system, newer schema, old SQLite), StoreUnavailable (no
+        permission, disk full), StoreCorrupt; without ``upgrade`` also StoreMissing, StoreOutdated.
         """
         if self._writing is not None:
             return

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import apsw
 
-from oyez.errors import OyezError, StoreUnavailable
+from oyez.errors import OyezError, StoreMissing, StoreUnavailable
 from oyez.sqlite.connection import Job, Step, connect, explain, migrate, prepare
 from oyez.sqlite.lock import Lock
 from oyez.sqlite.place import refuse_network_file_system
@@ -240,6 +240,8 @@ class Writer:
         if size == 0 and path.exists() and lock.marked():
             # There was a schema: this is no new file, it was emptied.
             raise apsw.CorruptError("it is empty")
+        if size == 0 and not upgrade:
+            raise StoreMissing(f"{path} is empty")
         self._connection = self.connect()
         prepare(self._connection, size=size)
         migrate(self._connection, path, self._steps, upgrade=upgrade)
