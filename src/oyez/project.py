@@ -264,3 +264,10 @@ class Project:
     def read_token(self) -> str | None:
         """Return the token of the console's readers, ``OYEZ_READ_TOKEN``; None without one."""
         return os.environ.get("OYEZ_READ_TOKEN") or None
+
+    def scale_token(self) -> str | None:
+        """Return the token of those that ask how many replicas a service needs, and nothing else.
+
+        ``OYEZ_SCALE_TOKEN``; None without one.
+        """
+        return os.environ.get("OYEZ_SCALE_TOKEN") or None

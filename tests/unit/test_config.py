@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oyez.config import Config, Listen, load, read_file
+from oyez.config import Config, Listen, Replicas, load, read_file
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 
@@ -75,7 +75,7 @@ def test_reads_everything_with_defaults(write) -> None:
     assert config.services["orders"].store == "sqlite:.oyez/orders.db"
     assert config.services["orders"].http == Listen("0.0.0.0", 9001)
     assert config.services["orders"].reached_at() == Listen("127.0.0.1", 9001)
-    assert config.services["stock-items"].replicas == 3
+    assert config.services["stock-items"].replicas == Replicas(3, 3)
     assert config.services["stock-items"].reached_at() is None
     assert config.gateway is not None
     assert config.gateway.listen == Listen("127.0.0.1", 8080)
@@ -244,7 +244,7 @@ KEYED = ROUTED + 'methods = ["POST"]\nidempotency = "optional"\n'
         ),
         (SERVICE + 'http = "127.0.0.1:65536"', 'expected an address "HOST:PORT"'),
         (SERVICE + 'http = "[:::]:1"', "services.orders.http"),
-        (SERVICE + "replicas = 257", "from 1 to 256, found 257"),
+        (SERVICE + "replicas = 257", 'a range such as "1..4", found 257'),
         (SERVICE + 'store = "mysql://h"', "expected a store: one of sqlite:…, postgresql:…, found"),
         (
             SERVICE + '[gateway]\nstore = "mysql://h"',

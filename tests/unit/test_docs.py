@@ -34,6 +34,7 @@ from oyez.config import (
     LoginSettings,
     OpenapiSettings,
     Route,
+    ScalingSettings,
     SenderSettings,
     ServiceSettings,
     SystemSettings,
@@ -177,6 +178,7 @@ def test_there_is_code_to_run() -> None:
             "options",
             "performance",
             "runbook",
+            "scaling",
             "security",
         )
     }
@@ -276,6 +278,7 @@ def test_the_readme_lists_every_command() -> None:
     [
         ("[system]", SystemSettings),
         ("[services.NAME]", ServiceSettings),
+        ("[services.NAME.scaling]", ScalingSettings),
         ("[gateway]", GatewaySettings),
         ("[gateway.issuers.NAME]", IssuerSettings),
         ("[gateway.cors]", CorsSettings),

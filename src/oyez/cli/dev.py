@@ -101,8 +101,8 @@ def _commands(config: Config) -> list[tuple[str, list[str], bool]]:
         for name, companion in config.companions.items()
     ]
     for name, settings in config.services.items():
-        for replica in range(settings.replicas):
-            label = name if settings.replicas == 1 else f"{name}.{replica + 1}"
+        for replica in range(settings.replicas.least):
+            label = name if settings.replicas.most == 1 else f"{name}.{replica + 1}"
             found.append((f"service:{label}", [*python, "run", name], True))
     found += [(f"service:{name}", [*python, "bridge", name], False) for name in config.bridges]
     if config.gateway is not None:

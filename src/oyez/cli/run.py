@@ -27,6 +27,7 @@ from oyez.runtime.http import with_origin
 from oyez.runtime.identity import identities
 from oyez.runtime.interpreter import settle, tune
 from oyez.runtime.process import ProcessSettings, ServiceProcess
+from oyez.scaling.rule import Limits
 from oyez.signals import Signals
 from oyez.sites import kind
 
@@ -95,7 +96,7 @@ def _servers(
     servers = [admin_server(project, process, metrics, key, settings.admin, settings.grace)]
     if service.http is not None and settings.http is not None:
         # Replicas share the address. Under `oyez dev` the supervisor has checked that it is free.
-        shared = settings.replicas > 1 or "OYEZ_DEV" in os.environ
+        shared = settings.replicas.most > 1 or "OYEZ_DEV" in os.environ
         refuse = partial(project.config.error, f"{key}.http")
         listener = bind(settings.http.host, settings.http.port, refuse, shared=shared)
         proven = identities(project.config, name, project.ambient)
@@ -124,6 +125,7 @@ def process_settings(
         grace=settings.grace,
         root=project.config.root,
         broker=kind(broker or project.config.system.broker),
+        scaling=settings.limits if isinstance(settings, ServiceSettings) else Limits(),
     )
 
 
@@ -142,6 +144,7 @@ def admin_server(
         token=project.token(),
         metrics=metrics.render,
         details=partial(_details, project, process, key),
+        scale_token=project.scale_token(),
     )
     listener = bind(address.host, address.port, partial(project.config.error, f"{key}.admin"))
     return HttpServer(app, listener, grace=grace, lifespan="off")

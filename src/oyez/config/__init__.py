@@ -11,7 +11,7 @@ in a string is that variable of the environment and ``$$`` is a dollar sign.
 """
 
 from oyez.config.files import FILE, load, read_file
-from oyez.config.rules import Listen, Network, Rate, Rule, Secret
+from oyez.config.rules import Listen, Network, Rate, Replicas, Rule, Secret
 from oyez.config.settings import (
     BridgeSettings,
     Companion,
@@ -28,6 +28,7 @@ from oyez.config.settings import (
     OpenapiSettings,
     ProviderSettings,
     Route,
+    ScalingSettings,
     SenderSettings,
     ServiceSettings,
     SystemSettings,
@@ -53,8 +54,10 @@ __all__ = [
     "OpenapiSettings",
     "ProviderSettings",
     "Rate",
+    "Replicas",
     "Route",
     "Rule",
+    "ScalingSettings",
     "Secret",
     "SenderSettings",
     "ServiceSettings",

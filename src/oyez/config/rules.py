@@ -50,6 +50,7 @@ _ALGORITHMS = (
     "EdDSA",
 )
 _RATE = re.compile(r"([1-9][0-9]{0,5})/(s|min|h)")
+_RANGE = re.compile(r"([0-9]{1,3})(?:\.\.([0-9]{1,3}))?")
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -103,6 +104,30 @@ class Rate(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         unit = next(unit for unit, seconds in _SECONDS.items() if seconds == self.seconds)
         return f"{self.count}/{unit}"
+
+
+class Replicas(msgspec.Struct, frozen=True):
+    """How many processes there are: from ``least`` to ``most``, as the load needs."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, value: object) -> Replicas:
+        """Read 2 or ``1..4``, from 1 to 256. Raises ``ValueError`` for anything else."""
+        if type(value) is int:
+            least, most = value, value
+        else:
+            match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+            if match is None:
+                raise ValueError(value)
+            least, most = int(match[1]), int(match[2] or match[1])
+        if not 1 <= least <= most <= 256:
+            raise ValueError(value)
+        return cls(least, most)
+
+    def __str__(self) -> str:
+        return f"{self.least}" if self.least == self.most else f"{self.least}..{self.most}"
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -523,6 +548,7 @@ def command() -> Rule:
 
 ADDRESS = Rule('an address "HOST:PORT", the port from 0 to 65535', Listen.parse)
 RATE = Rule('a rate such as "100/s", "600/min" or "5000/h", at most 999999', Rate.parse)
+REPLICAS = Rule('a whole number from 1 to 256, or a range such as "1..4"', Replicas.parse)
 TYPE = pattern("an event type", _TYPE)
 APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)

@@ -10,9 +10,10 @@ import msgspec
 
 from oyez.config import rules
 from oyez.config.mistakes import mistake
-from oyez.config.rules import Listen, Network, Rate, Secret
+from oyez.config.rules import Listen, Network, Rate, Replicas, Secret
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
+from oyez.scaling.rule import Limits
 
 _YEAR = 366 * 86400.0
 
@@ -42,6 +43,18 @@ class SystemSettings(_Settings, frozen=True, kw_only=True):
     erasure: Annotated[str | None, rules.TYPE] = None
 
 
+class ScalingSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[services.NAME.scaling]``: how the number of replicas follows the load.
+
+    Lag should be handled within ``target`` seconds. A replica goes when one fewer has been enough
+    for ``cooldown`` seconds. While more than the share ``failing`` of the calls fail, none comes.
+    """
+
+    target: Annotated[float, rules.number(86400, "seconds")] = 300.0
+    cooldown: Annotated[float, rules.number(86400, "seconds")] = 300.0
+    failing: Annotated[float, rules.share()] = 0.2
+
+
 class ServiceSettings(_Settings, frozen=True, kw_only=True):
     """A table ``[services.NAME]``. In ``store``, ``{service}`` stands for the service's name.
 
@@ -54,12 +67,24 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
     app: Annotated[str, rules.APP]
     broker: Annotated[str | None, rules.BROKER] = None
     store: Annotated[str, rules.STORE] = "sqlite:.oyez/{service}.db"
-    replicas: Annotated[int, rules.whole(1, 256)] = 1
+    replicas: Annotated[Replicas, rules.REPLICAS] = Replicas(1, 1)
     http: Annotated[Listen | None, rules.ADDRESS] = None
     address: Annotated[Listen | None, rules.ADDRESS] = None
     admin: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 0)
     grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
     lease: Annotated[float, rules.number(3600, "seconds")] = 3.0
+    scaling: ScalingSettings = ScalingSettings()
+
+    @property
+    def limits(self) -> Limits:
+        """What the rule of scaling holds its replicas to."""
+        return Limits(
+            least=self.replicas.least,
+            most=self.replicas.most,
+            target=self.scaling.target,
+            cooldown=self.scaling.cooldown,
+            failing=self.scaling.failing,
+        )
 
     def reached_at(self) -> Listen | None:
         """Return where the gateway sends requests for it; None if it takes none."""

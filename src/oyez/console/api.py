@@ -58,6 +58,7 @@ from oyez.inspection.installation import Setting, read_applied, read_leases
 from oyez.inspection.lag import ServiceLag, measure
 from oyez.inspection.letters import read_letter, read_letters
 from oyez.inspection.parked import read_parked
+from oyez.inspection.scale import Gauge, Scale
 from oyez.inspection.schedule import list_later
 from oyez.inspection.views import ViewVersion, read_views
 from oyez.runtime.audit import list_acts
@@ -105,6 +106,9 @@ class _Api:
         self._dead: Counter[str] = Counter()
         self._lag = Shared(process, self._measure)
         self._trouble = Shared(process, self._look_for_trouble)
+        self._gauge = Gauge(process.settings.scaling)
+        self._scale = Shared(process, self._measure_scale)
+        self._calls = self._failed = 0
         self._jobs = Jobs(process)
         self._events = Events(process)
         self._instances = Instances(process)
@@ -115,6 +119,7 @@ class _Api:
             routes=[
                 Route("/replica", _answer(self._replica)),
                 Route("/lag", _answer(self._lag.answer)),
+                Route("/scale", _answer(self._scale.answer)),
                 Route("/trouble", _answer(self._trouble.answer)),
                 Route("/groups", _answer(self._groups)),
                 Route("/letters", _answer(self._letters)),
@@ -157,6 +162,9 @@ class _Api:
                 self._handled[stream] += events
             case signals.EventsPublished(stream=stream, events=events):
                 self._published[stream] += events
+            case signals.HandlerTimed(outcome=outcome, seconds=seconds):
+                self._calls += len(seconds)
+                self._failed += len(seconds) if outcome != "done" else 0
             case signals.EventRetried(handler=handler):
                 self._retried[handler] += 1
             case signals.EventDead(handler=handler):
@@ -191,6 +199,16 @@ class _Api:
             return await measure(system, name, code, process.broker, store, now, within=SEARCH)
         except BrokerError:
             return await measure(system, name, code, None, store, now)
+
+    async def _measure_scale(self) -> Scale:
+        process = self._process
+        broker, store, ambient = process.broker, process.store, process.ambient
+        system, name, now = process.settings.system, process.service.name, ambient.now()
+        failing = self._failed / self._calls if self._calls else 0.0
+        lag = await measure(system, name, process.service, broker, store, now, within=SEARCH)
+        scale = await self._gauge.look(lag, broker, ambient.monotonic(), now, failing=failing)
+        self._calls = self._failed = 0
+        return scale
 
     async def _look_for_trouble(self) -> Trouble:
         store = self._process.store

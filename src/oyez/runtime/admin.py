@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from oyez.runtime.dead import list_dead
 from oyez.runtime.process import ServiceProcess
 
+SCALE = "/oyez/scale"
+"""The path that tells how many replicas the service needs."""
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 """Returns the metrics in a format that an ``Accept`` header names, and its media type."""
 
@@ -24,17 +26,21 @@ def admin(
     token: str,
     metrics: Metrics,
     details: Callable[[], ASGIApp] | None = None,
+    scale_token: str | None = None,
 ) -> Starlette:
     """Return the ASGI app.
 
     ``details`` makes the app of everything else under ``/oyez``, behind the token too. It is made
-    at the first request for it.
+    at the first request for it. ``scale_token`` opens `SCALE` and nothing else.
     """
     detailed: list[ASGIApp] = []
 
     def allowed(request: Request) -> bool:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode(), token.encode())
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        scaling = scale_token is not None and request.url.path == SCALE
+        return hmac.compare_digest(given, token.encode()) or (
+            scaling and hmac.compare_digest(given, (scale_token or "").encode())
+        )
 
     def guarded(handler: Callable[[Request], object]) -> Callable[[Request], object]:
         async def check(request: Request) -> Response:

@@ -40,6 +40,7 @@ from oyez.runtime.timers import Timers
 from oyez.runtime.views import Views
 from oyez.runtime.watch import Follower, Watch
 from oyez.runtime.watchdog import Watchdog
+from oyez.scaling.rule import Limits
 from oyez.service import Provider, Service
 from oyez.signals import Committed, Signals, Started, Stopped
 from oyez.spans import Tracer
@@ -65,6 +66,8 @@ class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the start makes the changes that the store needs; else it is refused if it does."""
     broker: str = ""
     """The kind of broker, such as ``kafka``: positions in a store are valid for that kind alone."""
+    scaling: Limits = Limits()
+    """What the number of replicas is held to, by whoever starts and stops them."""
 
 
 class ServiceProcess:

@@ -61,7 +61,7 @@ async def look(
             readers = ["", *(view.name for view in service.views)]
             site = project.site(project.broker_url(name))
             found[name] = Standing(
-                replicas=project.settings(name).replicas,
+                replicas=project.settings(name).replicas.most,
                 partitions=partitions.get(site, {}),
                 starts=starts.get(site, {}),
                 stored=await _stored(project, name, readers, gaps),
