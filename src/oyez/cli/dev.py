@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from watchfiles import PythonFilter, awatch
 from oyez.cli.console import CODE
 from oyez.cli.invocation import run_async
 from oyez.cli.printing import console
-from oyez.config import Config
+from oyez.config import Config, ServiceSettings
+from oyez.errors import NotCreated, OyezError
 from oyez.inspection.form import escape
+from oyez.inspection.scale import Outside
 from oyez.listening import bind, stop_signals
 from oyez.project import Project
 
@@ -32,6 +34,8 @@ _LEVELS = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 _RESTART = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY = 5.0
 """Seconds after which a process that dies is restarted without delay."""
+_LOOK = 5.0
+"""Seconds between two looks at how many replicas a service needs, at most."""
 _LINE = 1_048_576
 
 
@@ -42,7 +46,8 @@ _LINE = 1_048_576
 def command(project: Path | None, no_reload: bool, as_json: bool) -> None:
     """Run every service, the gateway and the companions of oyez.toml until Ctrl-C.
 
-    A process that dies is restarted; a service restarts when its code changes.
+    A process that dies is restarted; a service restarts when its code changes. Of a service with
+    ``replicas = "1..4"``, there are as many as its lag needs.
     """
     if project is not None:
         os.environ["OYEZ_PROJECT"] = str(project)
@@ -71,21 +76,34 @@ async def supervise(config: Config, *, reload: bool, as_json: bool) -> None:
     output = _Log(as_json)
     # For one sign-in by the link in the announcement. Only the console has it besides.
     code = secrets.token_urlsafe(24)
-    children = [
-        _Child(name, command, config, output, watched, _secrets(name, code))
-        for name, command, watched in _commands(config)
-    ]
+    children: list[_Child] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    def start(name: str, command: list[str], watched: bool) -> _Child:
+        child = _Child(name, command, config, output, watched, _secrets(name, code))
+        children.append(child)
+        tasks.append(asyncio.create_task(child.run(), name=child.name))
+        return child
+
     stopped = asyncio.Event()
     with stop_signals(stopped.set):
-        tasks = [asyncio.create_task(child.run(), name=child.name) for child in children]
-        announce = asyncio.create_task(_announce(config, children, output, code))
-        watcher = asyncio.create_task(_watch(config, children, output)) if reload else None
+        for each in _commands(config):
+            start(*each)
+        besides = [asyncio.create_task(_announce(config, tuple(children), output, code))]
+        project = Project(config)
+        besides += [
+            asyncio.create_task(_scale(Outside(project, name), settings, start, children, output))
+            for name, settings in config.services.items()
+            if settings.replicas.least < settings.replicas.most
+        ]
+        if reload:
+            besides.append(asyncio.create_task(_watch(config, children, output)))
         await stopped.wait()
-        for task in (announce, watcher):
-            if task is not None:
-                task.cancel()
+        for task in besides:
+            task.cancel()
+        await asyncio.gather(*besides, return_exceptions=True)
         output.say("stopping")
-        longest = max([10.0, *(s.grace for s in config.services.values())]) + 2.0
+        longest = max([12.0, *(_patience(each) for each in config.services.values())])
         for group in ("gateway", "console", "service", "companion"):
             await asyncio.gather(
                 *(child.stop(longest) for child in children if child.group == group)
@@ -100,16 +118,56 @@ def _commands(config: Config) -> list[tuple[str, list[str], bool]]:
         (f"companion:{name}", _with_this_python(list(companion.run)), False)
         for name, companion in config.companions.items()
     ]
-    for name, settings in config.services.items():
-        for replica in range(settings.replicas.least):
-            label = name if settings.replicas.most == 1 else f"{name}.{replica + 1}"
-            found.append((f"service:{label}", [*python, "run", name], True))
+    for settings in config.services.values():
+        found += [_replica(settings, number) for number in range(1, settings.replicas.least + 1)]
     found += [(f"service:{name}", [*python, "bridge", name], False) for name in config.bridges]
     if config.gateway is not None:
         found.append(("gateway:gateway", [*python, "gateway"], False))
     if config.console is not None:
         found.append(("console:console", [*python, "console"], False))
     return found
+
+
+def _replica(settings: ServiceSettings, number: int) -> tuple[str, list[str], bool]:
+    name = settings.name
+    label = name if settings.replicas.most == 1 else f"{name}.{number}"
+    return f"service:{label}", [sys.executable, "-m", "oyez", "run", name], True
+
+
+def _patience(settings: ServiceSettings) -> float:
+    """Return the seconds that a service has to stop."""
+    return max(10.0, settings.grace) + 2.0
+
+
+async def _scale(
+    service: Outside,
+    settings: ServiceSettings,
+    start: Callable[[str, list[str], bool], _Child],
+    children: list[_Child],
+    output: _Log,
+) -> None:
+    """Start and stop replicas of a service by the rule, the newest first."""
+    name = settings.name
+    replicas = [child for child in children if child.name.rpartition(".")[0] == name]
+    while True:
+        await asyncio.sleep(min(_LOOK, settings.scaling.cooldown / 2))
+        try:
+            scale = await service.look()
+        except NotCreated:
+            continue
+        except OyezError as error:
+            output.line(name, {"level": "warning", "event": "not scaled", "error": str(error)})
+            continue
+        # Where some have not come up, or have died, the supervisor is at it already.
+        if scale.replicas != len(replicas) or scale.wanted == len(replicas):
+            continue
+        output.say(f"{name}: {len(replicas)} to {scale.wanted} replicas: {scale.why}")
+        while len(replicas) < scale.wanted:
+            replicas.append(start(*_replica(settings, len(replicas) + 1)))
+        while len(replicas) > scale.wanted:
+            # Whoever ends the system meanwhile waits for those that are still among the children.
+            await replicas[-1].stop(_patience(settings))
+            children.remove(replicas.pop())
 
 
 def _secrets(name: str, code: str) -> dict[str, str]:
@@ -268,7 +326,7 @@ class _Log:
         self._console.print(text)
 
 
-async def _announce(config: Config, children: list[_Child], output: _Log, code: str) -> None:
+async def _announce(config: Config, children: Sequence[_Child], output: _Log, code: str) -> None:
     for child in children:
         await child.ready.wait()
     where = f"http://{config.gateway.listen}/" if config.gateway is not None else "no gateway"
