@@ -31,6 +31,7 @@ _COMMANDS = {
     "backfill": "Announce what a service has, to one that lacks its history.",
     "replay": "Handle a service's history once more, and compare.",
     "lag": "Show partitions, owners, positions and lag.",
+    "scale": "Tell how many replicas services need, or plan it.",
     "topology": "Show who publishes what and who reacts.",
     "contracts": "Export contracts, check them, show what changed.",
     "doctor": "Check configuration, files, connections and migrations.",

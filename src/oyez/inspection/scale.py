@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 
 import msgspec
 
 from oyez.errors import BrokerUnavailable
+from oyez.inspection.installation import read_leases
 from oyez.inspection.lag import PartitionLag, ServiceLag, measure
 from oyez.ports import Broker, Position
 from oyez.project import Project
@@ -17,6 +19,9 @@ from oyez.service import Service
 
 SEARCH = 0.5
 """Seconds to find the oldest events of all partitions."""
+ANSWER = 2.0
+"""Seconds for a replica to answer."""
+_SUM = re.compile(r"^oyez_batch_(events|seconds)_sum(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +154,53 @@ class Outside:
             now, at = ambient.now(), ambient.monotonic()
             lag = await measure(system, name, self._service, broker, store, now, within=SEARCH)
             return await self._gauge.look(lag, broker, at, now)
+
+
+class MeasuredRate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica of a service handles a second, as those that run have measured it."""
+
+    rate: float
+    replicas: int
+    """The replicas that told."""
+    how: str
+    """How it was measured, in words."""
+
+
+async def measure_rate(project: Project, name: str) -> MeasuredRate | None:
+    """Return what a replica of a service handles, of what those that run tell; None if nothing.
+
+    Of replicas that were busy lately, their rate then; else what they have handled since they
+    started, over the time that it took. Raises NotCreated and StoreError.
+    """
+    import httpx
+
+    async with project.opened_store(name) as store:
+        leases = await read_leases(store, project.ambient.now())
+    rates: list[float] = []
+    events = seconds = 0.0
+    headers = {"Authorization": f"Bearer {project.token()}", "Accept": "text/plain"}
+    told = 0
+    async with httpx.AsyncClient(headers=headers, timeout=ANSWER, trust_env=False) as client:
+        for lease in leases:
+            try:
+                scale = await client.get(f"http://{lease.admin}/oyez/scale")
+                metrics = await client.get(f"http://{lease.admin}/metrics")
+            except (httpx.HTTPError, httpx.InvalidURL):
+                continue
+            if scale.status_code == 200:
+                busy = msgspec.json.decode(scale.content, type=Scale).rate
+                rates += [] if busy is None else [busy]
+            sums = dict(_SUM.findall(metrics.text))
+            events += float(sums.get("events", 0))
+            seconds += float(sums.get("seconds", 0))
+            told += 1
+    if rates:
+        how = "of a busy replica, lately"
+        return MeasuredRate(rate=sum(rates) / len(rates), replicas=len(rates), how=how)
+    if not events or not seconds:
+        return None
+    how = f"{events:.0f} events in {seconds:.1f} s of batches, one after the other: at least that"
+    return MeasuredRate(rate=events / seconds, replicas=told, how=how)
 
 
 def _known(service: str, partition: PartitionLag) -> int:

@@ -6,6 +6,8 @@ what they share. That is all it knows: a measurement with more replicas is worth
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -18,8 +20,42 @@ from oyez.scaling.rule import Decision, Limits, decide
 _STEP = 1.0
 """Seconds between two moments of the simulated time."""
 
+LONGEST = 7 * 86400.0
+"""Seconds of a recorded load, at most."""
+MOST = 1e9
+"""Events a second in it, at most."""
 Load = Callable[[float], float]
 """Returns the events a second that arrive at a time, in seconds from the beginning."""
+
+
+def recorded(text: str) -> tuple[Load, float]:
+    """Return a recorded load, and its length in seconds.
+
+    Each line is ``SECONDS,EVENTS-PER-SECOND``, in the order of time; a rate holds until the next
+    line. Lines that begin with ``#`` are left out. Raises ``ValueError`` that names the line.
+    """
+    times: list[float] = []
+    rates: list[float] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            at, rate = map(float, line.split(","))
+        except ValueError:
+            at = rate = math.nan
+        if not (0 <= at <= LONGEST and 0 <= rate <= MOST) or (times and at <= times[-1]):
+            expected = "SECONDS,EVENTS-PER-SECOND, later than the line before"
+            raise ValueError(f"line {number}: expected {expected}, found {line[:60]!r}")
+        times.append(at)
+        rates.append(rate)
+    if len(times) < 2:
+        raise ValueError("expected two lines SECONDS,EVENTS-PER-SECOND or more")
+
+    def load(at: float) -> float:
+        index = bisect_right(times, at) - 1
+        return rates[index] if index >= 0 else 0.0
+
+    return load, times[-1]
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):

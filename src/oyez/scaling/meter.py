@@ -54,9 +54,9 @@ class Meter:
     def note(self, look: Look) -> Measured:
         """Return the service as of this look, which is later than those before."""
         last, self._last = self._last, look
-        behind, stuck, arriving = 0, False, None
+        behind, recent, arriving = 0, 0.0, None
         if last is not None and look.at > last.at:
-            behind, stuck, arriving = self._compare(last, look)
+            behind, recent, arriving = self._compare(last, look)
         return Measured(
             at=look.at,
             replicas=look.replicas,
@@ -66,19 +66,20 @@ class Meter:
             # What begins to arrive counts at once, what ceases to arrive after a while.
             inflow=None if arriving is None else max(arriving, self._inflow or 0.0),
             total=self._total or 0.0,
+            recent=recent,
             rate=self._rate,
-            stuck=stuck,
+            stuck=behind > 0 and recent == 0,
             failing=look.failing,
         )
 
-    def _compare(self, last: Look, look: Look) -> tuple[int, bool, float | None]:
-        """Update the rates; return the partitions behind, whether all is stuck, and the inflow."""
+    def _compare(self, last: Look, look: Look) -> tuple[int, float, float | None]:
+        """Update the rates; return the partitions behind, and what was handled and arrived."""
         seconds = look.at - last.at
         there = {p: last.partitions[p] for p in look.partitions if p in last.partitions}
         counts = {p: look.partitions[p].handled for p in there}
         done = {p: count for p, count in counts.items() if count is not None}
         if len(done) < len(there) or not there:
-            return 0, False, None
+            return 0, 0.0, None
         arrived = sum(max(0, done[p] + look.partitions[p].lag - there[p].lag) for p in there)
         total = sum(done.values())
         self._inflow = _blend(self._inflow, arrived / seconds, seconds)
@@ -88,7 +89,7 @@ class Meter:
             for place in there
         )
         self._note_rate(there, look.partitions, done, seconds)
-        return behind, behind > 0 and total == 0, arrived / seconds
+        return behind, total / seconds, arrived / seconds
 
     def _note_rate(
         self,

@@ -48,6 +48,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """Records that arrive."""
     total: float = 0.0
     """Records that all replicas handle."""
+    recent: float = 0.0
+    """The same since the last look, where ``total`` changes by and by."""
     rate: float | None = None
     """Records that one replica handles when it has enough to do; None before one had."""
     stuck: bool = False
@@ -61,7 +63,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
 
     replicas: int
     total: float
-    """What all of them handled a second."""
+    """What all of them handled a second, lately at best."""
     changed: float
     """The time of the last change; the first look counts as one."""
     spare: float | None = None
@@ -150,15 +152,14 @@ def _up(measured: Measured, needed: int, cap: int, past: Past) -> Decision:
 
 def _remember(measured: Measured, past: Past | None) -> Past:
     """Note a change of the replicas since the last call."""
-    now = measured.replicas
+    now, at = measured.replicas, measured.at
+    total = max(measured.total, measured.recent)
     if past is None:
-        return Past(replicas=now, total=measured.total, changed=measured.at)
+        return Past(replicas=now, total=total, changed=at)
     if now == past.replicas:
-        return replace(past, total=measured.total)
+        return replace(past, total=total)
     climb = (*past.climb, (past.replicas, past.total)) if now > past.replicas > 0 else ()
-    return replace(
-        past, replicas=now, total=measured.total, changed=measured.at, spare=None, climb=climb
-    )
+    return replace(past, replicas=now, total=total, changed=at, spare=None, climb=climb)
 
 
 def _judge(measured: Measured, limits: Limits, past: Past) -> Past:

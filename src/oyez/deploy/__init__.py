@@ -1,0 +1,1 @@
+"""What stands around the processes of a system when it is deployed."""
