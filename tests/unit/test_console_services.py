@@ -274,6 +274,9 @@ def test_settings_in_effect_name_where_they_are_from(tmp_path: Path) -> None:
         name="services.desk.grace", value="10.0", place=None
     )
     assert settings["services.desk.http"].value is None
+    assert settings["services.desk.replicas"].value == "1"
+    assert settings["services.desk.scaling.target"].value == "300.0"
+    assert "services.desk.scaling" not in settings
     own = settings["services.desk.broker"]
     assert (own.value, own.place) == (
         "redis://***@127.0.0.1:1?deadline=0.2",

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from oyez import tables
-from oyez.config import Config
+from oyez.config import Config, ServiceSettings
 from oyez.endpoint import redact
 from oyez.ports import Store
 
@@ -64,15 +64,15 @@ def effective(config: Config, table: str) -> list[Setting]:
     Passwords, tokens and keys in them are replaced by ``***``.
     """
     group, _, name = table.partition(".")
-    settings: dict[str, msgspec.Struct] = {
-        "system": config.system,
-        table: getattr(config, group)[name],
-    }
+    chosen = getattr(config, group)[name]
+    settings: dict[str, msgspec.Struct] = {"system": config.system, table: chosen}
+    if isinstance(chosen, ServiceSettings):
+        settings[f"{table}.scaling"] = chosen.scaling
     return [
         _setting(f"{key}.{field.name}", getattr(each, field.name), _default(field, name), config)
         for key, each in settings.items()
         for field in msgspec.structs.fields(each)
-        if field.name != "name" or key == "system"
+        if (field.name != "name" or key == "system") and field.name != "scaling"
     ]
 
 
