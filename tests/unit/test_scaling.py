@@ -69,8 +69,9 @@ def test_one_replica_goes_at_a_time_and_not_within_a_cooldown() -> None:
     assert early.wanted == 4
     assert "one goes in 1 s if that stays so" in early.why
     assert decide(measured(replicas=4, at=COOLDOWN), LIMITS, past).wanted == 3
-    busy = decide(measured(replicas=4, at=COOLDOWN - 1, inflow=350.0), LIMITS, past)
-    assert decide(measured(replicas=4, at=COOLDOWN), LIMITS, busy.past).wanted == 4
+    for changed in ({"inflow": 350.0}, {"stuck": True}, {"failing": 0.9}):
+        break_ = decide(measured(replicas=4, at=COOLDOWN - 1, **changed), LIMITS, past)
+        assert decide(measured(replicas=4, at=COOLDOWN), LIMITS, break_.past).wanted == 4
 
 
 def test_a_replica_stays_while_the_others_would_have_little_room() -> None:

@@ -30,36 +30,42 @@ def command() -> None:
     """Tell how many replicas services need, or plan it."""
 
 
-class _Rate(click.ParamType):
-    name = "rate"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Return events a second."""
-        try:
-            rate = Rate.parse(value)
-        except ValueError:
-            self.fail(f'expected a rate such as "200/s" or "600/min", found "{value}"', param, ctx)
-        return rate.count / rate.seconds
+def _rate(value: str) -> float:
+    """Return events a second."""
+    try:
+        rate = Rate.parse(value)
+    except ValueError:
+        text = f'expected a rate such as "200/s" or "600/min", found "{value}"'
+        raise click.BadParameter(text) from None
+    return rate.count / rate.seconds
 
 
-class _Duration(click.ParamType):
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Return seconds."""
-        match = _DURATION.fullmatch(value)
-        if match is None or int(match[1]) * _SECONDS[match[2]] > LONGEST:
-            text = f'expected a time such as "90s", "10m" or "2h", 7 days at most, found "{value}"'
-            self.fail(text, param, ctx)
-        return int(match[1]) * _SECONDS[match[2]]
+def _duration(value: str) -> float:
+    """Return seconds."""
+    match = _DURATION.fullmatch(value)
+    if match is None or int(match[1]) * _SECONDS[match[2]] > LONGEST:
+        text = f'expected a time such as "90s", "10m" or "2h", 7 days at most, found "{value}"'
+        raise click.BadParameter(text)
+    return int(match[1]) * _SECONDS[match[2]]
 
 
 @command.command("plan")
 @click.argument("service")
-@click.option("--rate", type=_Rate(), help="Events that arrive in a burst, such as 2000/s.")
-@click.option("--burst", type=_Duration(), default="10m", help="How long that lasts, such as 10m.")
 @click.option(
-    "--base", type=_Rate(), help="Events that arrive before and after it; by default none."
+    "--rate", type=_rate, metavar="RATE", help="Events that arrive in a burst, such as 2000/s."
+)
+@click.option(
+    "--burst",
+    type=_duration,
+    metavar="TIME",
+    default="10m",
+    help="How long that lasts, such as 10m.",
+)
+@click.option(
+    "--base",
+    type=_rate,
+    metavar="RATE",
+    help="Events that arrive before and after it; by default none.",
 )
 @click.option(
     "--from",
@@ -68,10 +74,16 @@ class _Duration(click.ParamType):
     help="A recorded load instead: lines SECONDS,EVENTS-PER-SECOND.",
 )
 @click.option(
-    "--per-replica", type=_Rate(), help="What a replica handles, if none has measured it."
+    "--per-replica",
+    type=_rate,
+    metavar="RATE",
+    help="What a replica handles, if none has measured it.",
 )
 @click.option(
-    "--shared", type=_Rate(), help="What the store or a downstream takes of all replicas."
+    "--shared",
+    type=_rate,
+    metavar="RATE",
+    help="What the store or a downstream takes of all replicas.",
 )
 @click.option("--partitions", type=click.IntRange(1, 4096), help="By default the system's.")
 @click.option("--chart", "picture", type=click.Path(path_type=Path), help="Write a chart, as SVG.")

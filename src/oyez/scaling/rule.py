@@ -106,11 +106,10 @@ def decide(measured: Measured, limits: Limits, past: Past | None = None) -> Deci
         wanted = min(max(now, limits.least), cap)
         return Decision(wanted=wanted, why=f"within {limits.least}..{cap}", past=past)
     if measured.stuck:
-        why = "nothing is handled: no number of replicas cures that"
-        return Decision(wanted=now, why=why, past=past)
+        return _stay(now, "nothing is handled: no number of replicas cures that", past)
     if measured.failing > limits.failing:
         why = f"{measured.failing:.0%} of calls fail: more replicas would fail more"
-        return Decision(wanted=now, why=why, past=past)
+        return _stay(now, why, past)
     if past.climb and at - past.changed >= limits.cooldown:
         past = _judge(measured, limits, past)
     if past.ceiling is not None and at < past.until:
@@ -119,20 +118,22 @@ def decide(measured: Measured, limits: Limits, past: Past | None = None) -> Deci
             why = f"{now} replicas handle no more than {cap}: store or downstream is the limit"
             return Decision(wanted=cap, why=why, past=past)
     if measured.inflow is None or not measured.rate:
-        why = "no replica has been busy, so its rate is unknown"
-        return Decision(wanted=now, why=why, past=past)
+        return _stay(now, "no replica has been busy, so its rate is unknown", past)
     needed = need(measured, limits.target)
     if needed > now * UP:
         return _up(measured, math.ceil(needed - 1e-9), cap, replace(past, spare=None))
     if now <= limits.least or need(measured, limits.target * LEFT) >= (now - 1) * DOWN:
-        why = f"{needed:.1f} are needed"
-        return Decision(wanted=now, why=why, past=replace(past, spare=None))
+        return _stay(now, f"{needed:.1f} are needed", past)
     past = replace(past, spare=at if past.spare is None else past.spare)
     left = limits.cooldown - (at - (past.spare or 0.0))
     if left > 0:
         why = f"{needed:.1f} are needed; one goes in {left:.0f} s if that stays so"
         return Decision(wanted=now, why=why, past=past)
     return Decision(wanted=now - 1, why=f"{needed:.1f} are needed: one less is enough", past=past)
+
+
+def _stay(now: int, why: str, past: Past) -> Decision:
+    return Decision(wanted=now, why=why, past=replace(past, spare=None))
 
 
 def _up(measured: Measured, needed: int, cap: int, past: Past) -> Decision:
