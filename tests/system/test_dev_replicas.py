@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from oyez.testing.ticks import SERVICE, TOML, Ticks, until
 
@@ -14,10 +17,11 @@ EACH = 150
 SCALING = """
 [services.counter.scaling]
 target = 6
-cooldown = 3
+cooldown = 6
 """
 
 
+@pytest.mark.timeout(180)
 async def test_replicas_come_with_the_lag_and_go_without_it(tmp_path: Path) -> None:
     """From one to four and back. A tick takes 2 ms of a replica's time, whatever its partition."""
     ticks = Ticks(tmp_path)
@@ -45,18 +49,24 @@ async def test_replicas_come_with_the_lag_and_go_without_it(tmp_path: Path) -> N
         )
     try:
 
+        def changes() -> list[tuple[int, int]]:
+            found = re.findall(r"counter: (\d) to (\d) replicas", log.read_text())
+            return [(int(before), int(after)) for before, after in found]
+
         async def back_to_one() -> bool:
-            said = log.read_text()
-            return "counter: 2 to 1 replicas" in said and said.count('"event": "stopped"') >= 3
+            gone = sum(before - after for before, after in changes() if after < before)
+            stopped = log.read_text().count('"event": "stopped"')
+            return changes()[-1][1] == 1 and stopped == gone
 
         await ticks.all_seen(*CLOCKS)
         await until(back_to_one, 60.0, log.read_text)
+        # On a busy machine more may not help, and are then taken back at once.
+        assert max(after for _, after in changes()) == 4
         said = log.read_text()
-        for words in ("to 4 replicas", "counter: 4 to 3", "counter: 3 to 2"):
-            assert words in said
         dev.send_signal(signal.SIGINT)
         assert dev.wait(30) == 0
-        pids = {pid for _, _, pid in await ticks.seen()}
+        handled = [*await ticks.seen(), *await ticks.seen(table="heard")]
+        pids = {pid for _, _, pid in handled}
         assert len(pids) > 1
         assert "not scaled" not in said
         assert "ended (" not in said

@@ -54,6 +54,7 @@ def measured(**changed: object) -> Measured:
         ({"inflow": 106.0}, 2, "2 are needed"),
         ({"replicas": 0, "rate": None}, 1, "within 1..8"),
         ({"replicas": 12}, 8, "within 1..8"),
+        ({"rate": 1e-313}, 8, "of 8 at most"),
         ({"replicas": 0, "partitions": 0, "behind": 0}, 1, "within 1..1"),
     ],
 )
@@ -118,6 +119,16 @@ def test_how_much_a_step_has_to_help(before: int, after: int, total: float, kept
     at = COOLDOWN + 1
     found = decide(measured(at=at, replicas=after, total=total, **there), limits, past)
     assert found.wanted == (after if kept else before)
+
+
+def test_what_a_step_brought_just_now_counts() -> None:
+    """In a short cooldown, the rate that changes by and by has hardly changed."""
+    limits = Limits(most=8, cooldown=3.0)
+    slow = {"lag": 90_000, "total": 100.0, "recent": 100.0}
+    past = decide(measured(at=0.0, **slow), limits).past
+    past = decide(measured(at=1.0, replicas=4, **slow), limits, past).past
+    late = {**slow, "total": 105.0, "recent": 390.0}
+    assert decide(measured(at=5.0, replicas=4, **late), limits, past).wanted == 4
 
 
 def test_a_step_that_has_caught_up_is_not_taken_back() -> None:

@@ -121,7 +121,7 @@ def decide(measured: Measured, limits: Limits, past: Past | None = None) -> Deci
         return _stay(now, "no replica has been busy, so its rate is unknown", past)
     needed = need(measured, limits.target)
     if needed > now * UP:
-        return _up(measured, math.ceil(needed - 1e-9), cap, replace(past, spare=None))
+        return _up(measured, math.ceil(min(needed, 1e9) - 1e-9), cap, replace(past, spare=None))
     if now <= limits.least or need(measured, limits.target * LEFT) >= (now - 1) * DOWN:
         return _stay(now, f"{needed:.1f} are needed", past)
     past = replace(past, spare=at if past.spare is None else past.spare)
@@ -171,7 +171,7 @@ def _judge(measured: Measured, limits: Limits, past: Past) -> Past:
     for fewer, total in past.climb:
         # Of many replicas, one more can't add a tenth.
         enough = min(GAIN, (measured.replicas / fewer - 1) / 2)
-        if measured.total < total * (1 + enough):
+        if past.total < total * (1 + enough):
             until = measured.at + AGAIN * limits.cooldown
             return replace(judged, ceiling=fewer, until=until)
     return judged
