@@ -420,7 +420,8 @@ class Service:
 
         It is the age of the oldest event in its streams that the view applies and has not applied
         yet, at most; 0 means that there is none. It asks the broker: seldom, not for each request.
-        Raises BrokerError, StoreError, and HistoryMissing for a view that can't be filled.
+        Raises BrokerError, also where the broker keeps no history, StoreError, and HistoryMissing
+        for a view that can't be filled.
         """
         bound, kind = self._running(), self._kind_of_view(cls)
         return await bound.staleness(kind, await self._active(kind))

@@ -347,13 +347,17 @@ VIEW_MARKS = """select name, digest, applied from oyez_migration where name like
 """The active version of each view, and the scripts of the tables of all versions."""
 MARK_FIRST = """insert into oyez_migration (name, digest, applied) values (:name, :mark, :now)
  on conflict (name) do nothing returning name"""
+_OF_A_VIEW = "(reader = :reader or reader = '' and handler = :reader)"
 FILLED = f"""select
  (select count(*) from oyez_cursor a left join oyez_cursor n
    on n.stream = a.stream and n.partition = a.partition and n.reader = :reader
   where a.reader = :active and coalesce(n.position, -1) < a.position) as behind,
- (select count(*) from oyez_inbox where reader = :reader and state > {Inbox.HANDLED:d}) as parked,
- (select count(*) from oyez_dead where reader = :reader and state = '{Letter.DEAD}') as dead"""
-"""What a version of a view lacks to take the place of the active one."""
+ (select count(*) from oyez_inbox where {_OF_A_VIEW} and state > {Inbox.HANDLED:d}) as parked,
+ (select count(*) from oyez_dead where {_OF_A_VIEW} and state = '{Letter.DEAD}') as dead"""
+"""What a version of a view lacks to take the place of the active one.
+
+The service itself, whose reader is empty, reads for it where there is no history.
+"""
 ACTIVE = "select digest as version from oyez_migration where name = :name"
 """The version that a view shows; ``name`` is ``oyez:view:`` and the view's name."""
 LIVE_READERS = """select count(*) as living from oyez_cursor c
@@ -378,7 +382,7 @@ DELETE_MARKS = """delete from oyez_migration where name = :name
  or substr(name, 1, length(cast(:name as text)) + 2) = cast(:name as text) || ' ('"""
 """The marks of a version's table and of its indexes."""
 APPLIED = f"""select count(*) as applied from oyez_inbox
- where reader = :reader and handler = :reader and event_id = :event_id and source = :source
+ where reader in (:reader, '') and handler = :reader and event_id = :event_id and source = :source
   and state = {Inbox.HANDLED:d}"""
 
 # -- backfills -------------------------------------------------------------------------------------

@@ -218,7 +218,10 @@ async def _prepare(
     """Make the table of the version; return the active one. Refuse what can't be built."""
     view, version = kind.view, kind.version
     if not broker.capabilities.history:
-        raise BrokerRefused("views are made of the history, and this broker keeps none")
+        raise BrokerRefused(
+            f"a version is filled from the history, and this broker keeps none: {view} takes what "
+            "is published from its service's first start on"
+        )
     known = versions_in(await store.fetch(tables.VIEW_MARKS, {})).get(view)
     active = known.active if known else version
     if active > version:

@@ -101,10 +101,12 @@ async def _measure(
     positions: dict[str, dict[int, Position]] = {}
     for row in await store.fetch(tables.CURSORS, {"reader": reader}):
         positions.setdefault(row["stream"], {})[row["partition"]] = row["position"]
-    asked = {"reader": reader, "now": now}
+    # Without history, the service itself reads for the view.
+    live = broker is not None and not broker.capabilities.history
+    asked = {"reader": "" if live else reader, "now": now}
     (living,) = await store.fetch(tables.LIVE_READERS, asked)
     (lacks,) = await store.fetch(tables.FILLED, {"reader": reader, "active": reader})
-    behind, missing = await _behind(broker, positions)
+    behind, missing = await _behind(None if live else broker, positions)
     active = version == versions.active
     return ViewVersion(
         service=service,

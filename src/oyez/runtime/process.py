@@ -106,7 +106,10 @@ class ServiceProcess:
         self.announcer = Announcer(
             settings.system, service.name, ambient, lambda: broker.capabilities.max_bytes, tracer
         )
-        self.handlers = Handlers(settings.system, service.name, service.handlers)
+        history = broker.capabilities.history
+        self.handlers = Handlers(
+            settings.system, service.name, service.handlers if history else service.subscriptions
+        )
         self.reads = reads or self.handlers.read
         """Returns whether a stream is read, by its name."""
         self.lanes: dict[Place, Lane] = {}

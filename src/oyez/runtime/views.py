@@ -2,6 +2,9 @@
 
 The version in the code is filled beside the active one. When it has read as far, in every
 partition, and nothing of it is parked or dead, one transaction makes the SQL view show it.
+
+A broker that keeps no history can't fill a version. There the service's own lanes apply a view's
+events, from the service's first event on, and the first version is the only one.
 """
 
 from __future__ import annotations
@@ -204,6 +207,9 @@ class Views:
         """``lanes`` are those of the process's handlers; ``alone`` if it has none."""
         self.versions: dict[str, Versions] = {}
         """The versions of each view, as the last look found them."""
+        history = broker.capabilities.history
+        self.live: dict[ViewType, Handler] = {} if history else dict(views)
+        """The views whose events the process's own lanes apply; all, or none."""
         self._broker = broker
         self._store = commits.store
         self._ambient = ambient
@@ -223,6 +229,7 @@ class Views:
                 pace=pace,
             )
             for kind, handler in views.items()
+            if history
         ]
         self._reports = reports
         self._measured = self._swept = ambient.monotonic()
@@ -235,17 +242,19 @@ class Views:
 
     async def prepare(self) -> None:
         """Look at the versions, before anything is read or answered."""
-        if self._rebuilds:
+        if self._rebuilds or self.live:
             await self._look()
 
     def check(self) -> None:
-        """Raise BrokerRefused for a broker that keeps no history, which a view is made of."""
-        if self._rebuilds and not self._broker.capabilities.history:
-            names = ", ".join(each.kind.view for each in self._rebuilds)
-            raise BrokerRefused(
-                f"views are made of the history, and this broker keeps none: move {names} to a "
-                "service on one that does, or use a State"
-            )
+        """Raise BrokerRefused for a version that a broker without history can't fill."""
+        for kind in self.live:
+            if (active := self.versions[kind.view].active) != kind.version:
+                raise BrokerRefused(
+                    f"view {kind.view}: version {active} is active, and version {kind.version} "
+                    "can't take its place, since this broker keeps no history to fill it from: "
+                    f"keep version={active}, or give it the name of another table, which begins "
+                    "empty, and let the owner of its facts offer a backfill"
+                )
 
     def start(self) -> None:
         """Start to read and to look at the versions."""
@@ -288,7 +297,15 @@ class Views:
         ]
 
     async def staleness(self, kind: ViewType, version: int) -> float:
-        """Return how many seconds a version of a view is behind, whoever reads for it."""
+        """Return how many seconds a version of a view is behind, whoever reads for it.
+
+        Raises BrokerError, StoreError, and BrokerRefused where no history tells it.
+        """
+        if kind in self.live:
+            raise BrokerRefused(
+                f"how far view {kind.view} is behind is told by the history, and this broker keeps "
+                "none: see `oyez lag`"
+            )
         (rebuild,) = (each for each in self._rebuilds if each.kind is kind)
         measure = Staleness(
             kind.of(version),
