@@ -101,10 +101,10 @@ async def _recorded(
     here: Surroundings, records: list[Record], url: str, dropped: list[float]
 ) -> Figures:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
-    from oyez.observe.tracing import Ids, Tracing
+    from oyez.observe.tracing import Tracing, provider_of
 
     exported = 0
 
@@ -114,7 +114,7 @@ async def _recorded(
             exported += len(spans)
             return super().export(spans)
 
-    provider = TracerProvider(id_generator=Ids(here.ambient), shutdown_on_exit=False)
+    provider = provider_of(here.ambient, system="bench", service="ledger")
     provider.add_span_processor(BatchSpanProcessor(Counting(endpoint=f"{url}/v1/traces")))
     tracer = Tracing(
         provider, here.ambient, system="bench", service="ledger", broker="embedded", inherits=True

@@ -78,11 +78,7 @@ def tracing(
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
         return Tracing(provider, ambient, system=system, service=service, broker=broker)
-    given = OTELResourceDetector().detect().attributes
-    named = {"service.name": service, "service.namespace": system, **given}
-    provider = TracerProvider(
-        resource=Resource.create(named), id_generator=Ids(ambient), shutdown_on_exit=False
-    )
+    provider = provider_of(ambient, system=system, service=service)
     logger = logging.getLogger("opentelemetry")
     logger.addHandler(_Complaints())
     logger.propagate = False
@@ -92,6 +88,31 @@ def tracing(
     return Tracing(
         provider, ambient, system=system, service=service, broker=broker, inherits=asked.inherits
     )
+
+
+def provider_of(ambient: Ambient, *, system: str, service: str) -> TracerProvider:
+    """Return a provider of a process's own, without an exporter; the environment adds names."""
+    given = OTELResourceDetector().detect().attributes
+    found = Resource.create({"service.name": service, "service.namespace": system, **given})
+    return TracerProvider(
+        resource=Hashed(dict(found.attributes), found.schema_url),
+        id_generator=Ids(ambient),
+        shutdown_on_exit=False,
+    )
+
+
+class Hashed(Resource):
+    """A resource that knows its hash: exporters ask for it span by span, and it is JSON's."""
+
+    def __init__(self, attributes: Mapping[str, Any], schema_url: str | None = None) -> None:
+        super().__init__(attributes, schema_url)
+        self._hash = super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class Tracing:
