@@ -766,7 +766,21 @@ def test_flow_shows_retries_delays_and_dead_letters(till: Till) -> None:
     assert "failed 1x, next attempt in" in text
     assert re.search(r"till\.reminder .* delayed, in \d+ min", text)
     letter = till.dead("flown")
-    assert f"dead, dead letter {letter}" in till.oyez("flow", "flown")
+    text = till.oyez("flow", "flown")
+    assert f"dead, dead letter {letter}" in text
+    assert re.search(rf"held up by .* gave up on .* see `oyez dead show \w+ {letter}`", text)
+
+
+def test_flow_says_who_holds_a_journey_up(till: Till) -> None:
+    letter = till.dead("held")
+    (journey,) = till.json("flow", "held")["journeys"]
+    held = journey["held_up_by"]
+    assert (held["level"], held["over"]) == ("bad", False)
+    assert "gave up on" in held["what"]
+    assert held["why"].startswith("failed 2 of 2 attempts: ValueError")
+    assert held["cure"].startswith("oyez dead show ")
+    assert held["cure"].endswith(f" {letter}")
+    assert "failed 2 of 2 attempts" in till.oyez(*held["cure"].split()[1:])
 
 
 def test_flow_survives_events_that_claim_to_have_caused_each_other(till: Till) -> None:

@@ -11,7 +11,17 @@ from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import console, is_terminal, print_json, warn
 from oyez.errors import OyezError
 from oyez.inspection.form import escape, span, utc_time
-from oyez.inspection.journey import EVENTS, JOURNEYS, Journey, JourneyEvent, as_value, trace
+from oyez.inspection.holder import Holder, holders
+from oyez.inspection.holder import as_value as holder_as_value
+from oyez.inspection.journey import (
+    EVENTS,
+    JOURNEYS,
+    Journey,
+    JourneyEvent,
+    Journeys,
+    as_value,
+    trace,
+)
 from oyez.inspection.reactions import Reaction
 from oyez.project import Project
 
@@ -20,13 +30,13 @@ from oyez.project import Project
 @click.argument("identity", metavar="ID")
 @json_option
 def command(identity: str, as_json: bool) -> None:
-    """Show the journey of ID as a tree: events, their times and their handlers.
+    """Show the journey of ID as a tree of events and handlers, and who holds it up.
 
     ID is a correlation id, an event id (or its last 8 characters, as `oyez tail` shows), or a
     subject, such as an order's id.
     """
     project = Project.open()
-    found = run_async(trace(project, identity))
+    found, held = run_async(_look(project, identity))
     heed(found.gaps, answered=found.answered)
     if not found.journeys:
         days = project.config.system.retention_days
@@ -35,13 +45,32 @@ def command(identity: str, as_json: bool) -> None:
             f"subject of the last {days:g} days; `oyez tail --from-start` lists them"
         )
     if as_json:
-        print_json(as_value(found))
+        value = as_value(found)
+        for journey, holder in zip(value["journeys"], held, strict=True):
+            journey["held_up_by"] = holder_as_value(holder)
+        print_json(value)
         return
     several = len(project.brokers) > 1
-    for journey in found.journeys:
-        _print(journey, project.config.system.name, several, project.ambient.now())
+    for each, holder in zip(found.journeys, held, strict=True):
+        _print(each, project.config.system.name, several, project.ambient.now())
+        _print_holder(holder)
     if found.cut:
         warn(f"there is more: {JOURNEYS} journeys and {EVENTS} events are shown at most")
+
+
+async def _look(project: Project, identity: str) -> tuple[Journeys, list[Holder]]:
+    found = await trace(project, identity)
+    return found, await holders(project, found.journeys, found.gaps)
+
+
+def _print_holder(held: Holder) -> None:
+    style = {"bad": "bold red", "warn": "yellow", "good": "green"}[held.level]
+    text = Text.assemble(("held up by  ", "dim"), (escape(held.what), style))
+    if held.why:
+        text.append(f": {escape(held.why)}")
+    if held.cure is not None:
+        text.append(f"  see `{escape(held.cure.command)}`", style="dim")
+    console().print(text)
 
 
 def _print(journey: Journey, system: str, brokers: bool, now: float) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Literal
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from oyez import tables
 from oyez.inspection.form import span
 from oyez.inspection.journey import Journey, JourneyEvent
+from oyez.inspection.reach import Gap, ask_stores, imported
 from oyez.inspection.reactions import Reaction
-from oyez.inspection.sagas import InstanceSeen
+from oyez.inspection.sagas import InstanceSeen, saga_kinds, sagas_of
+from oyez.ports import Store
+from oyez.project import Project
 
 UNSEEN = 2.0
 """Seconds after something was handled for which its effects may not have been seen yet."""
+_KEYS = 100
+"""The keys that a store is asked for at once."""
 
 
 class Cure(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +31,19 @@ class Cure(msgspec.Struct, frozen=True, kw_only=True):
     letter: int = 0
     saga: str = ""
     key: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command that shows it."""
+        match self.kind:
+            case "letter":
+                return f"oyez dead show {self.service} {self.letter}"
+            case "saga":
+                return f"oyez saga show {shlex.quote(self.key)} --service {self.service}"
+            case "key":
+                return f"oyez flow {shlex.quote(self.key)}"
+            case "service":
+                return "oyez lag"
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +97,52 @@ def holder(
         what=f"Nobody: {count} settled, {span(max(0.0, last - journey.began))} after it began",
         over=now - last >= UNSEEN,
     )
+
+
+async def holders(
+    project: Project, journeys: Sequence[Journey], missing: Iterable[Gap]
+) -> list[Holder]:
+    """Return who holds each journey up, with the sagas that the stores of the services have.
+
+    ``missing`` are the gaps of the journeys. A store out of reach counts as silent.
+    """
+    gaps = list(missing)
+    services, failed = imported(project, (), ", so its sagas are unknown")
+    gaps += failed
+    keys = [_keys(each) for each in journeys]
+    asked = list(dict.fromkeys(key for some in keys for key in some))
+    found: list[InstanceSeen] = []
+    for name, service in services.items():
+        kinds = saga_kinds(service)
+        if not kinds:
+            continue
+
+        async def ask(store: Store, name: str = name, kinds: list[str] = kinds) -> None:
+            for part in range(0, len(asked), _KEYS):
+                found.extend(await sagas_of(name, store, kinds, asked[part : part + _KEYS]))
+
+        await ask_stores(project, [name], ask, gaps)
+    silent = sorted({each.name for each in gaps})
+    now = project.ambient.now()
+    return [
+        holder(journey, [each for each in found if each.instance.key in own], now, silent)
+        for journey, own in zip(journeys, keys, strict=True)
+    ]
+
+
+def as_value(found: Holder) -> dict[str, Any]:
+    """Return it as a value for JSON."""
+    return {
+        "level": found.level,
+        "what": found.what,
+        "why": found.why,
+        "cure": None if found.cure is None else found.cure.command,
+        "over": found.over,
+    }
+
+
+def _keys(journey: Journey) -> set[str]:
+    return {event.key for event in walk(journey.events) if event.key is not None}
 
 
 def walk(events: Iterable[JourneyEvent]) -> Iterator[JourneyEvent]:

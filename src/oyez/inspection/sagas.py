@@ -17,7 +17,8 @@ from oyez.inspection.form import utc_time
 from oyez.inspection.reach import Gap, ask_stores
 from oyez.ports import Parameters, Record, Row, Store
 from oyez.project import Project
-from oyez.saga import Progress, Status, read_fields, read_progress
+from oyez.saga import Progress, SagaType, Status, read_fields, read_progress
+from oyez.service import Service
 from oyez.timers import Timer
 
 LATEST = 2**63 - 1
@@ -346,6 +347,11 @@ class InstanceSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Empty unless it is."""
     stuck_on: str
     """The step that it is stuck on."""
+
+
+def saga_kinds(service: Service) -> list[str]:
+    """Return the kinds of the sagas of a service."""
+    return [name for name, kind in service.kinds.items() if isinstance(kind, SagaType)]
 
 
 async def sagas_of(

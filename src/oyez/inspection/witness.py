@@ -17,9 +17,8 @@ from oyez.inspection import history
 from oyez.inspection.journey import Collected, Search, look_at_outbox, published, stated
 from oyez.inspection.letters import Letter, find_letters
 from oyez.inspection.reactions import Cursors, Node, Reaction, Reader, Stand, react, read_cursors
-from oyez.inspection.sagas import Instance, InstanceSeen, sagas_of
+from oyez.inspection.sagas import Instance, InstanceSeen, saga_kinds, sagas_of
 from oyez.ports import Broker, Position, Record, Row, Store
-from oyez.saga import SagaType
 from oyez.service import Service
 
 HERE = ""
@@ -94,7 +93,7 @@ async def know(service: Service, store: Store, identity: str) -> Known:
     search = Search(identity)
     whole = await _look(store, search.match)
     letters = await find_letters(service.name, store, identity, limit=FOUND)
-    sagas = await sagas_of(service.name, store, _sagas(service), [identity])
+    sagas = await sagas_of(service.name, store, saga_kinds(service), [identity])
     return Known(
         correlations=_newest(search),
         letters=tuple(letters),
@@ -190,7 +189,7 @@ async def take_part(
             for node in nodes.values()
             if node.reactions
         ),
-        sagas=tuple(await sagas_of(service.name, store, _sagas(service), keys[:KEYS])),
+        sagas=tuple(await sagas_of(service.name, store, saga_kinds(service), keys[:KEYS])),
     )
 
 
@@ -223,10 +222,6 @@ def _kept(row: Row) -> Node:
     if node.key is None:
         node.key = row["key"]
     return node
-
-
-def _sagas(service: Service) -> list[str]:
-    return [name for name, kind in service.kinds.items() if isinstance(kind, SagaType)]
 
 
 def _newest(search: Search) -> dict[str, float]:
