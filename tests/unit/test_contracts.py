@@ -275,7 +275,7 @@ def test_what_is_not_a_contract_is_refused(tmp_path: Path, run: Run) -> None:
         ('{"format":2,"system":"s","service":"mail","publishes":{},"reads":[]}', "the format 2"),
         ('{"format":1,"system":"s","service":"post","publishes":{},"reads":[]}', "rename it"),
         ("[" * 100_000, "mail.json"),
-        (" " * (MOST + 1), "at most"),
+        (" " * (MOST + 1), "is larger than"),
     ):
         (folder / "mail.json").write_text(text)
         code, printed = run(shop, "check")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from oyez.contracts.foreign import DEPTH, TYPES, Judge, deep
 from oyez.contracts.schema import Schema, read, written
 from oyez.errors import ConfigurationError
 from oyez.event import EventType
@@ -104,7 +105,9 @@ def encode(contract: ServiceContract) -> bytes:
 def decode(data: bytes, place: str) -> ServiceContract:
     """Return the contract in a file. Raises ConfigurationError, naming the ``place`` and field."""
     if len(data) > MOST:
-        raise ConfigurationError(f"{place}: is {len(data)} bytes; at most {MOST} are read")
+        raise ConfigurationError(f"{place}: is larger than {MOST} bytes, which is the limit")
+    if deep(data):
+        raise ConfigurationError(f"{place}: is nested deeper than {DEPTH} levels")
     try:
         found = msgspec.json.decode(data, type=ServiceContract)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -116,7 +119,19 @@ def decode(data: bytes, place: str) -> ServiceContract:
             f"{place}: has the format {found.format}; this Oyez reads {FORMAT}: upgrade it, or "
             "write the file anew by `oyez contracts export`"
         )
-    return found
+    return judged(found, place)
+
+
+def judged(contract: ServiceContract, place: str) -> ServiceContract:
+    """Return a contract from elsewhere. Raises ConfigurationError if its schemas can't be used."""
+    if max(len(contract.publishes), len(contract.reads)) > TYPES:
+        raise ConfigurationError(f"{place}: has more than {TYPES} types")
+    judge = Judge(place)
+    for name, published in contract.publishes.items():
+        judge.judge(published.schema, f"publishes.{name}.schema")
+    for index, each in enumerate(contract.reads):
+        judge.judge(each.schema, f"reads[{index}].schema")
+    return contract
 
 
 def read_folder(folder: Path) -> dict[str, ServiceContract]:
@@ -126,7 +141,8 @@ def read_folder(folder: Path) -> dict[str, ServiceContract]:
         if not is_contract(file.name):
             continue
         try:
-            data = file.read_bytes()
+            with file.open("rb") as opened:
+                data = opened.read(MOST + 1)
         except OSError as error:
             raise ConfigurationError(f"{file}: {error.strerror}") from error
         contract = decode(data, str(file))

@@ -8,8 +8,8 @@ reader's refuses. Where a pattern makes it impossible to say, the verdict says t
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
@@ -19,7 +19,9 @@ from uuid import UUID
 
 import msgspec
 
+from oyez.contracts.patterns import Undecided, matches
 from oyez.contracts.schema import Schema
+from oyez.errors import ConfigurationError
 from oyez.event import MAX_DATA
 
 Rule: TypeAlias = Literal[
@@ -43,19 +45,29 @@ class Misread(msgspec.Struct, frozen=True, kw_only=True):
     witness: Any
     """A value that the writer may write and the reader refuses.
 
-    None with ``UNDECIDED``, and where a value of another field can't be told from its pattern.
+    None with ``UNDECIDED``, where a value of another field can't be told from its pattern, and
+    where it would be larger than an event may be.
     """
 
 
 def misreads(written: Schema, read: Schema) -> list[Misread]:
     """Return why a reader can't read all that a writer writes; empty if it can.
 
-    Both are JSON Schemas, ``written`` of what is encoded, ``read`` of what is decoded.
+    Both are JSON Schemas, ``written`` of what is encoded, ``read`` of what is decoded. Raises
+    ConfigurationError for schemas that take more than `STEPS` to compare.
     """
     found: dict[tuple[str, str], Misread] = {}
-    for each in _compare(_Node(written, written), _Node(read, read), "$", frozenset()):
-        shown = None if each.witness is _NONE else each.witness
-        found.setdefault((each.rule, each.path), msgspec.structs.replace(each, witness=shown))
+    steps = iter(range(STEPS))
+    try:
+        given, wanted = _Node(written, written, steps), _Node(read, read, steps)
+        for each in _compare(given, wanted, "$", frozenset()):
+            shown = each.witness if _is_small(each.witness) else None
+            found.setdefault((each.rule, each.path), msgspec.structs.replace(each, witness=shown))
+    except (_Endless, RecursionError) as error:
+        raise ConfigurationError(
+            "the schemas are too large, or too deep, to be compared: make fewer and shorter lists, "
+            "and fewer kinds of kinds"
+        ) from error
     return list(found.values())
 
 
@@ -64,15 +76,27 @@ def sample(schema: Schema) -> Any:
 
     Raises ValueError where none is found, as for a pattern.
     """
-    found = _sample(_Node(schema, schema))
-    if found is _NONE:
+    try:
+        found = _sample(_Node(schema, schema, iter(range(STEPS))))
+    except (_Endless, RecursionError):
+        found = _NONE
+    if not _is_small(found):
         raise ValueError("no value was found that the schema allows")
     return found
 
 
 def accepts(schema: Schema, value: object) -> bool:
-    """Return whether a schema allows a value, as a decoder decides it."""
-    return _accepts(_Node(schema, schema), value)
+    """Return whether a schema allows a value, as a decoder decides it.
+
+    Raises ValueError where a pattern could take too long to find out.
+    """
+    return _accepts(_Node(schema, schema, iter(range(STEPS))), value)
+
+
+STEPS = 1_000_000
+"""The most parts of schemas that one comparison looks at, some more than once: seconds."""
+_MOST_DISTINCT = 10_000
+"""So many values that differ, or keys, are made for a witness, and no more."""
 
 
 # -- schemas ---------------------------------------------------------------------------------------
@@ -87,12 +111,22 @@ _MOST_ITEMS = MAX_DATA // 2
 """An array of more is larger than an event may be."""
 
 
+_FIELDS = 20_000
+"""The most parts of a schema that are told to people."""
+
+
+class _Endless(Exception):
+    """A comparison takes too many steps."""
+
+
 class _Node:
     """A schema within its document, whose ``$defs`` it may refer to."""
 
-    __slots__ = ("ref", "root", "schema")
+    __slots__ = ("ref", "root", "schema", "steps")
 
-    def __init__(self, root: Schema, schema: Any) -> None:
+    def __init__(self, root: Schema, schema: Any, steps: Iterator[int]) -> None:
+        if next(steps, None) is None:
+            raise _Endless
         ref = ""
         while isinstance(schema, dict) and "$ref" in schema:
             ref = schema["$ref"]
@@ -102,11 +136,12 @@ class _Node:
             if "required" in beside:
                 schema["required"] = sorted({*target.get("required", ()), *beside["required"]})
         self.root = root
+        self.steps = steps
         self.ref = ref
         self.schema: Schema = schema if isinstance(schema, dict) else {}
 
     def within(self, schema: Any) -> _Node:
-        return _Node(self.root, schema)
+        return _Node(self.root, schema, self.steps)
 
     def alternatives(self) -> list[_Node]:
         """The schemas, of one type each, of which a value fits one."""
@@ -149,7 +184,7 @@ class _Node:
         return self._as({**self.schema, "not": schema})
 
     def _as(self, schema: Schema) -> _Node:
-        made = _Node(self.root, schema)
+        made = _Node(self.root, schema, self.steps)
         made.ref = self.ref
         return made
 
@@ -162,6 +197,14 @@ _ASIDE = ("$ref", "default", "description", "title", "$defs", "examples")
 
 def _accepts(node: _Node, value: object) -> bool:
     return any(_fits(each, value) for each in node.alternatives())
+
+
+def _surely(node: _Node, value: object) -> bool:
+    """Whether a schema allows a value, and that is found out."""
+    try:
+        return _accepts(node, value)
+    except Undecided:
+        return False
 
 
 def _fits(node: _Node, value: Any) -> bool:
@@ -202,7 +245,7 @@ def _in_range(schema: Mapping[str, Any], value: float) -> bool:
 def _fits_text(schema: Mapping[str, Any], value: str) -> bool:
     if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf):
         return False
-    if "pattern" in schema and not re.search(schema["pattern"], value):
+    if "pattern" in schema and not matches(schema["pattern"], value):
         return False
     if schema.get("contentEncoding") == "base64":
         try:
@@ -289,7 +332,7 @@ _KINDS = {
 def _sample(node: _Node, within: frozenset[str] = frozenset()) -> Any:
     """One value with all fields, or ``_NONE``; ``within`` ends a schema that refers to itself."""
     for each in node.schema.get("examples", ()):
-        if _accepts(node, each):
+        if _surely(node, each):
             return each
     if node.ref in within and node.ref:
         return _NONE
@@ -344,13 +387,13 @@ def _scalars(node: _Node, beside: Iterable[_Node]) -> Iterator[Any]:
             values = _texts(schemas)
         case _:
             values = iter(("x", 1, 1.5, True, None, [], {}))
-    yield from (each for each in values if _fits(node, each))
+    yield from (each for each in values if _surely(node, each))
 
 
 def _integers(schemas: list[Schema]) -> Iterator[int]:
     yield 1
     yield 0
-    steps = {int(each["multipleOf"]) for each in schemas if each.get("multipleOf")}
+    steps = {int(each["multipleOf"]) for each in schemas if each.get("multipleOf", 0) >= 1}
     for bound in (*_bounds(schemas), -(2**63), 2**63 - 1):
         low = math.floor(bound)
         spread = 2 + max((len(each.get("enum", ())) for each in schemas), default=0)
@@ -428,6 +471,8 @@ def _filled(
     """An array of a length, with a value at a place; None if there is none."""
     made: list[Any] = []
     unique = node.get("uniqueItems", False)
+    if unique and length > _MOST_DISTINCT:
+        return None
     last: tuple[_Node | None, Any] = (None, _NONE)
     first = len(node.get("prefixItems", ()))
     for index in range(length):
@@ -453,9 +498,9 @@ def _several(node: _Node, number: int) -> Iterator[Any]:
     for each in node.alternatives():
         if each.type == "integer":
             low = each.get("minimum", each.get("exclusiveMinimum", -1) + 1)
-            yield from (v for v in range(int(low), int(low) + 2 * number) if _fits(each, v))
+            yield from (v for v in range(int(low), int(low) + 2 * number) if _surely(each, v))
         elif each.type == "string" and "format" not in each.schema:
-            yield from (v for v in (f"x{index}" for index in range(number)) if _fits(each, v))
+            yield from (v for v in (f"x{index}" for index in range(number)) if _surely(each, v))
         if each.type not in ("array", "object"):
             yield from _scalars(each, ())
 
@@ -476,6 +521,8 @@ def _maps(node: _Node, beside: Iterable[_Node], within: frozenset[str]) -> Itera
 
 def _some_keys(node: _Node, size: int, but: str | None = None) -> list[str] | None:
     """So many keys of an object of any keys, other than one; None if there are not as many."""
+    if size > _MOST_DISTINCT:
+        return None
     names = _keys(node)
     found: list[str] = []
     tried = (v for each in names.alternatives() for v in _scalars(each, ()))
@@ -484,7 +531,7 @@ def _some_keys(node: _Node, size: int, but: str | None = None) -> list[str] | No
     for each in (*tried, *longer, *more):
         if len(found) == size:
             break
-        if each != but and each not in found and _accepts(names, each):
+        if each != but and each not in found and _surely(names, each):
             found.append(each)
     return found if len(found) == size else None
 
@@ -493,6 +540,15 @@ def _some_keys(node: _Node, size: int, but: str | None = None) -> list[str] | No
 
 
 def _compare(
+    given: _Node, wanted: _Node, path: str, seen: frozenset[tuple[str, str]]
+) -> Iterator[Misread]:
+    try:
+        yield from _compared(given, wanted, path, seen)
+    except Undecided:
+        yield _undecided(path)
+
+
+def _compared(
     given: _Node, wanted: _Node, path: str, seen: frozenset[tuple[str, str]]
 ) -> Iterator[Misread]:
     if not wanted.schema.keys() - _NOTES:
@@ -521,7 +577,7 @@ def _compare_values(
     found: set[str] = set()
     values = [_sample_of(given, frozenset())] if given.type in ("array", "object") else None
     for value in _scalars(given, options) if values is None else values:
-        if value is _NONE or _accepts(wanted, value):
+        if value is _NONE or _may_accept(wanted, value):
             continue
         rule, reason = _why(given, value, options)
         if rule not in found:
@@ -530,6 +586,13 @@ def _compare_values(
     patterned = any("pattern" in each.schema for each in (given, *options))
     if not found and given.type == "string" and patterned and not _same_text(given, options):
         yield _undecided(path)
+
+
+def _may_accept(wanted: _Node, value: object) -> bool:
+    try:
+        return _accepts(wanted, value)
+    except Undecided:
+        return True
 
 
 def _same_text(given: _Node, options: list[_Node]) -> bool:
@@ -765,6 +828,23 @@ def _mapped(node: _Node, key: str, value: Any) -> dict[str, Any] | None:
     return {key: value, **dict.fromkeys(keys, other)}
 
 
+def _is_small(value: Any) -> bool:
+    """Whether there is a value, and it is not larger than an event may be."""
+    left, waiting = MAX_DATA, [value]
+    while waiting:
+        each = waiting.pop()
+        if each is _NONE:
+            return False
+        left -= len(each) + 1 if isinstance(each, str | list | dict) else 1
+        if left < 0:
+            return False
+        if isinstance(each, list):
+            waiting += each
+        elif isinstance(each, dict):
+            waiting += each.values()
+    return True
+
+
 def _around(each: Misread, value: Any) -> Misread:
     return each if each.witness is _NONE else msgspec.structs.replace(each, witness=value)
 
@@ -781,10 +861,11 @@ def _range(low: float, high: float) -> str:
 def outline(schema: Schema) -> dict[str, str]:
     """Return the types of each field of a schema, and of what is in it, for people, by path.
 
-    A field that may be left out has a question mark.
+    A field that may be left out has a question mark. Of a schema that takes too long it is a part.
     """
     found: dict[str, list[str]] = {}
-    _walk(_Node(schema, schema), "", found, frozenset())
+    with contextlib.suppress(_Endless, RecursionError):
+        _walk(_Node(schema, schema, iter(range(_FIELDS))), "", found, frozenset())
     return {path: " | ".join(sorted(set(words))) for path, words in sorted(found.items()) if path}
 
 
