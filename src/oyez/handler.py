@@ -23,6 +23,7 @@ from oyez.parameters import (
     Parameter,
     recognize,
 )
+from oyez.partitioning import is_own
 from oyez.schedule import Schedule
 from oyez.state import By, Correlation
 from oyez.timers import MADE_HERE
@@ -110,7 +111,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         if all(kind.name in MADE_HERE for kind in self.events):
             return False
         if self.stream is None:
-            return stream.startswith(f"{system}.")
+            return stream.startswith(f"{system}.") and not is_own(stream)
         return stream == self.stream
 
     def wants(self, event_type: str, stream: str, system: str) -> bool:

@@ -1,4 +1,4 @@
-"""The partition of a key: the same on every broker and in every language.
+"""The partition of a key: the same on every broker and in every language. The names of streams.
 
 ``partition = murmur2(key) & 0x7fffffff mod P`` as ``org.apache.kafka.common.utils.Utils`` computes
 it for Kafka's default partitioner.
@@ -10,8 +10,16 @@ from functools import lru_cache
 from struct import unpack_from
 from zlib import crc32
 
+CONTRACTS = "_contracts"
+"""The stream ``SYSTEM._contracts``: what is deployed."""
+
 _MASK = 0xFFFFFFFF
 _M = 0x5BD1E995
+
+
+def is_own(stream: str) -> bool:
+    """Return whether a stream holds Oyez's own records, no events: its last part begins with _."""
+    return stream.rpartition(".")[2].startswith("_")
 
 
 def murmur2(data: bytes) -> int:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from oyez.console.answers import Explore, Place, Problem, Streams
 from oyez.errors import OyezError
-from oyez.inspection import explore
+from oyez.inspection import explore, history
 from oyez.inspection.explore import Arrivals, Page, Shown
 from oyez.runtime.process import ServiceProcess
 
@@ -40,7 +40,7 @@ class Events:
         if not broker.capabilities.history:
             return Streams(history=False, partitions={})
         async with self._turns:
-            found = sorted((await broker.streams()).items())[:STREAMS]
+            found = sorted((await history.streams(broker)).items())[:STREAMS]
         return Streams(history=True, partitions=dict(found))
 
     async def page(self, request: Request) -> Page:

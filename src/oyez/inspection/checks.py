@@ -272,9 +272,9 @@ async def _setup(what: str, adapter: Broker | Store) -> AsyncIterator[CheckResul
 async def _newest(project: Project, broker: Broker) -> CheckResult:
     if not broker.capabilities.history:
         return CheckResult(
-            "broker", "ok", f"{len(await broker.streams())} streams; it keeps no history"
+            "broker", "ok", f"{len(await history.streams(broker))} streams; it keeps no history"
         )
-    places = await history.ends(broker, sorted(await broker.streams()))
+    places = await history.ends(broker, sorted(await history.streams(broker)))
 
     async def last(place: history.Place, end: Position) -> float:
         async with aclosing(history.read(broker, place, end, end - 1)) as batches:

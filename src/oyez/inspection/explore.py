@@ -198,7 +198,7 @@ async def explore(
     """
     until = asyncio.get_running_loop().time() + SECONDS
     carrier = _carrier(broker)
-    count = (await carrier.streams()).get(stream)
+    count = (await history.streams(carrier)).get(stream)
     if count is None:
         raise NotThere(f"there is no stream {stream!r}")
     chosen = _partitions(count, wanted, partition, at)
@@ -229,7 +229,7 @@ async def arrivals(
     An empty ``at`` returns nothing but where to begin. Raises NotThere, and BrokerError.
     """
     carrier = _carrier(broker)
-    count = (await carrier.streams()).get(stream)
+    count = (await history.streams(carrier)).get(stream)
     if count is None:
         raise NotThere(f"there is no stream {stream!r}")
     chosen = _partitions(count, wanted, partition, None)

@@ -14,6 +14,7 @@ from oyez.errors import BrokerError, OyezError
 from oyez.inspection import history
 from oyez.inspection.form import payload_json, utc_time
 from oyez.inspection.reach import Gap, Reach, reached
+from oyez.partitioning import is_own
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 from oyez.project import Project
 
@@ -144,7 +145,7 @@ class Following:
         """Record the present ends of the stream, or of all. Raises OyezError for an unknown one."""
 
         async def streams(site: str, broker: Broker) -> Collection[str]:
-            return await broker.streams()
+            return await history.streams(broker)
 
         async def ends(site: str, broker: Broker) -> dict[history.Place, Position]:
             if broker.capabilities.history:
@@ -165,7 +166,7 @@ class Following:
     def _wants(self, stream: str) -> bool:
         if self._chosen is not None:
             return stream == self._chosen
-        return stream.startswith(self._prefix)
+        return stream.startswith(self._prefix) and not is_own(stream)
 
     def _arrival(self, site: str, record: Record) -> Arrival:
         known = self._project.brokers[site]

@@ -13,6 +13,7 @@ import msgspec
 from oyez.envelope import STRUCTURED, open_record
 from oyez.errors import BrokerUnavailable, InvalidEvent
 from oyez.inspection.reach import Gap
+from oyez.partitioning import is_own
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 
 QUIET = 2.0
@@ -28,6 +29,12 @@ STREAMS = 200
 T = TypeVar("T")
 
 Place = tuple[str, int]
+
+
+async def streams(broker: Broker) -> dict[str, int]:
+    """Return the streams of events, each with its number of partitions."""
+    found = await broker.streams()
+    return {stream: partitions for stream, partitions in found.items() if not is_own(stream)}
 
 
 async def ends(broker: Broker, streams: Iterable[str]) -> dict[Place, Position]:
@@ -133,7 +140,8 @@ async def look_back(
     deadline = asyncio.get_running_loop().time() + seconds
     try:
         async with asyncio.timeout_at(deadline):
-            names = sorted(await broker.streams(), key=lambda each: not each.startswith(prefix))
+            found = [each for each in await broker.streams() if not is_own(each)]
+            names = sorted(found, key=lambda each: not each.startswith(prefix))
             read_ones = names[:streams]
             extents = await asyncio.gather(*(_extent(broker, name) for name in read_ones))
     except TimeoutError as error:

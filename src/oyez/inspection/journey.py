@@ -238,7 +238,7 @@ class _Story:
         short: list[history.Place] = []
 
         async def scan(site: str, broker: Broker) -> None:
-            ends = await history.ends(broker, await broker.streams())
+            ends = await history.ends(broker, await history.streams(broker))
             short.extend(await history.scan(broker, ends, lambda r: look(published(r, site))))
 
         await self._reach.ask(scan)

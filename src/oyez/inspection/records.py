@@ -69,7 +69,8 @@ class BrokerRecords:
 
     async def _look_back(self, broker: Broker, take: Take, since: float, seconds: float) -> float:
         now = self._project.ambient.now()
-        own = [stream for stream in await broker.streams() if stream.startswith(self._prefix)]
+        found = await history.streams(broker)
+        own = [stream for stream in found if stream.startswith(self._prefix)]
         if not own:
             return since
         seen = await history.look_back(

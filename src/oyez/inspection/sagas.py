@@ -245,7 +245,7 @@ async def export(project: Project, whole: WholeInstance) -> History:
     async with project.opened(project.site(project.broker_url(of.service))) as broker:
         if not broker.capabilities.history:
             raise OyezError("this broker keeps no history, so an instance's can't be exported")
-        places = await history.ends(broker, await broker.streams())
+        places = await history.ends(broker, await history.streams(broker))
         await history.scan(broker, places, look)
     missing = sum(each.event_id not in data for each in whole.log)
     if missing:

@@ -10,6 +10,7 @@ import msgspec
 from oyez import tables
 from oyez.errors import NotCreated, OyezError
 from oyez.handler import Handler
+from oyez.inspection import history
 from oyez.inspection.history import Place
 from oyez.inspection.lint.system import Found, System, fault, permitting, stored_by
 from oyez.inspection.reach import Gap, reached
@@ -54,7 +55,7 @@ async def look(
     """Return how the services stand, and what is out of reach. Nothing is created or changed."""
     found: dict[str, Standing] = {}
     async with reached(project) as reach:
-        partitions = await reach.ask(lambda site, broker: broker.streams())
+        partitions = await reach.ask(lambda site, broker: history.streams(broker))
         starts = await reach.ask(lambda site, broker: _starts(broker, partitions[site]))
         gaps = [gap for gap in reach.gaps if gap.cause != "not-created"]
         for name, service in services.items():
