@@ -114,6 +114,14 @@ def test_a_schema_that_can_not_be_used_is_refused(schema: Any, problem: str) -> 
         decode(contract(schema), "orders.json")
 
 
+@pytest.mark.parametrize("name", ["../../x", "a\n", "", "A", "a" * 100])
+def test_a_service_has_a_name_that_may_be_a_file(name: str) -> None:
+    told = msgspec.json.decode(contract({"type": "object"}))
+    told["service"] = name
+    with pytest.raises(ConfigurationError, match=r"orders\.json: service: "):
+        decode(msgspec.json.encode(told), "orders.json")
+
+
 def test_a_schema_may_hold_itself() -> None:
     tree = {"type": "array", "items": {"$ref": "#/$defs/Tree"}}
     decode(contract({"$ref": "#/$defs/Tree", "$defs": {"Tree": tree}}), "orders.json")

@@ -14,7 +14,7 @@ import msgspec
 from oyez.contracts.foreign import DEPTH, TYPES, Judge, deep
 from oyez.contracts.schema import Schema, read, written
 from oyez.errors import ConfigurationError
-from oyez.event import EventType
+from oyez.event import SERVICE, EventType
 from oyez.personal import personal_fields
 from oyez.service import Service
 
@@ -124,6 +124,11 @@ def decode(data: bytes, place: str) -> ServiceContract:
 
 def judged(contract: ServiceContract, place: str) -> ServiceContract:
     """Return a contract from elsewhere. Raises ConfigurationError if its schemas can't be used."""
+    if not SERVICE.fullmatch(contract.service):
+        raise ConfigurationError(
+            f"{place}: service: {contract.service[:80]!r}: expected one of a-z, then up to 40 of "
+            "a-z, 0-9 and '-'"
+        )
     if max(len(contract.publishes), len(contract.reads)) > TYPES:
         raise ConfigurationError(f"{place}: has more than {TYPES} types")
     judge = Judge(place)
