@@ -25,6 +25,7 @@ from benchmarks.machine import Surroundings
 from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.envelope import format_time
+from oyez.partitioning import is_own
 from oyez.ports import Record
 from oyez.transaction import Announcer, Origin
 
@@ -111,7 +112,8 @@ async def _turn(here: Surroundings, events: int, size: Size, folder: Path) -> Fi
     records = _records(here, events, size)
     for index in range(0, events, _BATCH):
         await broker.publish(records[index : index + _BATCH])
-    wanted = sum([sum(await broker.ends(s)) for s in await broker.streams() if s != "bench.ledger"])
+    read = [s for s in await broker.streams() if s != "bench.ledger" and not is_own(s)]
+    wanted = sum([sum(await broker.ends(each)) for each in read])
     replicas = [await _replica(folder, size.handlers) for _ in range(size.replicas)]
     try:
         await _until_done(folder / "ledger.db", wanted, replicas)

@@ -33,7 +33,7 @@ _COMMANDS = {
     "lag": "Show partitions, owners, positions and lag.",
     "scale": "Tell how many replicas services need, or plan it.",
     "topology": "Show who publishes what and who reacts.",
-    "contracts": "Export contracts, check them, show what changed.",
+    "contracts": "Export contracts, check them, ask whether a build may be deployed.",
     "doctor": "Check configuration, files, connections and migrations.",
 }
 

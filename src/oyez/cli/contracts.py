@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 from rich.text import Text
 
-from oyez.cli.invocation import json_option
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import print_json, print_line, shorten, warn, write
-from oyez.contracts.between import Change, Fault, check, diff
-from oyez.contracts.model import FOLDER, ServiceContract
-from oyez.errors import ConfigurationError
-from oyez.inspection.contracts import Style, files, of_code, of_others, read_place
+from oyez.contracts.between import Change, Fault, check, diff, joining
+from oyez.contracts.generate import Language, generate
+from oyez.contracts.model import FOLDER, ServiceContract, encode
+from oyez.errors import ConfigurationError, OyezError
+from oyez.inspection.contracts import Style, committed, files, of_code, of_others
+from oyez.inspection.deployed import (
+    Snapshot,
+    of_broker,
+    of_file,
+    of_url,
+    said,
+    say,
+    write_snapshot,
+)
 from oyez.inspection.form import escape
 from oyez.project import Project
 from oyez.service import Service
@@ -23,7 +35,14 @@ _PRINTED = ("text", "json", "github")
 _against = click.option(
     "--against",
     metavar="PLACE",
-    help="A folder of contracts, a file of one, or git:REF.",
+    help="A folder of contracts, a file or an https URL of them, git:REF, or broker: for what is "
+    "deployed.",
+)
+_environment = click.option(
+    "--environment",
+    envvar="OYEZ_ENVIRONMENT",
+    metavar="NAME",
+    help="Where it is deployed, if one broker serves several.  [default: OYEZ_ENVIRONMENT]",
 )
 _style = click.option(
     "--format", "style", type=click.Choice(_PRINTED), default="text", help="How to print."
@@ -43,9 +62,9 @@ def command() -> None:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["oyez", "jsonschema", "asyncapi"]),
+    type=click.Choice(["oyez", "jsonschema", "asyncapi", "html"]),
     default="oyez",
-    help="What to write; oyez is what the other commands read.",
+    help="What to write; oyez is what the other commands read, html is one page for people.",
 )
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; 1 if a file is stale.")
 @json_option
@@ -109,7 +128,7 @@ def check_(context: click.Context, against: str | None, style: str, as_json: boo
     """
     project = Project.open()
     contracts, services, failed = _told(project)
-    before = read_place(project, against) if against is not None else {}
+    before = _place(project, against) if against is not None else {}
     system = before | of_others(project) | contracts
     faults = check(system, external=project.config.system.external, services=services)
     known = {_place_of(each) for each in faults}
@@ -142,10 +161,10 @@ def diff_(context: click.Context, old: str, new: str | None, style: str, as_json
     code is 1 if the change breaks a service in any order.
     """
     project = Project.open()
-    before = read_place(project, old)
+    before = _place(project, old)
     failed: dict[str, str] = {}
     if new is not None:
-        after = read_place(project, new)
+        after = _place(project, new)
     else:
         contracts, _, failed = _told(project)
         gone = {name for name in before if old.startswith("git:")}
@@ -162,10 +181,256 @@ def diff_(context: click.Context, old: str, new: str | None, style: str, as_json
         context.exit(1)
 
 
+@command.command("generate")
+@click.argument("language", type=click.Choice(["typescript", "python"]))
+@click.argument("services", metavar="[SERVICE]...", nargs=-1)
+@click.option(
+    "--from",
+    "place",
+    metavar="PLACE",
+    help="A folder of contracts, a file or an https URL of them, git:REF, or broker:. Else the "
+    "code of the project.",
+)
+@click.option(
+    "--output",
+    metavar="FOLDER",
+    help="Where to write the modules, or - to print them.  [default: contracts/LANGUAGE]",
+)
+@json_option
+@click.pass_context
+def generate_(
+    context: click.Context,
+    language: Language,
+    services: tuple[str, ...],
+    place: str | None,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Write types of what services publish, for consumers in another language or repository.
+
+    One module a service: TypeScript with an envelope and a function that reads each event, or
+    Python with msgspec's Structs. With --from no project needs to be there.
+    """
+    failed: dict[str, str] = {}
+    root = Path()
+    if place is not None:
+        contracts = _place(None, place)
+    else:
+        project = Project.open()
+        root = project.config.root
+        contracts, _, failed = _told(project)
+    for name in services:
+        if name not in contracts and name not in failed:
+            raise ConfigurationError(
+                f"there is no contract of {name!r}; there are: {', '.join(sorted(contracts))}"
+            )
+    wanted = services or sorted(name for name, each in contracts.items() if each.publishes)
+    modules = [generate(language, contracts[name]) for name in wanted if name in contracts]
+    for warning in (each for module in modules for each in module.warnings):
+        warn(warning)
+    if output == "-":
+        for module in modules:
+            write(module.text)
+    else:
+        folder = root / FOLDER / language if output is None else Path(output)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for module in modules:
+                (folder / module.name).write_text(module.text)
+        except OSError as error:
+            raise ConfigurationError(f"{folder}: {error.strerror}") from error
+        written = [str(folder / module.name) for module in modules]
+        if as_json:
+            warnings = [each for module in modules for each in module.warnings]
+            print_json({"files": written, "warnings": warnings, "failed": failed})
+        else:
+            for file in written:
+                print_line(escape(f"{file}: written"))
+    if failed.keys() & {*(services or failed)}:
+        context.exit(1)
+
+
+@command.command("publish")
+@click.argument("service")
+@_environment
+@json_option
+def publish_(service: str, environment: str | None, as_json: bool) -> None:
+    """Record on the broker that this build of a service is what is deployed.
+
+    For the end of a pipeline, or a service that is no `oyez run`: what its replicas said before
+    counts no longer. OYEZ_RELEASE names the build. The contract is that of the code, or of
+    contracts/SERVICE.json where the service is none of this project.
+    """
+    project = Project.open()
+    contract = _build(project, service)
+    each = msgspec.structs.replace(said(contract), environment=environment or None)
+    ambient = project.ambient
+
+    async def record() -> None:
+        named = service if service in project.config.services else ""
+        async with project.opened_broker(named, create=True, group=False) as broker:
+            await say(broker, each, ambient.new_id(), ambient.now())
+
+    run_async(record())
+    if as_json:
+        print_json({"service": service, "release": each.release, "environment": each.environment})
+    else:
+        print_line(escape(f"{each}: recorded as deployed{_in(each.environment)}"))
+
+
+@command.command("pull")
+@click.option("--output", metavar="FILE", help="Where to write it.  [default: standard output]")
+@click.option(
+    "--folder",
+    metavar="FOLDER",
+    help="Write the newest contract of each service there instead, as SERVICE.json.",
+)
+@_environment
+def pull_(output: str | None, folder: str | None, environment: str | None) -> None:
+    """Write what is deployed, by the record on the broker, as one file: a snapshot.
+
+    For pipelines that can't reach the broker: `can-deploy --from`, `check --against` and
+    `diff` read it from a file or an https URL.
+    """
+    project = Project.open()
+    snapshot = _deployed(project, "", environment)
+    if not snapshot.deployed:
+        raise OyezError(f"nothing is recorded as deployed{_in(environment)}")
+    if folder is not None:
+        written = {Path(folder) / f"{n}.json": encode(c) for n, c in snapshot.newest().items()}
+    elif output is not None:
+        written = {Path(output): write_snapshot(snapshot)}
+    else:
+        write(write_snapshot(snapshot).decode().rstrip())
+        return
+    for file, data in written.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        except OSError as error:
+            raise ConfigurationError(f"{file}: {error.strerror}") from error
+        print_line(escape(f"{file}: written"))
+
+
+@command.command("can-deploy")
+@click.argument("service")
+@click.option(
+    "--from",
+    "place",
+    metavar="PLACE",
+    default="broker:",
+    help="What is deployed: broker:URL, or a snapshot or contracts in a file, a folder or at an "
+    "https URL.  [default: the system's broker]",
+)
+@_environment
+@_style
+@json_option
+@click.pass_context
+def can_deploy(
+    context: click.Context,
+    service: str,
+    place: str,
+    environment: str | None,
+    style: str,
+    as_json: bool,
+) -> None:
+    """Say whether this build of a service fits all that is deployed now.
+
+    It must read what the others publish, and they must read what it publishes; several builds of
+    a service may run at once. The exit code is 1 if it does not fit: who can't read what is named,
+    with an event that shows it.
+    """
+    project = Project.open()
+    contract = _build(project, service)
+    if place.startswith("broker:"):
+        snapshot = _deployed(project, place.removeprefix("broker:"), environment)
+    else:
+        snapshot = _snapshot(place)
+    if not snapshot.deployed:
+        raise OyezError(
+            f"nothing is recorded as deployed{_in(environment)}, so it can't be said: start the "
+            "services, or record them: oyez contracts publish SERVICE"
+        )
+    others = [each.contract for each in snapshot.deployed]
+    faults = joining(contract, others, project.config.system.external)
+    errors = _errors(faults)
+    if style == "json" or as_json:
+        told = [
+            {
+                "service": each.contract.service,
+                "release": each.release,
+                "replica": each.replica,
+                "seen": each.seen or None,
+            }
+            for each in snapshot.deployed
+        ]
+        value = {"ok": not errors, "service": service, "deployed": told}
+        print_json({**value, "faults": msgspec.to_builtins(faults)})
+    elif style == "github":
+        _annotate(faults)
+    else:
+        _print_faults(faults)
+        names = ", ".join(sorted({str(each) for each in snapshot.deployed}))
+        answer = Text("no", style="bold red") if errors else Text("yes", style="green")
+        print_line(Text.assemble(answer, escape(f": {service}, beside {names}{_in(environment)}")))
+    if errors:
+        context.exit(1)
+
+
+def _build(project: Project, service: str) -> ServiceContract:
+    """The contract of the build that is here."""
+    if service in project.config.services:
+        contracts, _, failed = _told(project, service)
+        if service in failed:
+            raise OyezError(f"{service}: its contract can't be told without its code")
+        return contracts[service]
+    found = of_others(project).get(service)
+    if found is None:
+        raise ConfigurationError(
+            f"there is no service {service!r} in {project.config.path}, and no "
+            f"{FOLDER}/{service}.json"
+        )
+    return found
+
+
+def _deployed(project: Project, url: str, environment: str | None) -> Snapshot:
+    snapshot, unread = run_async(of_broker(project, url, environment or None))
+    for each in unread:
+        warn(each)
+    return snapshot
+
+
+def _snapshot(place: str) -> Snapshot:
+    if "://" in place:
+        return run_async(of_url(place))
+    return of_file(place)
+
+
+def _place(project: Project | None, place: str) -> dict[str, ServiceContract]:
+    """The contracts at a place, by service, the newest of each."""
+    if place.startswith("git:"):
+        root = Path() if project is None else project.config.root
+        return committed(root, place.removeprefix("git:"))
+    if place.startswith("broker:"):
+        found = _deployed(
+            project or Project.open(),
+            place.removeprefix("broker:"),
+            os.environ.get("OYEZ_ENVIRONMENT"),
+        )
+        if not found.deployed:
+            raise OyezError(f"{place} nothing is recorded as deployed")
+        return found.newest()
+    return _snapshot(place).newest()
+
+
+def _in(environment: str | None) -> str:
+    return f" in {environment}" if environment else ""
+
+
 def _told(
-    project: Project,
+    project: Project, *names: str
 ) -> tuple[dict[str, ServiceContract], dict[str, Service], dict[str, str]]:
-    services, failed = project.services()
+    services, failed = project.services(*names)
     for name, reason in failed.items():
         warn(f"{name} can't be imported and is left out: {reason}")
     return of_code(project, services), services, failed

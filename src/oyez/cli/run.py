@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import msgspec
@@ -30,6 +30,9 @@ from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.scaling.rule import Limits
 from oyez.signals import Signals
 from oyez.sites import kind
+
+if TYPE_CHECKING:
+    from oyez.inspection.deployed import Saying
 
 _LARGEST_MESSAGE = 1_048_576
 """Bytes of a message that the HTTP side of a service takes over a WebSocket."""
@@ -84,7 +87,7 @@ async def _run(project: Project, name: str, *, migrate: bool) -> None:
             tracer=tracer,
         )
         servers = _servers(project, process, settings, metrics)
-        await serve(process, servers, settings.grace, metrics)
+        await serve(process, servers, settings.grace, metrics, says=True)
 
 
 def _servers(
@@ -159,11 +162,20 @@ def _details(project: Project, process: ServiceProcess, key: str) -> ASGIApp:
 
 
 async def serve(
-    process: ServiceProcess, servers: Sequence[HttpServer], grace: float, metrics: Metrics
+    process: ServiceProcess,
+    servers: Sequence[HttpServer],
+    grace: float,
+    metrics: Metrics,
+    *,
+    says: bool = False,
 ) -> None:
-    """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port."""
+    """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port.
+
+    With ``says`` the process says its contract to the broker, as what is deployed.
+    """
     stopped = asyncio.Event()
     turning = Turning(metrics.turned)
+    saying: Saying | None = None
     admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):
         if not await _started(process, stopped, "".join(http_at), admin_at):
@@ -174,17 +186,30 @@ async def serve(
             for server in servers:
                 await server.start()
             settle()
+            if says:
+                saying = _saying(process)
             await stopped.wait()
         finally:
             process.watchdog.stop()
             turning.stop()
             process.stop_soon()
+            if saying is not None:
+                await saying.stop()
             # First no new requests, then no new events; the admin port serves until the end.
             loop = asyncio.get_running_loop()
             end = loop.time() + grace
             await asyncio.gather(*(server.stop() for server in servers[1:]))
             await process.drain(max(1.0, end - loop.time()))
             await servers[0].stop()
+
+
+def _saying(process: ServiceProcess) -> Saying:
+    # Imported when the service is ready: its start does without.
+    from oyez.inspection.deployed import Saying
+
+    saying = Saying(process)
+    saying.start()
+    return saying
 
 
 async def _started(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from oyez.contract import decode, encode
 from oyez.contracts.model import Published, Read, ServiceContract
 from oyez.contracts.reading import misreads, outline, sample
-from oyez.errors import EventError
+from oyez.errors import ConfigurationError, EventError
 from oyez.event import EventType
 from oyez.service import Service
 
@@ -102,9 +102,15 @@ def faults_between(
         remedy = f"give {reader} the new version first: it reads the old one by an upcast"
         found.append(fault("VERSION_AHEAD", "$", reason, remedy))
     elif published.schema is not None and read.schema is not None and not _upcast(published, read):
+        try:
+            misread = misreads(published.schema, read.schema)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{name}, as {publisher} writes and {reader} reads it: {error}"
+            ) from error
         found += [
             fault(each.rule, each.path, each.reason, _REMEDIES[each.rule], each.witness)
-            for each in misreads(published.schema, read.schema)
+            for each in misread
         ]
     return found
 
@@ -134,6 +140,79 @@ def check(
     if services:
         found = [each for each in found if not _is_read(each, services)]
     return sorted(found, key=lambda each: (each.type, each.reader or "", each.rule, each.path))
+
+
+def joining(
+    contract: ServiceContract,
+    deployed: Iterable[ServiceContract],
+    external: Collection[str] = (),
+) -> list[Fault]:
+    """Return the faults between a build of a service and what is deployed, by type.
+
+    ``deployed`` may hold several contracts of one service, also of this one: in a rollout several
+    builds run at once. What another build of this service has wrong as well, and a type that nobody
+    publishes yet, are warnings: to deploy the build makes nothing worse.
+    """
+    service, deployed = contract.service, list(deployed)
+    own = [each for each in deployed if each.service == service]
+    others = [each for each in deployed if each.service != service]
+    found = [*_meeting(contract, [contract, *own, *others])]
+    for each in own:
+        for name in sorted(each.publishes):
+            pair = each.publishes[name], contract.publishes.get(name)
+            found += _of_publisher(service, name, *pair)
+            if pair[1] is None and not any(name in other.publishes for other in others):
+                for other in others:
+                    reads = (read for read in other.reads if read.type == name)
+                    found += [_gone(service, name, other.service, read) for read in reads]
+    known = {_placed(f) for each in own for f in _meeting(each, others)}
+    published = {name for each in (contract, *own, *others) for name in each.publishes}
+    unpublished = [
+        _unheard(service, read)
+        for read in contract.reads
+        if read.type not in published and read.type not in external
+    ]
+    told = {
+        (_placed(each), each.witness): each
+        if _placed(each) not in known
+        else msgspec.structs.replace(each, level="warning")
+        for each in (*found, *unpublished)
+    }
+    return sorted(
+        told.values(),
+        key=lambda f: (f.type, f.publisher or "", f.reader or "", f.rule, f.path),
+    )
+
+
+def _meeting(contract: ServiceContract, others: Iterable[ServiceContract]) -> Iterator[Fault]:
+    """Why a service can't read what others publish, or they what it publishes."""
+    for other in others:
+        for writer, reader in ((contract, other), (other, contract)):
+            for read in reader.reads:
+                published = writer.publishes.get(read.type)
+                if published is None or published.to not in (None, reader.service):
+                    continue
+                if read.stream in (None, published.stream):
+                    yield from faults_between(
+                        writer.service, read.type, published, reader.service, read
+                    )
+
+
+def _placed(fault: Fault) -> tuple[Any, ...]:
+    return fault.rule, fault.type, fault.publisher, fault.reader, fault.path, fault.handlers
+
+
+def _unheard(service: str, read: Read) -> Fault:
+    return Fault(
+        rule="TYPE_UNPUBLISHED",
+        level="warning",
+        type=read.type,
+        publisher=None,
+        reader=service,
+        handlers=read.handlers,
+        reason="no deployed service publishes it yet",
+        remedy="deploy its publisher as well, or name it in system.external",
+    )
 
 
 def diff(old: Mapping[str, ServiceContract], new: Mapping[str, ServiceContract]) -> list[Change]:

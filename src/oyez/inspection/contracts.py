@@ -1,8 +1,4 @@
-"""The contracts of a project: told from its code, read from where they were put, written to files.
-
-A *place* is a folder with one file a service, one such file, or ``git:REF``, the project's own
-folder as it was committed.
-"""
+"""The contracts of a project: told from its code, read from its folder, written to files."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ from oyez.errors import ConfigurationError
 from oyez.project import Project
 from oyez.service import Service
 
-Style: TypeAlias = Literal["oyez", "jsonschema", "asyncapi"]
+Style: TypeAlias = Literal["oyez", "jsonschema", "asyncapi", "html"]
 
 
 def of_code(project: Project, services: Mapping[str, Service]) -> dict[str, ServiceContract]:
@@ -46,23 +42,27 @@ def of_others(project: Project) -> dict[str, ServiceContract]:
     return {name: each for name, each in found.items() if name not in project.config.services}
 
 
-def read_place(project: Project, place: str) -> dict[str, ServiceContract]:
-    """Return the contracts at a place, by service. Raises ConfigurationError."""
-    if place.startswith("git:"):
-        return _committed(project.config.root, place.removeprefix("git:"))
-    path = Path(place)
-    if path.is_dir():
-        found = read_folder(path)
-        if not found:
-            raise ConfigurationError(f"{place}: holds no contract, such as orders.json")
-        return found
-    try:
-        contract = decode(path.read_bytes(), place)
-    except OSError as error:
+def committed(root: Path, ref: str) -> dict[str, ServiceContract]:
+    """Return the contracts of the project in a folder as they were committed, by service.
+
+    Raises ConfigurationError.
+    """
+    if not ref or ref.startswith("-"):
+        raise ConfigurationError(f"git:{ref}: expected a branch, a tag or a commit: git:main")
+    listed = _git(root, "ls-tree", "--name-only", ref, "--", f"./{FOLDER}/").decode()
+    found: dict[str, ServiceContract] = {}
+    for line in listed.splitlines():
+        name = Path(line).name
+        if is_contract(name):
+            data = _git(root, "show", f"{ref}:./{FOLDER}/{name}")
+            contract = decode(data, f"git:{ref}:{FOLDER}/{name}")
+            found[contract.service] = contract
+    if not found:
         raise ConfigurationError(
-            f"{place}: {error.strerror}: expected a folder of contracts, a file of one, or git:REF"
-        ) from error
-    return {contract.service: contract}
+            f"git:{ref}: there are no contracts in {FOLDER}/: commit what `oyez contracts export` "
+            "writes"
+        )
+    return found
 
 
 def files(
@@ -74,6 +74,10 @@ def files(
     """
     if style == "oyez":
         return {f"{name}.json": encode(each) for name, each in contracts.items()}
+    if style == "html":
+        from oyez.contracts.page import page  # its templates are for this alone
+
+        return {"index.html": page(contracts, system)}
     if style == "asyncapi":
         return {
             f"asyncapi/{name}.json": _json(document(each, system))
@@ -91,25 +95,6 @@ def files(
 
 def _json(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
-
-
-def _committed(root: Path, ref: str) -> dict[str, ServiceContract]:
-    if not ref or ref.startswith("-"):
-        raise ConfigurationError(f"git:{ref}: expected a branch, a tag or a commit: git:main")
-    listed = _git(root, "ls-tree", "--name-only", ref, "--", f"./{FOLDER}/").decode()
-    found: dict[str, ServiceContract] = {}
-    for line in listed.splitlines():
-        name = Path(line).name
-        if is_contract(name):
-            data = _git(root, "show", f"{ref}:./{FOLDER}/{name}")
-            contract = decode(data, f"git:{ref}:{FOLDER}/{name}")
-            found[contract.service] = contract
-    if not found:
-        raise ConfigurationError(
-            f"git:{ref}: there are no contracts in {FOLDER}/: commit what `oyez contracts export` "
-            "writes"
-        )
-    return found
 
 
 def _git(root: Path, *arguments: str) -> bytes:
