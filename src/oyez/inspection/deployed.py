@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from oyez.contracts import model
+from oyez.contracts.foreign import deep
 from oyez.contracts.model import MOST, ServiceContract
 from oyez.endpoint import redact
 from oyez.envelope import Envelope, format_time, open_record
@@ -231,7 +232,7 @@ def read_snapshot(data: bytes, place: str) -> Snapshot:
     """Return the snapshot, or the one contract, in a file. Raises ConfigurationError."""
     if len(data) > SNAPSHOT:
         raise ConfigurationError(f"{place}: is larger than {SNAPSHOT} bytes")
-    if model.deep(data):
+    if deep(data):
         raise ConfigurationError(f"{place}: is nested too deep")
     try:
         kind = msgspec.json.decode(data, type=_Either)
@@ -268,7 +269,7 @@ class _Either(msgspec.Struct):
 def _opened(record: Record) -> Said:
     envelope = open_record(record.headers, record.data)
     place = f"{record.stream}, record {record.position}"
-    if len(envelope.data) > MOST or model.deep(envelope.data):
+    if len(envelope.data) > MOST or deep(envelope.data):
         raise ConfigurationError(f"{place}: is too large or nested too deep: it is left out")
     try:
         each = msgspec.json.decode(envelope.data, type=Said)
