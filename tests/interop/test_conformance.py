@@ -1,0 +1,171 @@
+"""The conformance kit: Oyez's own counter and one in Go are green, planted bugs are named.
+
+``OYEZ_TEST_BUGS`` is how many of the planted bugs are tried, 10 for all: some at a time, as each
+run mostly waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import asyncpg
+import pytest
+
+from oyez.wire import RULES, Level
+from servers import server
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "wire" / "1.0.md"
+BUGS = {
+    "newer-as-old": "W18",
+    "ack-before-commit": "W21",
+    "inbox-apart": "W23",
+    "id-only": "W24",
+    "crc32": "W7",
+    "delete-before-confirm": "W27",
+    "unordered": "W26",
+    "position-unguarded": "W22",
+    "dead-drops-bytes": "W17",
+    "no-park": "W28",
+}
+"""The mistakes that ``COUNTER_BUG`` plants in the Go counter, and the rule that each breaks."""
+TRIED = list(BUGS)[: int(os.environ.get("OYEZ_TEST_BUGS", "1"))]
+OURS = f"{sys.executable} -m oyez.testing.counter"
+DEADLINE = 240.0
+AT_ONCE = 3
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Go counter, built; Go keeps what it has compiled."""
+    if shutil.which("go") is None:
+        pytest.skip("go is not installed: scripts/system-packages")
+    program = tmp_path_factory.mktemp("go") / "counter"
+    build = ["go", "build", "-p", "2", "-o", str(program), "."]
+    try:
+        done = subprocess.run(
+            build, cwd=HERE / "counter", capture_output=True, text=True, timeout=240, check=False
+        )
+        failure = done.stderr if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        failure = "no answer within 240 s"
+    if "no required module" in failure or "dial tcp" in failure or "within" in failure:
+        pytest.skip(f"go can't get the modules of {HERE / 'counter'}: {failure.strip()[-300:]}")
+    assert not failure, failure
+    return str(program)
+
+
+async def conformance(*arguments: str, bug: str = "", code: int = 0) -> tuple[dict[str, Any], str]:
+    """The verdict of a run as JSON, and what was printed besides."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "oyez", "conformance", "run", "--json", *arguments,
+        stdout=pipe, stderr=pipe, env={**os.environ, "COUNTER_BUG": bug},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(DEADLINE):
+            said, error = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode == code, said.decode() + error.decode()
+    verdict = json.loads(said)
+    print(f"{verdict['subject']} {bug} on {verdict['broker']}: {verdict['seconds']:.1f} s")
+    return verdict, error.decode()
+
+
+def outcomes(verdict: dict[str, Any], outcome: str) -> set[str]:
+    return {each["rule"] for each in verdict["judgements"] if each["outcome"] == outcome}
+
+
+def of_level(level: Level) -> set[str]:
+    return {name for name, rule in RULES.items() if level in rule.levels}
+
+
+def where(broker: str, tmp_path: Path) -> str:
+    return f"embedded:{tmp_path / 'events.db'}" if broker == "embedded" else server(broker).url
+
+
+@pytest.mark.parametrize("broker", ["embedded", "nats", "kafka"])
+async def test_oyez_itself_keeps_every_rule(broker: str, tmp_path: Path) -> None:
+    junit, page = tmp_path / "junit.xml", tmp_path / "report.md"
+    verdict, _ = await conformance(
+        "--level", "service", "--broker", where(broker, tmp_path), "--start", OURS,
+        "--kills", "1", "--junit", str(junit), "--report", str(page),
+    )  # fmt: skip
+    assert outcomes(verdict, "broken") == set()
+    not_tried = set() if broker == "nats" else {"W12"}
+    assert outcomes(verdict, "kept") == of_level(Level.SERVICE) - not_tried
+    assert int(Xml.parse(junit).getroot().get("tests", 0)) == len(RULES)
+    assert f"| ✓ | W1 | {RULES['W1'].what} |" in page.read_text()
+
+
+@pytest.mark.parametrize("broker", ["nats", "kafka"])
+async def test_a_service_in_go_keeps_every_rule(broker: str, counter: str, tmp_path: Path) -> None:
+    verdict, _ = await conformance(
+        "--level", "service", "--broker", where(broker, tmp_path), "--start", counter,
+        "--kills", "2",
+    )  # fmt: skip
+    assert outcomes(verdict, "broken") == set()
+    not_tried = set() if broker == "nats" else {"W12"}
+    assert outcomes(verdict, "kept") == of_level(Level.SERVICE) - not_tried
+
+
+@pytest.mark.parametrize("level", [Level.PRODUCER, Level.CONSUMER])
+async def test_a_producer_and_a_consumer_in_go_keep_their_rules(level: Level, counter: str) -> None:
+    verdict, _ = await conformance(
+        "--level", level, "--broker", server("nats").url, "--start", counter, "--kills", "1"
+    )
+    assert outcomes(verdict, "kept") == of_level(level)
+
+
+async def test_each_planted_bug_is_named_by_its_rule(counter: str) -> None:
+    """None beside it, except what the same bug breaks as well."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def found(bug: str) -> set[str]:
+        async with turns:
+            verdict, _ = await conformance(
+                "--level", "service", "--broker", server("nats").url, "--start", counter,
+                "--patience", "6", bug=bug, code=1,
+            )  # fmt: skip
+            return outcomes(verdict, "broken")
+
+    broken = await asyncio.gather(*map(found, TRIED))
+    assert dict(zip(TRIED, broken, strict=True)) == {bug: {BUGS[bug]} for bug in TRIED}
+
+
+async def test_a_subject_that_ends_is_told_with_its_last_words() -> None:
+    start = f"{sys.executable} -c \"import sys; sys.exit('no such thing')\""
+    verdict, _ = await conformance(
+        "--level", "service", "--broker", server("nats").url, "--start", start, code=1
+    )
+    whys = [each["why"] for each in verdict["judgements"] if each["outcome"] == "broken"]
+    assert any("ended by itself with exit code 1; its last words: no such thing" in w for w in whys)
+
+
+async def test_the_tables_and_statements_of_the_page_are_postgresql() -> None:
+    _, tables, statements = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    connection = await asyncpg.connect(server("postgresql").url)
+    try:
+        await connection.execute("begin; create schema wire; set local search_path to wire")
+        await connection.execute(tables)
+        bare = re.sub(r"^--.*$", "", statements, flags=re.MULTILINE)
+        for statement in filter(str.strip, bare.split(";")):
+            for number, name in enumerate(dict.fromkeys(re.findall(r":(\w+)", statement)), 1):
+                statement = re.sub(rf":{name}\b", f"${number}", statement)
+            await connection.prepare(statement)
+    finally:
+        await connection.close()
