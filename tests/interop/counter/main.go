@@ -395,6 +395,9 @@ func (s *Service) relay(ctx context.Context, claim *Claim) error {
 			}
 		}
 		if len(batch) > 0 {
+			if bug("delete-before-confirm") {
+				continue
+			}
 			if err := forget(); err != nil {
 				return err
 			}

@@ -21,13 +21,13 @@ create table if not exists cursor (
 );
 create table if not exists inbox (source text, id text, handler text, primary key (source, id, handler));
 create table if not exists parked (
-  seq integer primary key, stream text, partition integer, key text, attributes text, data blob
+  seq integer primary key autoincrement, stream text, partition integer, key text, attributes text, data blob
 );
 create table if not exists outbox (
-  seq integer primary key, stream text, partition integer, key text, headers text, data blob
+  seq integer primary key autoincrement, stream text, partition integer, key text, headers text, data blob
 );
-create table if not exists dead (seq integer primary key, id text, source text, reason text, data text);
-create table if not exists counted (seq integer primary key, name text, number integer);
+create table if not exists dead (seq integer primary key autoincrement, id text, source text, reason text, data text);
+create table if not exists counted (seq integer primary key autoincrement, name text, number integer);
 `
 
 var errFenced = errors.New("another replica has the partition")

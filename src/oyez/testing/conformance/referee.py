@@ -80,7 +80,11 @@ class Broken(Exception):
 
 
 class _NotTried(Exception):
-    """A trial is not possible here."""
+    """A trial is not possible here, or looked at all of its rules but these."""
+
+    def __init__(self, why: str, *rules: str) -> None:
+        super().__init__(why)
+        self.rules = rules
 
 
 class _Trial(NamedTuple):
@@ -97,9 +101,9 @@ class Referee:
         self._plan = plan
         self._told = told
         self._chance = random.Random(plan.seed)  # noqa: S311 - to be repeated, not secret
-        self._system = f"conformance-{SystemAmbient().new_id()[-12:]}"
-        self._in, self._out = f"{self._system}.clock", f"{self._system}.counter"
         self._ambient = SystemAmbient()
+        self._system = f"conformance-{self._ambient.new_id()[-12:]}"
+        self._in, self._out = f"{self._system}.clock", f"{self._system}.counter"
         self._proxy: Proxy | None = None
         self._next: dict[str, int] = {}
         self._sent: dict[tuple[str, int], Record] = {}
@@ -206,21 +210,27 @@ class Referee:
         except SubjectFailed as failed:
             self._blame(trial.rules[0], str(failed))
         except _NotTried as reason:
-            self._skip(trial, str(reason))
+            untried = reason.rules or trial.rules
+            self._skip(untried, str(reason))
+            self._cover(trial, untried)
         else:
-            for rule in trial.rules:
-                self._covered.setdefault(rule, trial.name)
+            self._cover(trial)
         finally:
             self._hold.unlink(missing_ok=True)
             self._fail.unlink(missing_ok=True)
-        self._skip(trial, f"the trial {trial.name!r} ended before")
+        self._skip(trial.rules, f"the trial {trial.name!r} ended before")
         for rule, why in self._tocks.blamed.items():
             self._blame(rule, why)
         self._told(f"{trial.name}, {time.monotonic() - began:.1f} s")
 
-    def _skip(self, trial: _Trial, why: str) -> None:
-        for rule in trial.rules:
+    def _skip(self, rules: Iterable[str], why: str) -> None:
+        for rule in rules:
             self._skipped.setdefault(rule, why)
+
+    def _cover(self, trial: _Trial, untried: Sequence[str] = ()) -> None:
+        for rule in trial.rules:
+            if rule not in untried:
+                self._covered.setdefault(rule, trial.name)
 
     def _blame(self, rule: str, why: str) -> None:
         judgement = Judgement(
@@ -459,7 +469,7 @@ class Referee:
             ["slow", *names], doubled="W22", lost="W29", order="W22", seconds=TAKES_OVER
         )
         if not before:
-            raise _NotTried("the subject shows no position, so the broker has to guard it")
+            raise _NotTried("the subject shows no position: the broker has to guard it", "W22")
 
     @staticmethod
     def _moved(before: Mapping[int, int], after: Mapping[int, int]) -> None:
