@@ -456,6 +456,7 @@ class Referee:
             before = (await self._look(2)).positions
         finally:
             self._subject.send(signal.SIGCONT)
+        await self._subject.shown()  # an answer, if it gives one, says that it is awake
         end = time.monotonic() + _WATCHED
         while time.monotonic() < end:
             self._moved(before, (await self._look(2)).positions)
