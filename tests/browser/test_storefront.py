@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import smtplib
 from email.message import EmailMessage
 from typing import Any
 
+import httpx
 import pytest
 from chromium import Opener
 from playwright.sync_api import Locator, Page, expect
@@ -269,6 +271,35 @@ def test_a_clerk_cancels_an_order_and_its_customer_sees_it(
     settled(page, "cancelled")
     expect(page.locator("#reason")).to_contain_text("The shop had to cancel it.")
     no_sideways_scroll(clerk)
+
+
+def test_a_clerk_releases_an_order_that_was_flagged(
+    page: Page, shop: Shop, open_window: Opener
+) -> None:
+    weather = f"http://127.0.0.1:{shop.ports['8090']}/weather"
+    httpx.post(weather, json={"mode": "down"}).raise_for_status()  # so it is not shipped meanwhile
+    try:
+        order(page)
+        order_id = page.url.rpartition("=")[2]
+        flag = json.dumps({"order_id": order_id, "reason": "over_the_limit"})
+        said = shop.run("publish", "shop.order.flagged", flag, "--service", "orders")
+        assert said.returncode == 0, said.stderr
+        expect(page.locator("#order-status")).to_have_text("held", timeout=SETTLED)
+        expect(page.locator("#headline")).to_contain_text("a second look")
+        clerk = open_window()
+        clerk.goto(f"{shop.url}/")
+        log_in(clerk, shop, "Carol Clerk")
+        clerk.goto(f"{shop.url}/clerk.html")
+        row = clerk.locator(f"#orders li[data-order='{order_id}']")
+        expect(row.locator(".status")).to_have_text("held")
+        fits_and_stands_out(clerk)
+        row.get_by_role("button", name="Release").click()
+        expect(row.locator(".status")).not_to_have_text("held", timeout=SETTLED)
+        expect(row.locator(".approve")).to_be_hidden()
+    finally:
+        httpx.post(weather, json={"mode": "fair"}).raise_for_status()
+    settled(page, "shipped")
+    expect(page.locator("#timeline")).to_contain_text("Looked at, and all is well")
 
 
 def test_a_clerk_may_operate_the_console(page: Page, shop: Shop, complaints: list[str]) -> None:

@@ -32,6 +32,25 @@ class CancellationAsked(Event, type="shop.order.cancellation-asked", key="order_
     order_id: str
 
 
+class OrderFlagged(Event, type="shop.order.flagged", key="order_id"):
+    """A fraud check wants a person to look at the order; ``reason`` is a word."""
+
+    order_id: str
+    reason: str
+
+
+class OrderCleared(Event, type="shop.order.cleared", key="order_id"):
+    """A fraud check has nothing against the order."""
+
+    order_id: str
+
+
+class OrderApproved(Event, type="shop.order.approved", key="order_id"):
+    """A person has looked at a flagged order, and it may be shipped."""
+
+    order_id: str
+
+
 class OrderConfirmed(Event, type="shop.order.confirmed", key="order_id"):
     """The order is paid and its goods are reserved."""
 

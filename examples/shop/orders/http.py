@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from orders.events import CancellationAsked, Line, OrderPlaced
+from orders.events import CancellationAsked, Line, OrderApproved, OrderPlaced
 from orders.history import CustomerOrders
 from oyez import InvalidEvent, Service, Transaction, caller, parse
 from oyez.errors import BadJson, Stale
@@ -30,7 +30,7 @@ MOST = 20
 """The number of orders that a customer's list shows."""
 MOST_OF_ALL = 50
 """The number of orders that a clerk's list shows."""
-CANCELLABLE = ("placed", "paid", "reserved")
+CANCELLABLE = ("placed", "paid", "reserved", "held")
 """The statuses from which an order can still be cancelled."""
 BEAT = 15.0
 """Seconds of silence after which a comment keeps the stream open."""
@@ -43,8 +43,10 @@ _CARDS = ("tok_ok", "tok_declined", "tok_slow", "tok_flaky")
 _ORDER = "select * from orders where order_id = :order_id and principal = :principal"
 _MINE = """select order_id, status, total_cents from customer_orders
  where customer = :principal order by order_id desc limit :limit"""
-_ALL = """select order_id, email, total_cents, paid, reserved, confirmed, shipped, cancelled
- from orders order by order_id desc limit :limit"""
+_FLAGS = "paid, reserved, flagged, approved, confirmed, shipped, cancelled"
+_ALL = f"""select order_id, email, total_cents, {_FLAGS} from orders
+ order by case when flagged = 1 and approved + cancelled + shipped = 0 then 0 else 1 end,
+  order_id desc limit :limit"""
 _LINES = """select sku, name, quantity, cents from order_line where order_id = :order_id
  order by sku"""
 _HISTORY = "select stage, at from order_history where order_id = :order_id order by at, stage"
@@ -155,7 +157,7 @@ async def follow(request: Request) -> Response:
 
 
 async def everyones(request: Request) -> Response:
-    """``GET /clerk/orders``: the newest orders of all customers."""
+    """``GET /clerk/orders``: the newest orders of all customers, after those that are held."""
     _check_clerk()
     rows = await _service(request).fetch(_ALL, limit=MOST_OF_ALL)
     orders = [
@@ -165,6 +167,7 @@ async def everyones(request: Request) -> Response:
             "total_cents": row["total_cents"],
             "status": status_of(row),
             "can_be_cancelled": status_of(row) in CANCELLABLE,
+            "can_be_approved": status_of(row) == "held",
         }
         for row in rows
     ]
@@ -177,17 +180,29 @@ async def cancel(request: Request) -> Response:
     What was paid is given back and what was reserved is free again, before the order is cancelled.
     Asking twice is safe.
     """
+    return await _decide(request, CANCELLABLE, CancellationAsked)
+
+
+async def approve(request: Request) -> Response:
+    """``POST /clerk/orders/{id}/approve``: 202, and a held order goes on; 409 if it is not held."""
+    return await _decide(request, ("held",), OrderApproved)
+
+
+async def _decide(
+    request: Request,
+    statuses: tuple[str, ...],
+    decision: type[CancellationAsked | OrderApproved],
+) -> Response:
     _check_clerk()
     service, order_id = _service(request), request.path_params["order_id"]
     async with service.transaction() as tx:
-        sql = """select paid, reserved, confirmed, shipped, cancelled from orders
-          where order_id = :order_id"""
+        sql = f"select {_FLAGS} from orders where order_id = :order_id"
         order = await tx.fetch_one(sql, order_id=order_id)
         if order is None:
             raise Problem(404, "no_such_order", "There is no such order.")
-        if status_of(order) not in CANCELLABLE:
+        if status_of(order) not in statuses:
             raise Problem(409, "too_late", f"The order is {status_of(order)}.")
-        tx.publish(CancellationAsked(order_id=order_id))
+        tx.publish(decision(order_id=order_id))
     return JSONResponse({"order_id": order_id}, status_code=202)
 
 
@@ -195,7 +210,12 @@ def status_of(order: dict[str, Any]) -> str:
     """What the flags of an order add up to."""
     if order["cancelled"]:
         return "cancelled"
-    for status in ("shipped", "confirmed", "paid", "reserved"):
+    for status in ("shipped", "confirmed"):
+        if order[status]:
+            return status
+    if order["flagged"] and not order["approved"]:
+        return "held"
+    for status in ("paid", "reserved"):
         if order[status]:
             return status
     return "placed"
@@ -365,6 +385,7 @@ app = Starlette(
         Route("/orders/{order_id}/events", follow),
         Route("/clerk/orders", everyones),
         Route("/clerk/orders/{order_id}/cancel", cancel, methods=["POST"]),
+        Route("/clerk/orders/{order_id}/approve", approve, methods=["POST"]),
     ],
     exception_handlers={Problem: _problem, InvalidEvent: _problem},
 )

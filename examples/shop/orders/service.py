@@ -3,14 +3,23 @@
 Payments, Inventory and Shipping act on an order by themselves, so the saga asks for nothing on the
 way there. It waits for their answers, each within a time, confirms the order, and asks for what has
 to be undone if it can't be kept.
+
+With ``SHOP_REVIEW=1`` an order is not confirmed before a fraud check has cleared it or, where it
+was flagged, a clerk has approved it. The fraud check is no service of this system: nothing here
+asks it or knows it, only the types of what it says.
 """
 
 from __future__ import annotations
 
+import os
+
 from orders.events import (
     CancellationAsked,
+    OrderApproved,
     OrderCancelled,
+    OrderCleared,
     OrderConfirmed,
+    OrderFlagged,
     OrderPlaced,
     PaymentFailed,
     PaymentProcessed,
@@ -30,15 +39,20 @@ from oyez import Context, Saga, Service, Transaction
 from oyez.saga import Failed, end, on, starts, step
 
 service = Service(
-    "orders", http=app, migrations="orders/migrations", publishes=(OrderPlaced, CancellationAsked)
+    "orders",
+    http=app,
+    migrations="orders/migrations",
+    publishes=(OrderPlaced, CancellationAsked, OrderApproved),
 )
 app.state.service = service
 service.view(CustomerOrders)
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
+REVIEW = ("review",) if os.environ.get("SHOP_REVIEW") == "1" else ()
+"""The step in which an order waits for a fraud check, if there is one."""
 
 
-@service.saga
+@service.saga(allow={"E09": "a review leaves nothing to undo"} if REVIEW else {})
 class Fulfilment(Saga, key="order_id", ends=("shipped", "cancelled")):
     """An order on its way.
 
@@ -70,7 +84,13 @@ class Fulfilment(Saga, key="order_id", ends=("shipped", "cancelled")):
         """Others may have the goods."""
         return self.make(Release)
 
-    @step(done=ShipmentReady, within=2 * DAY, after=(reserve, charge), pivot=True)
+    if REVIEW:
+
+        @step(done=(OrderCleared, OrderApproved), within=2 * DAY, after=())
+        def review(self) -> None:
+            """A fraud check looks at every order, and a clerk at those that it flags."""
+
+    @step(done=ShipmentReady, within=2 * DAY, after=(reserve, charge, *REVIEW), pivot=True)
     def ship(self) -> OrderConfirmed:
         """Paid for and in stock: from here on, nothing is undone."""
         return self.make(OrderConfirmed)
@@ -100,6 +120,8 @@ Fact = (
     StockReserved
     | StockReleased
     | PaymentProcessed
+    | OrderFlagged
+    | OrderApproved
     | OrderConfirmed
     | ShipmentReady
     | OrderCancelled
@@ -110,6 +132,8 @@ STAGES: dict[type, str] = {
     StockReserved: "reserved",
     StockReleased: "released",
     PaymentProcessed: "paid",
+    OrderFlagged: "flagged",
+    OrderApproved: "approved",
     OrderConfirmed: "confirmed",
     ShipmentReady: "shipped",
     OrderCancelled: "cancelled",
@@ -118,7 +142,7 @@ STAGES: dict[type, str] = {
 }
 _FLAGS = {
     stage: f"update orders set {stage} = 1 where order_id = :order_id"
-    for stage in ("reserved", "paid", "confirmed", "shipped", "cancelled")
+    for stage in ("reserved", "paid", "flagged", "approved", "confirmed", "shipped", "cancelled")
 }
 _FLAGS["released"] = "update orders set reserved = 0 where order_id = :order_id"
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import runpy
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import orders
 from orders.events import (
     CancellationAsked,
+    OrderApproved,
     OrderCancelled,
+    OrderCleared,
     OrderConfirmed,
+    OrderFlagged,
     OrderPlaced,
     PaymentFailed,
     PaymentProcessed,
@@ -28,8 +34,9 @@ from orders.events import (
     StockReleased,
     StockReserved,
 )
+from orders.http import app
 from orders.service import Fulfilment, service
-from oyez import Principal
+from oyez import Principal, Saga
 from oyez.testing import Running, System
 from oyez.testing.sagas import given
 
@@ -294,6 +301,59 @@ async def test_a_clerk_sees_the_orders_of_all(running: Running) -> None:
             orders = (await client.get("/clerk/orders")).json()["orders"]
         shown = [(each["order_id"], each["status"], each["can_be_cancelled"]) for each in orders]
         assert shown == [(second, "placed", True), (first, "cancelled", False)]
+
+
+@pytest.fixture
+def reviewed(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Saga]]:
+    """The saga of a shop with a fraud check."""
+    monkeypatch.setenv("SHOP_REVIEW", "1")
+    file = Path(orders.__file__).parent / "service.py"
+    try:
+        yield runpy.run_path(str(file), run_name="orders.service")["Fulfilment"]
+    finally:
+        app.state.service = service  # which the module has set
+
+
+def test_an_order_is_confirmed_once_it_is_cleared_or_approved(reviewed: type[Saga]) -> None:
+    paid_and_reserved = (placed("1"), PaymentProcessed(order_id="1"), StockReserved(order_id="1"))
+    for verdict in (OrderCleared(order_id="1"), OrderApproved(order_id="1")):
+        held = given(reviewed).when(*paid_and_reserved).then(asks=[], status="running")
+        held.when(verdict).then(asks=[OrderConfirmed])
+        early = given(reviewed).when(verdict, *paid_and_reserved)
+        early.then(asks=[OrderConfirmed])
+    withdrawn = given(reviewed).when(*paid_and_reserved, CancellationAsked(order_id="1"))
+    withdrawn.then(asks=[Release], status="undoing")
+    given(reviewed).when(*paid_and_reserved).after(2 * 86_400.0).then(asks=[Release])
+
+
+def test_without_a_fraud_check_nothing_waits() -> None:
+    order = given(Fulfilment).when(placed("1"), PaymentProcessed(order_id="1"))
+    order.when(StockReserved(order_id="1")).then(asks=[OrderConfirmed])
+
+
+async def test_a_flagged_order_is_held_until_a_clerk_approves_it(running: Running) -> None:
+    async with running(service) as system:
+        order_id = await place(system)
+        approve = f"/clerk/orders/{order_id}/approve"
+        await system.publish(PaymentProcessed(order_id=order_id), service="payments")
+        await system.settled()
+        async with system.http("orders", ANN) as customer:
+            assert (await customer.post(approve)).status_code == 403
+        async with system.http("orders", CLERK) as clerk:
+            assert (await clerk.post(approve)).status_code == 409  # it is not held
+            flagged = OrderFlagged(order_id=order_id, reason="over_the_limit")
+            await system.publish(flagged, service="fraud-check")
+            await system.settled()
+            await place(system, BOB)
+            first = (await clerk.get("/clerk/orders")).json()["orders"][0]
+            assert (first["order_id"], first["status"]) == (order_id, "held")
+            assert first["can_be_approved"]
+            assert first["can_be_cancelled"]
+            assert (await clerk.post(approve)).status_code == 202
+            await system.settled()
+            assert system.announced(OrderApproved) == [OrderApproved(order_id=order_id)]
+            assert await status(system, order_id) == "paid"
+            assert (await clerk.post(approve)).status_code == 409
 
 
 @asynccontextmanager

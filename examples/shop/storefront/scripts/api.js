@@ -89,6 +89,10 @@ export const getAllOrders = () => request("/clerk/orders");
 export const cancelOrder = (id) =>
   request(`/clerk/orders/${encodeURIComponent(id)}/cancel`, { method: "POST" });
 
+/** Let an order go on that is held, for a clerk. */
+export const approveOrder = (id) =>
+  request(`/clerk/orders/${encodeURIComponent(id)}/approve`, { method: "POST" });
+
 /** Place an order; the same key never orders twice. */
 export const placeOrder = (order, key) =>
   request("/orders", {

@@ -1,7 +1,7 @@
-// The clerk's page: the newest orders of all customers, and cancelling one.
+// The clerk's page: the newest orders of all customers, cancelling one, and releasing one that is held.
 
 import { showAccount } from "./account.js";
-import { cancelOrder, getAllOrders } from "./api.js";
+import { approveOrder, cancelOrder, getAllOrders } from "./api.js";
 import { announce, byId, element, money } from "./dom.js";
 
 const RENEW_MS = 2000;
@@ -38,9 +38,12 @@ function showRows(orders) {
 }
 
 function orderRow(order) {
-  const button = element("button", { className: "quiet cancel", type: "button" }, "Cancel");
-  button.append(element("span", { className: "unseen" }, ` the order of ${order.email}`));
-  button.addEventListener("click", () => cancel(order, button));
+  const decision = (name, label, ask, said) => {
+    const button = element("button", { className: `quiet ${name}`, type: "button" }, label);
+    button.append(element("span", { className: "unseen" }, ` the order of ${order.email}`));
+    button.addEventListener("click", () => decide(order, button, ask, said));
+    return button;
+  };
   return element(
     "li",
     { "data-order": order.order_id },
@@ -48,7 +51,12 @@ function orderRow(order) {
     element("span", { className: "muted" }, order.email),
     element("span", { className: "line-total" }, money(order.total_cents)),
     element("span", { className: "status" }),
-    button,
+    element(
+      "span",
+      { className: "decisions" },
+      decision("approve", "Release", approveOrder, "will go on"),
+      decision("cancel", "Cancel", cancelOrder, "will be cancelled"),
+    ),
   );
 }
 
@@ -56,18 +64,23 @@ function renew(row, order) {
   const status = row.querySelector(".status");
   status.textContent = order.status;
   status.dataset.status = order.status;
-  const button = row.querySelector(".cancel");
-  const held = button === document.activeElement;
-  button.hidden = !order.can_be_cancelled || button.dataset.asked === "yes";
-  if (held && button.hidden) byId("clerk").focus({ preventScroll: true });
+  for (const [name, possible] of [
+    ["approve", order.can_be_approved],
+    ["cancel", order.can_be_cancelled],
+  ]) {
+    const button = row.querySelector(`.${name}`);
+    const focused = button === document.activeElement;
+    button.hidden = !possible || row.dataset.decided === "yes";
+    if (focused && button.hidden) byId("clerk").focus({ preventScroll: true });
+  }
 }
 
-async function cancel(order, button) {
+async function decide(order, button, ask, said) {
   button.setAttribute("aria-disabled", "true"); // not disabled: it keeps the focus
   try {
-    await cancelOrder(order.order_id);
-    button.dataset.asked = "yes";
-    announce(`The order of ${order.email} will be cancelled.`);
+    await ask(order.order_id);
+    button.closest("li").dataset.decided = "yes";
+    announce(`The order of ${order.email} ${said}.`);
   } catch (error) {
     announce(error.message);
   }
