@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 BROKER ?=
 STORE  ?=
+GUESTS ?=
 TESTS  ?=
 
 .PHONY: capabilities help demo services services-down observe test check format bench lock clean
@@ -24,11 +25,11 @@ $(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
 	@touch $@
 
 ifeq ($(BROKER)$(STORE),)
-demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders and checks the books; BROKER=kafka STORE=postgresql
-	@cd examples/shop && ../../$(BIN)/python demo.py $(ARGS)
+demo: $(VENV)/.ready  ## start the shop; ARGS="--orders 200" places orders and checks the books; BROKER=kafka STORE=postgresql GUESTS=1
+	@cd examples/shop && ../../$(BIN)/python demo.py $(ARGS) $(if $(GUESTS),--guests)
 else
 demo: $(VENV)/.ready-dev
-	@$(BIN)/python scripts/demo $(BIN)/python "$(BROKER)" "$(STORE)" $(ARGS)
+	@$(BIN)/python scripts/demo $(BIN)/python "$(BROKER)" "$(STORE)" $(ARGS) $(if $(GUESTS),--guests)
 endif
 
 services: $(VENV)/.ready-dev  ## bring up the real brokers and databases that tests run against

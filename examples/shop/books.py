@@ -3,17 +3,23 @@
 For every accepted order exactly one terminal status; the money captured and kept is the sum of the
 shipped orders; free + reserved + shipped stock is the initial stock; each stage was told once. The
 check reads the services' stores, the payment provider's ledger and the mailboxes.
+
+An order that was flagged and not approved is held: paid, reserved, and neither shipped nor
+cancelled. Where the shop has guests, the points are the captured cents, and every order was looked
+at, before it was confirmed.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 
+from guests import Ledger, read_ledger
 from oyez.project import Project
 
 TERMINAL = ("shipped", "cancelled")
@@ -36,11 +42,17 @@ class Books(msgspec.Struct, frozen=True):
             return "both shipped and cancelled"
         if order["shipped"]:
             return "shipped"
-        return f"cancelled: {order['reason']}" if order["cancelled"] else "open"
+        if order["cancelled"]:
+            return f"cancelled: {order['reason']}"
+        return "held" if _is_held(order) else "open"
 
 
-async def audit(project: Project, accepted: Iterable[str]) -> Books:
-    """Look at everything once. ``accepted``: the orders that were answered with 202."""
+async def audit(project: Project, accepted: Iterable[str], guests: Path | None = None) -> Books:
+    """Look at everything once.
+
+    ``accepted``: the orders that were answered with 202; ``guests``: the folder of the guests'
+    stores, if there are any.
+    """
     stores = {name: project.store(name) for name in project.config.services}
     for store in stores.values():
         await store.open()
@@ -70,6 +82,7 @@ async def audit(project: Project, accepted: Iterable[str]) -> Books:
             *_check_stock(found, lines, stock),
             *_check_notices(found, mails, texts),
             *_check_unfinished(unfinished),
+            *(_check_guests(found, ledger, read_ledger(guests)) if guests else ()),
         ],
     )
 
@@ -80,10 +93,16 @@ def outside(project: Project, name: str) -> str:
     return f"http://{run[run.index('--listen') + 1]}"
 
 
-_ORDERS = "select order_id, total_cents, phone, shipped, cancelled, reason from orders"
-_UNTOLD = ("reserved", "released", "voided")
+_ORDERS = """select order_id, total_cents, phone, reason,
+ paid, reserved, flagged, approved, confirmed, shipped, cancelled from orders"""
+_UNTOLD = ("reserved", "released", "voided", "flagged", "approved")
 """Stages of which no customer hears."""
 _HISTORY = "select order_id, stage, at from order_history"
+
+
+def _is_held(order: dict[str, Any]) -> bool:
+    waits = order["flagged"] and order["paid"] and order["reserved"]
+    return bool(waits and not (order["approved"] or order["confirmed"] or order["cancelled"]))
 
 
 async def _unfinished(store: Any) -> dict[str, int]:
@@ -97,16 +116,22 @@ async def _unfinished(store: Any) -> dict[str, int]:
 def _check_orders(orders: dict[str, dict[str, Any]], accepted: Iterable[str]) -> list[str]:
     lost = [order_id for order_id in accepted if order_id not in orders]
     wrong = [
-        order_id for order_id, order in orders.items() if order["shipped"] + order["cancelled"] != 1
+        order_id
+        for order_id, order in orders.items()
+        if order["shipped"] + order["cancelled"] + _is_held(order) != 1
     ]
     return [
         *_some("accepted orders are lost", lost),
-        *_some("orders without exactly one terminal status", wrong),
+        *_some("orders that are neither held nor in exactly one terminal status", wrong),
     ]
 
 
 def _check_money(orders: dict[str, dict[str, Any]], ledger: dict[str, Any]) -> list[str]:
-    due = {o: order["total_cents"] for o, order in orders.items() if order["shipped"]}
+    due = {
+        o: order["total_cents"]
+        for o, order in orders.items()
+        if order["shipped"] or _is_held(order)
+    }
     kept: Counter[str] = Counter()
     captures: Counter[str] = Counter()
     for charge in ledger["charges"]:
@@ -117,12 +142,12 @@ def _check_money(orders: dict[str, dict[str, Any]], ledger: dict[str, Any]) -> l
     balance = ledger["captured_cents"] - ledger["refunded_cents"]
     problems = [
         *_some("orders charged twice", [o for o, count in captures.items() if count > 1]),
-        *_some("shipped orders that are not paid", [o for o in due if kept[o] != due[o]]),
-        *_some("orders paid but not shipped", [o for o in kept if o not in due]),
+        *_some("shipped or held orders that are not paid", [o for o in due if kept[o] != due[o]]),
+        *_some("orders paid but neither shipped nor held", [o for o in kept if o not in due]),
     ]
     if balance != sum(due.values()):
         problems.append(
-            f"the provider holds {balance} cents; shipped orders are {sum(due.values())}"
+            f"the provider holds {balance} cents; shipped and held orders are {sum(due.values())}"
         )
     return problems
 
@@ -131,16 +156,20 @@ def _check_stock(
     orders: dict[str, dict[str, Any]], lines: list[Any], stock: list[Any]
 ) -> list[str]:
     sold: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
     for line in lines:
-        if orders[line["order_id"]]["shipped"]:
+        order = orders[line["order_id"]]
+        if order["shipped"]:
             sold[line["sku"]] += line["quantity"]
+        elif _is_held(order):
+            kept[line["sku"]] += line["quantity"]
     problems = []
     for row in stock:
         sku = row["sku"]
         if row["free"] + row["reserved"] + row["shipped"] != row["initial"]:
             problems.append(f"stock of {sku} does not add up to {row['initial']}: {row}")
-        if row["reserved"]:
-            problems.append(f"{row['reserved']} of {sku} are still reserved")
+        if row["reserved"] != kept[sku]:
+            problems.append(f"{row['reserved']} of {sku} are reserved, {kept[sku]} are held")
         if row["shipped"] != sold[sku]:
             problems.append(f"{row['shipped']} of {sku} left, {sold[sku]} were sold")
     return problems
@@ -173,6 +202,40 @@ def _check_unfinished(unfinished: dict[str, dict[str, int]]) -> list[str]:
         for what, count in counts.items()
         if count
     ]
+
+
+def _check_guests(
+    orders: dict[str, dict[str, Any]], ledger: dict[str, Any], guests: Ledger
+) -> list[str]:
+    balance, points = ledger["captured_cents"] - ledger["refunded_cents"], guests.points
+    paid: Counter[str] = Counter()
+    for charge in ledger["charges"]:
+        if charge["status"] == "captured" and not charge["refunded"]:
+            paid[charge["reference"]] += charge["amount_cents"]
+    early, untold = [], []
+    for order_id, flagged in guests.flagged.items():
+        order = orders.get(order_id)
+        if order is None:
+            continue  # placed after the orders were read
+        if bool(order["flagged"]) != flagged:
+            untold.append(order_id)
+        history = order["history"]
+        approved = history.get("approved", "~")  # "never" sorts after every time
+        if flagged and "confirmed" in history and history["confirmed"] < approved:
+            early.append(order_id)
+    problems = [
+        *_some("orders that nobody has looked at", [o for o in orders if o not in guests.flagged]),
+        *_some("orders whose flag the shop does not know", untold),
+        *_some("flagged orders that went on before a clerk approved them", early),
+        *_some(
+            "orders whose points are not what was paid",
+            [o for o in orders if points.get(o, 0) != paid[o]],
+        ),
+        *_check_unfinished(guests.unfinished),
+    ]
+    if sum(points.values()) != balance:
+        problems.append(f"there are {sum(points.values())} points; {balance} cents were kept")
+    return problems
 
 
 def _some(what: str, which: list[str]) -> list[str]:

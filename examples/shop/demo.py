@@ -1,5 +1,8 @@
 """Starts the shop; with ``--orders N`` also places orders, waits, and checks the books.
 
+With ``--guests`` two services in other languages join it by the broker, and a clerk looks at the
+orders that one of them flags: some go on, some are cancelled, and the rest stays held.
+
 ``make demo`` runs it. Exit codes: 0 when the books balance, 1 when they do not, 2 for wrong usage.
 """
 
@@ -7,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import html
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from books import Books, audit
+from guests import GuestError, check_broker, read_ledger, running_guests
 from oyez.cli.dev import check_addresses
 from oyez.config import load
 from oyez.errors import ConfigurationError
@@ -47,21 +53,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--orders", type=int, default=0, help="place so many orders, then stop")
     parser.add_argument("--seed", type=int, default=4711, help="which orders they are")
+    parser.add_argument("--guests", action="store_true", help="with services in other languages")
     options = parser.parse_args()
     if options.orders < 0:
         parser.error("--orders: expected 0 or more")
     os.chdir(HERE)
-    if not options.orders:
-        print("starting the shop; Ctrl-C stops it", flush=True)
-        return subprocess.run([sys.executable, "-m", "oyez", "dev"], check=False).returncode
+    guests = None
     try:
         project = Project(load(HERE))
         check_addresses(project.config)
-    except ConfigurationError as error:
+        broker, name = project.config.system.broker, project.config.system.name
+        if options.guests:
+            check_broker(broker)
+            print("building the guests, unless they are built", flush=True)
+            guests = project.config.root / ".oyez" / "guests"
+            os.environ["SHOP_REVIEW"] = "1"
+        with running_guests(broker, name, guests) if guests else nullcontext():
+            if options.orders:
+                with running_shop(project):
+                    return asyncio.run(trade(project, options.orders, options.seed, guests))
+            print("starting the shop; Ctrl-C stops it", flush=True)
+            return subprocess.run([sys.executable, "-m", "oyez", "dev"], check=False).returncode
+    except (ConfigurationError, GuestError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    with running_shop(project):
-        return asyncio.run(trade(project, options.orders, options.seed))
 
 
 @contextmanager
@@ -85,8 +100,12 @@ def running_shop(project: Project) -> Iterator[subprocess.Popen[str]]:
             process.wait(30)
 
 
-async def trade(project: Project, count: int, seed: int) -> int:
-    """Place ``count`` orders, wait until all is settled, print the outcome."""
+async def trade(project: Project, count: int, seed: int, guests: Path | None = None) -> int:
+    """Place ``count`` orders, wait until all is settled, print the outcome.
+
+    ``guests`` is the folder of the guests' stores, if there are any; then a clerk is at work, too.
+    """
+    clerk = asyncio.create_task(review(project)) if guests else None
     console = Console()
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -96,9 +115,20 @@ async def trade(project: Project, count: int, seed: int) -> int:
         settling = progress.add_task("orders settled", total=count)
         accepted = await place_orders(project, count, seed, lambda: progress.advance(placing))
         books = await settle(
-            project, accepted, lambda done: progress.update(settling, completed=done)
+            project, accepted, lambda done: progress.update(settling, completed=done), guests
         )
+    if clerk is not None:
+        clerk.cancel()
+        with suppress(asyncio.CancelledError):
+            await clerk
     _print_outcome(console, books, accepted)
+    if guests is not None:
+        ledger = read_ledger(guests)
+        console.print(
+            f"guests: {len(ledger.flagged)} orders looked at, {sum(ledger.flagged.values())} "
+            f"flagged; {sum(ledger.points.values())} points = cents that were paid",
+            highlight=False,
+        )
     for problem in books.problems:
         console.print(f"[bold red]does not balance:[/] {problem}", highlight=False)
     if not books.problems:
@@ -152,12 +182,46 @@ def make_order(chance: random.Random, number: int) -> dict[str, Any]:
     return {"lines": lines, "email": f"customer{number}@example.org", "phone": phone, "card": card}
 
 
-async def settle(project: Project, accepted: list[str], settled: Callable[[int], object]) -> Books:
+async def review(project: Project) -> None:
+    """Look at held orders as a clerk does, for ever: of three, one goes on, one is cancelled."""
+    assert project.config.gateway is not None
+    base = f"http://{project.config.gateway.listen}"
+    seen: set[str] = set()
+    async with httpx.AsyncClient(base_url=base, timeout=20.0) as client:
+        await log_in(client, "carol")
+        while True:
+            listed = await client.get("/clerk/orders")
+            listed.raise_for_status()
+            for order in listed.json()["orders"]:
+                if order["can_be_approved"] and order["order_id"] not in seen:
+                    decision = ("approve", "cancel", "")[len(seen) % 3]
+                    seen.add(order["order_id"])
+                    if decision:
+                        await client.post(f"/clerk/orders/{order['order_id']}/{decision}")
+            await asyncio.sleep(0.2)
+
+
+async def log_in(client: httpx.AsyncClient, account: str) -> None:
+    """Go to the provider of logins and back, as a browser does."""
+    there = (await client.get("/login")).headers["location"]
+    page = await client.get(there)
+    (action,) = re.findall(r'action="([^"]+)"', page.text)
+    form = str(httpx.URL(there).join(html.unescape(action)))
+    back = (await client.post(form, data={"account": account})).headers["location"]
+    assert (await client.get(back)).headers["location"] == "/"
+
+
+async def settle(
+    project: Project,
+    accepted: list[str],
+    settled: Callable[[int], object],
+    guests: Path | None = None,
+) -> Books:
     """Look at the books until they balance, or until ``PATIENCE`` is at its end."""
     end = time.monotonic() + PATIENCE
     while True:
-        books = await audit(project, accepted)
-        settled(sum(books.status(order_id).startswith(("shipped", "cancelled"))
+        books = await audit(project, accepted, guests)
+        settled(sum(books.status(order_id).startswith(("shipped", "cancelled", "held"))
                     for order_id in accepted))  # fmt: skip
         if not books.problems or time.monotonic() > end:
             return books

@@ -34,6 +34,7 @@ class Shop:
             "SHOP_PROVIDER": f"http://127.0.0.1:{ports['8090']}",
             "SHOP_SMS": f"http://127.0.0.1:{ports['8091']}",
             "SHOP_SMTP": f"127.0.0.1:{ports['8025']}",
+            "SHOP_GUESTS": str(SOURCE.parent / "shop-guests"),
             "OYEZ_PROJECT": str(root),
             **environment,
         }

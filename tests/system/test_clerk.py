@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +15,6 @@ from oyez.config import load
 from oyez.project import Project
 
 ORDERS = 60
-
-
-async def log_in(client: httpx.AsyncClient, account: str) -> None:
-    """Go to the provider and back, as a browser does."""
-    there = (await client.get("/login")).headers["location"]
-    page = await client.get(there)
-    (action,) = re.findall(r'action="([^"]+)"', page.text)
-    form = str(httpx.URL(there).join(html.unescape(action)))
-    back = (await client.post(form, data={"account": account})).headers["location"]
-    assert (await client.get(back)).headers["location"] == "/"
 
 
 async def cancel_all(clerk: httpx.AsyncClient, asked: set[str]) -> None:
@@ -51,7 +39,7 @@ async def test_the_books_balance_whatever_a_clerk_cancels(shop: Shop) -> None:
     project = Project(load(shop.root, shop.environment))
     asked: set[str] = set()
     async with httpx.AsyncClient(base_url=shop.url, timeout=30) as clerk:
-        await log_in(clerk, "carol")
+        await demo.log_in(clerk, "carol")
         # Else an order may be paid and confirmed before anybody has seen it.
         weather = f"http://127.0.0.1:{shop.ports['8090']}/weather"
         (await clerk.post(weather, json={"mode": "slow"})).raise_for_status()
@@ -79,9 +67,9 @@ async def test_only_clerks_do_so(shop: Shop) -> None:
         assert await tried() == {401}
         await client.post("/session")
         assert await tried() == {401}
-        await log_in(client, "alice")
+        await demo.log_in(client, "alice")
         assert await tried() == {403}
-        await log_in(client, "carol")
+        await demo.log_in(client, "carol")
         assert await tried() == {200, 404}  # there is no order x
         elsewhere = {"origin": "https://evil.example"}
         refused = await client.post("/clerk/orders/x/cancel", headers=elsewhere)
