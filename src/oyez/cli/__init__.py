@@ -34,7 +34,6 @@ _COMMANDS = {
     "scale": "Tell how many replicas services need, or plan it.",
     "topology": "Show who publishes what and who reacts.",
     "contracts": "Export contracts, check them, ask whether a build may be deployed.",
-    "contracts": "Export contracts, check them, show what changed.",
     "conformance": "Try a program in any language against wire 1.0.",
     "doctor": "Check configuration, files, connections and migrations.",
 }
