@@ -10,6 +10,7 @@
     ├── EventError            permanent   an event or envelope breaks the contract
     │   ├── InvalidEvent                  its data or an attribute is invalid; names the field
     │   │   └── BadJson                   its data is not JSON at all
+    │   ├── NotEvents                     what came over HTTP is no form of CloudEvents
     │   ├── Expired                       a command was to be done by a time that has passed
     │   └── UnknownVersion                its contract version is newer than the handler knows
     ├── StoreError
@@ -36,7 +37,7 @@
     ├── Stale                 transient   a view does not have what its reader has seen yet
     ├── HandlerTimeout        transient   a handler ran longer than its timeout
     ├── RetryLater            transient   a handler knows when its event is to be tried again
-    ├── Undeliverable         permanent   a webhook's endpoint gets no further attempt
+    ├── Undeliverable         permanent   an endpoint gets no further attempt
     ├── TransactionClosed     permanent   something was added to a transaction that has ended
     ├── NotRedriven           permanent   a dead letter can't be redriven or discarded
     ├── NotThere              permanent   a stream has no such partition or event, or no longer
@@ -92,6 +93,19 @@ class InvalidEvent(EventError):
 
 class BadJson(InvalidEvent):
     """The bytes are not one JSON value in UTF-8 (status 400 over HTTP, not 422)."""
+
+
+class NotEvents(EventError):
+    """What came over HTTP is no form of CloudEvents.
+
+    ``status`` is that of the answer, ``code`` for programs, ``detail`` for people.
+    """
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
 
 
 class Expired(EventError):
@@ -246,7 +260,7 @@ class RetryLater(OyezError):
 
 
 class Undeliverable(OyezError):
-    """A delivery to a webhook is given up: it was disabled, or the message has been deleted."""
+    """An event can't be delivered over HTTP: a sink refused it, or its webhook is disabled."""
 
 
 class TransactionClosed(OyezError):

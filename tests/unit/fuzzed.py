@@ -31,15 +31,15 @@ from test_gateway_webhooks_in import HEADERS, SCHEMES, SIGN
 from test_http1 import by_h11
 
 from oyez.ambient import SystemAmbient
+from oyez.cloudevents import open_arrived, read_forms
 from oyez.config import Config
-from oyez.errors import InvalidEvent
+from oyez.errors import InvalidEvent, NotEvents
 from oyez.gateway import after
 from oyez.gateway.access import Access
 from oyez.gateway.address import behind
 from oyez.gateway.exchange import Budget, Connection, Exchange, Refusal
 from oyez.gateway.http1 import Malformed, answer_head, end_of_head, request_head
 from oyez.gateway.idempotency.key import LONGEST, parse
-from oyez.gateway.ingest.forms import open_arrived, read_forms
 from oyez.gateway.keys import Keys
 from oyez.gateway.routing import safe_path
 from oyez.gateway.sessions import COOKIE, Sessions
@@ -257,8 +257,8 @@ def _event(folder: Path) -> Check:
         except Malformed:
             return
         try:
-            found = read_forms(exchange, body)
-        except (Refusal, InvalidEvent):
+            found = read_forms(exchange.fields, body)
+        except (NotEvents, InvalidEvent):
             return
         for each in found:
             with contextlib.suppress(InvalidEvent):

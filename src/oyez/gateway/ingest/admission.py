@@ -10,12 +10,12 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from oyez.ambient import Ambient
+from oyez.cloudevents import data_field
 from oyez.config import Config, SenderSettings
 from oyez.contract import decode
 from oyez.envelope import Envelope, format_time, is_json, parse_time
 from oyez.errors import InvalidEvent, UnknownVersion
 from oyez.event import MAX_DATA, MAX_KEY, EventType, describe, is_event
-from oyez.gateway.ingest.forms import data_field
 from oyez.gateway.ingest.quota import Quota, Quotas
 from oyez.ports import Record
 from oyez.principal import MAX_NAME, Principal

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from oyez.ambient import Ambient
-from oyez.errors import BadJson, InvalidEvent
+from oyez.cloudevents import FORMS, open_arrived, read_forms
+from oyez.errors import BadJson, InvalidEvent, NotEvents
 from oyez.gateway.exchange import Exchange, Refusal
 from oyez.gateway.ingest.acceptance import accept
 from oyez.gateway.ingest.admission import Admission, NotAllowed, Pass
-from oyez.gateway.ingest.forms import open_arrived, read_forms
 from oyez.gateway.ingest.publisher import Publisher
 from oyez.gateway.ingest.quota import Quota
 from oyez.ports import Record
@@ -59,7 +59,10 @@ class Events:
 
     async def _records(self, exchange: Exchange, admitted: Pass, body: bytes) -> list[Record]:
         try:
-            arrived = read_forms(exchange, body)
+            arrived = read_forms(exchange.fields, body)
+        except NotEvents as error:
+            headers = [(b"accept-post", FORMS.encode())] if error.code == "not_an_event" else ()
+            raise Refusal(error.status, error.code, error.detail, headers) from None
         except InvalidEvent as error:
             raise _refusal([_Wrong(0, error)]) from None
         records: list[Record] = []

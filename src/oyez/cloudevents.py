@@ -1,4 +1,4 @@
-"""The forms in which CloudEvents come over HTTP: binary, structured, batched, and by the line.
+"""The forms in which CloudEvents go over HTTP: binary, structured, batched, and by the line.
 
 *Binary*: one event, its attributes as headers ``ce-…``, its data as the body. *Structured*: one
 event as a JSON object, ``application/cloudevents+json``. *Batched*: an array of those,
@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
 from oyez import strict_json
 from oyez.envelope import STRUCTURED, Envelope, is_json, open_record
-from oyez.errors import InvalidEvent
-from oyez.gateway.exchange import Exchange, Refusal
+from oyez.errors import InvalidEvent, NotEvents
+
+Fields = Mapping[bytes, Sequence[bytes]]
+"""The headers of a request or an answer: the values of each, by its name in lower case."""
 
 BATCHED = "application/cloudevents-batch+json"
 LINES = "application/x-ndjson"
@@ -27,6 +29,8 @@ FORMS = f"{STRUCTURED}, {BATCHED}, {LINES}"
 _PREFIX = b"ce-"
 _CHARSET = re.compile(r'charset="?utf-?8"?', re.IGNORECASE)
 _ESCAPED = re.compile(r"\\(.)")
+_PLAIN = re.compile(r"[\x21\x23\x24\x26-\x7e]*")
+_SAFE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 _NAME = re.compile(rb"ce-[a-z0-9]{1,20}")
 _ITSELF = "application/cloudevents"
 _INSIDE = {"content-type": STRUCTURED}
@@ -41,22 +45,38 @@ class Arrived(NamedTuple):
     structured: bool
 
 
-def read_forms(exchange: Exchange, body: bytes) -> Sequence[Arrived]:
-    """Return the events of a request, in order, not looked into yet.
+def are_events(fields: Fields) -> bool:
+    """Return whether the headers say that the body is an event, or several."""
+    given = fields.get(b"content-type", (b"",))[0].lower()
+    media = given.partition(b";")[0].strip().decode("latin-1")
+    return media.startswith(_ITSELF) or any(name.startswith(_PREFIX) for name in fields)
 
-    Raises :class:`Refusal` (400, 415, 422) for what is no form of CloudEvents, and InvalidEvent for
+
+def binary(envelope: Envelope) -> dict[str, str]:
+    """Return the headers of an event in binary form; its data is the body."""
+    attributes = envelope.headers()
+    kind = attributes.pop("datacontenttype")
+    found = {f"ce-{name}": _escape(value) for name, value in attributes.items()}
+    found["content-type"] = kind
+    return found
+
+
+def read_forms(fields: Fields, body: bytes) -> Sequence[Arrived]:
+    """Return the events of a request or an answer, in order, not looked into yet.
+
+    Raises NotEvents (400, 415, 422) for what is no form of CloudEvents, and InvalidEvent for
     headers that are no attributes of one.
     """
-    media = _media(exchange)
+    media = _media(fields)
     if media in (BATCHED, LINES):
-        if any(name.startswith(_PREFIX) for name in exchange.fields):
-            raise Refusal(400, "two_forms", "headers ce-… are for one event, in binary form")
+        if any(name.startswith(_PREFIX) for name in fields):
+            raise NotEvents(400, "two_forms", "headers ce-… are for one event, in binary form")
         parts = _elements(body) if media == BATCHED else filter(bytes.strip, body.split(b"\n"))
         return [Arrived(_INSIDE, bytes(each), True) for each in parts]
-    headers = _attributes(exchange)
+    headers = _attributes(fields)
     if media == STRUCTURED:
         return [Arrived({**headers, **_INSIDE}, body, True)]
-    given = exchange.value(b"content-type")
+    given = _first(fields, b"content-type")
     if given is not None and headers.setdefault("datacontenttype", given) != given:
         raise InvalidEvent("datacontenttype", "differs between its header and Content-Type")
     return [Arrived(headers, body, False)]
@@ -96,23 +116,23 @@ def data_field(path: str) -> str:
     return f"data{path.removeprefix('$')}"
 
 
-def _media(exchange: Exchange) -> str:
-    """Return the media type of the request, which is a form of CloudEvents, or has headers of one.
+def _media(fields: Fields) -> str:
+    """Return the media type of the body, which is a form of CloudEvents, or has headers of one.
 
     It may be empty, with such headers.
     """
-    given = exchange.values(b"content-type")
+    given = fields.get(b"content-type", ())
     if len(given) > 1:
-        raise Refusal(400, "bad_content_type", "there is more than one Content-Type")
-    media, *parameters = (given[0] if given else "").split(";")
+        raise NotEvents(400, "bad_content_type", "there is more than one Content-Type")
+    media, *parameters = (_first(fields, b"content-type") or "").split(";")
     media = media.strip().lower()
     if media in (STRUCTURED, BATCHED, LINES):
         for each in parameters:
             if "charset" in each.lower() and not _CHARSET.fullmatch(each.strip()):
-                raise Refusal(415, "bad_charset", "events are accepted in UTF-8 only")
-    elif media.startswith(_ITSELF) or not any(n.startswith(_PREFIX) for n in exchange.fields):
+                raise NotEvents(415, "bad_charset", "events are accepted in UTF-8 only")
+    elif media.startswith(_ITSELF) or not any(n.startswith(_PREFIX) for n in fields):
         detail = f"send an event with headers ce-…, or one of {FORMS}"
-        raise Refusal(415, "not_an_event", detail, [(b"accept-post", FORMS.encode())])
+        raise NotEvents(415, "not_an_event", detail)
     return media
 
 
@@ -122,10 +142,10 @@ def _refuse_events_inside(kind: str) -> None:
         raise InvalidEvent("datacontenttype", "is that of an event; the data of one is not another")
 
 
-def _attributes(exchange: Exchange) -> dict[str, str]:
+def _attributes(fields: Fields) -> dict[str, str]:
     """Return the attributes that are headers. Raises InvalidEvent."""
     found = {}
-    for field, values in exchange.fields.items():
+    for field, values in fields.items():
         if field.startswith(_PREFIX):
             name = field[len(_PREFIX) :].decode("latin-1")
             if not _NAME.fullmatch(field):
@@ -135,6 +155,16 @@ def _attributes(exchange: Exchange) -> dict[str, str]:
                 raise InvalidEvent(name, "is given more than once")
             found[name] = _unescape(name, values[0])
     return found
+
+
+def _first(fields: Fields, name: bytes) -> str | None:
+    given = fields.get(name)
+    return given[0].decode("latin-1") if given else None
+
+
+def _escape(value: str) -> str:
+    """Return an attribute's value as its header; see `_unescape`."""
+    return value if _PLAIN.fullmatch(value) else quote(value, safe=_SAFE)
 
 
 def _unescape(name: str, value: bytes) -> str:
@@ -153,6 +183,6 @@ def _elements(body: bytes) -> Sequence[msgspec.Raw]:
     try:
         return _split(body)
     except msgspec.ValidationError:
-        raise Refusal(422, "invalid_batch", "a batch is an array of events") from None
+        raise NotEvents(422, "invalid_batch", "a batch is an array of events") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(400, "bad_json", f"the batch is not JSON: {error}") from None
+        raise NotEvents(400, "bad_json", f"the batch is not JSON: {error}") from None
