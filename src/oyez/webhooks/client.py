@@ -11,7 +11,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -48,6 +48,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     later: float | None = None
     """The seconds after which the endpoint asks to try again."""
+    fields: Mapping[bytes, Sequence[bytes]] = {}
+    """The headers: the values of each, by its name in lower case."""
+    body: bytes | None = None
+    """The body, if it was asked for, and has come as a whole."""
 
 
 class Client:
@@ -60,8 +64,12 @@ class Client:
         seconds: float = SECONDS,
         tls: ssl.SSLContext | None = None,
         resolve: Resolve | None = None,
+        socket: str | None = None,
     ) -> None:
-        """``tls`` is by default one that trusts the usual authorities; it has to check names."""
+        """``tls`` is by default one that trusts the usual authorities; it has to check names.
+
+        With a ``socket``, all is posted to that Unix socket, whatever the URL's host.
+        """
         self._reach = reach
         self._seconds = seconds
         self._names = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook-names")
@@ -70,7 +78,8 @@ class Client:
             max_connections=None,
             max_keepalive_connections=64,
             keepalive_expiry=30.0,
-            network_backend=_Checked(reach, self._names, resolve or _resolve),
+            uds=socket,
+            network_backend=_Checked(reach, self._names, resolve or _resolve, socket),
         )
 
     async def __aenter__(self) -> Client:
@@ -85,10 +94,17 @@ class Client:
         await self._pool.aclose()
         self._names.shutdown(wait=False, cancel_futures=True)
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Post to an endpoint; never raise what it or the network does."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, most: int = 0
+    ) -> Answer:
+        """Post to an endpoint; never raise what it or the network does.
+
+        ``most`` is the limit of the bytes of its answer that are returned.
+        """
         began = time.monotonic()
         status, later, error = None, None, ""
+        fields: dict[bytes, list[bytes]] = {}
+        answer: bytes | None = None
         try:
             target = self._reach.target(url)
             where = httpcore.URL(
@@ -107,7 +123,12 @@ class Client:
             ):
                 status = response.status
                 later = _later(response.headers)
-                await _drop(response)
+                if most:
+                    for name, value in response.headers:
+                        fields.setdefault(name.lower(), []).append(value)
+                    answer = await _read(response, most)
+                else:
+                    await _read(response, MAX_ANSWER)
         except InvalidEvent as refused:
             error = refused.problem
         except (TimeoutError, httpcore.TimeoutException):
@@ -120,7 +141,14 @@ class Client:
             error = "the connection broke"
         if status is not None:  # whatever became of the rest of the answer, which says nothing
             error = "" if 200 <= status < 300 else _told(status)
-        return Answer(status=status, error=error, seconds=time.monotonic() - began, later=later)
+        return Answer(
+            status=status,
+            error=error,
+            seconds=time.monotonic() - began,
+            later=later,
+            fields=fields,
+            body=answer,
+        )
 
 
 class _NotAdmitted(httpcore.ConnectError):
@@ -130,7 +158,10 @@ class _NotAdmitted(httpcore.ConnectError):
 class _Checked(httpcore.AsyncNetworkBackend):
     """Connections to addresses that are admitted alone."""
 
-    def __init__(self, reach: Reach, names: ThreadPoolExecutor, resolve: Resolve) -> None:
+    def __init__(
+        self, reach: Reach, names: ThreadPoolExecutor, resolve: Resolve, socket: str | None
+    ) -> None:
+        self._socket = socket
         self._reach = reach
         self._names = names
         self._resolve = resolve
@@ -164,7 +195,9 @@ class _Checked(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        raise _NotAdmitted("its address is not public")
+        if path != self._socket:
+            raise _NotAdmitted("its address is not public")
+        return await self._plain.connect_unix_socket(path, timeout)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -175,12 +208,15 @@ def _resolve(host: str, port: int) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
-async def _drop(response: httpcore.Response) -> None:
-    size = 0
+async def _read(response: httpcore.Response, most: int) -> bytes | None:
+    """Return the body, or None if it is more than that."""
+    parts, size = [], 0
     async for chunk in response.aiter_stream():
         size += len(chunk)
-        if size > MAX_ANSWER:
-            return  # what is left closes the connection
+        if size > most:
+            return None  # what is left closes the connection
+        parts.append(chunk)
+    return b"".join(parts)
 
 
 def _told(status: int) -> str:

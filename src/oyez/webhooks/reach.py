@@ -66,10 +66,16 @@ class Reach:
     """The endpoints that may be reached."""
 
     def __init__(
-        self, networks: Sequence[str] = (), ports: Sequence[int] = (), *, http: bool = False
+        self,
+        networks: Sequence[str] = (),
+        ports: Sequence[int] = (),
+        *,
+        http: bool = False,
+        public: bool = True,
     ) -> None:
         """Allow ``networks`` that are not public, ``ports`` besides the usual, and plain ``http``.
 
+        Without ``public``, the networks are all that is allowed.
         Raises DeclarationError for what is no network or port.
         """
         try:
@@ -81,6 +87,7 @@ class Reach:
         for port in ports:
             if not 0 < port < 65_536:
                 raise DeclarationError(f"webhooks: ports: expected 1 to 65535, found {port}")
+        self._public = public
         self._schemes = ("https", "http") if http else ("https",)
         self._ports = {443, *((80,) if http else ()), *ports}
 
@@ -115,6 +122,8 @@ class Reach:
         found = ipaddress.ip_address(address.partition("%")[0])
         if any(found in network for network in self._allowed):
             return True
+        if not self._public:
+            return False
         if isinstance(found, ipaddress.IPv4Address):
             return not any(found in network for network in _CLOSED_4)
         return found in _OPEN_6 and not any(found in network for network in _CLOSED_6)
