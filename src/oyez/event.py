@@ -235,6 +235,11 @@ def is_event(cls: object) -> bool:
     return isinstance(cls, type) and _ATTRIBUTE in vars(cls)
 
 
+def attach(cls: type, kind: EventType) -> None:
+    """Make a class an event of this kind, which holds how it is encoded; for `oyez.opaque`."""
+    setattr(cls, _ATTRIBUTE, kind)
+
+
 def _declare(
     cls: type, name: str, key: str | None, version: int, stream: str | None, to: str | None
 ) -> None:
@@ -258,8 +263,7 @@ def _declare(
         ) from error
     if key is not None and key not in fields:
         raise DeclarationError(f"{place}: key={key!r} is not a field; fields: {', '.join(fields)}")
-    kind = EventType(cls, name, version, key, stream, encode, decode, fields, to)
-    setattr(cls, _ATTRIBUTE, kind)
+    attach(cls, EventType(cls, name, version, key, stream, encode, decode, fields, to))
 
 
 def _codec(

@@ -15,6 +15,7 @@ from oyez.contracts.foreign import DEPTH, TYPES, Judge, deep
 from oyez.contracts.schema import Schema, read, written
 from oyez.errors import ConfigurationError
 from oyez.event import SERVICE, EventType
+from oyez.opaque import is_unknown
 from oyez.personal import personal_fields
 from oyez.service import Service
 
@@ -28,7 +29,7 @@ FOLDER = "contracts"
 _OWN = "oyez."
 
 
-class Published(msgspec.Struct, frozen=True, kw_only=True):
+class Published(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An event type as a service publishes it."""
 
     version: int
@@ -41,9 +42,11 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     """The paths of the fields that tell something of a person."""
     schema: Schema | None
     """What it writes; None for a class that JSON Schema can't tell."""
+    opaque: bool = False
+    """Whether nothing is known of its data, nor of its key: a program behind a bridge makes it."""
 
 
-class Read(msgspec.Struct, frozen=True, kw_only=True):
+class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An event type as handlers of a service read it, by one class."""
 
     type: str
@@ -57,6 +60,8 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     """The older versions that a function makes the next one of."""
     schema: Schema | None
     """What the class needs; None for one that JSON Schema can't tell."""
+    opaque: bool = False
+    """Whether nothing is known of what it needs: a program behind a bridge handles it."""
 
 
 class ServiceContract(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +84,7 @@ def contract_of(service: Service, system: str) -> ServiceContract:
             to=kind.to,
             personal=tuple(sorted(personal_fields(kind.cls))),
             schema=written(kind.cls),
+            opaque=is_unknown(kind),
         )
         for kind in sorted(service.publishes, key=lambda each: each.name)
     }
@@ -171,6 +177,7 @@ def _read(kind: EventType, stream: str | None, handlers: list[str]) -> Read:
         handlers=tuple(sorted(handlers)),
         upcasts=tuple(sorted(kind.upcasts)),
         schema=read(kind.cls),
+        opaque=is_unknown(kind),
     )
 
 

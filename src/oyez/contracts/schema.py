@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import inspect as types
 
+from oyez.opaque import Opaque
+
 Schema: TypeAlias = dict[str, Any]
 
 WHOLE_NUMBER = "^(0|-?[1-9][0-9]*)$"
@@ -34,6 +36,8 @@ def read(cls: type) -> Schema | None:
 
 @lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
 def _schema(model: Any, *, write: bool) -> Schema | None:
+    if issubclass(model, Opaque):
+        return None if model.schema is None else dict(model.schema)
     if hasattr(model, "model_json_schema"):
         try:
             found: Schema = model.model_json_schema(

@@ -19,6 +19,7 @@ from oyez.contracts.model import Published, Read
 from oyez.contracts.schema import Schema, read, written
 from oyez.event import EventType
 from oyez.inspection.lint.shapes import shape_of
+from oyez.opaque import Opaque, is_unknown
 from oyez.personal import personal_fields
 from oyez.saga import SagaType
 from oyez.service import Service
@@ -51,6 +52,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
     schema: Schema | None
     """What a publisher writes, or what a handler reads; None if JSON Schema can't tell it."""
     upcasts: tuple[int, ...] = ()
+    opaque: bool = False
+    """Whether nothing is known of its data and its key; see `oyez.contracts.model.Published`."""
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,14 +159,18 @@ def _contract(kind: EventType, schema: Schema | None) -> Contract:
         required=required,
         schema=schema,
         upcasts=tuple(sorted(kind.upcasts)),
+        opaque=is_unknown(kind),
     )
 
 
 @lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
 def _told(kind: EventType) -> tuple[dict[str, str], tuple[str, ...]]:
     """The first fields with their types, and the names of those that must be there."""
-    shape = shape_of(kind.cls, kind.version).fields or dict.fromkeys(kind.fields, "")
     schema = read(kind.cls) or {}
+    if issubclass(kind.cls, Opaque):
+        shape = dict.fromkeys(schema.get("properties", {}), "")
+    else:
+        shape = shape_of(kind.cls, kind.version).fields or dict.fromkeys(kind.fields, "")
     top = schema["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     return dict(sorted(shape.items())[:FIELDS]), tuple(sorted(top.get("required", ())))
 
@@ -219,6 +226,8 @@ def _two_owners(between: Between) -> Iterator[Misfit]:
 
 def _key_differs(between: Between) -> Iterator[Misfit]:
     for service, reading, owner, published in _pairs(between):
+        if published.opaque or reading.contract.opaque:
+            continue
         if published.key != reading.contract.key:
             yield _at(
                 "E05",
@@ -256,6 +265,7 @@ def _published(contract: Contract) -> Published:
         to=contract.to,
         personal=contract.personal,
         schema=contract.schema,
+        opaque=contract.opaque,
     )
 
 
@@ -268,6 +278,7 @@ def _needed(reading: Reading) -> Read:
         handlers=(reading.handler,),
         upcasts=reading.contract.upcasts,
         schema=reading.contract.schema,
+        opaque=reading.contract.opaque,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from oyez.event import EventType
+from oyez.opaque import Opaque
 
 _ABSENT = "absent"
 """The type of a field that need not be there."""
@@ -23,7 +24,9 @@ def types_of(kind: EventType, field: str) -> set[str]:
 
 @lru_cache(maxsize=4096)  # a class is asked for once for each of its handlers
 def _fields(kind: EventType) -> dict[str, set[str]]:
-    """The JSON types of each field; none for a class that msgspec can't read."""
+    """The JSON types of each field; none for a class that msgspec can't read, or need not."""
+    if issubclass(kind.cls, Opaque):
+        return {}
     try:
         (reference,), components = msgspec.json.schema_components((kind.cls,))
     except TypeError:
