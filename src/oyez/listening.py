@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -16,6 +18,8 @@ import uvicorn
 from oyez.errors import ConfigurationError
 
 BACKLOG = 1024
+LOCAL = "oyez.local"
+"""In the scope of an ASGI request: it came over a Unix socket, that this user alone can write."""
 
 
 Refuse = Callable[[str, str], ConfigurationError]
@@ -47,6 +51,42 @@ def bind(host: str, port: int, refuse: Refuse, *, shared: bool = False) -> socke
         used = error.errno == errno.EADDRINUSE
         found = f"{place} {'in use' if used else f'({error.strerror or error})'}"
         raise refuse("a free port that may be used", found) from None
+    return listener
+
+
+def local(app: Any) -> Any:
+    """Return the app for a Unix socket: the scope of its requests has ``LOCAL``."""
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, LOCAL: True}, receive, send)
+
+    return call
+
+
+def bind_unix(path: Path, refuse: Refuse) -> socket.socket:
+    """Return a listening Unix socket at a path, for processes of this user alone.
+
+    One that a dead process has left there is replaced. ``refuse`` is as for `bind`.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                if other.connect_ex(str(path)) == 0:
+                    raise OSError(errno.EADDRINUSE, "in use")
+            path.unlink()
+        outside = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(outside)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        found = f"{path} ({error.strerror or error})"
+        raise refuse("a file that can be made a socket", found) from None
     return listener
 
 
@@ -82,8 +122,11 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """The address that it listens at: ``host:port``."""
-        host, port = self._listener.getsockname()[:2]
+        """The address that it listens at: ``host:port``, or ``unix:FILE``."""
+        name = self._listener.getsockname()
+        if isinstance(name, str):
+            return f"unix:{name}"
+        host, port = name[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def start(self) -> None:

@@ -69,8 +69,15 @@ class Project:
         return found
 
     def service(self, name: str) -> Service:
-        """Import a service. Raises ConfigurationError when ``app`` does not name one."""
+        """Import a service, or make the one that stands for a ``url``.
+
+        Raises ConfigurationError when ``app`` does not name one.
+        """
         settings = self.settings(name)
+        if settings.url is not None:
+            from oyez.http_bridge import bridged  # its HTTP client is for those who need it
+
+            return bridged(self.config, settings)
         module, _, attribute = settings.app.partition(":")
         key = f"services.{name}.app"
         root = str(self.config.root)

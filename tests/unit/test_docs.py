@@ -27,6 +27,7 @@ from oyez.config import (
     ConsoleSettings,
     CorsSettings,
     GatewaySettings,
+    HttpBridgeSettings,
     IdempotencySettings,
     IngestSettings,
     IssuerSettings,
@@ -52,9 +53,12 @@ PAGES = sorted(
 )
 GUIDE = [page for page in PAGES if page.parent.name == "guide" or page.name == "README.md"]
 
+SECRET = "whsec_dGhlIHZhbHVlIG9mIGEgdmFyaWFibGUh"
+"""The value of each variable that a page names."""
+
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
-_FILE = re.compile(r"(?:#|--) ((?:[\w-]+/)*[\w-]+\.(?:py|sql))\n")
+_FILE = re.compile(r"(?:#|--) ((?:[\w-]+/)*[\w-]+\.(?:py|sql|toml))\n")
 _TEST = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -113,13 +117,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", GUIDE, ids=named)
-async def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
+async def test_the_code_of_a_page_runs(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its blocks run in order in one namespace, then the tests that they define.
 
     A block whose first line is a comment with a file's name is that file. The tests may ask for
-    the fixture `running`.
+    the fixtures `running` and `monkeypatch`.
     """
-    fixtures = {"running": partial(running, root=folder)}
+    fixtures = {"running": partial(running, root=folder), "monkeypatch": monkeypatch}
     install(page, folder)
     module = types.ModuleType("page")
     namespace = module.__dict__
@@ -190,7 +196,7 @@ def test_the_settings_of_a_page_load(page: Path, folder: Path) -> None:
     for number, block in enumerate(b for b in blocks(page) if b.language == "toml"):
         file = folder / f"{number}.toml"
         file.write_text(block.text)
-        load(file, {name: f"the value of {name}" for name in _VARIABLE.findall(block.text)})
+        load(file, dict.fromkeys(_VARIABLE.findall(block.text), SECRET))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -278,6 +284,7 @@ def test_the_readme_lists_every_command() -> None:
     [
         ("[system]", SystemSettings),
         ("[services.NAME]", ServiceSettings),
+        ("[services.NAME.bridge]", HttpBridgeSettings),
         ("[services.NAME.scaling]", ScalingSettings),
         ("[gateway]", GatewaySettings),
         ("[gateway.issuers.NAME]", IssuerSettings),

@@ -1,12 +1,14 @@
-"""``oyez bridge NAME``: copies streams from one broker to another, in the foreground."""
+"""``oyez bridge``: to another broker, or over HTTP to a program in another language."""
 
 from __future__ import annotations
+
+import signal
 
 import click
 
 from oyez import stores
 from oyez.cli.invocation import run_async
-from oyez.cli.run import admin_server, observed, prepare, process_settings, serve
+from oyez.cli.run import admin_server, leave, observed, prepare, process_settings, run, serve
 from oyez.config import BridgeSettings
 from oyez.errors import BrokerError, BrokerRefused, ConfigurationError
 from oyez.observe.traced import traced
@@ -20,13 +22,26 @@ from oyez.sites import kind
 
 @click.command("bridge")
 @click.argument("name")
-def command(name: str) -> None:
+@click.argument("service", required=False)
+def command(name: str, service: str | None) -> None:
     """Copy streams from one broker to another: [bridges.NAME] of oyez.toml.
 
     Every record is copied in order and at least once, with its id, so that services drop
     duplicates. Several processes share the partitions. SIGTERM or Ctrl-C drains it.
+
+    `oyez bridge http [SERVICE]` posts events to the program of a service in any language instead,
+    and publishes what it answers: [services.SERVICE] with a url. SERVICE can be left out if there
+    is one such service.
     """
+    signal.signal(signal.SIGTERM, leave)
     project = Project.open()
+    if name == "http" and (service is not None or name not in project.config.bridges):
+        chosen = _bridged(project, service)
+        prepare(project)
+        run_async(run(project, chosen, migrate=True))
+        return
+    if service is not None:
+        raise click.UsageError(f"a bridge between brokers has one name, found {service!r} besides")
     settings = project.config.bridges.get(name)
     if settings is None:
         names = ", ".join(sorted(project.config.bridges)) or "none"
@@ -35,6 +50,18 @@ def command(name: str) -> None:
         )
     prepare(project)
     run_async(_run(project, settings))
+
+
+def _bridged(project: Project, service: str | None) -> str:
+    """Return the service to run. Raises ConfigurationError unless it has a url."""
+    known = [each.name for each in project.config.services.values() if each.url is not None]
+    if service is None and len(known) == 1:
+        return known[0]
+    if service is None or project.settings(service).url is None:
+        found = "there is none" if not known else f"there are: {', '.join(sorted(known))}"
+        wanted = "name a service with a url" if service is None else f"{service} has no url"
+        raise ConfigurationError(f"{project.config.path}: {wanted}; {found}")
+    return service
 
 
 async def _run(project: Project, settings: BridgeSettings) -> None:

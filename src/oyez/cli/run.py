@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from oyez.cli.invocation import run_async
 from oyez.config import BridgeSettings, Listen, ServiceSettings
-from oyez.listening import HttpServer, bind, stop_signals, websocket
+from oyez.listening import HttpServer, bind, bind_unix, local, stop_signals, websocket
 from oyez.logger import configure
 from oyez.observe.logs import log_signal
 from oyez.observe.metrics import Metrics
@@ -51,13 +51,13 @@ def command(service: str, no_migrate: bool) -> None:
     SIGTERM or Ctrl-C drains it: it finishes and commits the work in flight, releases its
     partitions and exits with 0.
     """
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     project = Project.open()
     prepare(project)
-    run_async(_run(project, service, migrate=not no_migrate))
+    run_async(run(project, service, migrate=not no_migrate))
 
 
-def _leave(number: int, frame: object) -> NoReturn:
+def leave(number: int, frame: object) -> NoReturn:
     """End with 0 when told to before anything has begun."""
     raise SystemExit(0)
 
@@ -68,7 +68,8 @@ def prepare(project: Project) -> None:
     tune()
 
 
-async def _run(project: Project, name: str, *, migrate: bool) -> None:
+async def run(project: Project, name: str, *, migrate: bool) -> None:
+    """Run a service until it is told to stop."""
     settings = project.settings(name)
     service = project.service(name)
     signals, metrics = observed(name, [handler.name for handler in service.handlers])
@@ -106,6 +107,11 @@ def _servers(
         app = with_origin(service.http, process.announcer, proven)
         speaks = {"ws": websocket, "ws_max_size": _LARGEST_MESSAGE}
         servers.append(HttpServer(app, listener, grace=settings.grace, **speaks))
+    if service.http is not None and settings.bridge.socket is not None:
+        refuse = partial(project.config.error, f"{key}.bridge.socket")
+        listener = bind_unix(project.config.file(settings.bridge.socket), refuse)
+        app = local(with_origin(service.http, process.announcer))
+        servers.append(HttpServer(app, listener, grace=settings.grace))
     return servers
 
 
@@ -178,7 +184,7 @@ async def serve(
     saying: Saying | None = None
     admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):
-        if not await _started(process, stopped, "".join(http_at), admin_at):
+        if not await _started(process, stopped, ", ".join(http_at), admin_at):
             return
         process.watchdog.start()
         turning.start()

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import NoReturn, Protocol
 
 from oyez.config.mistakes import Key, closest
-from oyez.config.settings import BridgeSettings, Config, ProviderSettings, Route
+from oyez.config.rules import is_remote
+from oyez.config.settings import (
+    BridgeSettings,
+    Config,
+    HttpBridgeSettings,
+    ProviderSettings,
+    Route,
+    ServiceSettings,
+)
 from oyez.sites import site
 
 _RESERVED_PATHS = ("/session", "/livez", "/readyz", "/.well-known/jwks.json")
@@ -29,6 +37,7 @@ class Fail(Protocol):
 def check(config: Config, fail: Fail) -> None:
     """Fail where the settings contradict each other."""
     _check_names(config, fail)
+    _check_http_bridges(config, fail)
     _check_bridges(config, fail)
     _check_issuers(config, fail)
     _check_cors(config, fail)
@@ -43,6 +52,54 @@ def _check_names(config: Config, fail: Fail) -> None:
         if name in config.services:
             expected = "a name that no service has"
             fail(("companions", name), expected, f'"{name}"')
+
+
+def _check_http_bridges(config: Config, fail: Fail) -> None:
+    for name, service in config.services.items():
+        key: Key = ("services", name)
+        if service.url is None:
+            if not service.app:
+                expected = '"module:attribute", or the url of a program in another language'
+                fail((*key, "app"), expected, "nothing")
+            given = {
+                "handles": bool(service.handles),
+                "publishes": bool(service.publishes),
+                "bridge": service.bridge != HttpBridgeSettings(),
+            }
+            for each in (name for name, is_given in given.items() if is_given):
+                expected = "a service with a url: one with an app says it in its code"
+                fail((*key, each), expected, "a service without")
+        else:
+            _check_http_bridge(service, service.url, key, fail)
+
+
+def _check_http_bridge(service: ServiceSettings, url: str, key: Key, fail: Fail) -> None:
+    if service.app:
+        fail((*key, "url"), "either an app or a url", "both")
+    if not (service.handles or service.publishes):
+        fail((*key, "handles"), "the types that it handles, or publishes", "neither")
+    for each in ("handles", "publishes"):
+        types = [kind.partition("@")[0] for kind in getattr(service, each)]
+        for kind in types:
+            if types.count(kind) > 1:
+                fail((*key, each), "each type once", f'"{kind}" again')
+    bridge = service.bridge
+    listens = service.http is not None or bridge.socket is not None
+    if service.http is not None and bridge.token is None:
+        expected = "a token, as there is an address where events are published"
+        fail((*key, "bridge", "token"), expected, "nothing")
+    if listens and not service.publishes:
+        fail((*key, "publishes"), "the types that may be published there", "none")
+    if bridge.socket is not None and service.replicas.most > 1:
+        expected = "an address, http, which replicas can share"
+        fail((*key, "bridge", "socket"), expected, f"a socket of {service.replicas} replicas")
+    if is_remote(url):
+        if not bridge.secret:
+            expected = "a secret that signs, as the url is of another machine"
+            fail((*key, "bridge", "secret"), expected, "nothing")
+        if url.startswith("http:") and not bridge.allow:
+            expected = "https, or http within the networks that bridge.allow names"
+            fail((*key, "url"), expected, f'"{url}"')
 
 
 def _check_bridges(config: Config, fail: Fail) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 import shlex
@@ -64,6 +65,9 @@ _TEMPLATE = re.compile(
 )
 _FIELD = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 _LEAST_SECRET = 16
+_VERSIONED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?(?:@[1-9][0-9]{0,5})?")
+_UNIX = re.compile(r"unix:[^:\s]{1,100}:/[\x21-\x22\x24-\x7e]{0,1000}")
+_TOKEN = re.compile(r"[\x21-\x7e]{16,500}")
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -532,6 +536,67 @@ def secrets() -> Rule:
     return Rule("a secret, or a list of secrets", read, str.split)
 
 
+def sink() -> Rule:
+    """Return the rule of where events are posted to."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        if value.startswith("unix:"):
+            if not _UNIX.fullmatch(value):
+                raise ValueError
+            return value
+        parts = urlsplit(value)
+        plain = "@" not in parts.netloc and "#" not in value and "\\" not in value
+        if not (_VISIBLE.fullmatch(value) and plain and parts.hostname) or parts.port == 0:
+            raise ValueError
+        if parts.scheme not in ("http", "https"):
+            raise ValueError
+        return value
+
+    return Rule('a URL "http://HOST:PORT/PATH", "https://HOST/PATH" or "unix:FILE:/PATH"', read)
+
+
+def is_remote(url: str) -> bool:
+    """Return whether what `sink` allows is not of this machine."""
+    return not url.startswith("unix:") and not _is_here(urlsplit(url).hostname or "")
+
+
+def signing() -> Rule:
+    """Return the rule of secrets that sign, as Standard Webhooks writes them, which are not shown.
+
+    In the environment they stand with spaces between them.
+    """
+
+    def read(value: object) -> tuple[Secret, ...]:
+        given = value if isinstance(value, list) else [value]
+        if not given or any(not isinstance(each, str) or not _is_signing(each) for each in given):
+            raise ValueError
+        return tuple(Secret(each) for each in given)
+
+    what = 'a secret "whsec_" with 24 to 64 bytes in base64, or a list of them'
+    return Rule(what, read, str.split, hidden=True)
+
+
+def _is_signing(text: str) -> bool:
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return False
+    return text.startswith("whsec_") and 24 <= len(key) <= 64
+
+
+def token(what: str) -> Rule:
+    """Return the rule of a token of a header, long enough that nobody guesses it; not shown."""
+
+    def read(value: object) -> Secret:
+        if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+            raise ValueError
+        return Secret(value)
+
+    return Rule(what, read, hidden=True)
+
+
 def command() -> Rule:
     """Return the rule of a command and its arguments."""
 
@@ -570,5 +635,12 @@ SCOPES = _each('a list of scopes such as "orders:write"', _SCOPE)
 ROLES = _each('a list of roles such as "clerk"', _TEXT)
 EVENTS_OF = pattern('an event type such as "github.{header:x-github-event}"', _TEMPLATE)
 FIELD = pattern('a field such as "order_id" or "repository.full_name"', _FIELD)
+SINK = sink()
+SIGNING = signing()
+VERSIONED = _each(
+    'a list of event types such as "shop.order.placed", or "shop.order.placed@2" up to a version',
+    _VERSIONED,
+)
+BEARER = token("a token of 16 to 500 visible characters")
 PROVIDER = address_of("a URL https://HOST/PATH, or http:// on this machine", path=True)
 ORIGIN = address_of("a URL https://HOST:PORT, or http:// on this machine", path=False)

@@ -55,8 +55,39 @@ class ScalingSettings(_Settings, frozen=True, kw_only=True):
     failing: Annotated[float, rules.share()] = 0.2
 
 
+class HttpBridgeSettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[services.NAME.bridge]``: how events go to the ``url`` of a service, and back.
+
+    A POST has ``timeout`` seconds, and ``concurrency`` of them are under way at once. ``form`` is
+    ``binary`` unless a ``secret`` signs, then ``structured``; with ``batch``, many events are one
+    POST. An event that fails is tried ``attempts`` times: again after ``first`` seconds, then after
+    twice as long each time, up to ``longest``. ``token`` goes with each POST, and is asked for by
+    ``POST /publish`` at the address ``http``; whoever may write to the Unix socket ``socket`` needs
+    none. ``allow`` are the networks, besides public ones, that another machine's address may be of.
+    ``contract`` is the file of what is handled and published, with the schemas.
+    """
+
+    form: Annotated[
+        Literal["binary", "structured", "batch"] | None,
+        rules.one_of("binary", "structured", "batch"),
+    ] = None
+    timeout: Annotated[float, rules.number(300, "seconds")] = 10.0
+    concurrency: Annotated[int, rules.whole(1, 1024)] = 32
+    attempts: Annotated[int, rules.whole(1, 1000)] = 20
+    first: Annotated[float, rules.number(3600, "seconds")] = 0.5
+    longest: Annotated[float, rules.number(86400, "seconds")] = 60.0
+    token: Annotated[Secret | None, rules.BEARER] = None
+    secret: Annotated[tuple[Secret, ...], rules.SIGNING] = ()
+    allow: Annotated[tuple[Network, ...], rules.networks()] = ()
+    socket: Annotated[str | None, rules.text("a file")] = None
+    contract: Annotated[str | None, rules.text("a file of a contract")] = None
+
+
 class ServiceSettings(_Settings, frozen=True, kw_only=True):
     """A table ``[services.NAME]``. In ``store``, ``{service}`` stands for the service's name.
+
+    ``app`` is its code; or else ``url`` is where a program in any language takes the events that
+    it ``handles``, over HTTP, and ``publishes`` are those that it may publish.
 
     ``broker`` is its own where it is not the system's: a bridge then carries streams across.
     ``http`` is where the service listens for requests, ``address`` where the gateway reaches it if
@@ -64,7 +95,11 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
     """
 
     name: str
-    app: Annotated[str, rules.APP]
+    app: Annotated[str, rules.APP] = ""
+    url: Annotated[str | None, rules.SINK] = None
+    handles: Annotated[tuple[str, ...], rules.VERSIONED] = ()
+    publishes: Annotated[tuple[str, ...], rules.VERSIONED] = ()
+    bridge: HttpBridgeSettings = HttpBridgeSettings()
     broker: Annotated[str | None, rules.BROKER] = None
     store: Annotated[str, rules.STORE] = "sqlite:.oyez/{service}.db"
     replicas: Annotated[Replicas, rules.REPLICAS] = Replicas(1, 1)

@@ -11,6 +11,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import apsw
 import httpx
@@ -37,6 +38,8 @@ AHEAD = 5.0
 """Seconds by which the newest event may be ahead of this machine's clock."""
 BORN = 1_700_000_000.0
 """A time (November 2023) before which a clock must be wrong."""
+REACH = 2.0
+"""Seconds that the program of a bridged service has to take a connection."""
 NEWEST = 64
 """The limit of partitions whose newest record is read."""
 
@@ -90,6 +93,9 @@ async def _all(project: Project, only: str) -> AsyncIterator[CheckResult]:
         )
     for name, service in services.items():
         yield _service(name, service)
+    for name in examined:
+        if config.services[name].url is not None:
+            yield await _program(config, name, config.services[name].url or "")
     yield _sqlite()
     for folder in _folders(project, only, examined):
         yield _folder(folder)
@@ -117,6 +123,26 @@ async def _topology(project: Project, services: dict[str, Service]) -> AsyncIter
     for fault in lint(project, services, standing):
         level: Literal["warning", "problem"] = "problem" if fault.level == "error" else "warning"
         yield CheckResult(f"topology {fault.code}", level, fault.text, fault.remedy)
+
+
+async def _program(config: Config, name: str, url: str) -> CheckResult:
+    """Check that the program of a service takes connections."""
+    shown = url.partition("?")[0]  # what follows may be secret
+    try:
+        async with asyncio.timeout(REACH):
+            if url.startswith("unix:"):
+                _, writer = await asyncio.open_unix_connection(config.file(url.split(":")[1]))
+            else:
+                parts = urlsplit(url)
+                port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+                _, writer = await asyncio.open_connection(parts.hostname, port)
+        writer.close()
+    except (OSError, TimeoutError) as error:
+        problem = f"takes no connection at {shown}: {error or 'no answer in time'}"
+        attempts = config.services[name].bridge.attempts
+        remedy = f"start it: an event becomes a dead letter after {attempts} attempts"
+        return CheckResult(f"program {name}", "warning", problem, remedy)
+    return CheckResult(f"program {name}", "ok", f"takes connections at {shown}")
 
 
 # -- without opening anything ----------------------------------------------------------------------
