@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 
@@ -48,8 +48,9 @@ def opaque(
     schema: Mapping[str, Any] | None = None,
 ) -> type[Opaque]:
     """Return the class of events of a type, up to this version; ``key`` is a field of the data."""
-    cls = msgspec.defstruct("Opaque", [], bases=(Opaque,), module=__name__, frozen=True)
-    cls.schema = schema  # type: ignore[attr-defined]
+    made = msgspec.defstruct("Opaque", [], bases=(Opaque,), module=__name__, frozen=True)
+    cls = cast(type[Opaque], made)
+    cls.schema = schema
     attach(cls, OpaqueType(cls, name, version, key, None, _data, cls, ()))
     return cls
 

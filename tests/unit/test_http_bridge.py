@@ -29,6 +29,7 @@ from oyez.event import MAX_DATA, describe
 from oyez.http_bridge import bridged
 from oyez.http_bridge.announced import MOST, Publishing
 from oyez.http_bridge.sink import Failed, Sink
+from oyez.inspection.installation import effective
 from oyez.opaque import opaque
 from oyez.parameters import Context
 from oyez.project import Project
@@ -207,6 +208,15 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     config = configured(tmp_path, BRIDGED + f'bridge.token = "{TOKEN}"\nbridge.secret = "{SECRET}"')
     assert TOKEN not in repr(config)
     assert SECRET not in repr(config)
+
+
+def test_the_settings_in_effect_are_listed_one_by_one(tmp_path: Path) -> None:
+    config = configured(tmp_path, BRIDGED + f'bridge.token = "{TOKEN}"\nbridge.timeout = 3')
+    found = {each.name: each.value for each in effective(config, "services.loyalty")}
+    assert found["services.loyalty.handles"] == "shop.payment.processed"
+    assert found["services.loyalty.bridge.timeout"] == "3.0"
+    assert found["services.loyalty.bridge.token"] == "***"
+    assert "services.loyalty.bridge" not in found
 
 
 def test_the_address_of_another_machine_must_be_public(tmp_path: Path) -> None:

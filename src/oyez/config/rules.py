@@ -570,9 +570,10 @@ def signing() -> Rule:
 
     def read(value: object) -> tuple[Secret, ...]:
         given = value if isinstance(value, list) else [value]
-        if not given or any(not isinstance(each, str) or not _is_signing(each) for each in given):
+        found = tuple(Secret(each) for each in given if isinstance(each, str))
+        if not found or len(found) < len(given) or not all(_is_signing(s.text) for s in found):
             raise ValueError
-        return tuple(Secret(each) for each in given)
+        return found
 
     what = 'a secret "whsec_" with 24 to 64 bytes in base64, or a list of them'
     return Rule(what, read, str.split, hidden=True)

@@ -112,7 +112,7 @@ class Sink:
                 _valid(envelope.data)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise InvalidEvent("data", f"is not JSON: {error}") from error
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[list[Announced]] = asyncio.get_running_loop().create_future()
         each = _Posted(envelope, context.idempotency_key, context.attempt, done)
         if self._form != "batch" or each.attempt > 1:
             return await self._alone(each)

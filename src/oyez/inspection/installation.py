@@ -68,11 +68,13 @@ def effective(config: Config, table: str) -> list[Setting]:
     settings: dict[str, msgspec.Struct] = {"system": config.system, table: chosen}
     if isinstance(chosen, ServiceSettings):
         settings[f"{table}.scaling"] = chosen.scaling
+        if chosen.url is not None:
+            settings[f"{table}.bridge"] = chosen.bridge
     return [
         _setting(f"{key}.{field.name}", getattr(each, field.name), _default(field, name), config)
         for key, each in settings.items()
         for field in msgspec.structs.fields(each)
-        if (field.name != "name" or key == "system") and field.name != "scaling"
+        if (field.name != "name" or key == "system") and field.name not in ("scaling", "bridge")
     ]
 
 
