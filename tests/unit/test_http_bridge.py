@@ -28,7 +28,7 @@ from oyez.errors import ConfigurationError, InvalidEvent, NotEvents, RetryLater,
 from oyez.event import MAX_DATA, describe
 from oyez.http_bridge import bridged
 from oyez.http_bridge.announced import MOST, Publishing
-from oyez.http_bridge.sink import Failed, Sink
+from oyez.http_bridge.sink import Failed, Sink, place_of
 from oyez.inspection.installation import effective
 from oyez.opaque import opaque
 from oyez.parameters import Context
@@ -142,7 +142,8 @@ async def sink(folder: Path, program: Program, more: str = "") -> AsyncIterator[
     config = configured(folder, BRIDGED + more, program.url)
     settings = config.services["loyalty"]
     kinds = [opaque("shop.points.earned"), opaque("shop.level.reached", version=2)]
-    async with Sink(settings, folder, Publishing(map(describe, kinds))) as made:
+    publishing = Publishing(map(describe, kinds))
+    async with Sink(settings, place_of(settings, folder), publishing) as made:
         yield made
 
 
@@ -291,6 +292,9 @@ async def test_what_is_not_json_is_not_posted(tmp_path: Path, program: Program) 
         for data in (b"", b"{", b'"\xff"', b"[" * 100_000):
             with pytest.raises(InvalidEvent, match="data: is not JSON"):
                 await made.post(context(Envelope(id="1", source="/s", type="t", data=data)))
+        strange = Envelope(id="1", source="/s", type="t", data=b"{}", datacontenttype="text/é")
+        with pytest.raises(InvalidEvent, match="datacontenttype: holds"):
+            await made.post(context(strange))
         plain = Envelope(id="1", source="/s", type="t", data=b"\xff", datacontenttype="text/plain")
         await made.post(context(plain))
     assert [body for _, body in program.requests] == [b"\xff"]

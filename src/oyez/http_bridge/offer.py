@@ -12,7 +12,7 @@ from oyez.event import describe
 from oyez.handler import Retry
 from oyez.http_bridge.announced import Publishing
 from oyez.http_bridge.publish import Published
-from oyez.http_bridge.sink import BATCH, Sink
+from oyez.http_bridge.sink import BATCH, Sink, place_of
 from oyez.opaque import Opaque, opaque
 from oyez.parameters import Context
 from oyez.service import Service
@@ -42,14 +42,14 @@ def bridged(config: Config, settings: ServiceSettings) -> Service:
     )
 
     try:
-        program = Sink(settings, config.root, publishing)
+        place = place_of(settings, config.root)
     except InvalidEvent as error:
         raise config.error(f"services.{name}.url", "a URL to post to", error.problem) from error
 
     @service.provides
     async def sink() -> AsyncIterator[Sink]:
-        async with program:
-            yield program
+        async with Sink(settings, place, publishing) as made:
+            yield made
 
     async def post(event, context: Context, after: After, sink: Sink) -> None:  # type: ignore[no-untyped-def]
         sink.announce(await sink.post(context), after)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
@@ -48,6 +49,33 @@ class Failed(Exception):
     """The program did not take an event; it is tried again by the retry policy."""
 
 
+class Place(NamedTuple):
+    """Where a program is, and the addresses that may be connected to for that."""
+
+    url: str
+    reach: Reach
+    socket: str | None
+
+
+def place_of(settings: ServiceSettings, root: Path) -> Place:
+    """Return where the program of a service is.
+
+    Raises InvalidEvent, with the field ``$.url``, for an address that may not be posted to.
+    """
+    url = settings.url or ""
+    socket = None
+    if url.startswith("unix:"):
+        _, file, path = url.split(":", 2)
+        socket, url = str(root / file), f"http://localhost{path}"
+    here, plain = not is_remote(url), url.startswith("http:")
+    networks = [*map(str, settings.bridge.allow), *(_HERE if here else ())]
+    port = urlsplit(url).port  # any, as it is the operator's own URL
+    ports = [] if port is None else [port]
+    reach = Reach(networks, ports, http=plain, public=not here and not plain)
+    reach.target(url)
+    return Place(url, reach, socket)
+
+
 class _Posted(msgspec.Struct):
     """An event that waits for its answer."""
 
@@ -61,26 +89,15 @@ class _Posted(msgspec.Struct):
 class Sink:
     """The program; an asynchronous context manager that closes the connections to it."""
 
-    def __init__(self, settings: ServiceSettings, root: Path, publishing: Publishing) -> None:
-        """Raises InvalidEvent for a URL whose address may not be posted to."""
-        url, bridge = settings.url or "", settings.bridge
-        socket = None
-        if url.startswith("unix:"):
-            _, file, path = url.split(":", 2)
-            socket, url = str(root / file), f"http://localhost{path}"
-        here, plain = not is_remote(url), url.startswith("http:")
-        networks = [*map(str, bridge.allow), *(_HERE if here else ())]
-        port = urlsplit(url).port  # any, as it is the operator's own URL
-        ports = [] if port is None else [port]
-        reach = Reach(networks, ports, http=plain, public=not here and not plain)
-        reach.target(url)
-        self._url = url
+    def __init__(self, settings: ServiceSettings, place: Place, publishing: Publishing) -> None:
+        bridge = settings.bridge
+        self._url = place.url
         self._publishing = publishing
         self._form = bridge.form or ("structured" if bridge.secret else "binary")
         self._token = "" if bridge.token is None else f"Bearer {bridge.token.text}"
         self._secrets = [each.text for each in bridge.secret]
         self._concurrency = bridge.concurrency
-        self._client = Client(reach, seconds=bridge.timeout, socket=socket)
+        self._client = Client(place.reach, seconds=bridge.timeout, socket=place.socket)
         self._waiting: deque[_Posted] = deque()
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -107,6 +124,8 @@ class Sink:
         RetryLater and Failed for one to be tried again.
         """
         envelope = context.envelope
+        if not envelope.datacontenttype.isascii():
+            raise InvalidEvent("datacontenttype", "holds what is not ASCII")
         if is_json(envelope.datacontenttype):
             try:
                 _valid(envelope.data)
