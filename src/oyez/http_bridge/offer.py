@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from oyez.config import Config, ServiceSettings
-from oyez.contracts.model import ServiceContract, decode
+from oyez.contracts.model import Published, Read, ServiceContract, decode
 from oyez.errors import InvalidEvent
 from oyez.event import describe
 from oyez.handler import Retry
 from oyez.http_bridge.announced import Publishing
-from oyez.http_bridge.publish import Published
+from oyez.http_bridge.publish import Desk
 from oyez.http_bridge.sink import BATCH, Sink, place_of
 from oyez.opaque import Opaque, opaque
 from oyez.parameters import Context
@@ -31,8 +31,10 @@ def bridged(config: Config, settings: ServiceSettings) -> Service:
     """
     name, bridge = settings.name, settings.bridge
     contract = _contract(config, settings)
-    handles = list(_read(config, settings, contract))
-    publishes = list(_published(config, settings, contract))
+    read = None if contract is None else {each.type: each for each in contract.reads}
+    published = None if contract is None else contract.publishes
+    handles = list(_kinds(config, settings, "handles", read))
+    publishes = list(_kinds(config, settings, "publishes", published))
     publishing = Publishing(map(describe, publishes))
     listens = settings.http is not None or bridge.socket is not None
     service = Service(
@@ -60,9 +62,9 @@ def bridged(config: Config, settings: ServiceSettings) -> Service:
         service.on(*handles, name=HANDLER, retry=retry, timeout=None, concurrency=at_once)(post)
     if listens:
         token = None if bridge.token is None else bridge.token.text
-        published = Published(service, publishing, token)
-        service.http = published.app()
-        service.every(seconds=TIDY, missed="skip", name="tidy")(published.tidy)
+        desk = Desk(service, publishing, token)
+        service.http = desk.app()
+        service.every(seconds=TIDY, missed="skip", name="tidy")(desk.tidy)
     return service
 
 
@@ -82,53 +84,22 @@ def _contract(config: Config, settings: ServiceSettings) -> ServiceContract | No
     return found
 
 
-def _read(
-    config: Config, settings: ServiceSettings, contract: ServiceContract | None
-) -> Iterable[type[Opaque]]:
-    told = {each.type: each for each in contract.reads} if contract is not None else {}
-    for kind, version in map(_versioned, settings.handles):
-        each = told.get(kind)
-        if contract is None or each is None:
-            _check(config, settings, "handles", kind, version, contract, None)
-            yield opaque(kind, version=version or 1)
-        else:
-            _check(config, settings, "handles", kind, version, contract, each.version)
-            yield opaque(kind, version=each.version, key=each.key, schema=each.schema)
-
-
-def _published(
-    config: Config, settings: ServiceSettings, contract: ServiceContract | None
-) -> Iterable[type[Opaque]]:
-    told = contract.publishes if contract is not None else {}
-    for kind, version in map(_versioned, settings.publishes):
-        each = told.get(kind)
-        if contract is None or each is None:
-            _check(config, settings, "publishes", kind, version, contract, None)
-            yield opaque(kind, version=version or 1)
-        else:
-            _check(config, settings, "publishes", kind, version, contract, each.version)
-            yield opaque(kind, version=each.version, key=each.key, schema=each.schema)
-
-
-def _check(
+def _kinds(
     config: Config,
     settings: ServiceSettings,
     field: str,
-    kind: str,
-    version: int | None,
-    contract: ServiceContract | None,
-    known: int | None,
-) -> None:
-    """Raise ConfigurationError for a type that the contract does not tell, or tells otherwise."""
-    if contract is None or (known is not None and version in (None, known)):
-        return
-    key = f"services.{settings.name}.{field}"
-    if known is None:
-        raise config.error(key, f"types that {settings.bridge.contract} tells", f'"{kind}"')
-    found = f"{kind}@{version}"
-    raise config.error(key, f'"{kind}@{known}", as {settings.bridge.contract} has it', f'"{found}"')
-
-
-def _versioned(text: str) -> tuple[str, int | None]:
-    kind, _, version = text.partition("@")
-    return kind, int(version) if version else None
+    told: Mapping[str, Published | Read] | None,
+) -> Iterator[type[Opaque]]:
+    """Yield the classes of the types in a setting; ``told`` is what the contract says of them."""
+    key, file = f"services.{settings.name}.{field}", settings.bridge.contract
+    for text in getattr(settings, field):
+        name, _, version = text.partition("@")
+        if told is None:
+            yield opaque(name, version=int(version or 1))
+            continue
+        known = told.get(name)
+        if known is None:
+            raise config.error(key, f"types that {file} tells", f'"{name}"')
+        if version and int(version) != known.version:
+            raise config.error(key, f'"{name}@{known.version}", as {file} has it', f'"{text}"')
+        yield opaque(name, version=known.version, key=known.key, schema=known.schema)

@@ -65,7 +65,7 @@ class Problem(Exception):
         self.headers = headers or {}
 
 
-class Published:
+class Desk:
     """The HTTP side of a bridged service."""
 
     def __init__(self, service: Service, publishing: Publishing, token: str | None) -> None:
