@@ -18,7 +18,7 @@ import msgspec
 from oyez import brokers, stores
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.brokers.claim_check import ClaimCheckOptions
-from oyez.config import Config, ServiceSettings, load
+from oyez.config import Config, ServiceSettings, given, load
 from oyez.endpoint import redact
 from oyez.errors import ConfigurationError, NotCreated, OyezError, StoreMissing
 from oyez.event import MAX_DATA
@@ -251,9 +251,9 @@ class Project:
         The file is created if missing, readable for its owner alone. Raises ConfigurationError
         when that fails, and for a file that others can read.
         """
-        given = os.environ.get("OYEZ_TOKEN")
-        if given:
-            return given
+        token = given("OYEZ_TOKEN")
+        if token:
+            return token
         path = self.config.file(self.config.system.data) / "token"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -270,11 +270,11 @@ class Project:
 
     def read_token(self) -> str | None:
         """Return the token of the console's readers, ``OYEZ_READ_TOKEN``; None without one."""
-        return os.environ.get("OYEZ_READ_TOKEN") or None
+        return given("OYEZ_READ_TOKEN") or None
 
     def scale_token(self) -> str | None:
         """Return the token of those that ask how many replicas a service needs, and nothing else.
 
         ``OYEZ_SCALE_TOKEN``; None without one.
         """
-        return os.environ.get("OYEZ_SCALE_TOKEN") or None
+        return given("OYEZ_SCALE_TOKEN") or None

@@ -7,9 +7,11 @@ error) follows from that line. A field without a rule is filled in by the reader
 The environment wins over the file. ``OYEZ_BROKER`` is ``system.broker`` and so on for that table;
 other tables are spelt out, ``OYEZ_GATEWAY_LISTEN`` or ``OYEZ_SERVICES_STOCK_ITEMS_HTTP`` (for the
 service ``stock-items``). ``OYEZ_STORE`` is the store of every service. Within the file, ``${NAME}``
-in a string is that variable of the environment and ``$$`` is a dollar sign.
+in a string is that variable of the environment and ``$$`` is a dollar sign. Instead of any of these
+variables, the same name with ``_FILE`` behind it names a file that holds its value.
 """
 
+from oyez.config.environment import given
 from oyez.config.files import FILE, load, read_file
 from oyez.config.rules import Listen, Network, Rate, Replicas, Rule, Secret
 from oyez.config.settings import (
@@ -68,3 +70,4 @@ __all__ = [
     "load",
     "read_file",
 ]
+    "given",

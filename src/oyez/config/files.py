@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from oyez.config.checks import check
+from oyez.config.environment import resolved
 from oyez.config.mistakes import mistake
 from oyez.config.reader import Reader
 from oyez.config.settings import Config
@@ -27,7 +28,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     :class:`ConfigurationError`, one line: place, key, what is allowed, what was found.
     """
     file = _locate(path)
-    reader = Reader(file, os.environ if environ is None else environ)
+    reader = Reader(file, resolved(os.environ if environ is None else environ))
     config = reader.read(
         Config, path=file, root=Path(os.path.abspath(file)).parent, places=reader.places
     )

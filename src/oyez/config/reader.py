@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 
+from oyez.config.environment import given
 from oyez.config.mistakes import Key, closest, closest_scheme, dotted, misfit, mistake
 from oyez.config.places import lines
 from oyez.config.rules import NAME, Rule
@@ -175,10 +176,11 @@ class Reader:
                 return "$"
             if name is None:
                 self.fail(key, "${NAME}, closed by a brace", self._show(raw))
-            if name not in self.environ:
+            value = given(name, self.environ)
+            if value is None:
                 hint = closest(name, self.environ)
                 self.fail(key, f"the environment variable {name}", "it is not set", hint)
-            return self.environ[name]
+            return value
 
         return _printable(_VARIABLE.sub(variable, raw))
 

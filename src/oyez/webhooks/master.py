@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from oyez.config import FILE, load
+from oyez.config import FILE, given, load
 from oyez.errors import ConfigurationError
 
 VARIABLE = "OYEZ_WEBHOOKS_KEY"
@@ -19,9 +19,9 @@ def read_master() -> bytes:
 
     The file is created if it is missing, readable for its owner alone. Raises ConfigurationError.
     """
-    given = os.environ.get(VARIABLE)
-    if given is not None:
-        return _parse(given, VARIABLE)
+    text = given(VARIABLE)
+    if text is not None:
+        return _parse(text, VARIABLE)
     path = _folder() / "webhooks.key"
     try:
         if not path.exists():
