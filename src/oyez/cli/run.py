@@ -89,6 +89,7 @@ async def run(project: Project, name: str, *, migrate: bool) -> None:
         )
         servers = _servers(project, process, settings, metrics)
         await serve(process, servers, settings.grace, metrics, says=True)
+        await serve(process, servers, settings.grace, metrics, delay=settings.drain_delay)
 
 
 def _servers(
@@ -178,6 +179,12 @@ async def serve(
     """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port.
 
     With ``says`` the process says its contract to the broker, as what is deployed.
+    delay: float = 0.0,
+) -> None:
+    """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port.
+
+    For ``delay`` seconds before the drain it takes new requests still, while it is not ready: who
+    sends them learns of the end of a process later than the process.
     """
     stopped = asyncio.Event()
     turning = Turning(metrics.turned)
@@ -195,6 +202,9 @@ async def serve(
             if says:
                 saying = _saying(process)
             await stopped.wait()
+            process.leave()
+            if delay:
+                await asyncio.sleep(delay)
         finally:
             process.watchdog.stop()
             turning.stop()

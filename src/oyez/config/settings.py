@@ -91,7 +91,8 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
 
     ``broker`` is its own where it is not the system's: a bridge then carries streams across.
     ``http`` is where the service listens for requests, ``address`` where the gateway reaches it if
-    that differs (another host or container). ``grace`` and ``lease`` are seconds.
+    that differs (another host or container). ``grace`` and ``lease`` are seconds. For
+    ``drain_delay`` seconds after it was told to stop it takes requests still, though not ready.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
     def reached_at(self) -> Listen | None:
         """Return where the gateway sends requests for it; None if it takes none."""
         if self.address or self.http is None:
+    drain_delay: Annotated[float, rules.upto(60, "seconds")] = 0.0
             return self.address
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
         return Listen(everywhere.get(self.http.host, self.http.host), self.http.port)
@@ -377,7 +379,8 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     ``jwks`` is where services of other folders and containers get the gateway's public keys.
     ``wait`` bounds how long a client may wait for the end of a flow, ``watchers`` how many clients
     may follow flows. ``tunnels`` is how many WebSockets may be open to services, each until both
-    sides are silent for ``tunnel_timeout``.
+    sides are silent for ``tunnel_timeout``. For ``drain_delay`` seconds after it was told to stop
+    it takes requests still, though it is not ready any more.
     """
 
     listen: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 8080)
@@ -407,6 +410,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     cors: CorsSettings | None = None
     openapi: OpenapiSettings | None = None
     limits: dict[str, Limit] = {}
+    drain_delay: Annotated[float, rules.upto(60, "seconds")] = 0.0
     ingest: IngestSettings | None = None
     webhooks: dict[str, WebhookSettings] = {}
     idempotency: IdempotencySettings = IdempotencySettings()

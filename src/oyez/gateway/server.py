@@ -34,7 +34,8 @@ async def serve(
 ) -> None:
     """Run the gateway until SIGTERM or SIGINT, or until cancelled; then drain.
 
-    Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds.
+    Draining: no new connections, requests in flight finish within ``gateway.grace`` seconds. For
+    ``gateway.drain_delay`` seconds before that it is not ready, and takes requests still.
     ``ready`` is called with both addresses, the admin port's second, once connections are accepted.
     Without an ``observer`` there is no admin port, and the second is that of clients again.
     ``tracer`` records spans, ``records`` are those of the brokers. Raises
@@ -67,6 +68,9 @@ async def serve(
             if ready is not None:
                 ready(_address(listeners[0]), _address(listeners[-1]))
             await stopped.wait()
+            app.draining = True
+            if settings.drain_delay:
+                await asyncio.sleep(settings.drain_delay)
     finally:
         note.unlink(missing_ok=True)
         app.drain()

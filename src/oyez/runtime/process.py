@@ -100,6 +100,7 @@ class ServiceProcess:
         self.store = store
         self.ambient = ambient
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ambient.bits(32):08x}"
+        self.leaving = False
         self.stopping = False
         self.draining = False
         self.reports = Reports(service.name, signals, tracer)
@@ -228,9 +229,13 @@ class ServiceProcess:
     def readiness(self) -> list[str]:
         """Return why the process is not ready; empty when it is."""
         reasons = [*self.health.readiness(), *self.views.problems()]
-        if self.stopping:
+        if self.leaving or self.stopping:
             reasons.append("draining")
         return reasons
+
+    def leave(self) -> None:
+        """Announce that the process will drain: it is no longer ready, and works on as before."""
+        self.leaving = True
 
     def stop_soon(self) -> None:
         """Announce the drain: the process is no longer ready, and endless HTTP responses end."""
