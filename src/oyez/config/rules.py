@@ -68,6 +68,14 @@ _LEAST_SECRET = 16
 _VERSIONED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?(?:@[1-9][0-9]{0,5})?")
 _UNIX = re.compile(r"unix:[^:\s]{1,100}:/[\x21-\x22\x24-\x7e]{0,1000}")
 _TOKEN = re.compile(r"[\x21-\x7e]{16,500}")
+_BYTES = re.compile(r"[1-9][0-9]{0,6}(?:Mi|Gi)")
+_CPU = re.compile(r"[1-9][0-9]{0,3}m?")
+_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_IMAGES = re.compile(r"[a-z0-9][a-z0-9._-]*(?::[0-9]{1,5})?(?:/[a-z0-9][a-z0-9._-]*)*")
+_PEER = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*))(?:/[0-9]{1,3})?:[1-9][0-9]{0,4}"
+)
+_INSIDE = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*")
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -506,6 +514,16 @@ def principals() -> Rule:
     return _each('a list of principals such as "key:meters" or "key:meter-*"', _PRINCIPAL)
 
 
+def peers() -> Rule:
+    """Return the rule of a list of places to connect to."""
+    return _each('a list of HOST:PORT or NETWORK:PORT, such as "10.0.0.0/24:443"', _PEER)
+
+
+def paths() -> Rule:
+    """Return the rule of a list of files and folders of the project."""
+    return _each('a list of paths inside of the project, such as "shared"', _INSIDE)
+
+
 def classes() -> Rule:
     """Return the rule of a list of classes, each with its module."""
     return _each('a list of classes such as "iot.events:ReadingTaken"', _APP)
@@ -619,6 +637,10 @@ TYPE = pattern("an event type", _TYPE)
 APP = pattern('"module:attribute"', _APP)
 PATH = pattern('a path such as "/orders"', _SEGMENTS)
 KEYS_AT = pattern('a URL such as "http://gateway:8080/.well-known/jwks.json"', _KEYS_AT)
+BYTES = pattern('a size such as "256Mi" or "1Gi"', _BYTES)
+CPU = pattern('CPUs such as "100m" or "2"', _CPU)
+NAMESPACE = pattern('a namespace such as "shop", [a-z0-9-]{1,63}', _NAMESPACE)
+IMAGES = pattern('the beginning of images such as "registry.example.com/shop"', _IMAGES)
 BROKER = url("broker", adapters.BROKERS)
 STORE = url("store", adapters.STORES)
 GATEWAY_STORE = shared()

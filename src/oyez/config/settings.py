@@ -81,6 +81,20 @@ class HttpBridgeSettings(_Settings, frozen=True, kw_only=True):
     allow: Annotated[tuple[Network, ...], rules.networks()] = ()
     socket: Annotated[str | None, rules.text("a file")] = None
     contract: Annotated[str | None, rules.text("a file of a contract")] = None
+class ServiceDeploySettings(_Settings, frozen=True, kw_only=True):
+    """A table ``[services.NAME.deploy]``: what a service gets where it is deployed.
+
+    ``store`` is its store there. ``cpu`` is asked for, ``memory`` asked for and the limit,
+    ``storage`` the size of the volume for a SQLite file. ``egress`` is where it may connect to,
+    besides its broker and store. ``include`` are files and folders in its image besides its own.
+    """
+
+    store: Annotated[str | None, rules.STORE] = None
+    memory: Annotated[str, rules.BYTES] = "256Mi"
+    cpu: Annotated[str, rules.CPU] = "100m"
+    storage: Annotated[str, rules.BYTES] = "1Gi"
+    egress: Annotated[tuple[str, ...], rules.peers()] = ()
+    include: Annotated[tuple[str, ...], rules.paths()] = ()
 
 
 class ServiceSettings(_Settings, frozen=True, kw_only=True):
@@ -109,7 +123,9 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
     admin: Annotated[Listen, rules.ADDRESS] = Listen("127.0.0.1", 0)
     grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
     lease: Annotated[float, rules.number(3600, "seconds")] = 3.0
+    drain_delay: Annotated[float, rules.upto(60, "seconds")] = 0.0
     scaling: ScalingSettings = ScalingSettings()
+    deploy: ServiceDeploySettings = ServiceDeploySettings()
 
     @property
     def limits(self) -> Limits:
@@ -125,7 +141,6 @@ class ServiceSettings(_Settings, frozen=True, kw_only=True):
     def reached_at(self) -> Listen | None:
         """Return where the gateway sends requests for it; None if it takes none."""
         if self.address or self.http is None:
-    drain_delay: Annotated[float, rules.upto(60, "seconds")] = 0.0
             return self.address
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
         return Listen(everywhere.get(self.http.host, self.http.host), self.http.port)
@@ -393,6 +408,7 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     timeout: Annotated[float, rules.number(3600, "seconds")] = 10.0
     connect_timeout: Annotated[float, rules.number(60, "seconds")] = 1.0
     grace: Annotated[float, rules.number(3600, "seconds")] = 10.0
+    drain_delay: Annotated[float, rules.upto(60, "seconds")] = 0.0
     connections: Annotated[int, rules.whole(1, 1_000_000)] = 1000
     concurrency: Annotated[int | None, rules.whole(1, 1_000_000)] = None
     lag_limit: Annotated[float, rules.number(3600, "seconds")] = 0.5
@@ -410,7 +426,6 @@ class GatewaySettings(_Settings, frozen=True, kw_only=True):
     cors: CorsSettings | None = None
     openapi: OpenapiSettings | None = None
     limits: dict[str, Limit] = {}
-    drain_delay: Annotated[float, rules.upto(60, "seconds")] = 0.0
     ingest: IngestSettings | None = None
     webhooks: dict[str, WebhookSettings] = {}
     idempotency: IdempotencySettings = IdempotencySettings()
@@ -468,6 +483,24 @@ class LintSettings(_Settings, frozen=True, kw_only=True):
     outward: Annotated[tuple[str, ...], rules.names()] = ()
 
 
+class DeploySettings(_Settings, frozen=True, kw_only=True):
+    """The table ``[deploy]``: the system where it is deployed, as `oyez deploy` writes it.
+
+    ``broker`` and ``store`` are those of the deployed system, without passwords, which come from
+    secrets; in ``store``, ``{service}`` stands for the service's name. ``registry`` is what the
+    names of images begin with. ``gateway_replicas`` and ``gateway_store`` are the gateway's.
+    ``monitor`` adds a PodMonitor, for clusters with the operator of Prometheus.
+    """
+
+    namespace: Annotated[str | None, rules.NAMESPACE] = None
+    registry: Annotated[str | None, rules.IMAGES] = None
+    broker: Annotated[str | None, rules.BROKER] = None
+    store: Annotated[str | None, rules.STORE] = None
+    gateway_store: Annotated[str | None, rules.GATEWAY_STORE] = None
+    gateway_replicas: Annotated[int, rules.whole(1, 256)] = 2
+    monitor: Annotated[bool, rules.truth()] = False
+
+
 class BridgeSettings(_Settings, frozen=True, kw_only=True):
     """A table ``[bridges.NAME]``: streams that are carried from one broker to another.
 
@@ -510,6 +543,7 @@ class Config(_Settings, frozen=True, kw_only=True):
     gateway: GatewaySettings | None = None
     console: ConsoleSettings | None = None
     lint: LintSettings | None = None
+    deploy: DeploySettings = DeploySettings()
     bridges: dict[str, BridgeSettings] = {}
     companions: dict[str, Companion] = {}
 

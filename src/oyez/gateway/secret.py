@@ -53,8 +53,12 @@ def make_once(path: Path, content: bytes) -> None:
 
 
 def refuse_readable(config: Config, path: Path, setting: str, mask: int) -> None:
-    """Raise :class:`ConfigurationError` about a setting whose file's mode has a bit of ``mask``."""
-    mode = path.stat().st_mode & 0o777
-    if mode & mask:
+    """Raise :class:`ConfigurationError` about a setting whose file's mode has a bit of ``mask``.
+
+    A file of another owner, as a mounted secret is, may be readable for our group: how else.
+    """
+    status = path.stat()
+    mode = status.st_mode & 0o777
+    if mode & (mask if status.st_uid == os.geteuid() else mask & 0o007):
         found = f"mode {mode:04o}: run chmod 600 {path}"
         raise config.error(setting, f"{path.name} closed to others", found)
