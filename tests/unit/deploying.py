@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from oyez.config import load
 from oyez.deploy.plan import Plan, plan
 from oyez.project import Project
+
+GOLDEN = Path(__file__).parent / "deployed"
 
 SETTINGS = """\
 [system]
@@ -94,3 +97,15 @@ def project(root: Path, settings: str = SETTINGS, **environ: str) -> Project:
 def planned(root: Path, settings: str = SETTINGS, **environ: str) -> Plan:
     """Return the plan of the system."""
     return plan(project(root, settings, **environ))
+
+
+def compare(files: dict[str, str], folder: str) -> None:
+    """Compare files with those in a folder of golden ones; OYEZ_GOLDEN=1 writes them."""
+    if os.environ.get("OYEZ_GOLDEN"):
+        for path, text in files.items():
+            (GOLDEN / path).parent.mkdir(parents=True, exist_ok=True)
+            (GOLDEN / path).write_text(text)
+    place = GOLDEN / folder
+    paths = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
+    found = {path.relative_to(GOLDEN).as_posix(): path.read_text() for path in paths}
+    assert files == found

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from deploying import SETTINGS, planned, project
+from deploying import SETTINGS, compare, planned, project
 
 from oyez.cli import main
 from oyez.deploy.kubernetes import FOLDER, base, overlay, secrets
 from oyez.errors import ConfigurationError
-
-GOLDEN = Path(__file__).parent / "deployed"
-
-
-def compare(files: dict[str, str], folder: str) -> None:
-    """Compare files with those in a folder of golden ones; OYEZ_GOLDEN=1 writes them."""
-    if os.environ.get("OYEZ_GOLDEN"):
-        for path, text in files.items():
-            (GOLDEN / path).parent.mkdir(parents=True, exist_ok=True)
-            (GOLDEN / path).write_text(text)
-    found = {p.relative_to(GOLDEN).as_posix(): p.read_text() for p in _under(folder)}
-    assert files == found
-
-
-def _under(folder: str) -> list[Path]:
-    return [path for path in (GOLDEN / folder).rglob("*") if path.is_file()]
 
 
 def test_the_files_are_as_meant(tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_there_is_code_to_run() -> None:
             "bridges",
             "browsers",
             "console",
+            "deployment",
             "large-systems",
             "limits",
             "login",

@@ -10,7 +10,10 @@ import click
 from oyez.cli.invocation import json_option
 from oyez.cli.printing import print_json, print_line, warn
 from oyez.config.rules import NAME
+from oyez.deploy import compose as composed
+from oyez.deploy import image as images
 from oyez.deploy import kubernetes as manifests
+from oyez.deploy import pipelines
 from oyez.deploy.generated import Written, write
 from oyez.deploy.plan import Plan, plan
 from oyez.inspection.form import escape
@@ -39,6 +42,48 @@ def writes(function: F) -> F:
     return function
 
 
+@command.command("image")
+@click.argument("part")
+@click.option("--base", metavar="IMAGE", help=f"The image to build on, {images.BASE}@sha256:….")
+@writes
+@click.pass_context
+def image(
+    context: click.Context, part: str, base: str | None, check: bool, force: bool, as_json: bool
+) -> None:
+    """Write the Containerfile of a service, of the gateway, the console or oyez-scale.
+
+    It is written to deploy/PART, with what the image requires. Without --base, the base is given
+    when the image is built. A file that is there keeps its base.
+    """
+    project = Project.open()
+    found = plan(project, single=True)
+    chosen = found.part(part)
+    root = project.config.root
+    files = images.image(found, chosen, root, images.base_of(root, chosen, base))
+    written = write(root, files, f"oyez deploy image {part}", force=force, check=check)
+    locked = root / images.FOLDER / part / "requirements.txt"
+    report(
+        context, found, written, check=check, as_json=as_json, more={"lock": images.lock(chosen)}
+    )
+    if not locked.exists():
+        warn(f"{locked} is missing: pin what the image requires: {images.lock(chosen)}")
+
+
+@command.command("compose")
+@writes
+@click.pass_context
+def compose(context: click.Context, check: bool, force: bool, as_json: bool) -> None:
+    """Write deploy/compose.yaml: the system on one machine, with its broker and stores.
+
+    Secrets are files in deploy/secrets, which the head of the file lists.
+    """
+    project = Project.open()
+    found = plan(project, single=True)
+    files = {composed.FILE: composed.compose(found)}
+    written = write(project.config.root, files, "oyez deploy compose", force=force, check=check)
+    report(context, found, written, check=check, as_json=as_json)
+
+
 @command.command("kubernetes")
 @click.option("--overlay", metavar="NAME", help="Begin an overlay too, such as prod.")
 @writes
@@ -65,6 +110,43 @@ def kubernetes(
         check=check,
     )
     more = {"secrets": manifests.secrets(found)}
+    report(context, found, written, check=check, as_json=as_json, more=more)
+
+
+@command.command("ci")
+@click.argument("forge", type=click.Choice(("github", "gitlab")))
+@writes
+@click.pass_context
+def ci(context: click.Context, forge: str, check: bool, force: bool, as_json: bool) -> None:
+    """Write pipelines that test, judge and deliver each part by itself.
+
+    A part's pipeline runs when a file of it has changed, or one that all share. For GitLab it is
+    .gitlab/deliver.yml, for you to include in .gitlab-ci.yml.
+    """
+    project = Project.open()
+    found = plan(project, single=True)
+    registry = project.config.deploy.registry or ""
+    if not {".", ":"} & {*registry.partition("/")[0]}:
+        expected = 'a registry such as "registry.example.com/shop", to which pipelines push'
+        raise project.config.error("deploy.registry", expected, f'"{registry}"')
+    repository, inside = pipelines.repository(project.config.root)
+    make = pipelines.github if forge == "github" else pipelines.gitlab
+    wanted = pipelines.requirements(found, project.config.root)
+    files = {
+        **make(found, inside),
+        f"{inside}{pipelines.REQUIREMENTS}.in": wanted,
+    }
+    written = write(
+        repository,
+        files,
+        "oyez deploy ci",
+        folders=(pipelines.GITHUB,) if forge == "github" else (),
+        force=force,
+        check=check,
+    )
+    more = {"lock": pipelines.LOCK, "unchecked": pipelines.UNCHECKED}
+    for reason in pipelines.UNCHECKED if not as_json else ():
+        warn(f"not checked: {reason}")
     report(context, found, written, check=check, as_json=as_json, more=more)
 
 

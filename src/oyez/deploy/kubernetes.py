@@ -10,6 +10,8 @@ from oyez.deploy.policies import everywhere, pods, policy
 from oyez.deploy.yaml import document, documents
 
 FOLDER = "deploy/kubernetes"
+SHARED = "oyez/shared"
+"""The label of what no part owns: a pipeline applies it, and its own part."""
 _NAME = "app.kubernetes.io/name"
 _TOLD = """\
 # Memory has a limit. CPU has none: it would keep from a part what nobody else uses, and a process
@@ -22,7 +24,7 @@ Value = dict[str, Any]
 def base(plan: Plan) -> dict[str, str]:
     """Return the files of the base, by their paths below the project's folder."""
     files = {"oyez.toml": plan.settings, "namespace.yaml": document(_namespace(plan))}
-    files["network.yaml"] = document(everywhere())
+    files["network.yaml"] = document(everywhere({SHARED: "true"}))
     for part in plan.parts:
         files[f"{part.name}.yaml"] = _TOLD + documents(list(_objects(plan, part)))
     names = sorted(name for name in files if name.endswith(".yaml"))
@@ -86,14 +88,16 @@ def _kustomization(plan: Plan, names: Sequence[str]) -> str:
         "namespace": plan.namespace,
         "resources": list(names),
         # Its name gets a hash of its content: a changed file is a rollout.
-        "configMapGenerator": [{"name": "oyez", "files": ["oyez.toml"]}],
+        "configMapGenerator": [
+            {"name": "oyez", "files": ["oyez.toml"], "options": {"labels": {SHARED: "true"}}}
+        ],
     }
     return "".join(told) + document(value)
 
 
 def _namespace(plan: Plan) -> Value:
     level = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-    metadata = {"name": plan.namespace, "labels": level}
+    metadata = {"name": plan.namespace, "labels": {**level, SHARED: "true"}}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 
@@ -122,7 +126,7 @@ def _objects(plan: Plan, part: Part) -> Iterator[Mapping[str, Any]]:
         "metadata": metadata,
         "spec": {"maxUnavailable": 1, "selector": pods(name)},
     }
-    yield policy(plan, part)
+    yield policy(plan, part, labels)
     if part.replicas.least < part.replicas.most:
         yield from _scaling(plan, part, metadata)
     if plan.monitor and part.admin:

@@ -17,7 +17,7 @@ _NAMESPACE = "kubernetes.io/metadata.name"
 Value = Mapping[str, Any]
 
 
-def everywhere() -> Value:
+def everywhere(labels: Value) -> Value:
     """Return the policy of a namespace: no connection in or out, but questions to its DNS."""
     dns = {
         "namespaceSelector": _named("kube-system"),
@@ -29,11 +29,11 @@ def everywhere() -> Value:
         "policyTypes": ["Ingress", "Egress"],
         "egress": [{"to": [dns], "ports": ports}],
     }
-    return _policy("default", spec)
+    return _policy("default", labels, spec)
 
 
-def policy(plan: Plan, part: Part) -> Value:
-    """Return the policy of a part's pods."""
+def policy(plan: Plan, part: Part, labels: Value) -> Value:
+    """Return the policy of a part's pods, with these labels."""
     ingress: list[Value] = []
     callers = [{"podSelector": pods(name)} for name in plan.callers(part.name)]
     if part.kind == "gateway":
@@ -64,7 +64,7 @@ def policy(plan: Plan, part: Part) -> Value:
         "ingress": ingress,
         "egress": egress,
     }
-    return _policy(part.name, spec)
+    return _policy(part.name, labels, spec)
 
 
 def pods(name: str) -> Value:
@@ -104,10 +104,10 @@ def _labelled(label: str, value: str) -> Value:
     return {"matchLabels": {label: value}}
 
 
-def _policy(name: str, spec: Value) -> Value:
+def _policy(name: str, labels: Value, spec: Value) -> Value:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "labels": labels},
         "spec": spec,
     }
