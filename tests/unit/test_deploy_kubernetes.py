@@ -64,6 +64,25 @@ def test_no_secret_and_no_url_is_in_the_manifests(tmp_path: Path) -> None:
         assert "kafka://" not in "\n".join(told), path
 
 
+def test_no_password_of_the_environment_is_written(tmp_path: Path) -> None:
+    secret = {"PW": "canary"}
+    settings = (
+        SETTINGS.replace('broker = "kafka://kafka.messaging:9092"\n', "")
+        .replace("embedded:.oyez/events.db", "amqp://me:${PW}@rabbit/")
+        .replace('store = "postgresql://postgres.data/{service}"\n', "")
+        .replace(
+            'http = "127.0.0.1:8101"',
+            'http = "127.0.0.1:8101"\nstore = "postgresql://me:${PW}@postgres/{service}"',
+        )
+        .replace("[gateway]", '[gateway]\nstore = "redis://:${PW}@redis"')
+        .replace('methods = ["GET", "POST"]', 'methods = ["GET", "POST"]\nidempotency = "optional"')
+    )
+    plan = planned(tmp_path, settings, **secret)
+    assert "canary" not in f"{base(plan)}{overlay(plan, 'prod')}{secrets(plan)}"
+    assert "redis://redis" in f"{secrets(plan)}"
+    assert "postgresql://postgres/desk" in f"{secrets(plan)}"
+
+
 def test_the_secrets_that_have_to_be_there_are_told(tmp_path: Path) -> None:
     settings = SETTINGS.replace('name = "counter"', 'name = "counter"\nclaim_check = "${BUCKET}"')
     found = secrets(planned(tmp_path, settings, BUCKET="s3://bucket/prefix"))

@@ -202,7 +202,7 @@ class _Planner:
             settings=self._text,
             monitor=self._deploy.monitor,
             parts=tuple(parts),
-            broker=self._broker,
+            broker=_bare(self._broker),
             left_out=tuple(left_out),
         )
 
@@ -309,7 +309,9 @@ class _Planner:
     def _gateway(self) -> Part:
         config, gateway = self._config, self._config.gateway
         assert gateway is not None
-        store = self._deploy.gateway_store or gateway.store
+        if self._deploy.gateway_store is not None:
+            self._refuse_password(self._deploy.gateway_store, "deploy.gateway_store")
+        store = self._deploy.gateway_store or _bare(gateway.store)
         file = _file(store) if gateway.uses_store else None
         if file is not None and self._deploy.gateway_replicas > 1 and not self._single:
             raise config.error(
