@@ -282,9 +282,10 @@ def _bounds(part: Part) -> Value:
 
 def _probes(part: Part) -> Value:
     if not part.admin:
-        probe = {"tcpSocket": {"port": "http"}}
+        probe: Value = {"tcpSocket": {"port": "http"}}
         return {"readinessProbe": probe, "livenessProbe": {**probe, "failureThreshold": 6}}
-    live, ready = ({"httpGet": {"path": f"/{p}", "port": "admin"}} for p in ("livez", "readyz"))
+    live: Value = {"httpGet": {"path": "/livez", "port": "admin"}}
+    ready: Value = {"httpGet": {"path": "/readyz", "port": "admin"}}
     return {
         "startupProbe": {**live, "periodSeconds": 1, "failureThreshold": 60},
         "readinessProbe": {**ready, "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 2},

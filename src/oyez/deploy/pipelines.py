@@ -130,14 +130,14 @@ def _workflow(plan: Plan, part: Part, inside: str) -> Value:
     name = f"deliver-{part.name}"
     here = {"defaults": {"run": {"working-directory": inside.rstrip("/")}}} if inside else {}
     main = "github.ref == format('refs/heads/{0}', github.event.repository.default_branch)"
-    checkout = {"uses": "actions/checkout@v4", "with": {"persist-credentials": False}}
-    prepare = [
+    checkout: Value = {"uses": "actions/checkout@v4", "with": {"persist-credentials": False}}
+    prepare: list[Value] = [
         checkout,
         {"uses": "actions/setup-python@v5", "with": {"python-version": _PYTHON}},
         {"run": f"python -m pip install --require-hashes --requirement {REQUIREMENTS}.txt"},
     ]
     tests = [{"name": n, "run": c.replace("FORMAT", "github")} for n, c in _tests(part)]
-    image = [
+    image: list[Value] = [
         checkout,
         {"uses": "docker/setup-buildx-action@v3"},
         {

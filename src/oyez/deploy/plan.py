@@ -311,6 +311,7 @@ class _Planner:
         assert gateway is not None
         if self._deploy.gateway_store is not None:
             self._refuse_password(self._deploy.gateway_store, "deploy.gateway_store")
+        several = self._deploy.gateway_replicas
         store = self._deploy.gateway_store or _bare(gateway.store)
         file = _file(store) if gateway.uses_store else None
         if file is not None and self._deploy.gateway_replicas > 1 and not self._single:
@@ -356,7 +357,7 @@ class _Planner:
             admin="OYEZ_GATEWAY_ADMIN",
             environment=environment,
             given=(*given, *self._variables()),
-            replicas=Replicas(1, 1) if file else Replicas(*[self._deploy.gateway_replicas] * 2),
+            replicas=Replicas(1, 1) if file else Replicas(several, several),
             file=store if file else "",
             grace=_drain(gateway.drain_delay, gateway.grace, 2),
             peers=_sorted(*peers),
