@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 from deploying import SETTINGS, compare, planned, project
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oyez.cli import main
@@ -112,8 +112,8 @@ def test_the_lock_that_is_missing_is_told(run: Run, tmp_path: Path) -> None:
     assert "is missing" not in run("image", "desk")[1]
 
 
-def on_one_machine(root: Path, settings: str = BESIDE) -> Plan:
-    project(root, settings)
+def on_one_machine(root: Path, text: str = BESIDE) -> Plan:
+    project(root, text)
     return plan(Project(load(root, {})), single=True)
 
 
@@ -235,6 +235,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("abc-/.", min_size=1), values, min_size=1))
 def test_what_is_written_as_yaml_is_read_as_it_was(value: dict[str, Any]) -> None:
     assert yaml.safe_load(document(value)) == value
