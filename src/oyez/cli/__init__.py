@@ -35,7 +35,6 @@ _COMMANDS = {
     "topology": "Show who publishes what and who reacts.",
     "contracts": "Export contracts, check them, ask whether a build may be deployed.",
     "conformance": "Try a program in any language against wire 1.0.",
-    "contracts": "Export contracts, check them, show what changed.",
     "deploy": "Write images, Compose files, Kubernetes manifests and pipelines.",
     "doctor": "Check configuration, files, connections and migrations.",
 }

@@ -88,8 +88,8 @@ async def run(project: Project, name: str, *, migrate: bool) -> None:
             tracer=tracer,
         )
         servers = _servers(project, process, settings, metrics)
-        await serve(process, servers, settings.grace, metrics, says=True)
-        await serve(process, servers, settings.grace, metrics, delay=settings.drain_delay)
+        delay = settings.drain_delay
+        await serve(process, servers, settings.grace, metrics, says=True, delay=delay)
 
 
 def _servers(
@@ -175,16 +175,13 @@ async def serve(
     metrics: Metrics,
     *,
     says: bool = False,
-) -> None:
-    """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port.
-
-    With ``says`` the process says its contract to the broker, as what is deployed.
     delay: float = 0.0,
 ) -> None:
     """Run until SIGTERM or Ctrl-C, then drain. The first server is the admin port.
 
-    For ``delay`` seconds before the drain it takes new requests still, while it is not ready: who
-    sends them learns of the end of a process later than the process.
+    With ``says`` the process says its contract to the broker, as what is deployed. For ``delay``
+    seconds before the drain it takes new requests still, while it is not ready: who sends them
+    learns of the end of a process later than the process.
     """
     stopped = asyncio.Event()
     turning = Turning(metrics.turned)

@@ -81,6 +81,8 @@ class HttpBridgeSettings(_Settings, frozen=True, kw_only=True):
     allow: Annotated[tuple[Network, ...], rules.networks()] = ()
     socket: Annotated[str | None, rules.text("a file")] = None
     contract: Annotated[str | None, rules.text("a file of a contract")] = None
+
+
 class ServiceDeploySettings(_Settings, frozen=True, kw_only=True):
     """A table ``[services.NAME.deploy]``: what a service gets where it is deployed.
 
