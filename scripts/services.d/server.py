@@ -19,7 +19,8 @@ from errors import Missing, NotReady
 from process import Command, Process
 from state import State
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = os.environ.get("SERVICES_ADDRESS") or "127.0.0.1"
+"""Where servers listen: at another address only in a network that nobody else is in."""
 SBIN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 """Where Debian puts daemons, which an ordinary user's PATH leaves out."""
 
