@@ -8,7 +8,7 @@ STORE  ?=
 GUESTS ?=
 TESTS  ?=
 
-.PHONY: capabilities help demo services services-down observe test check format bench lock clean
+.PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -42,6 +42,10 @@ services-down:  ## stop them; ARGS=--wipe also deletes their data
 observe: $(VENV)/.ready-dev  ## Prometheus, Jaeger and Grafana on the running shop; ARGS="--project FOLDER" on another
 	@scripts/system-packages
 	@$(BIN)/python scripts/observe $(ARGS)
+
+deploy-test: $(VENV)/.ready-dev  ## run what `oyez deploy` writes on a real cluster; STRICT=1 fails on a skip
+	@scripts/system-packages
+	@STRICT="$(STRICT)" PYTHON=$(BIN)/python scripts/deploy-test $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)

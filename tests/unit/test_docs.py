@@ -177,6 +177,7 @@ def test_there_is_code_to_run() -> None:
             "browsers",
             "console",
             "deployment",
+            "deploy-test",
             "large-systems",
             "limits",
             "login",

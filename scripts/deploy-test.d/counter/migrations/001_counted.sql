@@ -1,0 +1,1 @@
+create table counted (clock text not null, number integer not null);
