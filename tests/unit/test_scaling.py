@@ -75,6 +75,22 @@ def test_one_replica_goes_at_a_time_and_not_within_a_cooldown() -> None:
         assert decide(measured(replicas=4, at=COOLDOWN), LIMITS, break_.past).wanted == 4
 
 
+@pytest.mark.parametrize(
+    ("changed", "in_the_end"),
+    [({"stuck": True}, 1), ({"rate": None}, 1), ({"failing": 0.5}, 1), ({"lag": 30_000}, 2)],
+)
+def test_replicas_that_were_asked_for_are_wanted_while_they_start(
+    changed: dict[str, object], in_the_end: int
+) -> None:
+    asked = decide(measured(lag=90_000, at=0.0), LIMITS)
+    assert asked.wanted == 4
+    values = {"lag": 90_000, **changed}
+    early = decide(measured(at=COOLDOWN - 1, **values), LIMITS, asked.past)
+    assert early.wanted == 4
+    assert "4 were asked for" in early.why
+    assert decide(measured(at=COOLDOWN, **values), LIMITS, early.past).wanted == in_the_end
+
+
 def test_a_replica_stays_while_the_others_would_have_little_room() -> None:
     """Three of four would be enough for 240/s, and would not be for 241/s after a fifth more."""
     past = Past(replicas=4, total=0.0, changed=0.0, spare=0.0)
