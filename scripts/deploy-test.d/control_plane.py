@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from world import NODE, Failed, Processes, run, until
+from world import NODE, SERVICES, Failed, Processes, run, until
 
 PORT = 6443
-SERVICES = "10.96.0.0/16"
 USERS = {
     "admin": "system:masters",
     "system:kube-controller-manager": "",
@@ -67,7 +66,7 @@ class ControlPlane:
                     f"--service-account-private-key-file={self._work}/accounts.key",
                     f"--root-ca-file={self.authority.certificate}",
                     "--use-service-account-credentials",
-                    "--horizontal-pod-autoscaler-sync-period=2s",
+                    "--horizontal-pod-autoscaler-sync-period=5s",
                     "--node-monitor-grace-period=120s",
                 ]
             self._processes.start(name, command)

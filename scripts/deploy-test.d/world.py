@@ -21,6 +21,8 @@ from pathlib import Path
 
 NODE = "10.88.0.1"
 """The address of the node, on the loopback device of a network that nobody else has."""
+SERVICES = "10.96.0.0/16"
+"""The addresses of Services."""
 GROUP = "oyez-deploy-test"
 """The control group of everything that the node runs."""
 _INSIDE = "DEPLOY_TEST_INSIDE"
@@ -75,6 +77,8 @@ def settle_in() -> None:
     run(["mount", "--bind", resolver, "/etc/resolv.conf"])
     run(["ip", "link", "set", "lo", "up"])
     run(["ip", "address", "add", f"{NODE}/32", "dev", "lo"])
+    # Without a route nothing would be sent, and kube-proxy could not send it elsewhere.
+    run(["ip", "route", "add", SERVICES, "dev", "lo", "src", NODE])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 
