@@ -44,7 +44,7 @@ observe: $(VENV)/.ready-dev  ## Prometheus, Jaeger and Grafana on the running sh
 	@$(BIN)/python scripts/observe $(ARGS)
 
 deploy-test: $(VENV)/.ready-dev  ## run what `oyez deploy` writes on a real cluster; STRICT=1 fails on a skip
-	@scripts/system-packages
+	@scripts/system-packages buildah mmdebstrap
 	@STRICT="$(STRICT)" PYTHON=$(BIN)/python scripts/deploy-test $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip

@@ -145,8 +145,11 @@ def missing_here() -> list[str]:
         "openssl": "openssl: it makes the certificates; Debian's openssl",
         "unshare": "unshare: Debian's util-linux",
         "ip": "ip: Debian's iproute2",
+        "buildah": "buildah: it builds the images; Debian's buildah",
+        "mmdebstrap": "mmdebstrap: it makes their base; Debian's mmdebstrap",
     }
-    lacks = [said for name, said in wants.items() if shutil.which(name) is None]
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    lacks = [said for name, said in wants.items() if shutil.which(name, path=path) is None]
     if os.geteuid() != 0:
         lacks.insert(0, "root: a node mounts, and makes namespaces")
     elif subprocess.run([*("unshare", "--mount", "--net", "--pid", "--fork", "true")]).returncode:
