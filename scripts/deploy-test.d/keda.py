@@ -35,9 +35,7 @@ class Keda:
         """Make its custom resources known, so that objects of their kinds are admitted."""
         for crd in sorted((self._config / "crd" / "bases").glob("*.yaml")):
             self._plane.kubectl("apply", "--server-side", "-f", str(crd))
-        self._plane.kubectl(
-            "wait", "--for=condition=Established", "--timeout=60s", "crd/scaledobjects.keda.sh"
-        )
+        until("KEDA's kinds are served", self._known, 60, self._processes)
 
     def start(self) -> None:
         """Start it, and wait until the API server has its metrics from the adapter."""
@@ -124,6 +122,10 @@ class Keda:
                 },
             },
         )
+
+    def _known(self) -> bool:
+        self._plane.kubectl("get", "scaledobjects,triggerauthentications", "-A")
+        return True
 
     def _served(self) -> bool:
         return "external.metrics" in self._plane.kubectl(
