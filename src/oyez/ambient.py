@@ -32,6 +32,14 @@ class Ambient(Protocol):
         """Cancel the block after that many seconds and raise ``TimeoutError``; never for None."""
         ...
 
+    def poll(self, seconds: float, *, replicas: bool = False) -> float:
+        """Return how long to rest until the next look at what a bell tells of as well, in seconds.
+
+        It is ``seconds``; more under a virtual clock, while nothing happens. ``replicas``: only
+        what replicas do, such as to die, gives that look something to find.
+        """
+        ...
+
     def new_id(self) -> str:
         """Return a new identifier: UUIDv7, strictly increasing within one process."""
         ...
@@ -106,6 +114,9 @@ class SystemAmbient:
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         return asyncio.timeout(seconds)
+
+    def poll(self, seconds: float, *, replicas: bool = False) -> float:
+        return seconds
 
     def new_id(self) -> str:
         return self._ids.next(time.time())

@@ -485,6 +485,11 @@ class Transaction:
         self._span = span.traceparent
 
     @property
+    def cause(self) -> str | None:
+        """The id of the event that is handled; None for a request."""
+        return self._origin.causationid
+
+    @property
     def parent(self) -> str:
         """The span that caused this call, or empty."""
         return self._origin.traceparent or ""

@@ -152,7 +152,7 @@ class Claims:
 
     async def _step(self) -> float:
         await self.sweep()
-        return SWEEP
+        return self._ambient.poll(SWEEP, replicas=True)
 
     async def sweep(self) -> None:
         """Drop lost claims, save positions, release the surplus and claim unowned partitions.

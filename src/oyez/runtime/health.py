@@ -176,7 +176,7 @@ class Health:
 
     async def _step(self) -> float:
         await self.look()
-        return LOOK
+        return self._ambient.poll(LOOK)
 
     async def _look_at_broker(self) -> None:
         lanes = self._lanes()

@@ -55,7 +55,7 @@ class Housekeeping:
 
     async def _step(self) -> float:
         await self.keep()
-        return ROUND
+        return self._ambient.poll(ROUND)
 
     async def _delete(self, statements: Sequence[str], then: float) -> bool:
         """Delete a bounded number of rows; return whether the last statement found any."""

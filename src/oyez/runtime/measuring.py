@@ -67,7 +67,7 @@ class Measuring:
 
     async def _step(self) -> float:
         await self.look()
-        return ROUND
+        return self._ambient.poll(ROUND)
 
     def _tell_late(self) -> None:
         for kind in self._windows:

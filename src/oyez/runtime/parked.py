@@ -168,7 +168,7 @@ class ParkedEvents:
     async def _look(self) -> float:
         """Read due events and start them; return the seconds until the next query."""
         now = self._ambient.now()
-        wait = POLL
+        wait = self._ambient.poll(POLL)
         # Of what was read, or stands behind it, nobody knows yet whether it kills the process.
         quiet = self._lanes.keys() - {_place(run.parked) for run in self._held.values()}
         self._waiting, self._refused = self._refused, False

@@ -187,7 +187,8 @@ class Relay:
     async def _until_due(self) -> float:
         rows = await self._store.fetch(tables.NEXT_ANNOUNCEMENT, {"now": self._ambient.now()})
         due = rows[0]["due"]
-        return POLL if due is None else min(POLL, max(due - self._ambient.now(), 0.0))
+        poll = self._ambient.poll(POLL)
+        return poll if due is None else min(poll, max(due - self._ambient.now(), 0.0))
 
     async def _send(self) -> int:
         """Publish due rows of the outbox; return how many were published, held or refused."""

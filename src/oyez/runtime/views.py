@@ -329,7 +329,7 @@ class Views:
             self._swept = now
             for each in self._rebuilds:
                 await drop_old(self._store, each.kind.view, self._ambient)
-        return ROUND
+        return self._ambient.poll(ROUND)
 
     async def _measure(self) -> None:
         for each in self._rebuilds:

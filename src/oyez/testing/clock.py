@@ -43,6 +43,9 @@ class VirtualAmbient:
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         return _Timeout(self, seconds)
 
+    def poll(self, seconds: float, *, replicas: bool = False) -> float:
+        return seconds
+
     def new_id(self) -> str:
         return self._ids.next(self.now())
 

@@ -11,15 +11,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
@@ -34,7 +32,6 @@ from oyez.ports import Record, Row
 from oyez.principal import Principal
 from oyez.runtime.audit import Actor
 from oyez.runtime.backfill import Walk
-from oyez.runtime.calls import Begun
 from oyez.runtime.dead import list_dead
 from oyez.runtime.http import with_origin
 from oyez.runtime.identity import Identities
@@ -46,11 +43,10 @@ from oyez.spans import Tracer
 from oyez.stores.sqlite import SqliteStore
 from oyez.tables import OUTBOX, PLACES, TIMERS
 from oyez.testing.clock import VirtualAmbient, quiescent
+from oyez.testing.inline import Inline
 from oyez.transaction import Announcer, Origin
 
 E = TypeVar("E")
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class NotSettled(AssertionError):
@@ -256,55 +252,6 @@ class Running(Protocol):
         ...
 
 
-class _Inline(Executor):
-    """An executor that runs plain ``def`` handlers on the event loop, in a repeatable order."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run the call at once; return a future that is already done."""
-        future: Future[T] = Future()
-        work = partial(fn, *args, **kwargs)
-        try:
-            if "oyez.sqlalchemy" in sys.modules:
-                _begin_in_greenlet(work, future)
-            else:
-                future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - passed on to the waiter
-            future.set_exception(error)
-        return future
-
-
-def _begin_in_greenlet(work: Callable[[], T], future: Future[T]) -> None:
-    """Run work that may use a SQLAlchemy session: while it waits for the store, the loop runs.
-
-    Work that does not wait ends before this returns, as without a greenlet.
-    """
-    from sqlalchemy.util import greenlet_spawn
-
-    coroutine = greenlet_spawn(work)
-    try:
-        first = coroutine.send(None)
-    except StopIteration as stop:
-        future.set_result(stop.value)
-        return
-
-    async def rest() -> T:
-        return cast(T, await Begun(coroutine, first))
-
-    def end(task: asyncio.Task[T]) -> None:
-        if future.cancelled():
-            return
-        if task.cancelled():
-            future.cancel()
-        elif (error := task.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(task.result())
-
-    task = asyncio.create_task(rest())
-    task.add_done_callback(end)
-    future.add_done_callback(lambda future: task.cancel() if future.cancelled() else None)
-
-
 @asynccontextmanager
 async def running(
     *services: Service,
@@ -339,7 +286,7 @@ async def running(
                 ambient=ambient,
                 signals=made.bus,
                 provide=provide,
-                threads=_Inline(),
+                threads=Inline(),
                 tracer=None if tracer is None else tracer(service.name, ambient),
             )
             await process.start()

@@ -1,0 +1,454 @@
+"""One run: a seed, a system, a scenario; first with faults, then healed, then judged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import inspect
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from oyez.errors import OyezError
+from oyez.ports import Record
+from oyez.runtime.process import ProcessSettings, ServiceProcess
+from oyez.service import Service
+from oyez.signals import Signals
+from oyez.simulation.broker import Log, SimBroker
+from oyez.simulation.invariants import Invariants
+from oyez.simulation.loop import NotSimulated, SimLoop, Stuck, actor
+from oyez.simulation.outside import Calls, Outside, Proxy
+from oyez.simulation.sim import Check, Sim
+from oyez.simulation.store import Database, SimStore
+from oyez.simulation.tape import Choices, Tape
+from oyez.simulation.variables import Globals
+from oyez.simulation.world import (
+    BUSY,
+    CRASHES,
+    FAULTS,
+    START,
+    Node,
+    Profile,
+    SimAmbient,
+    Told,
+    World,
+)
+from oyez.testing.inline import Inline
+
+T = TypeVar("T")
+
+Scenario = Callable[[Sim], Awaitable[None]]
+
+PARTITIONS = 2
+"""Of each stream: the least at which partitions overtake one another."""
+STEPS = 400_000
+"""Steps of the loop after which a run is given up."""
+SCENARIO = 3_600.0
+"""Virtual seconds that a scenario may take."""
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """What is run, the same for each seed."""
+
+    services: Sequence[Service]
+    scenario: Scenario
+    system: str = "test"
+    root: Path = Path()
+    provide: Mapping[type, object] = {}
+    """Values for the services' own providers, by type; an `outside` makes one for each run."""
+    replicas: int = 2
+    faults: Sequence[str] = FAULTS
+    leave: Sequence[str] = ()
+    """Modules whose variables are no part of a service, such as the scenario's own."""
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """How a run has ended."""
+
+    seed: int
+    failures: list[str]
+    """What did not hold; empty if all did."""
+    story: list[Told]
+    tape: Tape
+    reached: set[str]
+    expected: set[str]
+    """The names of what must be reached by some seed."""
+    steps: int
+    virtual: float
+    """Virtual seconds."""
+    trace: str
+    """A digest of all that happened, which is the same for a run that is repeated."""
+
+
+class Run:
+    """The run of one seed."""
+
+    def __init__(
+        self, plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.choices = Choices(seed, given)
+        faults = Profile.drawn(
+            self.choices, plan.faults, history=any(each.views for each in plan.services)
+        )
+        loop = SimLoop(self.choices, priorities=self.choices.draw(3, "mode") == 1)
+        self.loop = loop
+        self.world = World(seed, self.choices, loop, faults)
+        self.ambient = SimAmbient(self.world, None)
+        self.log = Log(self.ambient, partitions=PARTITIONS, history=faults.history)
+        self.databases = {
+            each.name: Database(each.name, _images.get(id(each)), self.world)
+            for each in plan.services
+        }
+        self.calls = Calls()
+        self.fakes: dict[type, Any] = {}
+        self.nodes: dict[str, Node] = {}
+        """The present life of each replica, by its name."""
+        self.sim = Sim(self)
+        self.invariants = Invariants(self)
+        self._begun: set[str] = set()
+        self._broken = ""
+        """Why a replica can't start, although nothing goes wrong."""
+        for cls, value in plan.provide.items():
+            self.fakes[cls] = value.make() if isinstance(value, Outside) else value
+
+    def go(self) -> Result:
+        """Run, and judge."""
+        plan, loop = self.plan, self.loop
+        variables = Globals([plan.root.resolve()], plan.leave)
+        failures = self.invariants.failures
+        loop.set_exception_handler(lambda loop, context: None)
+        self.world.died = self._revive
+        self._variables = variables
+        with _virtual(self):
+            try:
+                loop.run_until_complete(self._main())
+            except Stuck as error:
+                failures.append(str(error))
+            except NotSimulated as error:
+                failures.append(str(error))
+            finally:
+                for service in plan.services:
+                    service.attach(None)
+                self.invariants.at_end(variables)
+                self._clean()
+        variables.restore()
+        return Result(
+            seed=self.seed,
+            failures=list(dict.fromkeys(failures)),
+            story=self.world.story,
+            tape=self.choices.tape,
+            reached=self.sim.reached,
+            expected=set(self.sim.sometimes_checks),
+            steps=loop.steps,
+            virtual=loop.time(),
+            trace=hashlib.sha256(
+                "\n".join(f"{t.time:.6f} {t.node} {t.what}" for t in self.world.story).encode()
+            ).hexdigest(),
+        )
+
+    # -- for the scenario --------------------------------------------------------------------------
+
+    def publish(self, record: Record) -> None:
+        """Append a record that comes from outside."""
+        self.log.append([record])
+        self.world.tell("outside", f"publish {record.headers['type']} {record.key or ''}".rstrip())
+        self.world.stir()
+
+    def serving(self, service: str) -> Node | None:
+        """Return one of the replicas that answer requests; None if there is none."""
+        alive = [
+            node
+            for node in self.nodes.values()
+            if node.service == service and not node.dead and node.name in self._begun
+        ]
+        if not alive:
+            return None
+        return alive[self.choices.draw(len(alive), "replica") if len(alive) > 1 else 0]
+
+    async def within(
+        self, node: Node, work: Coroutine[Any, Any, T], lost: Callable[[], Exception]
+    ) -> T:
+        """Return the result of work on a node; raise ``lost`` if that dies meanwhile."""
+        answer: asyncio.Future[T] = self.loop.create_future()
+
+        def died() -> None:
+            if not answer.done():
+                answer.set_exception(lost())
+
+        def done(task: asyncio.Task[T]) -> None:
+            if answer.done():
+                return
+            error = task.exception()
+            if error is None:
+                answer.set_result(task.result())
+            else:
+                answer.set_exception(error)
+
+        node.on_death.append(died)
+        node.run(work).add_done_callback(done, context=self.world.context)
+        return await answer
+
+    # -- the phases --------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        world, sim = self.world, self.sim
+        for service in self.plan.services:
+            for number in range(1, self.plan.replicas + 1):
+                self._start(service, f"{service.name}#{number}", 1)
+        await self._ready()
+        world.faulty = True
+        chaos = self.loop.create_task(self._chaos(), context=world.context)
+        failed = ""
+        try:
+            async with asyncio.timeout(SCENARIO):
+                await self.plan.scenario(sim)
+                await asyncio.sleep(0.25 * 4 ** self.choices.draw(4, "faults for"))
+        except NotSimulated:
+            raise
+        except TimeoutError:
+            failed = f"the scenario did not end within {SCENARIO:.0f} virtual seconds"
+        except Exception as error:  # noqa: BLE001 - a scenario may raise anything
+            failed = f"the scenario raised {_said(error)}"
+        if failed:
+            self.invariants.failures.append(failed)
+        chaos.cancel()
+        world.faulty = False
+        world.tell("everyone", "nothing goes wrong any more", fault=True)
+        self.log.set_down(False)
+        world.shake()
+        await self._settle()
+
+    async def _ready(self) -> None:
+        while len(self._begun) < len(self.nodes):
+            await asyncio.sleep(0.01)
+            self._check_steps()
+        await asyncio.sleep(0.1)
+
+    async def _chaos(self) -> None:
+        """Let nodes die at any time, and stop in order, as long as anything goes wrong."""
+        world, choices = self.world, self.choices
+        while True:
+            await asyncio.sleep(0.05 * 2 ** choices.draw(9, "chaos"))
+            fate = choices.pick((world.faults.crash * 5, world.faults.crash * 3), "chaos fate")
+            alive = [node for node in self.nodes.values() if not node.dead]
+            if not fate or not alive or world.crashes >= CRASHES:
+                continue
+            node = alive[choices.draw(len(alive), "chaos")]
+            if fate == 1:
+                world.crash(node, "crashed")
+            elif node.name in self._begun:
+                world.crashes += 1
+                world.tell(node.name, "is stopped in order", fault=True)
+                assert node.process is not None
+                await self.within(node, node.process.drain(), lambda: OyezError("died"))
+                if not node.dead:
+                    node.die()
+                    self._revive(node)
+
+    async def _settle(self) -> None:
+        loop, world, sim = self.loop, self.world, self.sim
+        healed = loop.time()
+        eventual = list(sim.eventual_checks)
+        pause = 0.5
+        while True:
+            await asyncio.sleep(pause)
+            self._check_steps()
+            since = loop.time() - healed
+            for each in list(eventual):
+                if await _holds(each[1]) == "":
+                    eventual.remove(each)
+                elif since >= each[0]:
+                    eventual.remove(each)
+                    self.invariants.failures.append(
+                        f"{_name(each[1])} does not hold {each[0]:g} s after the last fault"
+                    )
+            if loop.time() - world.moved < BUSY:
+                pause = 0.5
+                continue
+            busy, later = self.invariants.busy()
+            if not busy and not later and not eventual and len(self._begun) >= len(self.nodes):
+                break
+            if since > sim.patience:
+                if busy:
+                    self.invariants.failures.append(
+                        f"not settled {sim.patience:g} s after the last fault: {busy}"
+                    )
+                break
+            pause = min(pause * 2, 60.0)
+        if not self.invariants.failures:
+            self.invariants.at_rest()
+            for check in sim.rest_checks:
+                if why := await _holds(check):
+                    self.invariants.failures.append(why)
+            for name, check in sim.sometimes_checks.items():
+                if await _holds(check) == "":
+                    sim.reached.add(name)
+
+    def _check_steps(self) -> None:
+        if self._broken:
+            raise Stuck(self._broken)
+        if self.loop.steps > STEPS:
+            raise Stuck(f"more than {STEPS} steps: something goes round in circles")
+
+    # -- nodes -------------------------------------------------------------------------------------
+
+    def _start(self, service: Service, name: str, life: int) -> None:
+        node = self.nodes[name] = Node(self.world, service.name, name, life)
+        self._begun.discard(name)
+
+
+        def booted(task: asyncio.Task[None]) -> None:
+            error = task.exception()
+            if isinstance(error, Exception):
+                self._broken = f"{name} does not start: {_said(error)}"
+
+        node.run(self._boot(service, node)).add_done_callback(booted, context=self.world.context)
+
+    async def _boot(self, service: Service, node: Node) -> None:
+        plan, database = self.plan, self.databases[service.name]
+        database.committed = self.invariants.committed
+        provide = {
+            cls: Proxy(node, self.fakes[cls], value, self.calls)
+            if isinstance(value, Outside)
+            else value
+            for cls, value in plan.provide.items()
+        }
+        group = f"{plan.system}.{service.name}"
+        node.process = process = ServiceProcess(
+            service,
+            ProcessSettings(system=plan.system, partitions=PARTITIONS, root=plan.root),
+            broker=SimBroker(self.log, group, node),
+            store=SimStore(database, node),
+            ambient=node.ambient,
+            signals=Signals(),
+            provide=provide,
+            threads=Inline(),
+        )
+        try:
+            await process.start()
+        except OyezError as error:
+            if not self.world.faulty:
+                raise
+            self.world.tell(node.name, f"did not start: {error}")
+            node.die()
+            self._revive(node)
+            return
+        service.attach(_Bound(self, service.name))
+        if id(service) not in _images:
+            _images[id(service)] = database.image()
+            _kept.append(service)
+        self._begun.add(node.name)
+        self.world.shake()
+
+    def _revive(self, node: Node) -> None:
+        """Start a replica again some time after its death."""
+        self._begun.discard(node.name)
+        service = next(each for each in self.plan.services if each.name == node.service)
+        wait = 0.05 * 4 ** self.choices.draw(5, "restart")
+        self._variables.restore()
+
+        def again() -> None:
+            self.world.tell(node.name, "starts again")
+            self._start(service, node.name, node.life + 1)
+
+        self.loop.call_later(wait, again, context=self.world.context)
+
+    def _clean(self) -> None:
+        """Drop what the nodes have left, which must not run any more."""
+        for task in self.loop.tasks:
+            if not task.done():
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()  # type: ignore[union-attr]
+        self.loop.tasks.clear()
+        self.loop.close()
+
+
+class _Bound:
+    """The process of whichever node asks, for a service that runs in several."""
+
+    def __init__(self, run: Run, service: str) -> None:
+        self._run = run
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        node = actor.get()
+        if not isinstance(node, Node) or node.service != self._service:
+            node = self._run.serving(self._service)
+        if node is None:
+            raise OyezError(f"no replica of {self._service} runs")
+        return getattr(node.process, name)
+
+
+_images: dict[int, bytes] = {}
+"""The new store of each service with its migrations made, so that each run begins with that."""
+_kept: list[Service] = []
+"""The services of these, so that no other one has the id of one of them."""
+
+
+@contextlib.contextmanager
+def _virtual(run: Run) -> Iterator[None]:
+    """Give all code the run's clock and random numbers, in place of the machine's."""
+    chance = random.Random(run.seed)  # noqa: S311 - repeatable on purpose
+    state = random.getstate()
+    loop, world = run.loop, run.world
+    real = (time.time, time.time_ns, time.monotonic, time.sleep, os.urandom)
+
+    def wall() -> float:
+        return START + loop.time() + world.clock
+
+    def blocking(seconds: float) -> None:
+        raise NotSimulated("time.sleep stops the whole process: use asyncio.sleep")
+
+    random.seed(run.seed)
+    time.time = wall
+    time.time_ns = lambda: int(wall() * 1e9)
+    time.monotonic = loop.time
+    time.sleep = blocking  # type: ignore[assignment]
+    os.urandom = chance.randbytes
+    try:
+        yield
+    finally:
+        time.time, time.time_ns, time.monotonic, time.sleep, os.urandom = real
+        random.setstate(state)
+
+
+async def _holds(check: Check) -> str:
+    """Return why a check does not hold; empty if it does."""
+    try:
+        found = check()
+        if inspect.isawaitable(found):
+            found = await found
+    except Exception as error:  # noqa: BLE001 - a check may raise anything
+        return f"{_name(check)}: {_said(error)}"
+    return f"{_name(check)} does not hold" if found is False else ""
+
+
+def _name(check: Check) -> str:
+    return getattr(check, "__name__", repr(check))
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def run(plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None) -> Result:
+    """Run one seed, or repeat a tape of it, and return how it ended."""
+    gc.disable()  # it would run at times of its own, and take a fifth of the time
+    try:
+        return Run(plan, seed, given).go()
+    finally:
+        gc.enable()
+
+
+holds_now = partial(_holds)

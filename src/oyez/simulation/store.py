@@ -1,0 +1,337 @@
+"""A store in memory that does to its clients what a database server does.
+
+`Database` is the server with its data, one for each service; `SimStore` a client of it, an
+`oyez.ports.Store` on the statements of the SQLite store. A commit may fail before or after it took
+effect, and the connection of a client that dies is closed: its open transaction is rolled back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from oyez.ambient import Ambient, SystemAmbient
+from oyez.ports import (
+    Announcement,
+    Answer,
+    Capabilities,
+    Changes,
+    Kept,
+    Parameters,
+    Parked,
+    Row,
+    Writes,
+)
+from oyez.simulation.world import Node, store_error
+from oyez.sqlite import SqliteFile, bind
+from oyez.sqlite.connection import Job, migrate
+from oyez.sqlite.turns import Queue, Turn
+from oyez.sqlite.writer import Write, Writer
+from oyez.stores.sqlite import STEPS, SqliteStore, SqliteTransaction
+
+T = TypeVar("T")
+
+LEASE = 3.0
+"""Seconds after which others take over from a process that died, where they can't see it die."""
+_FOR_EVER = 1e12
+
+_END = "update oyez_replica set until = ? where owner = ?"
+
+
+class Database:
+    """The data of one service, in memory."""
+
+    def __init__(self, name: str, image: bytes | None = None, world: Any = None) -> None:
+        """``image`` is an earlier `image`, to begin with."""
+        self.file = _File(name, image, None if world is None else world.context)
+        self.committed: Callable[[Node | None, Changes], None] = lambda node, changes: None
+        """Called after each commit that took effect."""
+
+    def image(self) -> bytes:
+        """Return all data, as it is committed."""
+        return self.file.image()
+
+    def query(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        """Return the rows of a query, at once."""
+
+        return self.file.look(lambda connection: bind(connection, sql, parameters or {}))
+
+    def run(self, sql: str, *values: Any) -> None:
+        """Change the data from outside, as the server itself does."""
+
+        async def write() -> None:
+            await self.file.write(lambda connection: connection.execute(sql, values), ring=True)
+
+        asyncio.get_running_loop().create_task(write(), context=self.file.context)
+
+
+class SimStore(SqliteStore):
+    """A client of a database; an `oyez.ports.Store`."""
+
+    def __init__(self, database: Database, node: Node | None = None) -> None:
+        """Without a ``node`` nothing goes wrong."""
+        ambient: Ambient = SystemAmbient() if node is None else node.ambient
+        super().__init__(Path(database.file.path), ambient, inline=True, durable=False)
+        self.capabilities = Capabilities(
+            durability="process-crash", history=False, processes=False
+        )
+        self._file = database.file
+        self._database = database
+        self._node = node
+        self._owner = ""
+        self._open: set[SqliteTransaction] = set()
+        if node is not None:
+            node.on_death.append(self._disconnect)
+            node.on_freeze.append(self._stand_still)
+
+    async def open(self, *, create: bool = True) -> None:
+        await self._file.open(upgrade=create)
+
+    async def close(self) -> None:
+        pass  # others use the database
+
+    def begin(self) -> SqliteTransaction:
+        if self._node is None:
+            return SqliteTransaction(self._file)
+        return _Transaction(self._database, self._node, self._open)
+
+    async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
+        await self._read()
+        return await super().fetch(sql, parameters)
+
+    async def seen(
+        self, events: Sequence[tuple[str, str, str]], reader: str = ""
+    ) -> set[tuple[str, str, str]]:
+        await self._read()
+        return await super().seen(events, reader)
+
+    async def outbox(self, after: int, now: float, limit: int) -> list[Announcement]:
+        await self._read()
+        return await super().outbox(after, now, limit)
+
+    async def due(self, owner: str, handler: str, now: float, limit: int) -> list[Parked]:
+        await self._read()
+        return await super().due(owner, handler, now, limit)
+
+    async def keep(self, owner: str, seconds: float, note: str) -> None:
+        self._owner = owner
+        now = self._ambient.now()
+        sql = """insert into oyez_replica (owner, until, started, note) values (?, ?, ?, ?)
+          on conflict (owner) do update set until = excluded.until"""
+        values = (owner, _FOR_EVER, now, note)
+        await self._file.write(lambda connection: connection.execute(sql, values))
+        if self._node is not None:
+            self._node.world.shake()
+
+    async def bury(self) -> None:
+        pass  # the database ends the leases of the dead itself
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        node = self._node
+        if node is None:
+            super().on_commit(callback)
+            return
+        node.world.bells.append((node, callback))
+        self._file.on_ring(lambda: None if node.dead else callback())
+
+    async def _read(self) -> None:
+        """Let a query be slow, or fail."""
+        node = self._node
+        if node is None or not node.world.faulty:
+            return
+        faults, choices = node.world.faults, node.world.choices
+        fate = choices.pick((faults.slow / 4, faults.unavailable / 4), "query")
+        if fate == 1:
+            await asyncio.sleep(0.0005 * 4 ** choices.draw(6, "query for"))
+        elif fate == 2:
+            node.world.tell(node.name, "a query failed", fault=True)
+            raise store_error("simulated: out of reach")
+
+    def _disconnect(self) -> None:
+        """Roll back what a client leaves that has died, and end its lease, now or in time."""
+        assert self._node is not None
+        world = self._node.world
+        for transaction in self._open:
+            world.loop.create_task(transaction.rollback(), context=world.context)
+        wait = 0.0 if world.faults.buried else LEASE
+        world.loop.call_later(wait, self._end_lease, context=world.context)
+
+    def _end_lease(self) -> None:
+        assert self._node is not None
+        self._database.run(_END, 0.0, self._owner)
+        self._node.world.shake()
+
+    def _stand_still(self, seconds: float) -> None:
+        """End the lease of a client that does not renew it, until it can again."""
+        assert self._node is not None
+        world = self._node.world
+        if seconds > LEASE:
+            world.loop.call_later(LEASE, self._end_lease, context=world.context)
+
+        def renew() -> None:
+            if self._node is not None and not self._node.dead:
+                self._database.run(_END, _FOR_EVER, self._owner)
+
+        world.loop.call_later(max(seconds, LEASE) + 0.01, renew, context=world.context)
+
+
+class _Transaction(SqliteTransaction):
+    """A transaction of a node."""
+
+    def __init__(self, database: Database, node: Node, opened: set[SqliteTransaction]) -> None:
+        super().__init__(database.file)
+        self._database = database
+        self._node = node
+        self._opened = opened
+
+    async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
+        await self._query()
+        return await super().fetch(sql, parameters, before)
+
+    async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
+        await self._query()
+        return await super().run(sql, sets, before)
+
+    async def load(self, keys: Sequence[tuple[str, str]], *, alone: bool) -> list[Kept]:
+        await self._query()
+        return await super().load(keys, alone=alone)
+
+    async def commit(self, changes: Changes) -> None:
+        node, database = self._node, self._database
+        world = node.world
+
+        async def work() -> None:
+            await super(_Transaction, self).commit(changes)
+            self._opened.discard(self)
+            world.stir()
+            database.committed(node, changes)
+
+        await node.call("commit", f"commit of {describe(changes)}", work, store_error)
+
+    async def rollback(self) -> None:
+        self._opened.discard(self)
+        await super().rollback()
+
+    async def _query(self) -> None:
+        node = self._node
+        self._opened.add(self)
+        world = node.world
+        if world.faulty and world.choices.pick((world.faults.unavailable / 4,), "ask"):
+            world.tell(node.name, "a query in a transaction failed", fault=True)
+            raise store_error("simulated: the connection was lost")
+
+
+class _Lock:
+    """The lock of a file that no other process can open."""
+
+    def take(self) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Writer(Writer):
+    """The writing connection, to memory."""
+
+    def __init__(self, path: Path, image: bytes | None) -> None:
+        super().__init__(path, STEPS, durable=False, ring=lambda: None)
+        self._image = image
+        self._single = False
+        self._before: apsw.Connection | bytes = b""
+        """What was committed before the open transaction began."""
+
+    def open(self, upgrade: bool) -> None:
+        """Open the database, with the image that it begins with."""
+        connection = apsw.Connection(":memory:", statementcachesize=256)
+        if self._image is not None:
+            connection.deserialize("main", self._image)
+        connection.execute("pragma foreign_keys=on")
+        self._connection = connection
+        self._lock = _Lock()  # type: ignore[assignment]
+        migrate(connection, self.path, self._steps, upgrade=upgrade)
+
+    def run(self, writes: list[Write[Any]], *, commit: bool) -> None:
+        """Run the writes and commit them, before anyone can read."""
+        self._single = True
+        super().run(writes, commit=commit)
+        self._single = False
+
+    def begin(self) -> None:
+        """Begin a transaction; what was committed before stays readable."""
+        if not self._single and not self.connection.in_transaction:
+            self._before = self.connection.serialize("main")
+        super().begin()
+
+    @property
+    def committed(self) -> apsw.Connection:
+        """A connection that sees what is committed, and no more."""
+        if not self.connection.in_transaction:
+            return self.connection
+        if isinstance(self._before, bytes):
+            image, self._before = self._before, apsw.Connection(":memory:")
+            self._before.deserialize("main", image)
+        return self._before
+
+
+class _Queue(Queue):
+    """Works in the context of the server, so that no client takes it along when it dies."""
+
+    context: Any = None
+
+    def add(self, entry: Write[Any] | Turn) -> None:
+        """Append an entry."""
+        if self._pump is None or self._pump.done():
+            self._entries.append(entry)
+            self._pump = asyncio.get_running_loop().create_task(self._work(), context=self.context)
+        else:
+            self._entries.append(entry)
+
+
+class _File(SqliteFile):
+    """A file's face over a database in memory, which stays open."""
+
+    def __init__(self, name: str, image: bytes | None, context: Any) -> None:
+        super().__init__(Path(f":{name}:"), steps=STEPS, inline=True, durable=False)
+        self.context = context
+        self._writer: _Writer = _Writer(self.path, image)
+        queue = _Queue(self._writer, hold=False, rang=self._wrote)
+        queue.context = context
+        self._queue = queue
+
+    def image(self) -> bytes:
+        """Return all data, as it is committed."""
+        return bytes(self._writer.committed.serialize("main"))
+
+    async def read(self, job: Job[T]) -> T:
+        """Run the job on what is committed."""
+        return self.look(job)
+
+    def look(self, job: Job[T]) -> T:
+        """Run the job on what is committed, at once."""
+        try:
+            return job(self._writer.committed)
+        except apsw.Error as error:
+            explained = self._writer.explain(error)
+            raise explained from explained.__cause__
+
+
+def describe(changes: Changes) -> str:
+    """Return what is in a commit, for a story."""
+    parts = [f"{handler} of {event_id[-8:]}" for event_id, _, handler in changes.handled]
+    parts += [f"{each.handler} of {each.event_id[-8:]}" for each in changes.settled]
+    parts += [f"parked {each.handler}" for each in changes.parked]
+    parts += [f"retry of {each.handler}" for each in changes.retried]
+    parts += [f"a dead letter of {each.handler or 'an unreadable event'}" for each in changes.dead]
+    if changes.announced:
+        parts.append(f"announcing {', '.join(each.headers['type'] for each in changes.announced)}")
+    if changes.sent:
+        parts.append(f"{len(changes.sent)} published")
+    return "; ".join(parts) or "a position or a claim"

@@ -1,0 +1,293 @@
+"""The world of one run: its nodes, what goes wrong in it, and what has happened so far.
+
+A *node* is one replica of a service, in one of its lives. It reaches everything else through its
+ports, and each call of a port may be where it dies. A dead node raises nothing and returns nothing:
+its steps are not run any more, so no ``finally`` and no ``except`` of it is either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from typing import Any, TypeVar
+
+import msgspec
+
+from oyez.ambient import Uuid7
+from oyez.errors import BrokerUnavailable, StoreUnavailable
+from oyez.runtime.process import ServiceProcess
+from oyez.simulation.loop import SimLoop, actor
+from oyez.simulation.tape import Choices
+
+T = TypeVar("T")
+
+START = 1_800_000_000.0
+"""The wall-clock time, in seconds since 1970, at which each run begins."""
+BUSY = 1.2
+"""Seconds after the last event during which every part looks as often as it does in production."""
+LAZY = 120.0
+"""How many times less often it looks afterwards; what happens then wakes all of them."""
+CRASHES = 4
+"""The limit of crashes in one run."""
+FAULTS = ("crash", "unavailable", "lost", "slow", "duplicate", "split", "down", "freeze", "clock")
+"""What may go wrong, by the names that ``--faults`` takes."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One thing that happened: when (virtual seconds), to whom, and what; ``fault``: it was one."""
+
+    time: float
+    node: str
+    what: str
+    fault: bool = False
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """How likely what goes wrong is, in one run: a rate for each call of a port.
+
+    A run has a random part of the faults (swarm testing, Groce et al., 2012): what is always on
+    hides what would happen without it.
+    """
+
+    crash: float = 0.0
+    unavailable: float = 0.0
+    lost: float = 0.0
+    slow: float = 0.0
+    duplicate: float = 0.0
+    split: float = 0.0
+    down: float = 0.0
+    freeze: float = 0.0
+    clock: float = 0.0
+    history: bool = True
+    """Whether the broker is a log, rather than a queue that hands out what was not acknowledged."""
+    buried: bool = True
+    """Whether the store knows at once that a process died, rather than when its lease ends."""
+
+    @classmethod
+    def drawn(cls, choices: Choices, allowed: Sequence[str], *, history: bool) -> Profile:
+        """Return the profile of a run; with ``history`` the broker has to keep it."""
+        usual = {
+            "crash": 0.02,
+            "unavailable": 0.03,
+            "lost": 0.03,
+            "slow": 0.2,
+            "duplicate": 0.05,
+            "split": 0.3,
+            "down": 0.004,
+            "freeze": 0.003,
+            "clock": 0.003,
+        }
+        rates = {
+            name: rate * (0.3, 1.0, 3.0)[choices.draw(3, "rate")]
+            for name, rate in usual.items()
+            if choices.draw(2, "swarm") and name in allowed
+        }
+        log = choices.draw(3, "profile") < 2 or history
+        return cls(history=log, buried=choices.draw(2, "profile") == 0, **rates)
+
+
+class Node:
+    """One replica of a service, in one of its lives."""
+
+    def __init__(self, world: World, service: str, name: str, life: int) -> None:
+        self.world = world
+        self.service = service
+        self.name = name
+        self.life = life
+        self.dead = False
+        self.frozen = False
+        self.process: ServiceProcess | None = None
+        """What runs on it."""
+        self.context = Context()
+        self.context.run(actor.set, self)
+        self.ambient = SimAmbient(world, self)
+        self.on_death: list[Callable[[], None]] = []
+        """Called when it dies: what others notice of it, such as a connection that is closed."""
+        self.on_freeze: list[Callable[[float], None]] = []
+        """Called with the seconds for which it stands still."""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task of this node."""
+        return self.world.loop.create_task(work, context=self.context)
+
+    async def call(
+        self,
+        port: str,
+        what: str,
+        work: Callable[[], Awaitable[T]],
+        error: Callable[[str], Exception],
+        *,
+        effect: bool = True,
+    ) -> T:
+        """Call a port: it may be slow, fail before or after its effect, and be where a node dies.
+
+        ``error`` makes what the caller sees of a failure; ``effect``: the call changes something.
+        """
+        world = self.world
+        if not world.faulty:
+            return await work()
+        faults = world.faults
+        await self._linger(port)
+        crash = faults.crash / 2 if effect and world.crashes < CRASHES else 0.0
+        lost = faults.lost if effect else 0.0
+        fate = world.choices.pick((crash, faults.unavailable, crash, lost), port)
+        if fate == 1:
+            await self._die(f"crashed before: {what}")
+        if fate == 2:
+            world.tell(self.name, f"failed before its effect: {what}", fault=True)
+            raise error("simulated: out of reach")
+        result = await work()
+        if fate == 3:
+            await self._die(f"crashed after: {what}")
+        if fate == 4:
+            world.tell(self.name, f"took effect, and its answer was lost: {what}", fault=True)
+            raise error("simulated: the answer was lost")
+        return result
+
+    async def _linger(self, port: str) -> None:
+        world = self.world
+        faults, choices = world.faults, world.choices
+        kind = choices.pick((faults.slow, faults.freeze, faults.clock), f"{port} time")
+        if kind == 1:
+            await asyncio.sleep(0.0005 * 4 ** choices.draw(7, "slow"))
+        elif kind == 2:
+            seconds = 0.5 * 2 ** choices.draw(5, "freeze")
+            world.tell(self.name, f"stands still for {seconds:g} s", fault=True)
+            self.freeze(seconds)
+            await asyncio.sleep(0)
+        elif kind == 3:
+            seconds = (0.9, -0.9, 3_600.0, -3_600.0)[choices.draw(4, "clock")]
+            world.clock += seconds
+            world.tell("everyone", f"the wall clock is set by {seconds:+g} s", fault=True)
+
+    async def _die(self, what: str) -> None:
+        self.world.crash(self, what)
+        await asyncio.get_running_loop().create_future()
+
+    def freeze(self, seconds: float) -> None:
+        """Stand still: nothing of it runs, while others go on."""
+        loop = self.world.loop
+        self.frozen = True
+        for notice in self.on_freeze:
+            notice(seconds)
+
+        def thaw() -> None:
+            self.frozen = False
+            loop.thaw(self)
+
+        loop.call_later(seconds, thaw, context=self.world.context)
+
+    def die(self) -> None:
+        """Be dead from now on."""
+        self.dead = True
+        self.world.loop.drop(self)
+        for notice in self.on_death:
+            notice()
+
+
+class World:
+    """What the nodes of one run live in."""
+
+    def __init__(self, seed: int, choices: Choices, loop: SimLoop, faults: Profile) -> None:
+        self.seed = seed
+        self.choices = choices
+        self.loop = loop
+        self.faults = faults
+        self.faulty = False
+        """Whether anything may go wrong now."""
+        self.crashes = 0
+        self.clock = 0.0
+        """Seconds by which the wall clock was set."""
+        self.context = Context()
+        """What runs in it belongs to no node."""
+        self.story: list[Told] = []
+        """What has happened, in order."""
+        self.moved = 0.0
+        """The time of the last event, commit or fault."""
+        self.shaken = 0.0
+        """The time of the last fault, or of another change of who is there."""
+        self.bells: list[tuple[Node, Callable[[], None]]] = []
+        """What wakes the parts of each node that look for work."""
+        self.alarms: list[tuple[Node, Callable[[], None]]] = []
+        """What wakes those that look at the replicas and the streams."""
+        self.died: Callable[[Node], None] = lambda node: None
+        """Called when a node has died, to start it again."""
+
+    def tell(self, node: str, what: str, *, fault: bool = False) -> None:
+        """Note what happened."""
+        self.story.append(Told(self.loop.time(), node, what, fault))
+        if fault:
+            self.shake()
+
+    def stir(self) -> None:
+        """Note that something happens; after a quiet time, have every part look."""
+        now, before = self.loop.time(), self.moved
+        self.moved = now
+        if now - before > BUSY:
+            self.bells = [each for each in self.bells if not each[0].dead]
+            for _, bell in self.bells:
+                bell()
+
+    def shake(self) -> None:
+        """Note that something goes wrong, or that replicas come or go: have every part look."""
+        self.stir()
+        self.shaken = self.loop.time()
+        self.alarms = [each for each in self.alarms if not each[0].dead]
+        for _, bell in self.alarms:
+            bell()
+
+    def crash(self, node: Node, what: str) -> None:
+        """Let a node die."""
+        self.crashes += 1
+        self.tell(node.name, what, fault=True)
+        node.die()
+        self.died(node)
+
+
+class SimAmbient:
+    """An `oyez.ambient.Ambient` on the loop's virtual time; repeatable for a seed and a node."""
+
+    def __init__(self, world: World, node: Node | None) -> None:
+        self._world = world
+        name = "" if node is None else f"{node.name} {node.life}"
+        self._random = random.Random(f"{world.seed} {name}")  # noqa: S311 - repeatable on purpose
+        self._ids = Uuid7(self._random)
+
+    def now(self) -> float:
+        return START + self._world.loop.time() + self._world.clock
+
+    def monotonic(self) -> float:
+        return self._world.loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+        return asyncio.timeout(seconds)
+
+    def poll(self, seconds: float, *, replicas: bool = False) -> float:
+        world = self._world
+        since = world.shaken if replicas else world.moved
+        return seconds if world.loop.time() - since <= BUSY else seconds * LAZY
+
+    def new_id(self) -> str:
+        return self._ids.next(self.now())
+
+    def chance(self) -> float:
+        return self._random.random()
+
+    def bits(self, count: int) -> int:
+        return self._random.getrandbits(count)
+
+
+def store_error(what: str) -> Exception:
+    """Return what a store raises that is out of reach."""
+    return StoreUnavailable(what)
+
+
+def broker_error(what: str) -> Exception:
+    """Return what a broker raises that is out of reach."""
+    return BrokerUnavailable(what)
