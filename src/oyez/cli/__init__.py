@@ -30,6 +30,7 @@ _COMMANDS = {
     "saga": "List, show, retry, abort, resolve, draw or export sagas.",
     "backfill": "Announce what a service has, to one that lacks its history.",
     "replay": "Handle a service's history once more, and compare.",
+    "simulate": "Crash the services in virtual time, and show what breaks.",
     "lag": "Show partitions, owners, positions and lag.",
     "scale": "Tell how many replicas services need, or plan it.",
     "topology": "Show who publishes what and who reacts.",

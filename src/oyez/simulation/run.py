@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import os
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
@@ -365,12 +366,17 @@ class Run:
 
     def _clean(self) -> None:
         """Drop what the nodes have left, which must not run any more."""
-        for task in self.loop.tasks:
-            if not task.done():
-                with contextlib.suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr]
-        self.loop.tasks.clear()
-        self.loop.close()
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda told: None  # some of it waits while it is closed
+        try:
+            for task in self.loop.tasks:
+                if not task.done():
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()  # type: ignore[union-attr]
+            self.loop.tasks.clear()
+            self.loop.close()
+        finally:
+            sys.unraisablehook = hook
 
 
 class _Bound:
@@ -444,11 +450,20 @@ def _said(error: Exception) -> str:
 
 def run(plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None) -> Result:
     """Run one seed, or repeat a tape of it, and return how it ended."""
+    if any(id(each) not in _images for each in plan.services):
+        first = msgspec.structs.replace(plan, scenario=_nothing, faults=())
+        for each in plan.services:
+            _images.pop(id(each), None)
+        Run(first, 0).go()  # makes the stores that all others begin with
     gc.disable()  # it would run at times of its own, and take a fifth of the time
     try:
         return Run(plan, seed, given).go()
     finally:
         gc.enable()
+
+
+async def _nothing(sim: Sim) -> None:
+    pass
 
 
 holds_now = partial(_holds)

@@ -63,6 +63,10 @@ class Sim:
         run.publish(Record(stream=stream, key=row.key, headers=row.headers, data=row.data))
         return row.headers["id"]
 
+    def append(self, record: Record) -> None:
+        """Put a record onto the broker as it is, even an invalid one."""
+        self._run.publish(record)
+
     def http(self, service: str, principal: Principal | None = None) -> httpx.AsyncClient:
         """Return a client of a service's HTTP side, without a socket; each request may fail.
 

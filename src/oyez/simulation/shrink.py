@@ -1,0 +1,91 @@
+"""Shrinking: the same failure with as few faults, and as tame a schedule, as it needs."""
+
+from __future__ import annotations
+
+import time
+
+from oyez.simulation.run import Plan, Result, run
+from oyez.simulation.tape import Tape
+
+MOST = 250
+"""The limit of runs that are made to shrink a failure."""
+SECONDS = 40.0
+"""The limit of real seconds that they take together."""
+
+
+def shrink(plan: Plan, found: Result, *, most: int = MOST) -> Result:
+    """Return the simplest run with the same failure that was found within ``most`` runs."""
+    return _Shrinking(plan, found, most).best()
+
+
+class _Shrinking:
+    """Tries tapes with more zeros: whole labels first, then halves of what is left, then each."""
+
+    def __init__(self, plan: Plan, found: Result, most: int) -> None:
+        self._plan = plan
+        self._found = found
+        self._wanted = {_kind(each) for each in found.failures}
+        self._left = most
+        self._end = time.monotonic() + SECONDS
+
+    def best(self) -> Result:
+        """Return the best that was found."""
+        for label in sorted(self._found.tape, key=lambda each: each != "next"):
+            if any(self._found.tape[label]):
+                self._try({**self._found.tape, label: []})
+        changed = True
+        while changed and self._left > 0:
+            changed = False
+            for label in list(self._found.tape):
+                changed = self._halve(label) or changed
+        return self._found
+
+    def _halve(self, label: str) -> bool:
+        changed = False
+        size = sum(map(bool, self._found.tape.get(label, ())))
+        while size >= 1 and self._left > 0:
+            at = 0
+            while self._left > 0:
+                line = list(self._found.tape.get(label, ()))
+                places = [index for index, value in enumerate(line) if value]
+                block = places[at : at + size]
+                if not block:
+                    break
+                for index in block:
+                    line[index] = 0
+                if self._try({**self._found.tape, label: line}):
+                    changed = True
+                else:
+                    at += size
+            size //= 2
+        for index, value in enumerate(list(self._found.tape.get(label, ()))):
+            if value > 1 and self._left > 0 and label not in ("next", "rank"):
+                line = list(self._found.tape[label])
+                if index < len(line):
+                    line[index] = 1
+                    self._try({**self._found.tape, label: line})
+        return changed
+
+    def _try(self, tape: Tape) -> bool:
+        if self._left <= 0 or time.monotonic() > self._end:
+            self._left = 0
+            return False
+        self._left -= 1
+        result = run(self._plan, self._found.seed, tape)
+        if not self._wanted & {_kind(each) for each in result.failures}:
+            return False
+        if _weight(result.tape) >= _weight(self._found.tape):
+            return False
+        self._found = result
+        return True
+
+
+def _weight(tape: Tape) -> int:
+    return sum(value for line in tape.values() for value in line)
+
+
+def _kind(failure: str) -> str:
+    """Return what a failure begins with, without what differs from run to run."""
+    return " ".join(
+        word for word in failure.split()[:7] if not any(char.isdigit() for char in word)
+    )
