@@ -92,9 +92,7 @@ async def scenario(sim: Sim) -> None:
             for message in sim.outside(Mailer).sent.values()  # type: ignore[attr-defined]
         )
         rows = await sim.fetch("orders", "select order_id, stage from order_history")
-        due = Counter(
-            (row["order_id"], row["stage"]) for row in rows if row["stage"] not in UNTOLD
-        )
+        due = Counter((row["order_id"], row["stage"]) for row in rows if row["stage"] not in UNTOLD)
         assert told == due, f"told {told - due} too much, {due - told} too little"
 
     @sim.sometimes("an order is shipped")

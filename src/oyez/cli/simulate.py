@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -13,6 +12,9 @@ from oyez.cli.invocation import json_option
 from oyez.cli.printing import Cell, print_json, print_line, print_table
 from oyez.errors import OyezError
 from oyez.project import Project
+
+if TYPE_CHECKING:
+    from oyez.simulation.search import Found
 
 
 @click.command("simulate")
@@ -25,12 +27,6 @@ from oyez.project import Project
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after these.")
 @click.option("--faults", metavar="NAME,…", help="Let these alone go wrong; `none` for nothing.")
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(1, 8))
-@click.option(
-    "--replay",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Begin with the events of a flow that `oyez flow ID --export FILE` wrote.",
-)
 @json_option
 def command(
     seeds: int,
@@ -40,7 +36,6 @@ def command(
     minutes: float | None,
     faults: str | None,
     replicas: int,
-    replay: Path | None,
     as_json: bool,
 ) -> None:
     """Run the services in virtual time with crashes, lost answers and other faults.
@@ -50,11 +45,10 @@ def command(
     shortest story of it that was found.
     """
     from oyez.simulation.project import Simulated
-    from oyez.simulation.replay import replaying
     from oyez.simulation.search import search
     from oyez.simulation.world import FAULTS
 
-    plan = Simulated(Project.open()).plan(None if replay is None else replaying(replay))
+    plan = Simulated(Project.open()).plan()
     plan.replicas = replicas
     if faults is not None:
         names = [] if faults == "none" else [each.strip() for each in faults.split(",")]
@@ -67,7 +61,7 @@ def command(
         plan.faults = names
     wanted = range(first, first + seeds) if seed is None else range(seed, seed + 1)
     found = search(plan, wanted, jobs=1 if seed is not None else jobs, minutes=minutes)
-    again = _again(found.shrunk.seed, faults, replicas, replay) if found.shrunk else ""
+    again = _again(found.shrunk.seed, faults, replicas) if found.shrunk else ""
     if as_json:
         print_json(_value(found, again))
     else:
@@ -81,15 +75,14 @@ def command(
         )
 
 
-def _again(seed: int, faults: str | None, replicas: int, replay: Path | None) -> str:
+def _again(seed: int, faults: str | None, replicas: int) -> str:
     parts = [f"oyez simulate --seed {seed}"]
     parts += [f"--faults {faults}"] if faults is not None else []
     parts += [f"--replicas {replicas}"] if replicas != 2 else []
-    parts += [f"--replay {replay}"] if replay is not None else []
     return " ".join(parts)
 
 
-def _value(found: Any, again: str) -> dict[str, Any]:
+def _value(found: Found, again: str) -> dict[str, Any]:
     value: dict[str, Any] = {
         "seeds": found.seeds,
         "seconds": found.seconds,
@@ -107,7 +100,7 @@ def _value(found: Any, again: str) -> dict[str, Any]:
     return value
 
 
-def _print(found: Any, again: str) -> None:
+def _print(found: Found, again: str) -> None:
     rate = found.seeds / found.seconds / found.jobs if found.seconds else 0.0
     ran = f"{found.seeds} seeds, {found.virtual:,.0f} virtual seconds in {found.seconds:.1f} s"
     print_line(f"{ran} ({rate:.1f} seeds a second for each of {found.jobs})")

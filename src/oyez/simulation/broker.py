@@ -158,7 +158,9 @@ class SimBroker:
         """Delay a reader, fail it, or leave its partition unread; return how much it may have."""
         world = node.world
         faults, choices = world.faults, world.choices
-        fate = choices.pick((faults.slow, faults.unavailable / 2, faults.split, faults.down), "read")
+        fate = choices.pick(
+            (faults.slow, faults.unavailable / 2, faults.split, faults.down), "read"
+        )
         if fate == 1:
             await asyncio.sleep(0.001 * 4 ** choices.draw(7, "read for"))
         elif fate == 2:
@@ -207,7 +209,8 @@ class SimBroker:
         node, log = self._node, self._log
         place = (self._group, (stream, partition))
         if node is not None and node.world.faulty:
-            if node.world.choices.pick((node.world.faults.lost,), "acknowledge"):
+            lost = node.world.choices.pick((node.world.faults.lost,), "acknowledge")
+            if lost:
                 return  # it never arrives: what was handled is handed out again
         log.acknowledged[place] = max(position, log.acknowledged.get(place, BEGINNING))
 

@@ -11,8 +11,8 @@ import msgspec
 from oyez.contracts.schema import Schema, written
 from oyez.event import EventType
 from oyez.service import Service
-from oyez.simulation.run import Scenario
 from oyez.simulation.sim import Sim
+from oyez.simulation.stage import Scenario
 from oyez.timers import MADE_HERE
 
 EVENTS = 12
@@ -89,7 +89,9 @@ def _value(schema: Schema, defs: dict[str, Schema], chance: random.Random, depth
                 return [_value(each, defs, chance, depth + 1) for each in schema["prefixItems"]]
             least = schema.get("minItems", 0)
             count = least + (chance.randrange(3) if depth < 6 else 0)
-            return [_value(schema.get("items") or {}, defs, chance, depth + 1) for _ in range(count)]
+            return [
+                _value(schema.get("items") or {}, defs, chance, depth + 1) for _ in range(count)
+            ]
         case "integer":
             low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
             return int(low) + chance.randrange(1, 100)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sysconfig
-from collections.abc import Coroutine
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import oyez
 from oyez.ports import Changes
 from oyez.runtime.handlers import Handlers
 from oyez.schedule import EVERY
+from oyez.simulation.checks import Check, fault_now
+from oyez.simulation.loop import actor
+from oyez.simulation.stage import Stage
+from oyez.simulation.store import describe
 from oyez.simulation.variables import Globals
 from oyez.simulation.world import Node
 from oyez.spans import here
 from oyez.tables import Inbox
 from oyez.transaction import Transaction
-
-if TYPE_CHECKING:
-    from oyez.simulation.run import Run
 
 _PENDING = f"""select
  (select count(*) from oyez_outbox where due <= :now) as outbox,
@@ -33,13 +34,18 @@ _OTHERS = (f"{Path(oyez.__file__).parent}/", sysconfig.get_paths()["purelib"])
 class Invariants:
     """The built-in checks of one run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Stage, allowed: Set[str], always: Sequence[Check]) -> None:
+        """``allowed`` and ``always`` are those of the `Sim`, filled by the scenario."""
         self.failures: list[str] = []
         """What did not hold, so far."""
         self._run = run
+        self._allowed = allowed
+        self._always = always
         self._order: dict[tuple[str, str, str, int, str], int] = {}
         self._announced: dict[str, str] = {}
         """The events that were announced in a commit, by id, each with its type."""
+        self._rows: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        """The outbox rows of each stream and key, each with its event's id."""
         self._left: list[tuple[asyncio.Task[Any], Transaction, Node]] = []
         self._handlers = {
             each.name: Handlers(run.plan.system, each.name, each.handlers)
@@ -56,16 +62,16 @@ class Invariants:
             return
         run = self._run
         if changes.handled or changes.settled or changes.announced or changes.dead:
-            from oyez.simulation.store import describe
-
             run.world.tell(node.name, f"commit of {describe(changes)}")
-        for each in changes.announced:
+        for number, each in enumerate(changes.announced):
             if not each.due:
                 self._announced[each.headers["id"]] = each.headers["type"]
+                if changes.stored is not None and each.key is not None:
+                    rows = self._rows.setdefault((each.stream, each.key), [])
+                    rows.append((changes.stored + number, each.headers["id"]))
         doing = here.get()
         inside = isinstance(doing, Transaction) and doing.cause is not None
-        allowed = run.sim.allowed
-        if changes.claim is None and inside and "own commit" not in allowed:
+        if changes.claim is None and inside and "own commit" not in self._allowed:
             self.failures.append(
                 f"a handler of {node.service} commits a transaction of its own: when it is "
                 "repeated, that is done twice; take a Transaction or an After as a parameter"
@@ -76,14 +82,14 @@ class Invariants:
             for event_id, handler in done:
                 self._look_at_order(node.service, handler, event_id)
                 self._look_at_tasks(node.service, handler, event_id)
-        for check in run.sim.always_checks:
-            if why := _now(check):
+        for check in self._always:
+            if why := fault_now(check):
                 self.failures.append(why)
 
     def _look_at_order(self, service: str, name: str, event_id: str) -> None:
         place = self._run.log.places.get(event_id)
         handlers = self._handlers[service]
-        if place is None or name not in handlers or "order" in self._run.sim.allowed:
+        if place is None or name not in handlers or "order" in self._allowed:
             return
         stream, partition, position, key = place
         if key is None or not handlers[name].ordered:
@@ -100,7 +106,7 @@ class Invariants:
         if not isinstance(doing, Transaction) or doing.cause is None:
             return
         coroutine = task.get_coro()
-        if isinstance(coroutine, Coroutine) and inspect.iscoroutine(coroutine):
+        if inspect.iscoroutine(coroutine):
             file = coroutine.cr_code.co_filename
             if file.startswith(self._root) and not file.startswith(_OTHERS):
                 node = _node()
@@ -110,7 +116,7 @@ class Invariants:
     def _look_at_tasks(self, service: str, name: str, event_id: str) -> None:
         for task, doing, node in self._left:
             if node.service == service and doing.cause == event_id and not task.done():
-                if "tasks" in self._run.sim.allowed or node.dead:
+                if "tasks" in self._allowed or node.dead:
                     continue
                 self.failures.append(
                     f"{service}.{name} has left a task behind ({task.get_coro().__qualname__}): "  # type: ignore[union-attr]
@@ -141,7 +147,12 @@ class Invariants:
             if event_id not in published:
                 self.failures.append(f"{kind} {event_id[-8:]} was announced and never published")
         self.failures += self._unhandled()
-        if "dead" not in run.sim.allowed:
+        for (stream, key), rows in self._rows.items():
+            places = [run.log.places[each] for _, each in sorted(rows) if each in published]
+            positions = [position for _, _, position, _ in places]
+            if positions != sorted(positions) and "order" not in self._allowed:
+                self.failures.append(f"events of key {key} were published out of order in {stream}")
+        if "dead" not in self._allowed:
             for name, database in run.databases.items():
                 for row in database.query(
                     "select type, handler, reason from oyez_dead where state = 'dead'"
@@ -154,10 +165,10 @@ class Invariants:
     def at_end(self, variables: Globals) -> None:
         """Look at what a process would have lost when it died."""
         run = self._run
-        if "arguments" not in run.sim.allowed:
+        if "arguments" not in self._allowed:
             self.failures += run.calls.repeated[:1]
         for name in variables.changed():
-            if name not in run.sim.allowed:
+            if name not in self._allowed:
                 self.failures.append(
                     f"{name} was changed while events were handled: a restart loses it, and other "
                     "replicas don't see it; keep it in a State or in the store"
@@ -196,20 +207,5 @@ class Invariants:
 
 
 def _node() -> Node | None:
-    from oyez.simulation.loop import actor
-
     found = actor.get()
     return found if isinstance(found, Node) else None
-
-
-def _now(check: Any) -> str:
-    """Run a check that never waits; return why it does not hold."""
-    from oyez.simulation.run import holds_now
-
-    coroutine = holds_now(check)
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return str(stop.value)
-    coroutine.close()
-    return f"{getattr(check, '__name__', check)}: an `always` may only look, never wait"

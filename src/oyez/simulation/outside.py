@@ -21,7 +21,7 @@ from oyez.transaction import Transaction
 T = TypeVar("T")
 
 MOST = 2
-"""The limit of failures in a row of one function, so that a handler with a few attempts is heard."""
+"""The limit of failures in a row of one function: a handler with few attempts is heard too."""
 
 
 class Outside(Generic[T]):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from oyez.service import Service
-from oyez.simulation.run import Plan, Scenario
+from oyez.simulation.stage import Plan, Scenario
 from oyez.simulation.world import FAULTS
 
 

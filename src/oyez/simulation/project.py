@@ -11,7 +11,7 @@ from oyez.config import FILE
 from oyez.errors import ConfigurationError
 from oyez.project import Project
 from oyez.simulation.driver import driver
-from oyez.simulation.run import Plan, Scenario
+from oyez.simulation.stage import Plan, Scenario
 
 SCENARIO = "simulate.py"
 """The file with a project's scenario."""
@@ -51,7 +51,8 @@ class Simulated:
         if not file.is_file():
             return None
         spec = importlib.util.spec_from_file_location("oyez_simulate", file)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules["oyez_simulate"] = module
         spec.loader.exec_module(module)

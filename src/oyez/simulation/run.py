@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import gc
 import hashlib
-import inspect
 import os
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,17 +22,18 @@ from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.service import Service
 from oyez.signals import Signals
 from oyez.simulation.broker import Log, SimBroker
+from oyez.simulation.checks import fault_of, name_of, said
 from oyez.simulation.invariants import Invariants
 from oyez.simulation.loop import NotSimulated, SimLoop, Stuck, actor
 from oyez.simulation.outside import Calls, Outside, Proxy
-from oyez.simulation.sim import Check, Sim
+from oyez.simulation.sim import Sim
+from oyez.simulation.stage import Plan
 from oyez.simulation.store import Database, SimStore
 from oyez.simulation.tape import Choices, Tape
 from oyez.simulation.variables import Globals
 from oyez.simulation.world import (
     BUSY,
     CRASHES,
-    FAULTS,
     START,
     Node,
     Profile,
@@ -46,29 +45,12 @@ from oyez.testing.inline import Inline
 
 T = TypeVar("T")
 
-Scenario = Callable[[Sim], Awaitable[None]]
-
 PARTITIONS = 2
 """Of each stream: the least at which partitions overtake one another."""
 STEPS = 400_000
 """Steps of the loop after which a run is given up."""
 SCENARIO = 3_600.0
 """Virtual seconds that a scenario may take."""
-
-
-class Plan(msgspec.Struct, kw_only=True):
-    """What is run, the same for each seed."""
-
-    services: Sequence[Service]
-    scenario: Scenario
-    system: str = "test"
-    root: Path = Path()
-    provide: Mapping[type, object] = {}
-    """Values for the services' own providers, by type; an `outside` makes one for each run."""
-    replicas: int = 2
-    faults: Sequence[str] = FAULTS
-    leave: Sequence[str] = ()
-    """Modules whose variables are no part of a service, such as the scenario's own."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -115,7 +97,7 @@ class Run:
         self.nodes: dict[str, Node] = {}
         """The present life of each replica, by its name."""
         self.sim = Sim(self)
-        self.invariants = Invariants(self)
+        self.invariants = Invariants(self, self.sim.allowed, self.sim.always_checks)
         self._begun: set[str] = set()
         self._broken = ""
         """Why a replica can't start, although nothing goes wrong."""
@@ -219,7 +201,7 @@ class Run:
         except TimeoutError:
             failed = f"the scenario did not end within {SCENARIO:.0f} virtual seconds"
         except Exception as error:  # noqa: BLE001 - a scenario may raise anything
-            failed = f"the scenario raised {_said(error)}"
+            failed = f"the scenario raised {said(error)}"
         if failed:
             self.invariants.failures.append(failed)
         chaos.cancel()
@@ -266,12 +248,12 @@ class Run:
             self._check_steps()
             since = loop.time() - healed
             for each in list(eventual):
-                if await _holds(each[1]) == "":
+                if await fault_of(each[1]) == "":
                     eventual.remove(each)
                 elif since >= each[0]:
                     eventual.remove(each)
                     self.invariants.failures.append(
-                        f"{_name(each[1])} does not hold {each[0]:g} s after the last fault"
+                        f"{name_of(each[1])} does not hold {each[0]:g} s after the last fault"
                     )
             if loop.time() - world.moved < BUSY:
                 pause = 0.5
@@ -289,10 +271,10 @@ class Run:
         if not self.invariants.failures:
             self.invariants.at_rest()
             for check in sim.rest_checks:
-                if why := await _holds(check):
+                if why := await fault_of(check):
                     self.invariants.failures.append(why)
             for name, check in sim.sometimes_checks.items():
-                if await _holds(check) == "":
+                if await fault_of(check) == "":
                     sim.reached.add(name)
 
     def _check_steps(self) -> None:
@@ -307,11 +289,10 @@ class Run:
         node = self.nodes[name] = Node(self.world, service.name, name, life)
         self._begun.discard(name)
 
-
         def booted(task: asyncio.Task[None]) -> None:
             error = task.exception()
             if isinstance(error, Exception):
-                self._broken = f"{name} does not start: {_said(error)}"
+                self._broken = f"{name} does not start: {said(error)}"
 
         node.run(self._boot(service, node)).add_done_callback(booted, context=self.world.context)
 
@@ -428,28 +409,11 @@ def _virtual(run: Run) -> Iterator[None]:
         random.setstate(state)
 
 
-async def _holds(check: Check) -> str:
-    """Return why a check does not hold; empty if it does."""
-    try:
-        found = check()
-        if inspect.isawaitable(found):
-            found = await found
-    except Exception as error:  # noqa: BLE001 - a check may raise anything
-        return f"{_name(check)}: {_said(error)}"
-    return f"{_name(check)} does not hold" if found is False else ""
-
-
-def _name(check: Check) -> str:
-    return getattr(check, "__name__", repr(check))
-
-
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def run(plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None) -> Result:
     """Run one seed, or repeat a tape of it, and return how it ended."""
+    if asyncio._get_running_loop() is not None:
+        with ThreadPoolExecutor(1) as thread:  # a thread has one loop at a time
+            return thread.submit(run, plan, seed, given).result()
     if any(id(each) not in _images for each in plan.services):
         first = msgspec.structs.replace(plan, scenario=_nothing, faults=())
         for each in plan.services:
@@ -464,6 +428,3 @@ def run(plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None)
 
 async def _nothing(sim: Sim) -> None:
     pass
-
-
-holds_now = partial(_holds)

@@ -1,4 +1,4 @@
-"""The search: many seeds on several processes, each 20th run twice, and the first failure shrunk."""
+"""The search: many seeds on several processes, some run twice, and the first failure shrunk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from oyez.simulation.run import Plan, Result, run
+from oyez.simulation.run import Result, run
 from oyez.simulation.shrink import shrink
+from oyez.simulation.stage import Plan
 
 TWICE = 20
 """Each seed that is a multiple of this runs twice, and must do the same."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from oyez.simulation.run import Plan, Result, run
+from oyez.simulation.run import Result, run
+from oyez.simulation.stage import Plan
 from oyez.simulation.tape import Tape
 
 MOST = 250
@@ -31,7 +32,7 @@ class _Shrinking:
     def best(self) -> Result:
         """Return the best that was found."""
         for label in sorted(self._found.tape, key=lambda each: each != "next"):
-            if any(self._found.tape[label]):
+            if any(self._found.tape.get(label, ())):
                 self._try({**self._found.tape, label: []})
         changed = True
         while changed and self._left > 0:

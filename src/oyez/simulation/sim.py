@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import httpx
 
@@ -17,22 +17,18 @@ from oyez.ports import Record, Row
 from oyez.principal import Principal
 from oyez.runtime.http import with_origin
 from oyez.runtime.identity import Identities
+from oyez.simulation.checks import Check
+from oyez.simulation.stage import Stage
 from oyez.transaction import Announcer, Origin
 
-if TYPE_CHECKING:
-    from oyez.simulation.run import Run
-
 E = TypeVar("E")
-Check = Callable[[], "bool | None | Awaitable[bool | None]"]
-"""What must hold: it fails when it returns False or raises, and returns None or True otherwise."""
 C = TypeVar("C", bound=Check)
-Answer = Coroutine[Any, Any, Any]
 
 
 class Sim:
     """A simulated system, as a scenario sees it. Times are virtual seconds."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Stage) -> None:
         self.random = random.Random(run.seed)  # noqa: S311 - repeatable on purpose
         """Random numbers of this run, for what a scenario does."""
         self.reached: set[str] = set()
@@ -153,7 +149,7 @@ class Sim:
         return add
 
     def sometimes(self, name: str) -> Callable[[C], C]:
-        """Check that this holds at rest for at least one seed: what is never reached is untested."""
+        """Check that this holds at rest for one seed at least: else it is untested."""
 
         def add(check: C) -> C:
             self.sometimes_checks[name] = check

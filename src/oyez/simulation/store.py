@@ -76,9 +76,7 @@ class SimStore(SqliteStore):
         """Without a ``node`` nothing goes wrong."""
         ambient: Ambient = SystemAmbient() if node is None else node.ambient
         super().__init__(Path(database.file.path), ambient, inline=True, durable=False)
-        self.capabilities = Capabilities(
-            durability="process-crash", history=False, processes=False
-        )
+        self.capabilities = Capabilities(durability="process-crash", history=False, processes=False)
         self._file = database.file
         self._database = database
         self._node = node

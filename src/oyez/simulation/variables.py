@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 _CONTAINERS = (dict, list, set, deque, defaultdict, Counter, OrderedDict, bytearray)
-_OTHERS = ("site-packages", ".venv", "tests")
+_OTHERS = ("site-packages", ".venv")
+_TESTS = ("test_", "conftest")
 _VALUES = (int, float, str, bytes, bool, type(None))
 
 
@@ -64,5 +65,7 @@ def _modules(roots: list[Path]) -> Iterator[ModuleType]:
     starts = tuple(f"{root}/" for root in roots)
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and file.startswith(starts) and not set(_OTHERS) & set(Path(file).parts):
+        if not file or not file.startswith(starts) or Path(file).name.startswith(_TESTS):
+            continue
+        if not set(_OTHERS) & set(Path(file).parts):
             yield module

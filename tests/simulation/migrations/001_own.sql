@@ -1,0 +1,1 @@
+create table own (name text primary key, n integer not null);
