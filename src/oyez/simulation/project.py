@@ -32,7 +32,7 @@ class Simulated:
         config = self._project.config
         services = [self._project.service(name) for name in config.services]
         module = self._module()
-        found = scenario or getattr(module, "scenario", None)
+        found: Scenario | None = scenario or getattr(module, "scenario", None)
         if module is not None and not callable(found):
             raise ConfigurationError(
                 f"{config.root / SCENARIO}: expected `async def scenario(sim)` in it"

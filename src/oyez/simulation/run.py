@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -325,7 +325,7 @@ class Run:
             node.die()
             self._revive(node)
             return
-        service.attach(_Bound(self, service.name))
+        service.attach(cast(ServiceProcess, _Bound(self, service.name)))
         if id(service) not in _images:
             _images[id(service)] = database.image()
             _kept.append(service)

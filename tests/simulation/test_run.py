@@ -1,0 +1,185 @@
+"""A run repeats, a crash is no cancellation, and the shop's books balance whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+from planted import HERE, Bank, Paid, Placed, charge_without_key, sound
+
+from oyez import Event, Service, Transaction
+from oyez.event import describe
+from oyez.simulation import Sim, simulate
+from oyez.simulation.driver import draw
+from oyez.simulation.run import run
+from oyez.simulation.stage import Plan
+from oyez.simulation.tape import Choices
+
+SHOP = Path(__file__).parents[2] / "examples" / "shop"
+SEEDS = int(os.environ.get("OYEZ_TEST_SIMULATION_SHOP", "20"))
+
+
+def test_a_tape_repeats_what_a_seed_chose() -> None:
+    first = Choices(7)
+    made = [(first.draw(9, "a"), first.pick((0.5, 0.2), "b")) for _ in range(50)]
+    again = Choices(0, first.tape)
+    assert [(again.draw(9, "a"), again.pick((0.5, 0.2), "b")) for _ in range(50)] == made
+    assert (again.draw(9, "a"), again.pick((1.0,), "c")) == (0, 0)  # beyond its end: the tame one
+    assert {each for each, _ in made} == set(range(9))
+    assert {each for _, each in made} == {0, 1, 2}
+
+
+def test_a_seed_and_its_tape_give_the_same_run() -> None:
+    plan = sound()
+    for seed in range(5):
+        result = run(plan, seed)
+        assert run(plan, seed).trace == result.trace
+        assert run(plan, seed, result.tape).trace == result.trace
+    assert run(plan, 5).trace != result.trace
+
+
+def test_a_crash_runs_no_cleanup() -> None:
+    service = Service("pay", migrations="migrations")
+    ran: list[str] = []
+
+    @service.on(Placed)
+    async def keep(event: Placed, tx: Transaction) -> None:
+        ran.append("began")
+        try:
+            await asyncio.sleep(0.3)
+        except asyncio.CancelledError:
+            ran.append("cancelled")
+            raise
+        finally:
+            ran.append("left")
+
+    async def scenario(sim: Sim) -> None:
+        await sim.publish(Placed(order_id="1"), service="shop")
+        await sim.sleep(3.0)
+
+    plan = Plan(services=[service], scenario=scenario, root=HERE, faults=("crash",))
+    unfinished = 0
+    for seed in range(40):
+        ran.clear()
+        result = run(plan, seed)
+        assert result.failures == []
+        # What a dead replica left is closed only when the run is over.
+        unfinished += ran[:2] == ["began", "began"]
+        assert "cancelled" not in ran
+    assert unfinished
+
+
+def test_without_faults_all_is_tame() -> None:
+    result = run(msgspec.structs.replace(sound(), faults=()), 3)
+    assert result.failures == []
+    assert [each.what for each in result.story if each.fault] == ["nothing goes wrong any more"]
+
+
+@pytest.mark.parametrize("what", ["time.sleep", "a thread", "a network connection"])
+def test_the_real_world_is_refused(what: str) -> None:
+    service = Service("pay")
+
+    @service.on(Placed)
+    async def reach_out(event: Placed) -> None:
+        if what == "time.sleep":
+            time.sleep(1.0)
+        elif what == "a thread":
+            await asyncio.to_thread(print)
+        else:
+            await asyncio.open_connection("127.0.0.1", 1)
+
+    async def scenario(sim: Sim) -> None:
+        await sim.publish(Placed(order_id="1"), service="shop")
+
+    result = run(Plan(services=[service], scenario=scenario, root=HERE), 0)
+    assert any(what in each for each in result.failures), result.failures
+
+
+def test_what_must_hold_and_does_not_is_told() -> None:
+    service = Service("pay")
+
+    @service.on(Placed)
+    async def pay(event: Placed) -> Paid:
+        return Paid(order_id=event.order_id)
+
+    async def scenario(sim: Sim) -> None:
+        @sim.always
+        def few() -> bool:
+            return len(sim.announced(Paid)) < 1
+
+        @sim.eventually(within=5.0)
+        def never() -> bool:
+            return False
+
+        await sim.publish(Placed(order_id="1"), service="shop")
+        await sim.sleep(5.0)
+        await sim.publish(Placed(order_id="2"), service="shop")
+
+    result = run(Plan(services=[service], scenario=scenario, root=HERE, faults=()), 0)
+    assert result.failures == [
+        "few does not hold",
+        "never does not hold 5 s after the last fault",
+    ]
+
+
+def test_the_test_of_a_scenario_tells_a_story() -> None:
+    plan = charge_without_key()
+
+    @simulate(*plan.services, seeds=100, system="planted", root=HERE, provide=plan.provide)
+    async def scenario(sim: Sim) -> None:
+        await plan.scenario(sim)
+
+    with pytest.raises(AssertionError, match=r"(?s)seed \d+:.*Bank\.pay.*again: oyez simulate"):
+        scenario()
+
+
+def test_what_no_seed_reaches_fails_the_test() -> None:
+    plan = sound()
+
+    @simulate(*plan.services, seeds=3, system="planted", root=HERE, provide=plan.provide)
+    async def scenario(sim: Sim) -> None:
+        @sim.sometimes("a bank is robbed")
+        def robbed() -> bool:
+            return "robber" in sim.outside(Bank).payments
+
+    with pytest.raises(AssertionError, match="in 3 seeds never reached: a bank is robbed"):
+        scenario()
+
+
+class Drawn(Event, type="drawn.all", key="name"):
+    name: str
+    size: Literal["s", "m"]
+    parts: list[int]
+    more: dict[str, int]
+    maybe: float | None = None
+
+
+def test_events_are_drawn_from_their_schemas() -> None:
+    chance = random.Random(1)
+    found = [draw(describe(Drawn), chance) for _ in range(50)]
+    assert all(isinstance(each, Drawn) for each in found)
+    assert {each.size for each in found if isinstance(each, Drawn)} == {"s", "m"}
+    assert len({each.name for each in found if isinstance(each, Drawn)}) == 3
+
+
+def test_the_shop_balances() -> None:
+    """``OYEZ_TEST_SIMULATION_SHOP`` is the number of seeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "oyez", "simulate", "--seeds", str(SEEDS), "--json"],
+        cwd=SHOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = json.loads(done.stdout)
+    assert told["failure"] is None, told["failure"]
+    assert told["seeds"] == SEEDS
