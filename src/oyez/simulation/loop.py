@@ -15,7 +15,6 @@ from concurrent.futures import Executor
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
-from oyez.errors import OyezError
 from oyez.simulation.tape import Choices
 
 T = TypeVar("T")
@@ -26,11 +25,11 @@ STEPS = 4_000
 """The steps among which those times are chosen."""
 
 
-class NotSimulated(OyezError):
+class NotSimulated(Exception):
     """Code asked the event loop for something of the real world; the message says what instead."""
 
 
-class Stuck(OyezError):
+class Stuck(Exception):
     """Nothing is ready and no timer is set, so nothing would ever happen again."""
 
 
