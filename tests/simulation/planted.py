@@ -423,8 +423,10 @@ def removed_before_published() -> Iterator[None]:
 
 def no_fence() -> AbstractContextManager[Any]:
     """A replica that lost a partition commits all the same."""
-    sql = store._FENCE.replace("and owner = :owner and epoch = :epoch", "and :owner <> ''")
-    return patch.object(store, "_FENCE", sql.replace("<> ''", "<> '' and :epoch > 0"))
+    held = "and owner = :owner and epoch = :epoch"
+    return patch.object(
+        store, "_FENCE", store._FENCE.replace(held, "and :owner <> '' and :epoch > 0")
+    )
 
 
 @contextlib.contextmanager
