@@ -1,0 +1,1 @@
+create table charge (order_id text primary key, cents integer not null, by text not null);
