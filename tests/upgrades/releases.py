@@ -29,7 +29,7 @@ from oyez.project import Project
 
 HERE = Path(__file__).parent
 THIS = "this"
-PREVIOUS = sorted(path.name for path in (HERE / "wheels").iterdir())[-1]
+PREVIOUS = max(path.name for path in (HERE / "wheels").iterdir() if path.is_dir())
 """The release before this one."""
 SERVICES = ("desk", "till", "ledger")
 DEADLINE = 90.0

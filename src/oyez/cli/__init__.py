@@ -77,6 +77,9 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; turn errors into one line and an exit code."""
+    if sys.platform == "win32":
+        click.echo("oyez: Windows is not supported: use Linux, in WSL 2 or a container", err=True)
+        sys.exit(2)
     try:
         code = root.main(arguments, prog_name="oyez", standalone_mode=False)
         sys.stdout.flush()
