@@ -9,6 +9,7 @@ GUESTS ?=
 TESTS  ?=
 
 .PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean
+.PHONY: capabilities help demo services services-down observe test check format bench lock clean dist matrix site supply
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -22,6 +23,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements/dev.txt
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
 	@scripts/prepare "$(PYTHON)" "$(VENV)" bench
+	@touch $@
+
+$(VENV)/.ready-release: $(VENV)/.ready-dev requirements/release.txt
+	@scripts/prepare "$(PYTHON)" "$(VENV)" release
 	@touch $@
 
 ifeq ($(BROKER)$(STORE),)
@@ -67,8 +72,23 @@ format: $(VENV)/.ready-dev  ## format the code
 bench: $(VENV)/.ready-bench  ## the benchmarks, as ratios
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+dist: $(VENV)/.ready-release  ## the sdist and the wheel, built twice and equal, and tried as installed
+	@$(BIN)/python scripts/dist --smoke $(ARGS)
+
+matrix: $(VENV)/.ready-release dist/SHA256SUMS  ## the unit tests on every Python of this machine; ARGS="3.13 lowest"
+	@$(BIN)/python scripts/matrix --fetch $(ARGS)
+
+supply: $(VENV)/.ready-release dist/SHA256SUMS  ## SBOM and licences of what each extra installs, and known faults
+	@$(BIN)/python scripts/supply $(ARGS)
+
+dist/SHA256SUMS: $(VENV)/.ready-release
+	@$(BIN)/python scripts/dist
+
+site: $(VENV)/.ready-dev  ## the docs as pages, links checked
+	@$(BIN)/python scripts/site $(ARGS)
+
 lock: $(VENV)/.ready-dev  ## pin the requirements again, with hashes
 	@scripts/lock "$(BIN)"
 
 clean:  ## remove the environment and everything the demo wrote
-	rm -rf $(VENV) .demo examples/shop/.oyez
+	rm -rf $(VENV) .pythons build dist .demo examples/shop/.oyez

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, done as it says: its files written, its commands run, its answers compared."""
+"""Pages done as they say: their files written, their commands run, their answers compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from shop import free_ports
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
+DOCS = Path(__file__).parents[2] / "docs"
 DEADLINE = 60.0
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"(?:#|--) (at the (?:beginning|end) of )?((?:\w+/)*\w+\.(?:py|sql))\n")
@@ -126,9 +126,10 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         made.stop()
 
 
-def test_the_tutorial(reader: Reader) -> None:
+@pytest.mark.parametrize("page", ["tutorial", "five-minutes"])
+def test_a_page_that_is_followed(reader: Reader, page: str) -> None:
     files: dict[str, str] = {}
-    for language, text in _BLOCK.findall(PAGE.read_text()):
+    for language, text in _BLOCK.findall((DOCS / f"{page}.md").read_text()):
         if language == "console":
             if files:
                 reader.write(files)

@@ -59,7 +59,8 @@ def test_exit_codes(tmp_path: Path, arguments: list[str], code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [("OyezError('no')", 1), ("ConfigurationError('no')", 2), ("KeyboardInterrupt", 130)]
+    ("error", "code"),
+    [("OyezError('no')", 1), ("ConfigurationError('no')", 2), ("KeyboardInterrupt", 130)],
 )
 def test_exit_codes_of_failures(tmp_path: Path, error: str, code: int) -> None:
     assert f"| {code} | " in POLICY
@@ -93,6 +94,8 @@ def test_the_supported_pythons_are_the_classified_ones() -> None:
 
 
 def test_the_extra_for_all_has_all() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     (everything,) = extras.pop("all")
     assert everything == f"oyez[{','.join(sorted(extras))}]"

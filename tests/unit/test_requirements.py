@@ -64,7 +64,7 @@ def test_what_is_pinned_is_what_is_asked_for_and_what_that_needs(file: str) -> N
 
 def test_no_two_files_pin_different_versions() -> None:
     every = {file.stem: pinned(file.stem) for file in REQUIREMENTS.glob("*.txt")}
-    assert {"build", "runtime", "shop", "dev", "bench"} == every.keys()
+    assert {"build", "runtime", "shop", "dev", "bench", "release"} == every.keys()
     for name, version in ((n, v) for pins in every.values() for n, v in pins.items()):
         assert {pins[name] for pins in every.values() if name in pins} == {version}
 

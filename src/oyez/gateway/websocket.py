@@ -140,8 +140,9 @@ class WebSocket(Line):
         self._changed.set()
 
     def _flush(self) -> None:
-        if not self.lost:
-            self.transport.writelines(part for part in self._protocol.data_to_send() if part)
+        parts = [part for part in self._protocol.data_to_send() if part]
+        if parts and not self.lost:  # asyncio's own transport of 3.12 fails on none
+            self.transport.writelines(parts)
 
 
 _MESSAGES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
