@@ -1,4 +1,4 @@
-"""The docs as pages, from the disk and without a server: found, read, light and dark, on a phone."""
+"""The docs as pages from the disk: found without a server, read, light and dark, on a phone."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ PAGES = sorted(
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
     if not page.name.startswith(".")
 )
-GUIDE = [page for page in PAGES if page.parent.name == "guide" or page.name == "README.md"]
+GUIDE = [p for p in PAGES if p.parent.name == "guide" or p.name in ("README.md", "why.md")]
 
 SECRET = "whsec_dGhlIHZhbHVlIG9mIGEgdmFyaWFibGUh"
 """The value of each variable that a page names."""
