@@ -140,9 +140,10 @@ class WebSocket(Line):
         self._changed.set()
 
     def _flush(self) -> None:
-        parts = [part for part in self._protocol.data_to_send() if part]
-        if parts and not self.lost:  # asyncio's own transport of 3.12 fails on none
-            self.transport.writelines(parts)
+        # Not writelines: asyncio's own of 3.12 fails on nothing, and tells nobody to pause.
+        data = b"".join(self._protocol.data_to_send())
+        if data and not self.lost:
+            self.transport.write(data)
 
 
 _MESSAGES = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
