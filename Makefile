@@ -8,8 +8,7 @@ STORE  ?=
 GUESTS ?=
 TESTS  ?=
 
-.PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean
-.PHONY: capabilities help demo services services-down observe test check format bench lock clean dist matrix site supply
+.PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean dist matrix site supply
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 

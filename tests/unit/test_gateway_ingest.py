@@ -41,7 +41,6 @@ from oyez.errors import (
 from oyez.event import MAX_DATA
 from oyez.gateway import gateway
 from oyez.gateway.ingest.admission import Admission, NotAllowed
-from oyez.gateway.ingest.forms import Arrived, open_arrived
 from oyez.gateway.ingest.publisher import LIMIT, Publisher
 from oyez.gateway.ingest.quota import Quota
 from oyez.observe.metrics import Metrics
