@@ -76,7 +76,7 @@ async def scenario(sim: Sim) -> None:
         for row in orders:
             assert row["shipped"] + row["cancelled"] == 1, f"order without an end: {row}"
         sold = sum(row["total_cents"] for row in orders if row["shipped"])
-        balance = sim.outside(PaymentProvider).balance  # type: ignore[attr-defined]
+        balance = sim.outside(PaymentProvider).balance
         assert balance == sold, f"the provider holds {balance}, and {sold} were sold"
 
     @sim.at_rest
@@ -88,8 +88,8 @@ async def scenario(sim: Sim) -> None:
     @sim.at_rest
     async def notices() -> None:
         told = Counter(
-            (message[-1]["X-Order"], message[-1]["X-Stage"])  # type: ignore[index]
-            for message in sim.outside(Mailer).sent.values()  # type: ignore[attr-defined]
+            (message[-1]["X-Order"], message[-1]["X-Stage"])
+            for message in sim.outside(Mailer).sent.values()
         )
         rows = await sim.fetch("orders", "select order_id, stage from order_history")
         due = Counter((row["order_id"], row["stage"]) for row in rows if row["stage"] not in UNTOLD)
@@ -105,7 +105,7 @@ async def scenario(sim: Sim) -> None:
 
     @sim.sometimes("money is given back")
     async def refunded() -> bool:
-        return bool(sim.outside(PaymentProvider).refunded)  # type: ignore[attr-defined]
+        return bool(sim.outside(PaymentProvider).refunded)
 
     clerk = Principal(kind="user", issuer="login", subject="bob", roles=frozenset({"clerk"}))
     async with sim.http("orders", CUSTOMER) as client, sim.http("orders", clerk) as desk:

@@ -64,9 +64,10 @@ def draw(kind: EventType, chance: random.Random) -> object | None:
         return None
     value = _value(schema, schema.get("$defs", {}), chance, 0)
     try:
-        return msgspec.convert(value, kind.cls, strict=False)
+        found: object = msgspec.convert(value, kind.cls, strict=False)
     except (msgspec.ValidationError, TypeError):
         return None
+    return found
 
 
 def _value(schema: Schema, defs: dict[str, Schema], chance: random.Random, depth: int) -> Any:
@@ -96,8 +97,8 @@ def _value(schema: Schema, defs: dict[str, Schema], chance: random.Random, depth
             low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
             return int(low) + chance.randrange(1, 100)
         case "number":
-            low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
-            return float(low) + 1 + chance.randrange(100)
+            least = schema.get("minimum", schema.get("exclusiveMinimum"))
+            return float(0 if least is None else least) + 1 + chance.randrange(100)
         case "boolean":
             return chance.random() < 0.5
         case "null":

@@ -98,7 +98,7 @@ class SimLoop(asyncio.BaseEventLoop):
         """Called with each new task."""
         self._clock = 0.0
         self._choices = choices
-        self._steps = self._ready = _Ready()  # type: ignore[assignment]
+        self._steps = self._ready = _Ready()
         self._ranks: dict[Actor | None, int] | None = {} if priorities else None
         self._lower = (
             {choices.draw(STEPS, "lower") for _ in range(CHANGES)} if priorities else set[int]()
@@ -143,8 +143,8 @@ class SimLoop(asyncio.BaseEventLoop):
         if line:
             steps.active.append(who)
         self.steps += 1
-        if not handle._cancelled:  # type: ignore[attr-defined]
-            handle._run()  # type: ignore[attr-defined]
+        if not handle._cancelled:
+            handle._run()
 
     def _choose(self, active: list[Actor | None]) -> Actor | None:
         ranks = self._ranks
@@ -162,7 +162,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _advance(self) -> None:
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        while timers and timers[0]._cancelled:  # type: ignore[attr-defined]
+        while timers and timers[0]._cancelled:
             heapq.heappop(timers)
         if not timers:
             raise Stuck("nothing is ready and no timer is set")
@@ -170,7 +170,7 @@ class SimLoop(asyncio.BaseEventLoop):
         while timers and timers[0]._when <= self._clock:  # type: ignore[attr-defined]
             timer = heapq.heappop(timers)
             timer._scheduled = False  # type: ignore[attr-defined]
-            if not timer._cancelled:  # type: ignore[attr-defined]
+            if not timer._cancelled:
                 self._steps.append(timer)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:

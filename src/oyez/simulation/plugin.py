@@ -40,7 +40,7 @@ def simulate(
             from oyez.simulation.story import text
 
             __tracebackhide__ = True
-            file = Path(scenario.__code__.co_filename)  # type: ignore[attr-defined]
+            file = Path(scenario.__code__.co_filename)
             if services:
                 plan = Plan(
                     services=services,
@@ -61,7 +61,7 @@ def simulate(
                     f"in {found.seeds} seeds never reached: {', '.join(found.unreached)}"
                 )
 
-        del test.__wrapped__  # type: ignore[attr-defined]  # or pytest asks for a fixture `sim`
+        del test.__wrapped__  # or pytest asks for a fixture `sim`
         return test
 
     return decorate

@@ -353,7 +353,7 @@ class Run:
             for task in self.loop.tasks:
                 if not task.done():
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
             self.loop.tasks.clear()
             self.loop.close()
         finally:
