@@ -91,6 +91,20 @@ def test_replicas_that_were_asked_for_are_wanted_while_they_start(
     assert decide(measured(at=COOLDOWN, **values), LIMITS, early.past).wanted == in_the_end
 
 
+def test_a_replica_that_is_away_for_a_moment_is_wanted_still() -> None:
+    """A busy process may miss its lease: whoever is told two would end a third that works."""
+    load = {"inflow": 200.0, "lag": 0}
+    there = decide(measured(replicas=3, at=0.0, **load), LIMITS)
+    assert there.wanted == 3
+    away = decide(measured(replicas=2, at=5.0, **load), LIMITS, there.past)
+    assert away.wanted == 3
+    assert "3 were asked for" in away.why
+    back = decide(measured(replicas=3, at=10.0, **load), LIMITS, away.past)
+    assert back.wanted == 3
+    gone = decide(measured(replicas=2, at=10.0 + COOLDOWN, **load), LIMITS, back.past)
+    assert gone.wanted < 3
+
+
 def test_a_replica_stays_while_the_others_would_have_little_room() -> None:
     """Three of four would be enough for 240/s, and would not be for 241/s after a fifth more."""
     past = Past(replicas=4, total=0.0, changed=0.0, spare=0.0)

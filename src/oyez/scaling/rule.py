@@ -75,9 +75,9 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     until: float = 0.0
     """The time until which that holds."""
     asked: int = 0
-    """The replicas that were asked for last, while there were fewer."""
+    """The replicas that were asked for last."""
     since: float = 0.0
-    """The time since which so many are asked for."""
+    """The last time when all of them were there, or when so many were asked for first."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,18 +101,16 @@ def decide(measured: Measured, limits: Limits, past: Past | None = None) -> Deci
     More at once, as many as are needed; fewer one at a time, each after a cooldown without a change
     in which one fewer would have been enough. More replicas than partitions with lag are not asked
     for. Steps up that did not help within a cooldown are taken back, and not repeated before
-    `AGAIN` cooldowns have passed. Replicas that were asked for and have not come are wanted still,
-    for a cooldown: they may be starting. Bounds always hold.
+    `AGAIN` cooldowns have passed. Replicas that were asked for and are not there are wanted still,
+    for a cooldown: they may be starting, or too busy to renew their lease. Bounds always hold.
     """
     decision = _judged(measured, limits, past)
     now, at, past = measured.replicas, measured.at, decision.past
     asked = min(past.asked, limits.most, measured.partitions)
-    starting = asked > now and at - past.since < limits.cooldown
-    if starting and now <= decision.wanted <= asked:
+    missing = now < asked and at - past.since < limits.cooldown
+    if missing and now <= decision.wanted <= asked:
         return replace(decision, wanted=asked, why=f"{asked} were asked for; {decision.why}")
-    if decision.wanted > now:
-        return replace(decision, past=replace(past, asked=decision.wanted, since=at))
-    return replace(decision, past=replace(past, asked=0))
+    return replace(decision, past=replace(past, asked=decision.wanted, since=at))
 
 
 def _judged(measured: Measured, limits: Limits, past: Past | None) -> Decision:
