@@ -209,8 +209,11 @@ def _signature(folder: Path) -> Check:
         for line in lines:
             fields.setdefault(HEADERS[line[0] % len(HEADERS)] if line else b"", []).append(line[1:])
         for scheme in SCHEMES:
-            with contextlib.suppress(Refusal):
+            try:
                 scheme.verify(fields, body, SIGNED_AT)
+            except Refusal as refusal:
+                refusal.__traceback__ = None  # as the gateway does: it may be a shared one
+            else:
                 assert body == SIGNED
 
     return check
