@@ -43,8 +43,8 @@ SAID_OF_THE_GATEWAY = frozenset(
     "concurrency tls trusted_proxies access_log issuers cors openapi limits ingest webhooks login "
     "routes "
     # These need no word: the routes that use them are refused, or they are of the process alone.
-    "admin store grace lag_limit session_lifetime keys jwks wait watchers tunnels tunnel_timeout "
-    "idempotency".split()
+    "admin store grace drain_delay lag_limit session_lifetime keys jwks wait watchers tunnels "
+    "tunnel_timeout idempotency".split()
 )
 """Those of the gateway."""
 
