@@ -37,7 +37,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """
     tokens = {"OYEZ_TOKEN": TOKEN, "OYEZ_READ_TOKEN": READ}
     shop = copy_shop(tmp_path_factory.mktemp("console"), environment=tokens)
-    _edit(shop, "orders", "after=(reserve, charge)", "after=(reserve,)")
+    _edit(shop, "orders", "after=(reserve, charge, *REVIEW)", "after=(reserve,)")
     _edit(shop, "shipping", "self.prepared and self.paid and", "self.prepared and")
     _edit(shop, "inventory", "from oyez import", "import pathlib\n\nfrom oyez import Retry,")
     _edit(shop, "inventory", "on(OrderPlaced)", "on(OrderPlaced, retry=Retry(attempts=1))")

@@ -197,20 +197,15 @@ class TestLive:
             with pytest.raises(StoreRefused, match=r"version 1 has a table of other .*version=2"):
                 await prepare(process.store, changed, process.ambient)
 
-    async def test_a_broker_without_history_is_refused(self) -> None:
+    async def test_without_history_the_first_version_is_the_only_one(self) -> None:
+        """The rest is told by tests/conformance/test_views_without_history.py, on real queues."""
         async with running(desk()) as system:
-            process = system.processes["desk"]
-            process.views.check()
-            process.broker = None  # type: ignore[assignment]
-            process.views._broker = _Queue()  # type: ignore[assignment]
-            with pytest.raises(BrokerRefused, match="move orders_seen to a service on one that"):
-                process.views.check()
-            process.broker = system.broker
-
-
-class _Queue:
-    class capabilities:  # noqa: N801
-        history = False
+            views = system.processes["desk"].views
+            views.live = dict(desk().views)
+            views.check()
+            views.live = dict(desk(orders(version=2)).views)
+            with pytest.raises(BrokerRefused, match="keep version=1, or give it the name of an"):
+                views.check()
 
 
 async def deploy(system: System, service: Service) -> ServiceProcess:
