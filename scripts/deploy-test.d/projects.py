@@ -99,7 +99,16 @@ def build(deployed: Deployed, say: Callable[[str], None]) -> None:
     """Build the images of a project's parts, each as an archive."""
     deployed.images.mkdir(parents=True)
     say(f"building the images of {deployed.name}: {', '.join(deployed.parts)}")
-    run([HERE / "images", deployed.folder, *deployed.parts, "--archive", deployed.images])
+    run(
+        [
+            sys.executable,
+            HERE / "images",
+            deployed.folder,
+            *deployed.parts,
+            "--archive",
+            deployed.images,
+        ]
+    )
 
 
 def secret_values(
