@@ -20,6 +20,13 @@ def sign_in(page: Page, address: str, token: str = TOKEN) -> None:
     expect(page.get_by_role("heading", name="Topology")).to_be_visible()
 
 
+def press(page: Page, *keys: str) -> None:
+    """Press the console's own keys, once its script hears them."""
+    expect(page.get_by_role("button", name="Keys")).to_be_visible()
+    for key in keys:
+        page.keyboard.press(key)
+
+
 def no_sideways_scroll(page: Page) -> None:
     """Fail if the page is wider than its window."""
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

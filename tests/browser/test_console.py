@@ -13,7 +13,7 @@ import httpx
 import pytest
 from axe import Auditor, routes
 from chromium import Opener
-from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, sign_in, tab_to
+from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, press, sign_in, tab_to
 from playwright.sync_api import expect
 from shop import Shop, copy_shop
 
@@ -114,8 +114,7 @@ def test_by_keyboard_alone(open_window: Opener, shop: Shop, address: str, stuck:
     alert = page.get_by_role("link", name=re.compile("dead letters of shipping.prepare"))
     expect(alert).to_be_visible(timeout=30_000)
     page.keyboard.press("Tab")
-    page.keyboard.press("g")
-    page.keyboard.press("d")
+    press(page, "g", "d")
     expect(page.get_by_role("heading", name="Dead letters", exact=True)).to_be_visible()
     tab_to(page, "no box for order")
     page.keyboard.press("Enter")
@@ -128,11 +127,10 @@ def test_by_keyboard_alone(open_window: Opener, shop: Shop, address: str, stuck:
     tab_to(page, "Redrive")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text("Redriven")
-    page.keyboard.press("?")
+    press(page, "?")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
-    page.keyboard.press("g")
-    page.keyboard.press("o")
+    press(page, "g", "o")
     expect(page.get_by_role("heading", name="Topology")).to_be_visible()
 
 
@@ -208,7 +206,7 @@ def test_an_order_is_found_by_keyboard_and_its_flow_leads_to_the_cure(
     sign_in(page, address)
     alert = page.get_by_role("link", name=re.compile("shipping.prepare"))
     expect(alert).to_be_visible(timeout=30_000)
-    page.keyboard.press("/")
+    press(page, "/")
     expect(page.get_by_role("searchbox", name="Find")).to_be_focused()
     page.keyboard.type(stuck[0])
     page.keyboard.press("Enter")
@@ -237,7 +235,7 @@ def test_an_order_is_found_by_keyboard_and_its_flow_leads_to_the_cure(
     )
     expect(flow).to_contain_text("shop.shipment.ready")
     assert page.evaluate("window.owned") is None
-    page.keyboard.press("/")
+    press(page, "/")
     page.keyboard.type("nobody-knows")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name=re.compile("Nothing is known of"))).to_be_visible()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from chromium import Opener
-from consoles import TOKEN, WIDTHS, no_sideways_scroll, open_console, sign_in, tab_to
+from consoles import TOKEN, WIDTHS, no_sideways_scroll, open_console, press, sign_in, tab_to
 from playwright.sync_api import Page, expect
 from shop import Shop, copy_shop
 
@@ -79,8 +79,7 @@ def test_what_arrives_is_followed_by_keyboard_and_paused(
     page = open_console(open_window, 1280)
     sign_in(page, address)
     page.keyboard.press("Tab")
-    page.keyboard.press("g")
-    page.keyboard.press("e")
+    press(page, "g", "e")
     page.wait_for_url("**/events")
     tab_to(page, "shop.orders")
     page.keyboard.type("shop.orders")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from chromium import Opener
-from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, sign_in, tab_to
+from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, press, sign_in, tab_to
 from playwright.sync_api import expect
 from shop import Shop, copy_shop
 
@@ -124,8 +124,7 @@ def test_an_order_is_found_by_its_key_and_aborted_by_keyboard_alone(
     key = order(shop, "tok_ok")
     page = open_console(open_window, 1280)
     sign_in(page, address)
-    page.keyboard.press("g")
-    page.keyboard.press("s")
+    press(page, "g", "s")
     expect(page.get_by_role("heading", name="Sagas")).to_be_visible()
     tab_to(page, "Fulfilment")
     page.keyboard.press("Enter")

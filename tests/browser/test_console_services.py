@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from chromium import Opener
-from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, sign_in, tab_to
+from consoles import READ, TOKEN, WIDTHS, no_sideways_scroll, open_console, press, sign_in, tab_to
 from playwright.sync_api import Page, expect
 from shop import Shop, copy_shop
 
@@ -68,8 +68,7 @@ def test_by_keyboard_from_the_list_to_what_waits_in_a_service(
     order(shop)
     page = open_console(open_window, 1280)
     sign_in(page, address)
-    page.keyboard.press("g")
-    page.keyboard.press("v")
+    press(page, "g", "v")
     expect(page.get_by_role("heading", name="Services", exact=True)).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="shipping")).to_be_visible()
     tab_to(page, "shipping")

@@ -134,6 +134,7 @@ async def test_the_code_of_a_page_runs(
         for block in blocks(page):
             file = _FILE.match(block.text)
             if file is not None:
+                forget(file[1], monkeypatch)
                 path = folder / file[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
@@ -153,6 +154,14 @@ async def test_the_code_of_a_page_runs(
                     await answer
     finally:
         del sys.modules["page"]
+
+
+def forget(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the page's file be imported, though another test holds a module of its name."""
+    name = file.partition("/")[0].removesuffix(".py")
+    for each in list(sys.modules):
+        if each == name or each.startswith(f"{name}."):
+            monkeypatch.delitem(sys.modules, each)
 
 
 async def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
