@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
@@ -39,8 +40,9 @@ from oyez.errors import ConfigurationError
 from oyez.gateway import serve
 from oyez.logger import Logger, configure
 from oyez.observe.environment import Asked, asked
+from oyez.observe.recorded import Deferred, Ids, Provider
 from oyez.observe.traced import traced
-from oyez.observe.tracing import Ids, Tracing
+from oyez.observe.tracing import Tracing
 from oyez.ports import Record
 from oyez.runtime.dead import redrive
 from oyez.saga import Saga, starts, step
@@ -63,18 +65,23 @@ class Charged(Event, type="test.charged", key="order"):
 class Recorder:
     """What records spans in memory, for all services of a test."""
 
+    defers = True
+
     def __init__(self, root: Sampler = ALWAYS_ON) -> None:
         self.exporter = InMemorySpanExporter()
         self._root = root
-        self._providers: list[TracerProvider] = []
+        self._providers: list[Provider] = []
 
     def __call__(self, service: str, ambient: Ambient) -> Tracing:
-        provider = TracerProvider(
-            sampler=ParentBased(self._root), id_generator=Ids(ambient), shutdown_on_exit=False
-        )
+        provider = Provider(Ids(ambient), sampler=ParentBased(self._root))
+        provider.defers = self.defers
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self._providers.append(provider)
         return Tracing(provider, ambient, system="test", service=service, inherits=True)
+
+    def add(self, processor: SpanProcessor) -> None:
+        """Let a processor of the program's own have the spans of its first service too."""
+        self._providers[0].add_span_processor(processor)
 
     @property
     def user(self) -> trace.Tracer:
@@ -91,6 +98,15 @@ class Recorder:
     def check_one_trace(self) -> None:
         """Fail unless all spans are one tree with one root."""
         check_one_trace(self.spans)
+
+
+@pytest.fixture(params=[True, False], ids=["deferred", "begun"])
+def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorders of the test make spans at their end, and at their beginning."""
+    monkeypatch.setattr(Recorder, "defers", request.param)
+
+
+BOTH = pytest.mark.usefixtures("recorder")
 
 
 def check_one_trace(spans: list[ReadableSpan]) -> None:
@@ -128,6 +144,7 @@ async def order(system: System, *ids: str, **headers: str) -> None:
             assert answer.status_code == 202
 
 
+@BOTH
 async def test_a_request_its_retries_and_a_redrive_are_one_trace() -> None:
     record, till = Recorder(), Service("till", publishes=(Charged,))
     broken, who, address = True, "bob@example.org", "http://u:hunter2@bank/?key=abc"
@@ -238,6 +255,7 @@ class Deal(Saga, key="order", ends=("paid", "cancelled")):
         return Pay(order=self.order)
 
 
+@BOTH
 async def test_a_saga_with_a_time_out_and_what_it_undoes_is_one_trace() -> None:
     record, deals, stock = Recorder(), Service("deals"), Service("stock")
     undone: list[str] = []
@@ -265,6 +283,7 @@ async def test_a_saga_with_a_time_out_and_what_it_undoes_is_one_trace() -> None:
     assert timers[0].parent.span_id in armed
 
 
+@BOTH
 async def test_a_delayed_event_and_a_dead_command_stay_in_the_trace() -> None:
     record, service, others = Recorder(), orders(), Others()
     others.deadly = {Charge}
@@ -289,6 +308,7 @@ async def test_a_delayed_event_and_a_dead_command_stay_in_the_trace() -> None:
     assert {"oyez.command.died", "test.charged"} <= kinds
 
 
+@BOTH
 @pytest.mark.parametrize("blocking", [False, True], ids=["async def", "def"])
 async def test_spans_attributes_and_lines_of_a_handler_join(
     blocking: bool, capsys: pytest.CaptureFixture[str]
@@ -337,6 +357,7 @@ async def test_spans_attributes_and_lines_of_a_handler_join(
     assert "trace_id" not in lines["outside"]
 
 
+@BOTH
 async def test_threads_have_the_span_of_their_call() -> None:
     record, ambient = Recorder(), SystemAmbient()
     tracer = record("till", ambient)
@@ -356,6 +377,7 @@ async def test_threads_have_the_span_of_their_call() -> None:
     assert seen == [int(Doing.recorded.traceparent[36:52], 16) if Doing.recorded else 0]
 
 
+@BOTH
 async def test_what_is_not_sampled_has_no_spans_and_stays_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -390,6 +412,7 @@ async def test_what_is_not_sampled_has_no_spans_and_stays_so(
     assert all(line["span_id"] for line in lines)
 
 
+@BOTH
 async def test_the_sampler_decides_for_a_request_that_is_in_no_trace() -> None:
     record, till = Recorder(ALWAYS_OFF), Service("till", publishes=(Charged,))
 
@@ -409,6 +432,7 @@ async def test_the_sampler_decides_for_a_request_that_is_in_no_trace() -> None:
     assert record.spans == []
 
 
+@BOTH
 async def test_an_event_without_a_trace_begins_one() -> None:
     record, till = Recorder(), Service("till", publishes=(Charged,))
 
@@ -426,6 +450,7 @@ async def test_an_event_without_a_trace_begins_one() -> None:
         assert len(record.named("process test.outside")) == 1
 
 
+@BOTH
 async def test_the_tracestate_goes_with_the_trace() -> None:
     record, till = Recorder(), Service("till", publishes=(Charged,))
 
@@ -449,6 +474,7 @@ def test_what_follows_from_a_replayed_event_is_not_recorded() -> None:
     assert Origin.of(again).traceparent == UNSAMPLED
 
 
+@BOTH
 async def test_a_backfill_s_events_are_a_trace() -> None:
     record, source, till = Recorder(), desk(), Service("till")
 
@@ -469,6 +495,7 @@ async def test_a_backfill_s_events_are_a_trace() -> None:
         check_one_trace([span for span in record.spans if span.context.trace_id == each])
 
 
+@BOTH
 async def test_only_what_is_committed_was_sent() -> None:
     record, till = Recorder(), Service("till", publishes=(Charged,))
 
@@ -492,6 +519,7 @@ async def test_only_what_is_committed_was_sent() -> None:
     assert [about(span)["oyez.outcome"] for span in failed] == ["repeated", "dead"]
 
 
+@BOTH
 async def test_a_list_of_events_links_to_each_of_them() -> None:
     record, till = Recorder(), Service("till", publishes=(Charged,))
     sizes: list[int] = []
@@ -529,6 +557,7 @@ async def test_a_list_of_events_links_to_each_of_them() -> None:
     assert sent.parent.span_id == span.context.span_id
 
 
+@BOTH
 async def test_a_handler_without_a_transaction_has_its_spans() -> None:
     record, till = Recorder(), Service("till", publishes=(Charged,))
 
@@ -544,6 +573,7 @@ async def test_a_handler_without_a_transaction_has_its_spans() -> None:
     assert len(record.named("send test.till")) == 2
 
 
+@BOTH
 async def test_a_publish_is_in_each_trace_that_it_carries() -> None:
     record = Recorder()
     async with running(desk(), tracer=record) as system:
@@ -675,6 +705,7 @@ print(*(span.name for span in exporter.get_finished_spans()))
     assert ran.stderr == ""
 
 
+@BOTH
 async def test_a_request_that_fails_says_so() -> None:
     record, service = Recorder(), Service("desk")
 
@@ -697,6 +728,7 @@ async def test_a_request_that_fails_says_so() -> None:
     assert unknown.status.status_code is StatusCode.UNSET
 
 
+@BOTH
 async def test_the_gateway_and_its_request_to_a_service_are_spans(tmp_path: Path) -> None:
     record, upstream = Recorder(), Upstream()
     ambient, ready = SystemAmbient(), asyncio.Event()
@@ -743,6 +775,7 @@ async def test_the_gateway_and_its_request_to_a_service_are_spans(tmp_path: Path
     assert about(record.spans[-1])["http.response.status_code"] == 404
 
 
+@BOTH
 async def test_a_service_that_is_away_is_an_error_of_both_spans(tmp_path: Path) -> None:
     record, ambient = Recorder(), SystemAmbient()
     with socket.socket() as taken:
@@ -766,3 +799,75 @@ async def test_a_service_that_is_away_is_an_error_of_both_spans(tmp_path: Path) 
     assert "http.response.status_code" not in about(asked)
     assert about(served)["error.type"] == "503"
     assert {each.status.status_code for each in (asked, served)} == {StatusCode.ERROR}
+
+
+def spans_of(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One event's spans as JSON, from a process with this environment."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ambient, exporter = VirtualAmbient(7), InMemorySpanExporter()
+    provider = Provider(Ids(ambient))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = Tracing(provider, ambient, system="shop", service="till", inherits=True)
+    given = {"specversion": "1.0", "id": "1", "source": "/test/desk", "type": "test.placed"}
+    headers = {**given, "correlationid": "9", "tracestate": "other=1"}
+    event = open_record({**given, "traceparent": SAMPLED, "tracestate": "other=1"}, b"{}")
+    process = tracer.process("charge", [event], "shop.desk", 3, 1, 5.0)
+    sent = tracer.send(process.traceparent, headers, "shop.till", 5.1)
+    assert sent is not None
+    sent.end(5.2)
+    process.end(5.3, None, {"oyez.outcome": "done"})
+    tracer.publish(
+        [
+            Record(
+                stream="shop.till",
+                key="1",
+                headers={**headers, "traceparent": sent.traceparent},
+                data=b"{}",
+            )
+        ],
+        5.4,
+        5.5,
+    )
+    served = tracer.serve("GET", "http", SAMPLED, None, 6.0)
+    assert served is not None
+    served.end(6.5, None, {"http.route": "/orders/{order}"})
+    return [span.to_json() for span in exporter.get_finished_spans()]
+
+
+@pytest.mark.parametrize(
+    "variable", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"]
+)
+def test_a_deferred_span_is_as_one_that_was_begun(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[type[Deferred]] = []
+
+    class Noted(Deferred):
+        __slots__ = ()
+
+        def __init__(self, *given: Any) -> None:
+            made.append(Deferred)
+            super().__init__(*given)
+
+    monkeypatch.setattr("oyez.observe.tracing.Deferred", Noted)
+    deferred = spans_of({}, monkeypatch)
+    assert len(made) == 4
+    begun = spans_of({variable: "500"}, monkeypatch)
+    assert len(made) == 4
+    assert len(deferred) == 4
+    assert [json.loads(each) for each in deferred] == [json.loads(each) for each in begun]
+
+
+def test_a_processor_that_looks_at_the_beginning_sees_it() -> None:
+    class Begins(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            span.set_attribute("team", "till")
+
+    record = Recorder()
+    tracer = record("till", SystemAmbient())
+    record.add(Begins())
+    span = tracer.serve("GET", "http", SAMPLED, None, 1.0)
+    assert span is not None
+    span.end(2.0)
+    assert [about(span)["team"] for span in record.spans] == ["till"]

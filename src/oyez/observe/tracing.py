@@ -15,13 +15,11 @@ the path of its route: the rest may be secret.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
-from types import MappingProxyType
 from typing import Any
 
 from opentelemetry import trace
@@ -29,24 +27,31 @@ from opentelemetry.context import Context, attach
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
     Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
-    Status,
-    StatusCode,
     TraceFlags,
     TraceState,
 )
 
 from oyez.ambient import Ambient
-from oyez.endpoint import redact
 from oyez.errors import ConfigurationError
 from oyez.logger import Logger
 from oyez.observe.environment import EXPORTER, Asked
+from oyez.observe.recorded import (
+    NAME,
+    Attributes,
+    Deferred,
+    Ids,
+    Provider,
+    Recorded,
+    hidden,
+    nanoseconds,
+    traceparent,
+)
 from oyez.spans import Copied, Failure, Message, Span, here
 
 FLUSH = 2.0
@@ -61,10 +66,6 @@ _SYSTEMS = {"amqp": "rabbitmq", "sns+sqs": "aws_sqs", "embedded": "oyez", "memor
 """The names that OpenTelemetry has for brokers, where they are not those of Oyez."""
 _FROM = ("opentelemetry.exporter", "opentelemetry.sdk")
 """The loggers whose lines are said in full."""
-_SECRET = re.compile(r"((?:pass|pwd|secret|token|key|sig)\w*=)\S+", re.IGNORECASE)
-_NOTHING: Mapping[str, str | int] = MappingProxyType({})
-
-Attributes = dict[str, str | int]
 
 
 def tracing(
@@ -90,15 +91,11 @@ def tracing(
     )
 
 
-def provider_of(ambient: Ambient, *, system: str, service: str) -> TracerProvider:
+def provider_of(ambient: Ambient, *, system: str, service: str) -> Provider:
     """Return a provider of a process's own, without an exporter; the environment adds names."""
     given = OTELResourceDetector().detect().attributes
     found = Resource.create({"service.name": service, "service.namespace": system, **given})
-    return TracerProvider(
-        resource=Hashed(dict(found.attributes), found.schema_url),
-        id_generator=Ids(ambient),
-        shutdown_on_exit=False,
-    )
+    return Provider(Ids(ambient), Hashed(dict(found.attributes), found.schema_url))
 
 
 class Hashed(Resource):
@@ -130,13 +127,13 @@ class Tracing:
     ) -> None:
         """``inherits``: the sampler records a span with a parent exactly if that is recorded."""
         self._provider = provider
-        self._tracer = provider.get_tracer("oyez")
+        self._tracer = provider.get_tracer(NAME)
         self._inherits = inherits
         self._service = service
         self._current = Current()
         self._common: Attributes = {"messaging.system": _SYSTEMS.get(broker, broker) or "oyez"}
         self._group = f"{system}.{service}"
-        self._context = lru_cache(maxsize=512)(_context)
+        self._place = lru_cache(maxsize=512)(_place)
         self.make_current()
 
     def make_current(self) -> None:
@@ -160,20 +157,22 @@ class Tracing:
     def root(self, at: float) -> str:
         """See `oyez.spans.Tracer`."""
         span = self._tracer.start_span(
-            f"begin {self._service}", _outside(self._current), start_time=_nanoseconds(at)
+            f"begin {self._service}", _outside(self._current), start_time=nanoseconds(at)
         )
-        span.end(_nanoseconds(at))
-        return _traceparent(span)
+        span.end(nanoseconds(at))
+        return traceparent(span.get_span_context())
 
     def send(self, parent: str, headers: Mapping[str, str], stream: str, at: float) -> Span | None:
         """See `oyez.spans.Tracer`."""
-        context: Context | None = self._context(parent, headers.get("tracestate"))
+        place = self._place(parent, headers.get("tracestate"))
         own = trace.get_current_span()
-        if own is not self._current and parent[3:35] == f"{own.get_span_context().trace_id:032x}":
-            context = None  # a span of the handler's own, which is current
-        span = self._tracer.start_span(
+        if own is not self._current:
+            inner = own.get_span_context()  # of a span of the handler's own
+            if place is not None and place.trace_id == inner.trace_id:
+                place = inner
+        span = self._begin(
             f"send {stream}",
-            context,
+            place,
             SpanKind.PRODUCER,
             {
                 **self._common,
@@ -184,9 +183,9 @@ class Tracing:
                 "messaging.message.conversation_id": headers["correlationid"],
                 "cloudevents.event_type": headers["type"],
             },
-            start_time=_nanoseconds(at),
+            at,
         )
-        return Recorded(span) if span.is_recording() else None
+        return span if span.recording else None
 
     def process(
         self,
@@ -220,21 +219,17 @@ class Tracing:
             wanted = [each for each in messages if self.wants(each.traceparent)]
             lead = wanted[0]
             for each in wanted:
-                creation = trace.get_current_span(
-                    self._context(each.traceparent, each.tracestate)
-                ).get_span_context()
-                if creation.is_valid:
+                creation = self._place(each.traceparent, each.tracestate)
+                if creation is not None:
                     kind: Attributes = {"cloudevents.event_type": each.type}
                     links.append(Link(creation, {**kind, "messaging.message.id": each.id}))
-        return Recorded(
-            self._tracer.start_span(
-                f"process {stream}",
-                self._context(lead.traceparent, lead.tracestate),
-                SpanKind.CONSUMER,
-                attributes,
-                links,
-                start_time=_nanoseconds(at),
-            )
+        return self._begin(
+            f"process {stream}",
+            self._place(lead.traceparent, lead.tracestate),
+            SpanKind.CONSUMER,
+            attributes,
+            at,
+            links,
         )
 
     def publish(
@@ -251,15 +246,14 @@ class Tracing:
             if parent is not None and self.wants(parent):
                 found.setdefault((record.stream, parent[:36]), []).append(record.headers)
         for (stream, _), members in found.items():
-            contexts = [
-                self._context(each["traceparent"], each.get("tracestate")) for each in members
+            creations = [
+                self._place(each["traceparent"], each.get("tracestate")) for each in members
             ]
-            creations = [trace.get_current_span(each).get_span_context() for each in contexts]
-            if not creations[0].is_valid:
+            if creations[0] is None:
                 continue
-            span = self._tracer.start_span(
+            self._begin(
                 f"publish {stream}",
-                contexts[0],
+                creations[0],
                 SpanKind.CLIENT,
                 {
                     **self._common,
@@ -268,10 +262,9 @@ class Tracing:
                     "messaging.destination.name": stream,
                     "messaging.batch.message_count": len(records),
                 },
-                [Link(creation) for creation in creations],
-                start_time=_nanoseconds(since),
-            )
-            Recorded(span).end(until, failure)
+                since,
+                [Link(creation, {}) for creation in creations if creation is not None],
+            ).end(until, failure)
 
     def serve(
         self, method: str, scheme: str, parent: str | None, state: str | None, at: float
@@ -281,14 +274,12 @@ class Tracing:
         if not self.wants(parent):
             return None
         word = method if method in _METHODS else "_OTHER"
-        return Recorded(
-            self._tracer.start_span(
-                method if method in _METHODS else "HTTP",
-                self._context(parent, state),
-                SpanKind.SERVER,
-                {"http.request.method": word, "url.scheme": scheme},
-                start_time=_nanoseconds(at),
-            )
+        return self._begin(
+            method if method in _METHODS else "HTTP",
+            self._place(parent, state),
+            SpanKind.SERVER,
+            {"http.request.method": word, "url.scheme": scheme},
+            at,
         )
 
     def ask(
@@ -304,9 +295,9 @@ class Tracing:
         """See `oyez.spans.Tracer`."""
         if not self.wants(parent):
             return None
-        span = self._tracer.start_span(
+        span = self._begin(
             f"{method} {path}",
-            self._context(parent, state),
+            self._place(parent, state),
             SpanKind.CLIENT,
             {
                 "http.request.method": method,
@@ -314,37 +305,33 @@ class Tracing:
                 "server.address": host,
                 "server.port": port,
             },
-            start_time=_nanoseconds(at),
+            at,
         )
-        return Recorded(span) if span.is_recording() else None
+        return span if span.recording else None
 
-
-class Recorded:
-    """A span that has begun; one that its sampler left out records nothing."""
-
-    __slots__ = ("span", "traceparent")
-
-    def __init__(self, span: trace.Span) -> None:
-        self.span = span
-        self.traceparent = _traceparent(span)
-
-    def end(
+    def _begin(
         self,
+        name: str,
+        parent: SpanContext | None,
+        kind: SpanKind,
+        attributes: Attributes,
         at: float,
-        failure: Failure | None = None,
-        attributes: Mapping[str, str | int] = _NOTHING,
-    ) -> None:
-        """See `oyez.spans.Span`."""
-        span = self.span
-        if span.is_recording():
-            if attributes:
-                span.set_attributes(attributes)
-            route = attributes.get("http.route")
-            if route is not None:
-                span.update_name(f"{getattr(span, 'name', 'HTTP')} {route}")
-            if failure is not None:
-                _record(span, failure, _nanoseconds(at))
-        span.end(_nanoseconds(at))
+        links: Sequence[Link] = (),
+    ) -> Recorded | Deferred:
+        provider = self._provider
+        if (
+            parent is not None
+            and parent.trace_flags.sampled
+            and self._inherits
+            and isinstance(provider, Provider)
+            and provider.defers
+        ):
+            return Deferred(provider, name, parent, kind, attributes, at, links)
+        return Recorded(
+            self._tracer.start_span(
+                name, _within(parent), kind, attributes, links, start_time=nanoseconds(at)
+            )
+        )
 
 
 class Current(trace.Span):
@@ -359,13 +346,15 @@ class Current(trace.Span):
         traced = here.get()
         if traced is None:
             return INVALID_SPAN_CONTEXT
-        if isinstance(traced.recorded, Recorded):
-            return traced.recorded.span.get_span_context()
-        return trace.get_current_span(_context(traced.traceparent, None)).get_span_context()
+        if isinstance(traced.recorded, Recorded | Deferred):
+            return traced.recorded.context
+        return _place(traced.traceparent, None) or INVALID_SPAN_CONTEXT
 
     def is_recording(self) -> bool:
         """Return whether what is set on it is exported."""
-        return self._span.is_recording()
+        traced = here.get()
+        recorded = None if traced is None else traced.recorded
+        return isinstance(recorded, Recorded | Deferred) and recorded.recording
 
     def end(self, end_time: int | None = None) -> None:
         """Do nothing: it ends with the call or the request."""
@@ -408,22 +397,7 @@ class Current(trace.Span):
     def _span(self) -> trace.Span:
         traced = here.get()
         recorded = None if traced is None else traced.recorded
-        return recorded.span if isinstance(recorded, Recorded) else trace.INVALID_SPAN
-
-
-class Ids(IdGenerator):
-    """Ids from the core's one source of random numbers."""
-
-    def __init__(self, ambient: Ambient) -> None:
-        self._bits = ambient.bits
-
-    def generate_span_id(self) -> int:
-        """Return a new id of a span."""
-        return self._bits(64) or 1
-
-    def generate_trace_id(self) -> int:
-        """Return a new id of a trace."""
-        return self._bits(128) or 1
+        return recorded.span if isinstance(recorded, Recorded | Deferred) else trace.INVALID_SPAN
 
 
 class _Complaints(logging.Handler):
@@ -444,7 +418,7 @@ class _Complaints(logging.Handler):
         self._said[what] = now
         # What it says of a setting shows the setting, and that of headers is a secret.
         text = record.getMessage() if record.name.startswith(_FROM) else what
-        Logger().warning("tracing: spans may be lost", why=_hidden(" ".join(text.split())[:500]))
+        Logger().warning("tracing: spans may be lost", why=hidden(" ".join(text.split())[:500]))
 
 
 def _exporter(name: str, protocol: str) -> SpanExporter:
@@ -469,10 +443,10 @@ def _outside(current: Current) -> Context:
     return Context() if own is current else trace.set_span_in_context(own, Context())
 
 
-def _context(parent: str | None, state: str | None) -> Context:
-    """Return the context of a parent; an empty one for none, or for one that is malformed."""
+def _place(parent: str | None, state: str | None) -> SpanContext | None:
+    """Return where a parent is in its trace; None for none, or for one that is malformed."""
     if parent is None or len(parent) != 55:
-        return Context()
+        return None
     try:
         found = SpanContext(
             int(parent[3:35], 16),
@@ -482,32 +456,12 @@ def _context(parent: str | None, state: str | None) -> Context:
             trace_state=None if state is None else TraceState.from_header([state]),
         )
     except ValueError:
+        return None
+    return found if found.is_valid else None
+
+
+def _within(parent: SpanContext | None) -> Context:
+    """Return the context of a span with this parent, or of one without."""
+    if parent is None:
         return Context()
-    if not found.is_valid:
-        return Context()
-    return trace.set_span_in_context(NonRecordingSpan(found), Context())
-
-
-def _traceparent(span: trace.Span) -> str:
-    own = span.get_span_context()
-    return f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
-
-
-def _nanoseconds(at: float) -> int:
-    return int(at * 1e9)
-
-
-def _record(span: trace.Span, failure: Failure, at: int) -> None:
-    text = _hidden(failure.text)
-    span.set_attribute("error.type", failure.type)
-    span.set_status(Status(StatusCode.ERROR, text or None))
-    if text:
-        about = {"exception.type": failure.type, "exception.message": text}
-        if failure.stack:
-            about["exception.stacktrace"] = failure.stack
-        span.add_event("exception", about, at)
-
-
-def _hidden(text: str) -> str:
-    """Return the text without what may be a password in it."""
-    return " ".join(redact(word) for word in _SECRET.sub(r"\1***", text).split(" "))
+    return trace.set_span_in_context(NonRecordingSpan(parent), Context())
