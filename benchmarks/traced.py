@@ -50,7 +50,7 @@ asyncio.run(main())
 
 async def run(here: Surroundings) -> Report:
     """The job with telemetry off, sampled and whole."""
-    count = here.pick(2_000, 20_000)
+    count = here.pick(2_000, 50_000)
     records = make_records(here, count)
     dropped: list[float] = []
     async with _collector() as url:
@@ -60,7 +60,7 @@ async def run(here: Surroundings) -> Report:
             _ALL: partial(_recorded, here, _in_traces(here, records, 1), url, dropped),
         }
         ways = [Way(name, job) for name, job in jobs.items()]
-        rows = await interleave("long backlog", ways, here.pick(2, 7))
+        rows = await interleave("long backlog", ways, here.pick(2, 9))
     return Report(
         benchmark="traced",
         about="events a second of the job, with its traces recorded; 1 is what it costs off",

@@ -242,8 +242,9 @@ class Tracing:
         """See `oyez.spans.Tracer`."""
         found: dict[tuple[str, str], list[Mapping[str, str]]] = {}
         for record in records:
-            parent = record.headers.get("traceparent")
-            if parent is not None and self.wants(parent):
+            parent = record.headers.get("traceparent", "")
+            # As `wants` does, which would be a call for each of many records.
+            if parent[-1:] in _ODD or (parent and not self._inherits):
                 found.setdefault((record.stream, parent[:36]), []).append(record.headers)
         for (stream, _), members in found.items():
             creations = [

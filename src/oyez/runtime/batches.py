@@ -244,6 +244,7 @@ class Batches:
             if places:
                 alone = alone or any(handler.reads for handler, _ in calls)
                 await unit.load(places, alone=alone)
+        wants = None if told is None else told.wants
         index, begin, clock = 0, self._calls.begin, self._ambient.monotonic
         began = clock()
         while index < len(calls):
@@ -253,7 +254,7 @@ class Batches:
                 tx = Transaction(unit, envelope, item.key)
                 context = self._context(handler, envelope) if handler.needs_context else None
                 call = None
-                if told is not None:
+                if told is not None and wants is not None and wants(envelope.traceparent):
                     at = item.record
                     call = told.call(handler, (envelope,), tx, at.stream, at.partition)
                 if call is None:
@@ -295,7 +296,7 @@ class Batches:
             context = self._context(handler, envelope) if handler.needs_context else None
             call = self._calls.ready(handler, event, tx, context)
             known = None
-            if told is not None:
+            if told is not None and told.wants(envelope.traceparent):
                 at = item.record
                 known = told.call(handler, (envelope,), tx, at.stream, at.partition)
             if known is not None:
@@ -324,7 +325,7 @@ class Batches:
         now = unit.changes.time
         events = [decode_for(handler, envelope, now) for envelope in envelopes]
         call = None
-        if told is not None:
+        if told is not None and any(told.wants(each.traceparent) for each in envelopes):
             at = items[0].record
             call = told.call(handler, envelopes, tx, at.stream, at.partition)
         began = self._ambient.monotonic()

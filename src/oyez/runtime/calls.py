@@ -162,14 +162,17 @@ class Call:
 class Told:
     """The calls of one unit of work that are told of: all for listeners, else the recorded ones."""
 
-    __slots__ = ("_ambient", "_calls", "_listened", "_reports", "_tracer")
+    __slots__ = ("_ambient", "_calls", "_reports", "_tracer", "wants")
 
     def __init__(self, ambient: Ambient, reports: Reports, tracer: Tracer | None) -> None:
         self._ambient = ambient
         self._reports = reports
         self._tracer = tracer
-        self._listened = reports.calls
         self._calls: list[Call] = []
+        self.wants: Callable[[str | None], bool] = _wanted
+        """Whether a call with an event of this traceparent is told of; see `Tracer.wants`."""
+        if tracer is not None and not reports.calls:
+            self.wants = tracer.wants
 
     def call(
         self,
@@ -179,17 +182,11 @@ class Told:
         stream: str,
         partition: int,
         attempt: int = 1,
-    ) -> Call | None:
-        """Return a call that is about to begin, or None if nobody wants to know of it."""
+    ) -> Call:
+        """Return a call that is about to begin and is told of."""
         tracer = self._tracer
-        if tracer is not None:
-            for each in envelopes:
-                if tracer.wants(each.traceparent):
-                    break
-            else:
-                tracer = None
-        if tracer is None and not self._listened:
-            return None
+        if tracer is not None and not any(tracer.wants(each.traceparent) for each in envelopes):
+            tracer = None
         call = Call(
             self._ambient,
             handler,
@@ -208,6 +205,10 @@ class Told:
         calls, self._calls = self._calls, []
         for call in calls:
             call.tell(self._reports, outcome, error)
+
+
+def _wanted(_: str | None) -> bool:
+    return True
 
 
 class Calls:

@@ -275,7 +275,7 @@ class Execution:
         tx = unit.transaction(envelope, key)
         here.set(tx)  # until the attempt ends, so that the lines about its outcome belong to it
         call = None
-        if told is not None:
+        if told is not None and told.wants(envelope.traceparent):
             place = (event.stream, event.partition)
             call = told.call(handler, (envelope,), tx, *place, event.attempt + 1)
         began = self._ambient.monotonic()
