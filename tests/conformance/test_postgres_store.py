@@ -230,9 +230,9 @@ async def test_errors_tell_what_is_wrong_and_no_values(store: PostgresStore) -> 
 
 async def test_a_text_with_nul_is_still_a_dead_letter(store: PostgresStore) -> None:
     """A poison event must not poison its own burial."""
-    from oyez.testing.store_suite import _dead
+    from oyez.testing.store_suite.database import make_letter
 
-    letter = _dead("1")
+    letter = make_letter("1")
     letter.reason, letter.key = "a\0b", "\0"
     await store.begin().commit(Changes(dead=[letter]))
     (row,) = await store.fetch("select reason, key from oyez_dead", {})
