@@ -113,7 +113,10 @@ class Reader:
         """Return the setting of that type at ``key``, or None where nothing sets it."""
         rule = _rule(kind)
         if rule:
-            return self._leaf(rule, raw, key)
+            found = self._leaf(rule, raw, key)
+            if rule.leaving is not None and found is not None:
+                rule.leaving.tell(self.places[dotted(key)])
+            return found
         table = _struct(kind)
         if table:
             if raw is None and self._set_by_environment(key):

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from oyez import adapters, sites
+from oyez.deprecation import Leaving
 from oyez.errors import ConfigurationError
 
 _STORAGES = ("folder", "s3", "postgresql")
@@ -162,7 +163,7 @@ class Rule(NamedTuple):
     ``read`` turns a value of TOML into the setting or raises ``ValueError``; ``from_text`` first
     turns an environment variable into such a value. ``choices`` are what a text, or the scheme of a
     URL, may be: errors propose the closest of them, and list them as ``shape`` has it. What is
-    ``hidden`` is not shown in errors.
+    ``hidden`` is not shown in errors. What is ``leaving`` says so where it is set.
     """
 
     what: str
@@ -171,6 +172,7 @@ class Rule(NamedTuple):
     choices: Callable[[], tuple[str, ...]] = tuple
     shape: str = ""
     hidden: bool = False
+    leaving: Leaving | None = None
 
     @property
     def expected(self) -> str:
