@@ -46,6 +46,13 @@ def test_no_pattern_runs_for_long(pattern: str) -> None:
     assert time.process_time() - started < 10  # any of them alone would take years
 
 
+def test_what_is_not_found_out_is_no_fault() -> None:
+    written = {"properties": {"a": {"type": "string", "minLength": 40}}, "required": ["a"]}
+    read = {"properties": {"a": {"type": "string", "pattern": "(x+)+$"}}, "required": ["a"]}
+    (found,) = misreads({"type": "object", **written}, {"type": "object", **read})
+    assert (found.rule, found.path) == ("UNDECIDED", "$.a")
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

@@ -133,13 +133,16 @@ async def test_what_runs_stands_else_what_ran_last(broker: EmbeddedBroker) -> No
 async def test_what_is_no_record_is_left_out_and_named(broker: EmbeddedBroker) -> None:
     await told(broker, Said(contract=orders(Placed)))
     headers = {"specversion": "1.0", "id": "1", "source": "/x", "type": "y"}
-    for data in (b"{}", b"[" * 100_000, b"\xff"):
+    strange = json.loads(msgspec.json.encode(Said(contract=mail())))
+    strange["contract"]["reads"][0]["schema"]["properties"] = 1
+    for data in (b"{}", b"[" * 100_000, b"\xff", json.dumps(strange).encode()):
         record = Record(stream="shop._contracts", key="k", headers=headers, data=data)
         await broker.publish([record])
     found, unread = await deployed(broker, "shop", None, 0.0)
     assert len(found.deployed) == 1
-    assert len(unread) == 3
+    assert len(unread) == 4
     assert all("shop._contracts, record" in each for each in unread)
+    assert "reads[0].schema.properties" in unread[-1]
 
 
 async def test_a_broker_without_history_says_so() -> None:
