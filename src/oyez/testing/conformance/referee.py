@@ -45,6 +45,9 @@ _WATCHED = 2.0
 _GRACE = 0.4
 """Seconds in which a relay would send what it must not forget."""
 _LOOK = 0.04
+_GLANCE = 0.005
+_AHEAD = 300
+"""Events that a replica is behind when it wakes up."""
 _SHOWN = 6
 """Examples that are told, at most."""
 _PROXIED = ("nats", "redis", "amqp", "postgresql")
@@ -407,6 +410,7 @@ class Referee:
     async def _cut(self) -> None:
         """The connection breaks, and comes back."""
         proxy = self._cutter()
+        self._keeps_what_it_holds()
         names = self._names("cut")
         for _ in range(2):
             await self._publish([self._tick(name) for name in names for _ in range(3)])
@@ -434,6 +438,7 @@ class Referee:
                 raise Broken("W25", f"slow {number} is not committed while the broker is away")
             await asyncio.sleep(_GRACE)
             self._subject.kill()
+            proxy.cut()  # with the bytes that it holds: they would speak for a dead process
         finally:
             proxy.restore()
         await self._subject.start()
@@ -451,16 +456,13 @@ class Referee:
             if not await self._until(_exists(started), TAKES_OVER):
                 raise Broken("W29", f"nobody takes over from it within {TAKES_OVER:.0f} s")
             self._hold.unlink()
-            await self._publish([self._tick("slow") for _ in range(3)])
+            # So many that the first one, if it reads on from its old place, is seen on its way.
+            await self._publish([self._tick("slow") for _ in range(_AHEAD)])
             await self._settle(["slow"], doubled="W22", lost="W29", order="W15", replica=2)
             before = (await self._look(2)).positions
         finally:
             self._subject.send(signal.SIGCONT)
-        await self._subject.shown()  # an answer, if it gives one, says that it is awake
-        end = time.monotonic() + _WATCHED
-        while time.monotonic() < end:
-            self._moved(before, (await self._look(2)).positions)
-            await asyncio.sleep(_LOOK)
+        await self._watch(before)
         names = self._names("handed")
         await self._publish([self._tick(name) for name in names])
         await self._settle(names, doubled="W22", lost="W22", order="W22", replica=2)
@@ -471,6 +473,20 @@ class Referee:
         )
         if not before:
             raise _NotTried("the subject shows no position: the broker has to guard it", "W22")
+
+    async def _watch(self, before: Mapping[int, int]) -> None:
+        """Look at positions while the first replica wakes up, and a while longer."""
+        awake = asyncio.create_task(self._subject.shown())  # an answer, or none in time
+        end: float | None = None
+        try:
+            while end is None or time.monotonic() < end:
+                self._moved(before, (await self._look(2)).positions)
+                if end is None and awake.done():
+                    end = time.monotonic() + _WATCHED
+                await asyncio.sleep(_GLANCE)
+            await awake
+        finally:
+            awake.cancel()
 
     @staticmethod
     def _moved(before: Mapping[int, int], after: Mapping[int, int]) -> None:
