@@ -332,7 +332,7 @@ async def test_bad_requests_are_refused(tmp_path: Path) -> None:
             assert (await client.post(f"{where}/../publish")).status_code in (401, 404)
         port = bridged.http
         two = raw(port, HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}")
-        assert two.startswith((b"HTTP/1.1 400", b"")), two
+        assert two == b"" or two.startswith(b"HTTP/1.1 400"), two
         both = raw(port, HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}")
         assert b"202" not in both
         chunk = raw(port, HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n")

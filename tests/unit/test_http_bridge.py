@@ -26,7 +26,7 @@ from oyez.contracts.model import contract_of, encode
 from oyez.envelope import Envelope
 from oyez.errors import ConfigurationError, InvalidEvent, NotEvents, RetryLater, Undeliverable
 from oyez.event import MAX_DATA, describe
-from oyez.http_bridge import bridged
+from oyez.http_bridge import bridged, publish
 from oyez.http_bridge.announced import MOST, Publishing
 from oyez.http_bridge.offer import TIDY
 from oyez.http_bridge.sink import Failed, Sink, place_of
@@ -637,6 +637,61 @@ async def test_publish_answers_once_it_is_in_the_outbox(loyalty: Service) -> Non
         await system.advance(TIDY)
         rows = await system.fetch("loyalty", "select * from bridge_published")
         assert rows == []
+
+
+async def arriving(*chunks: bytes, then: asyncio.Event | None = None) -> AsyncIterator[bytes]:
+    """A body in chunks; before the last of them it waits for what is to happen then."""
+    for chunk in chunks[:-1]:
+        yield chunk
+    if then is not None:
+        await then.wait()
+    yield chunks[-1]
+
+
+async def posted(client: httpx.AsyncClient, body: Any, key: str, **more: str) -> httpx.Response:
+    headers = {"authorization": f"Bearer {TOKEN}", "idempotency-key": key, "content-type": CE}
+    return await client.post("/publish", headers={**headers, **more}, content=body)
+
+
+async def test_a_body_is_refused_as_soon_as_it_is_too_large(
+    loyalty: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "MAX_BODY", 1_000)
+    monkeypatch.setattr(publish, "SECONDS", 0.5)
+    never = asyncio.Event()
+    async with running(loyalty, system="shop") as system, system.http("loyalty") as client:
+        more = await posted(client, arriving(b" " * 600, b" " * 600, b"", then=never), "a")
+        assert more.status_code == 413
+        told = {"content-length": "1001"}
+        assert (await posted(client, arriving(b"", then=never), "b", **told)).status_code == 413
+        slow = await posted(client, arriving(b"{", b"}", then=never), "c")
+        assert slow.status_code == 408
+
+
+@pytest.mark.parametrize(("limit", "value"), [("REQUESTS", 1), ("BYTES", 200)])
+async def test_what_is_under_way_at_once_is_bounded(
+    loyalty: Service, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(publish, limit, value)
+    body = json.dumps(EARNED).encode()
+    assert 100 < len(body) < 200
+    counted, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        counted.set()
+        await go_on.wait()
+        yield body[-1:]
+
+    async with running(loyalty, system="shop") as system, system.http("loyalty") as client:
+        first = asyncio.create_task(posted(client, held(), "first"))
+        await counted.wait()
+        second = await posted(client, body, "second")
+        assert (second.status_code, second.headers["retry-after"]) == (503, "1")
+        go_on.set()
+        assert (await first).status_code == 202
+        for again in range(3):  # what is over counts no longer
+            assert (await posted(client, body, f"again-{again}")).status_code == 202
 
 
 def test_this_user_alone_may_write_to_the_socket(tmp_path: Path) -> None:
