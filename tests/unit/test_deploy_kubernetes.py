@@ -10,8 +10,11 @@ import pytest
 import yaml
 from deploying import SETTINGS, compare, planned, project
 
+from oyez import Event, Service
 from oyez.cli import main
+from oyez.contracts.model import contract_of, encode
 from oyez.deploy.kubernetes import FOLDER, base, overlay, secrets
+from oyez.deploy.plan import Peer, Plan
 from oyez.errors import ConfigurationError
 
 
@@ -264,3 +267,87 @@ def test_the_file_of_a_service_that_is_gone_goes(here: Path, run: Run) -> None:
     assert code == 0, output
     assert not (here / FOLDER / "base" / "books.yaml").exists()
     assert hand_made.exists()
+
+
+PROGRAM = """
+[services.points]
+url = "http://127.0.0.1:9100/events"
+handles = ["counter.sale.made"]
+bridge.secret = "${SECRET}"
+bridge.allow = ["10.0.0.0/8"]
+bridge.contract = "points.json"
+"""
+
+
+class SaleMade(Event, type="counter.sale.made", key="till"):
+    till: str
+
+
+def deployed(url: str) -> str:
+    return f'{PROGRAM}[services.points.deploy]\nurl = "{url}"\n'
+
+
+def with_program(root: Path, text: str, **environ: str) -> Plan:
+    points = Service("points")
+
+    @points.on(SaleMade)
+    def post(sale: SaleMade) -> None: ...
+
+    root.mkdir(exist_ok=True)
+    (root / "points.json").write_bytes(encode(contract_of(points, "counter")))
+    secret = "whsec_dGhlIHZhbHVlIG9mIGEgdmFyaWFibGUh"
+    return planned(root, SETTINGS + text, SECRET=secret, **environ)
+
+
+def test_a_bridge_reaches_its_program_where_that_is_deployed(tmp_path: Path) -> None:
+    text = deployed("http://program.points:9100/events")
+    found = objects(with_program(tmp_path, text))
+    (container,) = found["Deployment", "points"]["spec"]["template"]["spec"]["containers"]
+    told = {each["name"]: each.get("value") for each in container["env"]}
+    assert told["OYEZ_SERVICES_POINTS_URL"] == "http://program.points:9100/events"
+    egress = found["NetworkPolicy", "points"]["spec"]["egress"]
+    namespace = {"matchLabels": {"kubernetes.io/metadata.name": "points"}}
+    way = {"to": [{"namespaceSelector": namespace}], "ports": [{"port": 9100, "protocol": "TCP"}]}
+    assert way in egress
+    plan = with_program(tmp_path, text)
+    (part,) = [each for each in plan.parts if each.name == "points"]
+    assert part.include == ("points.json",)
+    for url, port in (("http://program", 80), ("https://program.example/x", 443)):
+        (part,) = [e for e in with_program(tmp_path, deployed(url)).parts if e.name == "points"]
+        assert Peer(url.partition("://")[2].partition("/")[0], port) in part.peers
+
+
+def test_a_program_in_the_same_pod_needs_no_way_out(tmp_path: Path) -> None:
+    plan = with_program(tmp_path, deployed("http://127.0.0.1:9100/events"))
+    (part,) = [each for each in plan.parts if each.name == "points"]
+    assert "OYEZ_SERVICES_POINTS_URL" not in part.environment
+    assert {peer.port for peer in part.peers} == {9092, 5432}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (PROGRAM, "deploy.url: expected where the program is when it is deployed"),
+        (deployed("http://${HOST}/events"), "deploy.url: expected a URL without var"),
+        (
+            deployed("http://program/").replace("bridge.allow", "# "),
+            "deploy.url: expected https, or http within the networks",
+        ),
+        (
+            deployed("https://program/").replace("bridge.secret", "# "),
+            "bridge.secret: expected a secret that signs, as the deploy.url is of another machine",
+        ),
+    ],
+)
+def test_where_a_program_is_has_to_be_known(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        with_program(tmp_path, text, HOST="program.points")
+    assert f"services.points.{problem}" in str(raised.value)
+
+
+def test_a_url_is_only_deployed_where_there_is_one(tmp_path: Path) -> None:
+    text = SETTINGS.replace('storage = "5Gi"', 'url = "http://127.0.0.1:9100/"')
+    with pytest.raises(
+        ConfigurationError, match=r"books\.deploy\.url: expected a service with a url"
+    ):
+        planned(tmp_path, text)

@@ -65,10 +65,11 @@ def _check_http_bridges(config: Config, fail: Fail) -> None:
                 "handles": bool(service.handles),
                 "publishes": bool(service.publishes),
                 "bridge": service.bridge != HttpBridgeSettings(),
+                "deploy.url": service.deploy.url is not None,
             }
             for each in (name for name, is_given in given.items() if is_given):
                 expected = "a service with a url: one with an app says it in its code"
-                fail((*key, each), expected, "a service without")
+                fail((*key, *each.split(".")), expected, "a service without")
         else:
             _check_http_bridge(service, service.url, key, fail)
 
@@ -93,13 +94,15 @@ def _check_http_bridge(service: ServiceSettings, url: str, key: Key, fail: Fail)
     if bridge.socket is not None and service.replicas.most > 1:
         expected = "an address, http, which replicas can share"
         fail((*key, "bridge", "socket"), expected, f"a socket of {service.replicas} replicas")
-    if is_remote(url):
+    for place, each in ((("url",), url), (("deploy", "url"), service.deploy.url)):
+        if each is None or not is_remote(each):
+            continue
         if not bridge.secret:
-            expected = "a secret that signs, as the url is of another machine"
+            expected = f"a secret that signs, as the {'.'.join(place)} is of another machine"
             fail((*key, "bridge", "secret"), expected, "nothing")
-        if url.startswith("http:") and not bridge.allow:
+        if each.startswith("http:") and not bridge.allow:
             expected = "https, or http within the networks that bridge.allow names"
-            fail((*key, "url"), expected, f'"{url}"')
+            fail((*key, *place), expected, f'"{each}"')
 
 
 def _check_bridges(config: Config, fail: Fail) -> None:

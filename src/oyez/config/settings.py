@@ -86,12 +86,14 @@ class HttpBridgeSettings(_Settings, frozen=True, kw_only=True):
 class ServiceDeploySettings(_Settings, frozen=True, kw_only=True):
     """A table ``[services.NAME.deploy]``: what a service gets where it is deployed.
 
-    ``store`` is its store there. ``cpu`` is asked for, ``memory`` asked for and the limit,
-    ``storage`` the size of the volume for a SQLite file. ``egress`` is where it may connect to,
-    besides its broker and store. ``include`` are files and folders in its image besides its own.
+    ``store`` is its store there, ``url`` where the program is that takes its events. ``cpu`` is
+    asked for, ``memory`` asked for and the limit, ``storage`` the size of the volume for a SQLite
+    file. ``egress`` is where it may connect to, besides its broker, store and program. ``include``
+    are files and folders in its image besides its own.
     """
 
     store: Annotated[str | None, rules.STORE] = None
+    url: Annotated[str | None, rules.SINK] = None
     memory: Annotated[str, rules.BYTES] = "256Mi"
     cpu: Annotated[str, rules.CPU] = "100m"
     storage: Annotated[str, rules.BYTES] = "1Gi"

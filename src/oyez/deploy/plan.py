@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from oyez.config import Replicas, ServiceDeploySettings, ServiceSettings
+from oyez.config.rules import is_remote
 from oyez.endpoint import Endpoint, redact
 from oyez.errors import ConfigurationError
 from oyez.project import Project
@@ -53,6 +54,7 @@ _PORTS = {
     "redis": 6379,
     "rediss": 6379,
     "postgresql": 5432,
+    "http": 80,
 }
 _VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}")
 _HIDDEN = ("client_secret", "secrets")
@@ -272,6 +274,9 @@ class _Planner:
         if settings.replicas.least < settings.replicas.most:
             given.append(_SCALE_TOKEN)
         broker = self._broker_of(settings)
+        program = self._program(settings)
+        if program and program != settings.url:
+            environment[f"{key}_URL"] = program
         return Part(
             name=name,
             kind="service",
@@ -291,6 +296,7 @@ class _Planner:
                 *_peers(broker),
                 *_peers(store),
                 *_peers(self._config.system.claim_check or ""),
+                *(_peers(program) if is_remote(program) else ()),
                 *(each for each in egress if each.host not in self._services),
             ),
             parts=tuple(dict.fromkeys(parts)),
@@ -426,6 +432,23 @@ class _Planner:
                 return store.replace("{service}", settings.name), setting
         return _bare(settings.store), f"services.{settings.name}.store"
 
+    def _program(self, settings: ServiceSettings) -> str:
+        """Return where the program of a bridged service is; nothing for one with an app."""
+        url, key = settings.deploy.url, f"services.{settings.name}.deploy.url"
+        if url is None:
+            if settings.url is not None and not is_remote(settings.url):
+                expected = (
+                    "where the program is when it is deployed, as its url is of this machine; for "
+                    "a container that you add to the same pod, the same again"
+                )
+                raise self._config.error(key, expected, "nothing")
+            return settings.url or ""
+        written = dict(_leaves(tomllib.loads(self._text), ""))
+        if written.get(key) != url:
+            expected = "a URL without variables, as it stands in the manifests"
+            raise self._config.error(key, expected, f'"{written.get(key)}"')
+        return url
+
     def _broker_of(self, settings: ServiceSettings) -> str:
         return _bare(settings.broker or self._broker)
 
@@ -465,6 +488,9 @@ class _Planner:
         """Return the package or module of each service, and the folder of its migrations."""
         found = []
         for name in names:
+            if self._config.services[name].url is not None:
+                found.append(self._config.services[name].bridge.contract or "")
+                continue
             top = self._config.services[name].app.partition(":")[0].partition(".")[0]
             root = self._config.root
             found.append(top if (root / top).is_dir() else f"{top}.py")
@@ -475,7 +501,7 @@ class _Planner:
 
     def _existing(self, paths: list[str]) -> tuple[str, ...]:
         root = self._config.root
-        return tuple(dict.fromkeys(path for path in paths if (root / path).exists()))
+        return tuple(dict.fromkeys(path for path in paths if path and (root / path).exists()))
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
