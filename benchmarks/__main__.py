@@ -43,6 +43,7 @@ NAMES = (
     "growth",
     "gateway",
     "ingest",
+    "http_bridge",
     "postgres_store",
     "server_job",
     "kafka_log",

@@ -27,7 +27,7 @@ from benchmarks.embedded_append import Paid, make_records
 from benchmarks.machine import Surroundings
 from oyez import Event, Service, Transaction
 from oyez.brokers.embedded.broker import EmbeddedBroker
-from oyez.ports import Record
+from oyez.ports import Record, Store
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import EventsPublished, Signal, Signals
 from oyez.spans import Tracer
@@ -150,10 +150,27 @@ async def by_oyez(
     folder = here.fresh("oyez")
     (folder / "migrations").mkdir()
     (folder / "migrations" / "001_account.sql").write_text(LEDGER)
+
+    async def balanced(store: Store) -> None:
+        booked = await store.fetch("select sum(cents) as cents from account", {})
+        _check(booked[0]["cents"], records)
+
+    return await serve(here, folder, ledger(), records, balanced, tracer)
+
+
+async def serve(
+    here: Surroundings,
+    folder: Path,
+    service: Service,
+    records: list[Record],
+    balanced: Callable[[Store], Awaitable[None]],
+    tracer: Tracer | None = None,
+) -> Figures:
+    """Let a service announce one event for each of a backlog, then look into its store."""
     await fill(here, folder, records)
     signals = Signals()
     process = ServiceProcess(
-        ledger(),
+        service,
         ProcessSettings(system="bench", root=folder),
         broker=EmbeddedBroker(folder / "events.db", here.ambient),
         store=SqliteStore(folder / "ledger.db", here.ambient),
@@ -176,9 +193,8 @@ async def by_oyez(
     await process.start()
     await done.wait()
     figures = watch.figures(len(records))
-    booked = await process.store.fetch("select sum(cents) as cents from account", {})
+    await balanced(process.store)
     await process.drain()
-    _check(booked[0]["cents"], records)
     return figures
 
 
