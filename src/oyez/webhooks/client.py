@@ -21,6 +21,7 @@ import httpcore
 import msgspec
 
 from oyez.errors import InvalidEvent
+from oyez.webhooks.connections import Connections
 from oyez.webhooks.reach import Reach
 
 SECONDS = 10.0
@@ -73,14 +74,8 @@ class Client:
         self._reach = reach
         self._seconds = seconds
         self._names = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="webhook-names")
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls,
-            max_connections=None,
-            max_keepalive_connections=64,
-            keepalive_expiry=30.0,
-            uds=socket,
-            network_backend=_Checked(reach, self._names, resolve or _resolve, socket),
-        )
+        checked = _Checked(reach, self._names, resolve or _resolve, socket)
+        self._connections = Connections(checked, tls=tls, socket=socket)
 
     async def __aenter__(self) -> Client:
         return self
@@ -91,7 +86,7 @@ class Client:
         error: BaseException | None,
         stack: TracebackType | None,
     ) -> None:
-        await self._pool.aclose()
+        await self._connections.aclose()
         self._names.shutdown(wait=False, cancel_futures=True)
 
     async def post(
@@ -111,15 +106,17 @@ class Client:
                 scheme=target.scheme, host=target.host, port=target.port, target=target.path
             )
             limits = {"connect": CONNECT, "read": self._seconds, "write": self._seconds}
+            ours = (("host", target.authority), ("content-length", f"{len(body)}"))
+            request = httpcore.Request(
+                "POST",
+                where,
+                headers=[*ours, *headers.items()],
+                content=body,
+                extensions={"timeout": limits},
+            )
             async with (
                 asyncio.timeout(self._seconds),
-                self._pool.stream(
-                    "POST",
-                    where,
-                    headers=[("host", target.authority), *headers.items()],
-                    content=body,
-                    extensions={"timeout": limits},
-                ) as response,
+                self._connections.sent(request) as response,
             ):
                 status = response.status
                 later = _later(response.headers)
