@@ -42,6 +42,16 @@ class Handovers:
         """How many times a partition changed its owner."""
         return sum(len(pauses) for pauses in self.pauses.values())
 
+    @property
+    def worst(self) -> tuple[float, str]:
+        """The longest pause, and whose it was."""
+        found = [
+            (pause, f"{service}: {stream}[{partition}]")
+            for (service, stream, partition), pauses in self.pauses.items()
+            for pause in pauses
+        ]
+        return max(found, default=(0.0, "none"))
+
     def all_pauses(self) -> list[float]:
         """Return every pause."""
         return [pause for pauses in self.pauses.values() for pause in pauses]

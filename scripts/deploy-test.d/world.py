@@ -25,6 +25,11 @@ SERVICES = "10.96.0.0/16"
 """The addresses of Services."""
 GROUP = "oyez-deploy-test"
 """The control group of everything that the node runs."""
+PODS_GROUP = "k8s.io"
+"""The control group in which containerd puts pods that a kubelet names no group for."""
+_GROUPS = Path("/sys/fs/cgroup")
+_SHARES = 1024
+"""The weight of a group that nobody gave another, by the kernel's first version of them."""
 _INSIDE = "DEPLOY_TEST_INSIDE"
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -80,11 +85,38 @@ def settle_in() -> None:
     # Without a route nothing would be sent, and kube-proxy could not send it elsewhere.
     run(["ip", "route", "add", SERVICES, "dev", "lo", "src", NODE])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    _weigh()
+
+
+def _weigh() -> None:
+    """Give pods the CPU that a node gives them: a share a core, and one for all that serves them.
+
+    Otherwise all pods together weigh as much as one session of a terminal, of which the control
+    plane and the servers are dozens. Where control groups are not ours to change, that stays so.
+    """
+    cores = os.cpu_count() or 1
+    for top in (_GROUPS / "cpu", _GROUPS):
+        try:
+            for name, weight in ((GROUP, 1), (PODS_GROUP, cores)):
+                group = top / name
+                group.mkdir(exist_ok=True)
+                shares = group / "cpu.shares"
+                if shares.exists():
+                    shares.write_text(f"{_SHARES * weight}")
+                else:
+                    (group / "cpu.weight").write_text(f"{100 * weight}")
+            (top / GROUP / "cgroup.procs").write_text("0")
+            return
+        except OSError:
+            continue
 
 
 def swept() -> None:
     """Remove the control groups of this run, or of one that crashed."""
-    for top in Path("/sys/fs/cgroup").glob(f"**/{GROUP}"):
+    names = [GROUP]
+    if not Path("/run/containerd/containerd.sock").exists():  # else they are the machine's own
+        names.append(PODS_GROUP)
+    for top in (found for name in names for found in _GROUPS.glob(f"**/{name}")):
         for folder in sorted(top.glob("**/"), key=lambda path: -len(path.parts)):
             try:
                 folder.rmdir()
