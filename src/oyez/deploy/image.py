@@ -88,8 +88,7 @@ COPY {folder}/ /build/
 RUN mkdir -p /build/wheels \\
  && python3 -m pip install --require-hashes --no-deps --only-binary :all: --no-compile \\
       --find-links /build/wheels --target {_SITE} --requirement /build/requirements.txt \\
- && rm -rf {_SITE}/bin \\
- && python3 -m compileall -q --invalidation-mode unchecked-hash {_SITE}
+ && PYTHONPATH={_SITE} python3 -m oyez.deploy.slim packages {_SITE}
 
 FROM ${{BASE}}
 ARG REVISION
@@ -98,16 +97,15 @@ LABEL org.opencontainers.image.title="{part.name}" \\
       org.opencontainers.image.description="{part.name} of {plan.system}" \\
       org.opencontainers.image.revision="${{REVISION}}" \\
       org.opencontainers.image.version="${{VERSION}}"
-# What installs packages has no place in what runs.
-RUN ["python3", "-c", "import glob, shutil, sysconfig; [shutil.rmtree(found) for name in ('pip', \
-'setuptools', 'wheel') for found in glob.glob(sysconfig.get_path('purelib') + '/' + name + '*')]"]
 COPY --from=build {_SITE} {_SITE}
+ENV PYTHONPATH={_SITE} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Without installers, and with its library compiled, as what runs can't write.
+RUN ["python3", "-m", "oyez.deploy.slim", "interpreter"]
 {copied}
-RUN ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "{HOME}"]
+RUN ["python3", "-m", "oyez.deploy.slim", "code", "{HOME}"]
 # A new volume here takes over whose this folder is.
 RUN ["python3", "-c", "import os; os.makedirs('{data}'); os.chown('{data}', {USER}, {USER})"]
-ENV PYTHONPATH={_SITE} OYEZ_RELEASE=${{VERSION}} PYTHONDONTWRITEBYTECODE=1 \
-PYTHONUNBUFFERED=1 OYEZ_PROJECT={HOME}/oyez.toml HOME=/tmp
+ENV OYEZ_RELEASE=${{VERSION}} OYEZ_PROJECT={HOME}/oyez.toml HOME=/tmp
 WORKDIR {HOME}
 USER {USER}:{USER}
 STOPSIGNAL SIGTERM

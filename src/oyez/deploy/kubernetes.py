@@ -17,6 +17,8 @@ _TOLD = """\
 # Memory has a limit. CPU has none: it would keep from a part what nobody else uses, and a process
 # that is held back misses its lease.
 """
+_STARTING = {"periodSeconds": 1, "failureThreshold": 60}
+"""A minute to start, in which nothing but the start is looked for."""
 
 Value = dict[str, Any]
 
@@ -283,11 +285,15 @@ def _bounds(part: Part) -> Value:
 def _probes(part: Part) -> Value:
     if not part.admin:
         probe: Value = {"tcpSocket": {"port": "http"}}
-        return {"readinessProbe": probe, "livenessProbe": {**probe, "failureThreshold": 6}}
+        return {
+            "startupProbe": {**probe, **_STARTING},
+            "readinessProbe": probe,
+            "livenessProbe": {**probe, "failureThreshold": 6},
+        }
     live: Value = {"httpGet": {"path": "/livez", "port": "admin"}}
     ready: Value = {"httpGet": {"path": "/readyz", "port": "admin"}}
     return {
-        "startupProbe": {**live, "periodSeconds": 1, "failureThreshold": 60},
+        "startupProbe": {**live, **_STARTING},
         "readinessProbe": {**ready, "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 2},
         "livenessProbe": {**live, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3},
     }
