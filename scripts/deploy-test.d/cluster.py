@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -145,11 +145,11 @@ class Cluster:
         with Logs(self._work / "node" / "logs"), self._customers() as customers:
             self._wait_for_orders(customers, 2 * self._pace)
             self._delete_by_force(found)
-            tolerated = len(customers.errors)
+            whole = time.monotonic()
             self._wait_for_orders(customers, len(customers.accepted) + 2 * self._pace)
             self._bad_image(found)
             self._drain(found)
-            errors = customers.errors[tolerated:]
+        errors = customers.errors_since(whole)
         orders, settling = settled(shop.folder, self._outside, customers.accepted)
         found.hold(
             "orders accepted",
@@ -158,6 +158,7 @@ class Cluster:
             expected=f"as many as there are, {orders}",
         )
         found.note("the books balance", f"{settling:.0f} s after the last order")
+        tolerated = len(customers.errors) - len(errors)
         found.note("HTTP errors, answered on a repeat, while pods were killed", tolerated)
         found.hold("HTTP errors from then on", shown(errors), right=not errors, expected="0")
         return found.outcome()
@@ -281,8 +282,9 @@ class Cluster:
 
         def watch() -> None:
             while not drained.wait(0.5):
+                pods = self._pods()
                 for name in names:
-                    least[name] = min(least.get(name, 9), self._ready_pods(name))
+                    least[name] = min(least.get(name, 9), ready(pods, name))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -474,22 +476,14 @@ class Cluster:
         }
         return {**os.environ, "OYEZ_BROKER": self._servers.broker, **stores}
 
-    def _pods(self, name: str) -> list[dict[str, Any]]:
-        label = f"app.kubernetes.io/name={name}"
-        found: list[dict[str, Any]] = self._plane.get("pods", "-n", "shop", "-l", label)["items"]
+    def _pods(self, name: str = "") -> list[dict[str, Any]]:
+        """Return the pods of a part of the shop, or all of them."""
+        label = ["-l", f"app.kubernetes.io/name={name}"] if name else []
+        found: list[dict[str, Any]] = self._plane.get("pods", "-n", "shop", *label)["items"]
         return found
 
     def _ready_pods(self, name: str, *, but: str = "", image: str = "") -> int:
-        return sum(
-            any(
-                c["type"] == "Ready" and c["status"] == "True"
-                for c in pod["status"].get("conditions", ())
-            )
-            for pod in self._pods(name)
-            if pod["metadata"]["name"] != but
-            and "deletionTimestamp" not in pod["metadata"]
-            and (not image or pod["spec"]["containers"][0]["image"] == image)
-        )
+        return ready(self._pods(name), name, but=but, image=image)
 
     def _restarts(self, name: str, image: str) -> bool:
         return any(
@@ -498,6 +492,21 @@ class Cluster:
             if pod["spec"]["containers"][0]["image"] == image
             for status in pod["status"].get("containerStatuses", ())
         )
+
+
+def ready(pods: Sequence[Mapping[str, Any]], name: str, *, but: str = "", image: str = "") -> int:
+    """Return how many pods of a part are ready: of that image if one is named, ``but`` for one."""
+    return sum(
+        any(
+            c["type"] == "Ready" and c["status"] == "True"
+            for c in pod["status"].get("conditions", ())
+        )
+        for pod in pods
+        if pod["metadata"]["labels"]["app.kubernetes.io/name"] == name
+        and pod["metadata"]["name"] != but
+        and "deletionTimestamp" not in pod["metadata"]
+        and (not image or pod["spec"]["containers"][0]["image"] == image)
+    )
 
 
 class _Replicas:

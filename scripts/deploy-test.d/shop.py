@@ -40,10 +40,18 @@ class Customers:
         self._done = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._trade()), daemon=True)
         self.accepted: list[str] = []
-        self.errors: list[str] = []
-        """Every answer that was not the one a customer wants, and every broken connection."""
         self.waited: list[float] = []
         """The seconds to each answer 202."""
+        self._errors: list[tuple[float, str]] = []
+
+    @property
+    def errors(self) -> list[str]:
+        """Every answer that was not the one a customer wants, and every broken connection."""
+        return self.errors_since(0.0)
+
+    def errors_since(self, begun: float) -> list[str]:
+        """Return the errors of requests that were begun after that, by the monotonic clock."""
+        return [error for at, error in list(self._errors) if at >= begun]
 
     def __enter__(self) -> Customers:
         self._thread.start()
@@ -85,19 +93,19 @@ class Customers:
 
     async def _place(self, client: httpx.AsyncClient, order: Mapping[str, Any], key: str) -> None:
         begun = time.monotonic()
-        while time.monotonic() < begun + 30:
+        while (sent := time.monotonic()) < begun + 30:
             try:
                 answer = await client.post("/orders", json=order, headers={"Idempotency-Key": key})
             except httpx.TransportError as error:
-                self.errors.append(f"{type(error).__name__}: {error}")
+                self._errors.append((sent, f"{type(error).__name__}: {error}"))
             else:
                 if answer.status_code == 202:
                     self.accepted.append(answer.json()["order_id"])
                     self.waited.append(time.monotonic() - begun)
                     return
-                self.errors.append(f"{answer.status_code} {answer.text[:150]}")
+                self._errors.append((sent, f"{answer.status_code} {answer.text[:150]}"))
             await asyncio.sleep(0.2)
-        self.errors.append(f"{key}: not accepted within 30 s")
+        self._errors.append((sent, f"{key}: not accepted within 30 s"))
 
 
 class Owners:
