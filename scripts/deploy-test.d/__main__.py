@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # The servers that the shop needs on the node are those that tests run against elsewhere.
 sys.path.append(str(HERE.parent / "services.d"))
+sys.path.insert(0, str(ROOT / "src"))
 
 import programs
 import projects
@@ -32,6 +33,8 @@ WORK = ROOT / ".deploy-test"
 def main() -> int:
     """Run the parts that were asked for; the exit code."""
     options = _options()
+    # What is deployed is this repository's Oyez, whichever one is installed.
+    os.environ["PYTHONPATH"] = f"{ROOT / 'src'}"
     names = options.part or list(PARTS)
     if world.inside():
         return _inside(names, options)
