@@ -259,13 +259,15 @@ def test_an_overlay_is_begun_once_and_then_left_alone(here: Path, run: Run) -> N
 
 def test_the_file_of_a_service_that_is_gone_goes(here: Path, run: Run) -> None:
     run("kubernetes")
-    hand_made = here / FOLDER / "base" / "extra.yaml"
+    base = here / FOLDER / "base"
+    hand_made, edited = base / "extra.yaml", base / "edited.yaml"
     hand_made.write_text("kind: ConfigMap\n")
+    edited.write_text((base / "desk.yaml").read_text() + "# by hand\n")
     text = SETTINGS[: SETTINGS.index("[services.books]")] + SETTINGS[SETTINGS.index("[gateway]") :]
     (here / "oyez.toml").write_text(text)
     code, output = run("kubernetes")
     assert code == 0, output
-    assert not (here / FOLDER / "base" / "books.yaml").exists()
+    assert not (base / "books.yaml").exists()
     assert hand_made.exists()
 
 
@@ -351,3 +353,4 @@ def test_a_url_is_only_deployed_where_there_is_one(tmp_path: Path) -> None:
         ConfigurationError, match=r"books\.deploy\.url: expected a service with a url"
     ):
         planned(tmp_path, text)
+    assert edited.exists()
