@@ -20,7 +20,7 @@ import httpx
 from measures import Handovers, Place
 from world import Failed
 
-LOOK = 0.025
+LOOK = 0.05
 """Seconds between two looks at who owns which partition."""
 SETTLE = 180.0
 """Seconds that the shop gets to settle everything."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +74,32 @@ async def test_what_was_claimed_and_lost_on_its_way_is_claimed_again(tmp_path: P
     await process.drain()
 
 
-async def _started(tmp_path: Path, *, failures: int) -> tuple[Any, Fails, list[str]]:
+async def test_a_drain_stops_all_partitions_together(tmp_path: Path) -> None:
+    """None stands still while another finishes its batch: nobody has them meanwhile."""
+    process, _, seen = await _started(tmp_path, failures=0, until=lambda: _all_leave(process))
+    for number in range(16):
+        await process.broker.publish([_placed(str(number))])
+    await process.ambient.advance(1.0)
+    assert seen == []
+    drain = asyncio.create_task(process.drain())
+    await process.ambient.advance(30.0)
+    assert drain.done()
+    assert sorted(map(int, seen)) == list(range(16))
+
+
+def _all_leave(process: ServiceProcess) -> bool:
+    return all(lane.leaving for lane in process.lanes.values())
+
+
+async def _started(
+    tmp_path: Path, *, failures: int, until: Callable[[], bool] = lambda: True
+) -> tuple[Any, Fails, list[str]]:
     ambient, service, seen = VirtualAmbient(), Service("desk"), list[str]()
 
     @service.on(Placed)
     async def take(event: Placed, tx: Transaction) -> None:
+        while not until():
+            await ambient.sleep(0.01)
         seen.append(event.order)
 
     broker = MemoryBroker(ambient, partitions=8)

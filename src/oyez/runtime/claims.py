@@ -11,6 +11,7 @@ process that was paused while another took over can't commit (fencing).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -127,8 +128,8 @@ class Claims:
     async def stop(self) -> None:
         """Claim no more; finish and save every lane, then the relay."""
         await self._loop.cancel()
-        for runner in list(self._runners.values()):
-            await runner.stop()
+        # Together: each waits for its batch, and none is another's before all of them are released.
+        await asyncio.gather(*(runner.stop() for runner in self._runners.values()))
         if self.relay is not None:
             await self.relay.stop()
 
