@@ -137,7 +137,7 @@ def _options() -> argparse.Namespace:
         help=f"only this part, can be given again: {', '.join(PARTS)}",
     )
     parser.add_argument(
-        "--orders", type=float, default=12.0, metavar="N", help="orders a second (default 12)"
+        "--orders", type=float, default=4.0, metavar="N", help="orders a second (default 4)"
     )
     return parser.parse_args()
 

@@ -28,8 +28,8 @@ GROUP = "oyez-deploy-test"
 PODS_GROUP = "k8s.io"
 """The control group in which containerd puts pods that a kubelet names no group for."""
 _GROUPS = Path("/sys/fs/cgroup")
-_SHARES = 1024
-"""The weight of a group that nobody gave another, by the kernel's first version of them."""
+_SHARES, _WEIGHT = 1024, 100
+"""What a group has that nobody gave another, by the two versions of groups."""
 _INSIDE = "DEPLOY_TEST_INSIDE"
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -89,22 +89,23 @@ def settle_in() -> None:
 
 
 def _weigh() -> None:
-    """Give pods the CPU that a node gives them: a share a core, and one for all that serves them.
+    """Give all pods together half of the CPU, and the other half to all that serves them.
 
-    Otherwise all pods together weigh as much as one session of a terminal, of which the control
-    plane and the servers are dozens. Where control groups are not ours to change, that stays so.
+    On a node it would be more, but here the servers are beside them, and the customers. Otherwise
+    all pods weigh as much as one session of a terminal, of which the control plane and the servers
+    are dozens. Where control groups are not ours to change, that stays so.
     """
     cores = os.cpu_count() or 1
     for top in (_GROUPS / "cpu", _GROUPS):
         try:
-            for name, weight in ((GROUP, 1), (PODS_GROUP, cores)):
+            for name in (GROUP, PODS_GROUP):
                 group = top / name
                 group.mkdir(exist_ok=True)
                 shares = group / "cpu.shares"
                 if shares.exists():
-                    shares.write_text(f"{_SHARES * weight}")
+                    shares.write_text(f"{_SHARES * cores}")
                 else:
-                    (group / "cpu.weight").write_text(f"{100 * weight}")
+                    (group / "cpu.weight").write_text(f"{_WEIGHT * cores}")
             (top / GROUP / "cgroup.procs").write_text("0")
             return
         except OSError:
