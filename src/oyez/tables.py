@@ -88,15 +88,17 @@ FORGET_REPLICAS = "delete from oyez_replica where until < :then"
 CURSORS = "select stream, partition, position, owner, epoch from oyez_cursor where reader = :reader"
 ADD_CURSOR = """insert into oyez_cursor (stream, partition, reader)
  values (:stream, :partition, :reader) on conflict (stream, partition, reader) do nothing"""
-CLAIM = """update oyez_cursor set epoch = epoch + 1,
+ACQUIRE = """update oyez_cursor set epoch = epoch + 1,
   crashes = case when owner is null or owner = :owner then 0
     when crashed_at = position then crashes + 1 else 1 end,
   crashed_at = case when owner is null or owner = :owner then -1 else position end,
   owner = :owner
  where stream = :stream and partition = :partition and reader = :reader
   and (owner is null or owner = :owner
-   or owner not in (select owner from oyez_replica where until > :now))
- returning position, epoch, crashes"""
+   or owner not in (select owner from oyez_replica where until > :now))"""
+CLAIM = f"{ACQUIRE} returning position, epoch, crashes"
+ACQUIRED = """select stream, partition, position, epoch, crashes from oyez_cursor
+ where reader = :reader and owner = :owner"""
 RELEASE = """update oyez_cursor set owner = null
  where stream = :stream and partition = :partition and reader = :reader
   and owner = :owner and epoch = :epoch"""

@@ -18,7 +18,7 @@ from typing import Protocol
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import BrokerError
-from oyez.ports import Broker, Claim, Row
+from oyez.ports import Broker, Changes, Claim, Row, Writes
 from oyez.runtime.commits import Commits
 from oyez.runtime.lane import Chains, Lane
 from oyez.runtime.loop import Bell, Loop
@@ -175,8 +175,7 @@ class Claims:
         share = _share(len(wanted), alive, self._owner)
         shared = sorted(self.lanes.keys() - self._extra, key=_by_partition)
         if len(shared) > share and _someone_lacks(wanted, cursors, alive):
-            for place in shared[share:]:
-                await self._release(place)
+            await asyncio.gather(*(self._release(place) for place in shared[share:]))
         # A claim in our own name without a lane is one whose answer was lost: claim it again.
         taken_by_others = {
             place for place, row in cursors.items() if row["owner"] in {*alive} - {self._owner}
@@ -251,24 +250,26 @@ class Claims:
     async def _take(self, places: list[Place], now: float) -> None:
         if not places:
             return
-        unit = self._commits.unit(None)
-        tx = unit.transaction(_NO_ORIGIN)
-        taken: list[tuple[Place, Row]] = []
+        cursors = [self._cursor(place) for place in places]
+        asked = [{**cursor, "owner": self._owner, "now": now} for cursor in cursors]
+        # Few statements for all of them: on some stores nobody else writes meanwhile.
+        before: Writes = [
+            (tables.FORGET_REPLICAS, [{"then": now - 60.0}]),
+            (tables.ADD_CURSOR, cursors),
+            (tables.ACQUIRE, asked),
+        ]
+        begun = self._store.begin()
         try:
-            tx.execute(tables.FORGET_REPLICAS, then=now - 60.0)
-            for place in places:
-                tx.execute(tables.ADD_CURSOR, **self._cursor(place))
-            for place in places:
-                cursor = self._cursor(place)
-                row = await tx.fetch_one(tables.CLAIM, **cursor, owner=self._owner, now=now)
-                if row is not None:
-                    taken.append((place, row))
-            await unit.commit()
+            mine = {"reader": self._reader, "owner": self._owner}
+            rows = await begun.fetch(tables.ACQUIRED, mine, before)
+            await begun.commit(Changes(time=now))
         finally:
-            await unit.rollback()
+            await begun.rollback()
+        taken = {(row["stream"], row["partition"]): row for row in rows}
         # One after the other: so the first has its first batch before all of them want the loop.
-        for place, row in taken:
-            await self._begin(place, row)
+        for place in places:
+            if place in taken:
+                await self._begin(place, taken[place])
 
     def _cursor(self, place: Place) -> dict[str, str | int]:
         stream, partition = place
