@@ -201,14 +201,15 @@ class ServiceProcess:
             await broker
             self.views.check()
             await self._make_resources()
-            self._leased = True
-            await self.store.keep(self.owner, self.settings.lease, admin)
             self.store.on_commit(self._committed)
             self.broker.on_streams(self.claims.ring)
             for view in self.views.rebuilds:
                 self.broker.on_streams(view.claims.ring)
             if self.service.publishes:
                 await self._create_stream()
+            # Last of all: from then on the other replicas leave this one its share.
+            self._leased = True
+            await self.store.keep(self.owner, self.settings.lease, admin)
         except BaseException:
             broker.cancel()
             await asyncio.gather(broker, return_exceptions=True)
