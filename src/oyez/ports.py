@@ -483,3 +483,10 @@ class Store(Protocol):
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` on the event loop when a process may have added to outbox or inbox."""
         ...
+
+    def on_leave(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` on the event loop when another process has left, as `leave` does.
+
+        A store that can't tell does nothing: who looks at the claims finds out.
+        """
+        ...

@@ -704,6 +704,22 @@ async def test_who_loses_its_connection_is_not_buried(database: Database) -> Non
                 await until(shown)
 
 
+async def test_a_replica_that_leaves_is_told_to_the_others_at_once(database: Database) -> None:
+    """So that nobody has its partitions no longer than a claim takes."""
+    async with database.opened() as store, database.opened() as other:
+        await store.keep("me", 600.0, "")
+        left, rung = asyncio.Event(), asyncio.Event()
+        other.on_leave(left.set)
+        other.on_commit(rung.set)
+        await until(_rings(rung))  # from now on it listens
+        store.ring()
+        await until(_rings(rung))
+        assert not left.is_set(), "a commit is no leave"
+        await store.leave("me")
+        await asyncio.wait_for(left.wait(), 5.0)
+        assert not await _alive(other, "me")
+
+
 async def test_a_restarted_server_buries_no_one(database: Database) -> None:
     """All locks are gone then; who is alive keeps its lease, and calls go on by themselves."""
     async with database.opened() as store, database.opened() as other:

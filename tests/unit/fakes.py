@@ -396,6 +396,9 @@ class FakeStore:
         """See `Store.on_commit`."""
         self._listeners.append(callback)
 
+    def on_leave(self, callback: Callable[[], None]) -> None:
+        """See `Store.on_leave`."""
+
     def ring(self) -> None:
         """Call back all who asked for it."""
         for callback in self._listeners:

@@ -32,6 +32,8 @@ from oyez.transaction import Origin
 
 SWEEP = 0.5
 """Seconds between two sweeps unless the bell rings."""
+SOON = 0.1
+"""The same while others are about to release what this process lacks of its share."""
 ADRIFT = 10.0
 """Seconds after which a place that no replica takes as its share is taken beyond the share.
 
@@ -112,6 +114,10 @@ class Claims:
         self._grace = grace
         self._loop = Loop("claims", self._step, ambient, reports.trouble)
         self._alive: list[str] = []
+        self._changed = ambient.monotonic()
+        """The time at which the living replicas were found to be others, on the monotonic clock."""
+        self._lacks = False
+        """Whether the last sweep found fewer places than the share."""
         self._extra: set[Place] = set()
         """Places that were taken beyond the share since the replicas changed."""
         self._streams: dict[str, int] = {}
@@ -153,10 +159,11 @@ class Claims:
 
     async def _step(self) -> float:
         await self.sweep()
-        return self._ambient.poll(SWEEP, replicas=True)
+        recent = self._ambient.monotonic() - self._changed < ADRIFT
+        return self._ambient.poll(SOON if self._lacks and recent else SWEEP, replicas=True)
 
     async def sweep(self) -> None:
-        """Drop lost claims, save positions, release the surplus and claim unowned partitions.
+        """Drop lost claims, release the surplus, claim unowned partitions and save positions.
 
         The relay is not part of the share: the first process that finds it free claims it.
         """
@@ -167,11 +174,9 @@ class Claims:
         rows = await self._store.fetch(tables.CURSORS, {"reader": self._reader})
         cursors = {(row["stream"], row["partition"]): row for row in rows}
         await self._drop_lost(cursors)
-        for lane in list(self.lanes.values()):
-            if lane.idle:
-                await lane.save()
         if alive != self._alive:
             self._alive, self._extra = alive, set()
+            self._changed = self._ambient.monotonic()
         share = _share(len(wanted), alive, self._owner)
         shared = sorted(self.lanes.keys() - self._extra, key=_by_partition)
         if len(shared) > share and _someone_lacks(wanted, cursors, alive):
@@ -185,6 +190,7 @@ class Claims:
         self.adrift = {place: self.adrift.get(place, since) for place in free}
         room = max(0, share - len(self.lanes.keys() - self._extra))
         taken = free[:room]
+        self._lacks = len(taken) < room
         left = [place for place in free[room:] if since - self.adrift[place] > ADRIFT]
         self._extra.update(left)
         taken += left
@@ -192,6 +198,8 @@ class Claims:
             taken.append(_RELAY)
         if self._owner in alive:
             await self._take(taken, now)
+        # Last, and together: a place that changes hands waits for nothing else.
+        await asyncio.gather(*(lane.save() for lane in self.lanes.values() if lane.idle))
         self.swept = self._ambient.monotonic()
 
     async def _wanted(self) -> list[Place]:

@@ -202,9 +202,11 @@ class ServiceProcess:
             self.views.check()
             await self._make_resources()
             self.store.on_commit(self._committed)
+            self.store.on_leave(self.claims.ring)
             self.broker.on_streams(self.claims.ring)
             for view in self.views.rebuilds:
                 self.broker.on_streams(view.claims.ring)
+                self.store.on_leave(view.claims.ring)
             if self.service.publishes:
                 await self._create_stream()
             # Last of all: from then on the other replicas leave this one its share.

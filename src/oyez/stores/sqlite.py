@@ -366,6 +366,9 @@ class SqliteStore:
     def on_commit(self, callback: Callable[[], None]) -> None:
         self._file.on_ring(callback)
 
+    def on_leave(self, callback: Callable[[], None]) -> None:
+        pass  # a ring does not tell what of, and all commits ring
+
 
 class SqliteTransaction:
     """A transaction on the file; an `oyez.ports.StoreTransaction`.

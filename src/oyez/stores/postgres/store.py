@@ -51,6 +51,8 @@ BRIEF = f"set local lock_timeout = {LOCK_WAIT * 1000:.0f}"
 """SQL that sets this limit."""
 MIGRATION = 3_600.0
 """Seconds that one migration may take."""
+_LEFT = "left"
+"""What is told on the channel when a replica has left; otherwise the name of a store."""
 _CLEANING = 5.0
 """Seconds for the rollback of a connection after a failure; after that it is closed."""
 _ATTEMPTS = 6
@@ -139,6 +141,7 @@ class PostgresStore:
         self._name = f"{ambient.bits(64):016x}"
         self._listener = Listener(self._reads, self._channel, self._heard, self._called_back)
         self._callbacks: list[Callable[[], None]] = []
+        self._leavers: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ringing = False
         self._ringer: asyncio.Task[None] | None = None
@@ -238,7 +241,8 @@ class PostgresStore:
             await lease.stop()
         async with self.server.connection() as connection:
             await leave(connection, owner, self.options.schema)
-        self.ring()
+            if self.server.can_listen():
+                await connection.execute("select pg_notify($1, $2)", self._channel, _LEFT)
 
     async def inspect(self) -> Sequence[Finding]:
         found = await self.server.inspect()
@@ -257,6 +261,10 @@ class PostgresStore:
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
+        self._listener.start()
+
+    def on_leave(self, callback: Callable[[], None]) -> None:
+        self._leavers.append(callback)
         self._listener.start()
 
     # -- for transactions --------------------------------------------------------------------------
@@ -375,6 +383,9 @@ class PostgresStore:
                     await connection.execute("select pg_notify($1, $2)", self._channel, self._name)
 
     def _heard(self, payload: str) -> None:
+        if payload == _LEFT:
+            for callback in self._leavers:
+                callback()
         if payload != self._name:
             self._called_back()
 
