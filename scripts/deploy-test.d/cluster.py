@@ -55,6 +55,8 @@ class Cluster:
         (work / "logs").mkdir()
         self._processes = Processes(work / "logs")
         self._running: set[str] = set()
+        self._accepted: list[str] = []
+        """All orders of the shop that customers were told are accepted."""
 
     def stop(self) -> None:
         """End everything in order; the world's end would do it too."""
@@ -98,18 +100,11 @@ class Cluster:
                 self._rolled_out([name])
             took = time.monotonic() - begun
             self._wait_for_orders(customers, len(customers.accepted) + 2 * self._pace)
-        orders, settling = settled(shop.folder, self._outside, customers.accepted)
         pauses = owners.handovers.all_pauses()
         found.note(
             "replaced", f"{2 * len(names)} pods of {len(names)} parts, one by one, in {took:.0f} s"
         )
-        found.hold(
-            "orders accepted",
-            len(customers.accepted),
-            right=orders == len(customers.accepted),
-            expected=f"as many as there are, {orders}",
-        )
-        found.note("the books balance", f"{settling:.0f} s after the last order")
+        self._check_books(found, customers)
         found.hold("HTTP errors", shown(customers.errors), right=not customers.errors, expected="0")
         found.note(
             "answered in",
@@ -124,6 +119,7 @@ class Cluster:
             expected="each at least once",
         )
         p99 = percentile(pauses, 0.99)
+        self._keep_pauses(owners)
         worst, where = owners.handovers.worst
         found.hold(
             "pause of a partition",
@@ -141,7 +137,6 @@ class Cluster:
         """Break what breaks, one after the other, while customers order."""
         found = Findings()
         self._start_shop()
-        shop = self._deployed["shop"]
         with Logs(self._work / "node" / "logs"), self._customers() as customers:
             self._wait_for_orders(customers, 2 * self._pace)
             self._delete_by_force(found)
@@ -150,14 +145,7 @@ class Cluster:
             self._bad_image(found)
             self._drain(found)
         errors = customers.errors_since(whole)
-        orders, settling = settled(shop.folder, self._outside, customers.accepted)
-        found.hold(
-            "orders accepted",
-            len(customers.accepted),
-            right=orders == len(customers.accepted),
-            expected=f"as many as there are, {orders}",
-        )
-        found.note("the books balance", f"{settling:.0f} s after the last order")
+        self._check_books(found, customers)
         tolerated = len(customers.errors) - len(errors)
         found.note("HTTP errors, answered on a repeat, while pods were killed", tolerated)
         found.hold("HTTP errors from then on", shown(errors), right=not errors, expected="0")
@@ -219,6 +207,28 @@ class Cluster:
         return found.outcome()
 
     # -- steps of parts ----------------------------------------------------------------------------
+
+    def _check_books(self, found: Findings, customers: Customers) -> None:
+        """See that there are the orders that were accepted and no others, and that all settle."""
+        before = len(self._accepted)
+        self._accepted += customers.accepted
+        shop = self._deployed["shop"]
+        orders, settling = settled(shop.folder, self._outside, self._accepted)
+        found.hold(
+            "orders accepted",
+            len(customers.accepted),
+            right=orders == len(self._accepted),
+            expected=f"as many as there are, {orders - before}",
+        )
+        found.note("the books balance", f"{settling:.0f} s after the last order")
+
+    def _keep_pauses(self, owners: Owners) -> None:
+        """Write down each handover, for who asks where a pause comes from."""
+        told = [
+            f"{at:.3f} {pause:.3f} {' '.join(map(str, place))} {old} -> {new}\n"
+            for at, pause, place, old, new in owners.handovers.seen
+        ]
+        (self._work / "logs" / "handovers.log").write_text("".join(told))
 
     def _delete_by_force(self, found: Findings) -> None:
         plane, shop = self._plane, self._deployed["shop"]

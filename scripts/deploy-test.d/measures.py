@@ -20,6 +20,8 @@ class Handovers:
         self._owners: dict[Place, str] = {}
         self._seen: dict[Place, float] = {}
         self.pauses: dict[Place, list[float]] = {}
+        self.seen: list[tuple[float, float, Place, str, str]] = []
+        """Each handover: its time, its pause, the place, who had it and who has it."""
 
     def see(self, at: float, owners: Mapping[Place, str | None]) -> None:
         """Take in a look: who owns what, None for nobody."""
@@ -28,7 +30,9 @@ class Handovers:
                 continue
             before = self._owners.get(place)
             if before is not None and before != owner:
-                self.pauses.setdefault(place, []).append(at - self._seen[place])
+                pause = at - self._seen[place]
+                self.pauses.setdefault(place, []).append(pause)
+                self.seen.append((at, pause, place, before, owner))
             self._owners[place] = owner
             self._seen[place] = at
 

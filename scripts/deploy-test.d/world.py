@@ -193,7 +193,7 @@ def run(command: Sequence[str | Path], text: str | None = None, **environment: s
     )
     if ran.returncode != 0:
         said = (ran.stderr or ran.stdout).strip()
-        raise Failed(f"{Path(command[0]).name} {' '.join(map(str, command[1:6]))}: {said[-1500:]}")
+        raise Failed(f"{Path(command[0]).name} {' '.join(map(str, command[1:6]))}: {said[-4000:]}")
     return ran.stdout
 
 
