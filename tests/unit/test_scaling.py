@@ -91,6 +91,12 @@ def test_replicas_that_were_asked_for_are_wanted_while_they_start(
     assert decide(measured(at=COOLDOWN, **values), LIMITS, early.past).wanted == in_the_end
 
 
+def test_more_than_were_asked_for_are_wanted_when_they_are_needed() -> None:
+    asked = decide(measured(replicas=2, inflow=300.0, at=0.0), LIMITS)
+    assert asked.wanted == 3
+    assert decide(measured(replicas=2, inflow=500.0, at=5.0), LIMITS, asked.past).wanted == 5
+
+
 def test_a_replica_that_is_away_for_a_moment_is_wanted_still() -> None:
     """A busy process may miss its lease: whoever is told two would end a third that works."""
     load = {"inflow": 200.0, "lag": 0}
@@ -134,6 +140,16 @@ def test_a_step_that_does_not_help_is_taken_back_and_not_repeated_soon() -> None
     later = COOLDOWN + 10 + AGAIN * COOLDOWN
     assert decide(measured(at=later - 1, **slow), LIMITS, back.past).wanted == 1
     assert decide(measured(at=later, **slow), LIMITS, back.past).wanted == 4
+
+
+def test_a_step_that_somebody_else_took_back_is_not_judged() -> None:
+    """What fewer replicas handle says nothing about what the step would have brought."""
+    slow = {"lag": 90_000, "total": 100.0}
+    past = decide(measured(at=0.0, **slow), LIMITS).past
+    past = decide(measured(at=10.0, replicas=4, **slow), LIMITS, past).past
+    past = decide(measured(at=20.0, replicas=3, **slow), LIMITS, past).past
+    found = decide(measured(at=20.0 + COOLDOWN, replicas=3, **slow), LIMITS, past)
+    assert found.wanted == 4
 
 
 @pytest.mark.parametrize(
@@ -198,6 +214,8 @@ pasts = st.none() | st.builds(
     climb=st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1e6)), max_size=3).map(tuple),
     ceiling=st.none() | st.integers(1, 40),
     until=st.floats(0, 1e6),
+    asked=counts,
+    since=st.floats(0, 1e6),
 )
 
 
