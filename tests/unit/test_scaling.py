@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oyez.scaling.forecast import Capacity, Forecast, forecast
@@ -219,6 +219,10 @@ pasts = st.none() | st.builds(
 )
 
 
+@example(measured(), Limits(most=3), Past(replicas=1, total=0.0, changed=0.0, asked=8, since=1e3))
+@example(
+    measured(partitions=2), LIMITS, Past(replicas=1, total=0.0, changed=0.0, asked=8, since=1e3)
+)
 @given(services, bounds, pasts)
 def test_bounds_always_hold(service: Measured, limits: Limits, past: Past | None) -> None:
     wanted = decide(service, limits, past).wanted
