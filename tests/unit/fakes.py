@@ -601,6 +601,11 @@ def _claim(contents: Contents, asked: Parameters) -> list[Row]:
     return [{name: cursor[name] for name in ("position", "epoch", "crashes")}]
 
 
+def _acquired(contents: Contents, asked: Parameters) -> list[Row]:
+    wanted = (asked["reader"], asked["owner"])
+    return [dict(row) for row in contents.cursors if (row["reader"], row["owner"]) == wanted]
+
+
 def _release(contents: Contents, asked: Parameters) -> list[Row]:
     cursor = contents.cursor(*_place(dict(asked)))
     if cursor is not None and (cursor["owner"], cursor["epoch"]) == (
@@ -848,6 +853,8 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.CURSORS: _cursors,
     tables.ADD_CURSOR: _add_cursor,
     tables.CLAIM: _claim,
+    tables.ACQUIRE: _claim,
+    tables.ACQUIRED: _acquired,
     tables.RELEASE: _release,
     tables.BLOCKED: _blocked,
     tables.OLDEST_RETRY: _oldest_retry,

@@ -273,17 +273,19 @@ class Claims:
             await begun.commit(Changes(time=now))
         finally:
             await begun.rollback()
-        taken = {(row["stream"], row["partition"]): row for row in rows}
-        # One after the other: so the first has its first batch before all of them want the loop.
-        for place in places:
-            if place in taken:
-                await self._begin(place, taken[place])
+        found = {(row["stream"], row["partition"]): row for row in rows}
+        taken = [place for place in places if place in found]
+        parked = await asyncio.gather(
+            *(self._store.fetch(tables.BLOCKED, self._cursor(place)) for place in taken)
+        )
+        for place, chains in zip(taken, parked, strict=True):
+            self._begin(place, found[place], chains)
 
     def _cursor(self, place: Place) -> dict[str, str | int]:
         stream, partition = place
         return {"stream": stream, "partition": partition, "reader": self._reader}
 
-    async def _begin(self, place: Place, row: Row) -> None:
+    def _begin(self, place: Place, row: Row, parked: list[Row]) -> None:
         stream, partition = place
         claim = Claim(
             stream=stream,
@@ -302,11 +304,10 @@ class Claims:
             )
             self.relay.start()
             return
-        rows = await self._store.fetch(tables.BLOCKED, self._cursor(place))
         lane = self.lanes[place] = Lane(
             claim,
             row["position"],
-            Chains({each["chain"]: each["parked"] for each in rows}, self._ambient),
+            Chains({each["chain"]: each["parked"] for each in parked}, self._ambient),
             broker=self._broker,
             commits=self._commits,
             ambient=self._ambient,
@@ -321,7 +322,7 @@ class Claims:
             runner = self._reading(lane)
         self._runners[place] = runner
         runner.start()
-        if rows:
+        if parked:
             self._work.ring()
         self._reports.emit(
             Claimed(
