@@ -37,7 +37,7 @@ from oyez.errors import (
     StoreUnavailable,
     TransactionExpired,
 )
-from oyez.ports import Announcement, Changes, Claim, Store
+from oyez.ports import Announcement, Changes, Claim, Row, Store, Writes
 from oyez.stores import connect
 from oyez.stores.postgres import changes
 from oyez.stores.postgres import schema as schemas
@@ -702,6 +702,38 @@ async def test_who_loses_its_connection_is_not_buried(database: Database) -> Non
                     )
 
                 await until(shown)
+
+
+async def test_a_claim_waits_for_no_transaction_that_runs_alone(database: Database) -> None:
+    """And of two replicas that want a partition at once, one has it."""
+    place = {"stream": "shop.orders", "partition": 0, "reader": ""}
+
+    async def claim(store: PostgresStore, owner: str) -> list[Row]:
+        await store.keep(owner, 600.0, "")
+        begun = store.begin()
+        now = time.time()
+        before: Writes = [
+            (tables.ADD_CURSOR, [place]),
+            (tables.ACQUIRE, [{**place, "owner": owner, "now": now}]),
+        ]
+        try:
+            rows = await begun.fetch(tables.ACQUIRED, {"reader": "", "owner": owner}, before)
+            await begun.commit(Changes(time=now))
+        finally:
+            await begun.rollback()
+        return rows
+
+    async with database.opened() as store, database.opened() as other:
+        alone = store.begin()
+        await alone.fetch("select 1 as one", {}, [])
+        try:
+            async with asyncio.timeout(5.0):
+                found = await asyncio.gather(claim(store, "me"), claim(other, "other"))
+        finally:
+            await alone.rollback()
+        assert sorted(len(rows) for rows in found) == [0, 1]
+        (row,) = [row for rows in found for row in rows]
+        assert (row["stream"], row["partition"], row["epoch"]) == ("shop.orders", 0, 1)
 
 
 async def test_a_replica_that_leaves_is_told_to_the_others_at_once(database: Database) -> None:

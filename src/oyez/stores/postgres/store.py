@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from asyncpg import exceptions as pg
 
+from oyez import tables
 from oyez.ambient import Ambient
 from oyez.endpoint import Endpoint, limits
 from oyez.errors import (
@@ -274,12 +275,15 @@ class PostgresStore:
         """Whether transactions that read are exclusive."""
         return self.options.isolation == "exclusive"
 
-    def begin_text(self, *, exclusive: bool, then: str = "") -> str:
-        """Return SQL that begins a transaction, takes its lock and then runs ``then``."""
+    def begin_text(self, *, exclusive: bool, then: str = "", free: bool = False) -> str:
+        """Return SQL that begins a transaction, takes its lock and then runs ``then``.
+
+        One that is ``free`` takes none.
+        """
         parts = ["begin isolation level read committed"]
         if self.server.pooled:
             parts += [self._local(), f"set local {_IDLE}"]
-        if self.alone:
+        if self.alone and not free:
             shared = "" if exclusive else "_shared"
             parts.append(f"select pg_advisory_xact_lock{shared}({self._key})")
             if not exclusive:
@@ -448,7 +452,11 @@ class PostgresTransaction:
         self._step = asyncio.Lock()
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
-        return await self._do(before, lambda connection: query(connection, sql, parameters))
+        # Claims are guarded by their rows: whoever hands partitions over waits for no handler.
+        free = sql is tables.ACQUIRED
+        return await self._do(
+            before, lambda connection: query(connection, sql, parameters), free=free
+        )
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
         return await self._do(before, lambda connection: answer(connection, sql, sets))
@@ -492,16 +500,18 @@ class PostgresTransaction:
     async def rollback(self) -> None:
         self._fail(StoreUnavailable("the transaction has ended"))
 
-    async def _do(self, before: Writes, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _do(
+        self, before: Writes, work: Callable[[Connection], Awaitable[T]], *, free: bool = False
+    ) -> T:
         async with self._step:
             self._check()
             try:
                 async with self._store.server.within():
                     if self._shared:
                         raise StoreRefused(
-                            "a transaction that loaded keyed state beside others can't read"
+                            "a transaction that loaded state or claimed beside others can't read"
                         )
-                    connection = self._connection or await self._begin()
+                    connection = self._connection or await self._begin(free=free)
                     await write(connection, before)
                     return await work(connection)
             except (ConstraintViolated, StoreRefused) as error:
@@ -511,15 +521,15 @@ class PostgresTransaction:
                 self._fail(error)
                 raise
 
-    async def _begin(self, *, exclusive: bool = True) -> Connection:
+    async def _begin(self, *, exclusive: bool = True, free: bool = False) -> Connection:
         store = self._store
-        if store.alone and exclusive:
+        if store.alone and exclusive and not free:
             await store.turn.acquire()
             self._has_turn = True
-        self._shared = store.alone and not exclusive
+        self._shared = store.alone and (free or not exclusive)
         connection = self._connection = await store.server.acquire()
         then = "" if exclusive else BRIEF
-        await connection.execute(store.begin_text(exclusive=exclusive, then=then))
+        await connection.execute(store.begin_text(exclusive=exclusive, then=then, free=free))
         self._timer = asyncio.get_running_loop().call_later(HOLD, self._expire)
         return connection
 
