@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+NAME   ?=
 BROKER ?=
 STORE  ?=
 GUESTS ?=
 TESTS  ?=
 
-.PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean dist matrix site supply
+.PHONY: capabilities help demo example deploy-test services services-down observe test check format bench lock clean dist matrix site supply
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -35,6 +36,9 @@ else
 demo: $(VENV)/.ready-dev
 	@$(BIN)/python scripts/demo $(BIN)/python "$(BROKER)" "$(STORE)" $(ARGS) $(if $(GUESTS),--guests)
 endif
+
+example: $(if $(BROKER)$(STORE),$(VENV)/.ready-dev,$(VENV)/.ready)  ## start another example; NAME=iot, with ARGS="--events 50000" it ends by itself; BROKER=kafka STORE=postgresql
+	@$(BIN)/python scripts/example $(BIN)/python "$(NAME)" "$(BROKER)" "$(STORE)" $(ARGS)
 
 services: $(VENV)/.ready-dev  ## bring up the real brokers and databases that tests run against
 	@scripts/system-packages
@@ -90,4 +94,4 @@ lock: $(VENV)/.ready-dev  ## pin the requirements again, with hashes
 	@scripts/lock "$(BIN)"
 
 clean:  ## remove the environment and everything the demo wrote
-	rm -rf $(VENV) .pythons build dist .demo examples/shop/.oyez
+	rm -rf $(VENV) .pythons build dist .demo examples/*/.oyez
