@@ -1,0 +1,1 @@
+"""Alerts: says when a sensor is too warm, and when one has fallen silent."""

@@ -1,0 +1,1 @@
+"""Ingest: judges what the sensors send, and announces each reading once."""

@@ -1,0 +1,126 @@
+"""From MQTT to the gateway: ``python mqtt.py HOST:PORT GATEWAY``, its API key in ``IOT_KEY``.
+
+A message is acknowledged to the MQTT broker when the gateway has taken it, and not before: a bridge
+that dies is sent it again, and the services know a repeated one by its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+from trial import post
+
+from feed import TYPE
+
+TOPIC = "sites/{}/readings"
+BATCH = 500
+Publish = Callable[[str, list[bytes]], None]
+
+
+def main(broker: str, gateway: str) -> None:
+    """Carry messages over, for ever."""
+    from paho.mqtt import client as mqtt
+
+    waiting: queue.SimpleQueue[mqtt.MQTTMessage] = queue.SimpleQueue()
+    client = mqtt.Client(
+        mqtt.CallbackAPIVersion.VERSION2, "bridge", clean_session=False, manual_ack=True
+    )
+    client.on_connect = lambda client, *_: client.subscribe(TOPIC.format("+"), qos=1)
+    client.on_subscribe = lambda *_: print("the bridge is up", flush=True)
+    client.on_message = lambda _, __, message: waiting.put(message)
+    host, _, port = broker.rpartition(":")
+    client.connect(host, int(port))
+    client.loop_start()
+    while True:
+        batch = [waiting.get()]
+        while len(batch) < BATCH and not waiting.empty():
+            batch.append(waiting.get())
+        asyncio.run(carry(gateway, [(each.topic, each.payload) for each in batch]))
+        for each in batch:
+            client.ack(each.mid, each.qos)
+
+
+async def carry(gateway: str, batch: list[tuple[str, bytes]]) -> None:
+    """Return when the gateway has taken all of the batch, but for what it will never take."""
+    try:
+        async with httpx.AsyncClient(base_url=gateway, timeout=20.0) as client:
+            await post(client, os.environ["IOT_KEY"], [event(*each) for each in batch])
+    except ValueError as error:
+        if len(batch) == 1:
+            print(f"dropped, of {batch[0][0]}: {error}", flush=True)
+            return
+        for each in batch:  # one that is no reading must not keep those beside it
+            await carry(gateway, [each])
+
+
+def event(topic: str, payload: bytes) -> dict[str, Any]:
+    """Return a message as an event of its site. Raises ValueError."""
+    said = json.loads(payload)
+    if not isinstance(said, dict) or said.keys() != {"id", "data"}:
+        raise ValueError("expected an id and data")
+    source = f"/mqtt/{topic.split('/')[1]}"
+    return {"specversion": "1.0", "type": TYPE, "source": source, **said}
+
+
+@contextmanager
+def speaking(folder: Path, gateway: str, key: str) -> Iterator[Publish | None]:
+    """Run an MQTT broker, if mosquitto is installed, and the bridge: what publishes for a site."""
+    found = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        print("mosquitto is not installed (apt-get install mosquitto): all readings go by HTTP")
+        yield None
+        return
+    from paho.mqtt import client as mqtt
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    listen = f"listener {port} 127.0.0.1\nallow_anonymous true\n"
+    settings, log = folder / "mosquitto.conf", folder / "mqtt.log"
+    settings.write_text(listen + "max_queued_messages 0\nmax_inflight_messages 0\n")
+    with log.open("w") as output, ExitStack() as stack:
+
+        def start(command: list[str], there: Callable[[], bool]) -> None:
+            environment = {**os.environ, "IOT_KEY": key}
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+            stack.callback(process.wait, 30)
+            stack.callback(process.terminate)
+            end = monotonic() + 30
+            while not there():
+                if process.poll() is not None or monotonic() > end:
+                    raise SystemExit(f"run: {command[0]} did not start; see {log}")
+                sleep(0.05)
+
+        start(
+            [found, "-c", str(settings)],
+            lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0,
+        )
+        bridge = [sys.executable, __file__, f"127.0.0.1:{port}", gateway]
+        start(bridge, lambda: "the bridge is up" in log.read_text())
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        client.connect("127.0.0.1", port)
+        client.loop_start()
+        stack.callback(client.loop_stop)
+
+        def publish(site: str, lines: list[bytes]) -> None:
+            for each in [client.publish(TOPIC.format(site), line, qos=1) for line in lines]:
+                each.wait_for_publish(60)
+
+        yield publish
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
