@@ -8,6 +8,7 @@ BROKER ?=
 STORE  ?=
 GUESTS ?=
 TESTS  ?=
+EXAMPLES = $(patsubst %/run.py,%,$(wildcard examples/*/run.py))
 
 .PHONY: capabilities help demo example deploy-test services services-down observe test check format bench lock clean dist matrix site supply
 help:  ## list the targets
@@ -65,6 +66,8 @@ check: $(VENV)/.ready-dev  ## formatter, linter, type checkers, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@for each in $(EXAMPLES); do \
+	  echo "mypy $$each"; MYPYPATH=$$each:scripts/example.d $(BIN)/mypy $$each scripts/example.d || exit; done
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

@@ -47,7 +47,7 @@ def judge(rows: Mapping[str, Rows], plan: Plan) -> Iterator[str]:
             tens[row["sensor_id"], row["measured_at"] // 10 * 10].append(row["celsius"])
         if key not in late[60]:
             minutes[row["site_id"], row["measured_at"] // 60 * 60].append(row["celsius"])
-    wanted = {(*key, len(each), _mean(each), max(each)) for key, each in tens.items()}
+    wanted: set[Any] = {(*key, len(each), _mean(each), max(each)) for key, each in tens.items()}
     yield from differ("windows of ten seconds", _tuples(rows["tens"]), wanted)
     wanted = {
         (*key, len(each), _mean(each), _share(each, 0.5), _share(each, 0.95))
