@@ -81,11 +81,11 @@ def averaged(tenths: dict[int, int]) -> tuple[int, float]:
 def percentile(tenths: dict[int, int], share: float) -> float:
     """Return the lowest temperature that this share of the readings does not exceed."""
     left = ceil(share * sum(tenths.values()))
-    for tenth in sorted(tenths):
+    for tenth in sorted(tenths)[:-1]:
         left -= tenths[tenth]
         if left <= 0:
-            break
-    return tenth / 10
+            return tenth / 10
+    return max(tenths) / 10
 
 
 service.window(Ten, ReadingAccepted, time="measured_at")
