@@ -21,7 +21,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx
-from trial import post
+from trial import free_address, post
 
 from feed import TYPE
 
@@ -85,10 +85,9 @@ def speaking(folder: Path, gateway: str, key: str) -> Iterator[Publish | None]:
         return
     from paho.mqtt import client as mqtt
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    listen = f"listener {port} 127.0.0.1\nallow_anonymous true\n"
+    address = free_address()
+    host, port = address.split(":")[0], int(address.split(":")[1])
+    listen = f"listener {port} {host}\nallow_anonymous true\n"
     settings, log = folder / "mosquitto.conf", folder / "mqtt.log"
     settings.write_text(listen + "max_queued_messages 0\nmax_inflight_messages 0\n")
     with log.open("w") as output, ExitStack() as stack:
@@ -106,12 +105,12 @@ def speaking(folder: Path, gateway: str, key: str) -> Iterator[Publish | None]:
 
         start(
             [found, "-c", str(settings)],
-            lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0,
+            lambda: socket.socket().connect_ex((host, port)) == 0,
         )
-        bridge = [sys.executable, __file__, f"127.0.0.1:{port}", gateway]
+        bridge = [sys.executable, __file__, address, gateway]
         start(bridge, lambda: "the bridge is up" in log.read_text())
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-        client.connect("127.0.0.1", port)
+        client.connect(host, port)
         client.loop_start()
         stack.callback(client.loop_stop)
 

@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -287,11 +287,20 @@ async def _trial(
     return 1 if found.problems else 0
 
 
+def free_address() -> str:
+    """Return an address that is free, and not of those that the system gives to who asks for any.
+
+    Otherwise an admin port, or a connection, may take it before the gateway does.
+    """
+    while True:
+        address = "127.0.0.1", 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(address)
+            return f"{address[0]}:{address[1]}"
+
+
 def _free_addresses(root: Path) -> None:
     services = load(root).services.items()
     names = [f"SERVICES_{name}_HTTP" for name, each in services if each.http]
     for name in ("GATEWAY_LISTEN", *names):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            variable = f"OYEZ_{name.upper().replace('-', '_')}"
-            os.environ.setdefault(variable, f"127.0.0.1:{free.getsockname()[1]}")
+        os.environ.setdefault(f"OYEZ_{name.upper().replace('-', '_')}", free_address())

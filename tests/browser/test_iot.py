@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from chromium import Opener
 from playwright.sync_api import expect
-from shop import free_ports
+from trial import free_address
 
 ROOT = Path(__file__).resolve().parents[2]
 FED = 60_000
@@ -34,10 +34,10 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     text = (folder / "run.py").read_text()
     assert "LIVE = 20_000" in text
     (folder / "run.py").write_text(text.replace("LIVE = 20_000", "LIVE = 500"))
-    gateway, dashboard = free_ports(2)
+    gateway = free_address()
     there = {
-        "OYEZ_GATEWAY_LISTEN": f"127.0.0.1:{gateway}",
-        "OYEZ_SERVICES_DASHBOARD_HTTP": f"127.0.0.1:{dashboard}",
+        "OYEZ_GATEWAY_LISTEN": gateway,
+        "OYEZ_SERVICES_DASHBOARD_HTTP": free_address(),
         "PYTHONPATH": os.pathsep.join(
             [str(ROOT / "scripts" / "example.d"), os.environ.get("PYTHONPATH", "")]
         ),
@@ -52,7 +52,7 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         assert process.stdout is not None
         assert "the page: " in process.stdout.readline()
-        yield f"http://127.0.0.1:{gateway}/"
+        yield f"http://{gateway}/"
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
