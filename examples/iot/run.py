@@ -77,8 +77,8 @@ class Sensors:
 
         figure, (rate, delay, warm) = pyplot.subplots(3, 1, figsize=(9, 9), layout="constrained")
         seconds = Counter(int(_seconds(row["accepted_at"])) for row in self.rows["readings"])
-        rate.plot([each - min(seconds) for each in sorted(seconds)],
-                  [seconds[each] for each in sorted(seconds)])  # fmt: skip
+        begin, end = min(seconds, default=0), max(seconds, default=0)
+        rate.plot([seconds[each] for each in range(begin, end + 1)])
         rate.set(title="Readings accepted", xlabel="second of the run", ylabel="in a second")
         delays = sorted(self._delays())
         delay.plot(delays, [n / len(delays) for n in range(len(delays))])

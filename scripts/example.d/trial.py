@@ -277,13 +277,13 @@ async def _trial(
     table.add_row("from event to effect, p50, p99", f"{p50:.0f} ms, {p99:.0f} ms")
     table.add_row("peak memory, all processes", f"{system.peak():.0f} MiB")
     console.print(table)
-    picture = root / "out" / f"{name}.svg"
-    picture.parent.mkdir(exist_ok=True)
-    example.draw(picture)
     for problem in found.problems:
         console.print(f"[bold red]does not hold:[/] {problem}", highlight=False)
     if not found.problems:
         console.print(f"[bold green]The invariant holds.[/] See out/{name}.svg.")
+    picture = root / "out" / f"{name}.svg"
+    picture.parent.mkdir(exist_ok=True)
+    example.draw(picture)
     return 1 if found.problems else 0
 
 
