@@ -1,0 +1,108 @@
+"""The ledger. Money is held before it moves, and each booking is two entries that add up to zero.
+
+Asked again, each handler answers again and does it once: what became of a transfer is in ``hold``.
+"""
+
+from __future__ import annotations
+
+from accounts.events import (
+    AccountOpened,
+    FundsHeld,
+    FundsReleased,
+    FundsShort,
+    HoldFunds,
+    PostTransfer,
+    ReleaseFunds,
+    TransferPosted,
+)
+from oyez import Service, Transaction
+
+WORLD = "world"
+
+_COVER = """update accounts set held = held + :cents
+ where account = :source and balance - held - :cents >= least
+  and exists (select 1 from accounts as other where other.account = :target)
+ returning account"""
+_RELEASE = """update hold set state = 'released' where transfer_id = :transfer_id
+ and state = 'held' returning source, cents"""
+_POST = """update hold set state = 'posted' where transfer_id = :transfer_id
+ and state = 'held' returning source, target, cents"""
+_STATE = "select state from hold where transfer_id = :transfer_id"
+
+service = Service("accounts", migrations="accounts/migrations")
+
+
+@service.on(AccountOpened)
+async def open_account(event: AccountOpened, tx: Transaction) -> None:
+    """Open the account, and book what was paid in."""
+    tx.execute(
+        "insert into accounts (account, least) values (:account, :least)",
+        account=event.account,
+        least=-event.overdraft,
+    )
+    _book(tx, f"opened {event.account}", WORLD, event.account, event.cents)
+
+
+@service.on(HoldFunds)
+async def hold(event: HoldFunds, tx: Transaction) -> FundsHeld | FundsShort:
+    """Hold the money, if there is enough above the account's limit."""
+    known = await tx.fetch_one(_STATE, transfer_id=event.transfer_id)
+    if known is not None:
+        state = known["state"]
+    else:
+        state = "held" if await _covers(event, tx) else "short"
+        tx.execute(
+            "insert into hold values (:transfer_id, :source, :target, :cents, :state)",
+            transfer_id=event.transfer_id,
+            source=event.source,
+            target=event.target,
+            cents=event.cents,
+            state=state,
+        )
+    if state == "held":
+        return FundsHeld(transfer_id=event.transfer_id)
+    return FundsShort(transfer_id=event.transfer_id, reason=f"the money is {state}")
+
+
+@service.on(ReleaseFunds)
+async def release(event: ReleaseFunds, tx: Transaction) -> FundsReleased:
+    """Free what is held; say so in any case, as the saga waits for it."""
+    held = await tx.fetch_one(_RELEASE, transfer_id=event.transfer_id)
+    if held is not None:
+        tx.execute("update accounts set held = held - :cents where account = :source", **held)
+    else:  # keeps a late HoldFunds from holding for ever
+        tx.execute(
+            """insert into hold (transfer_id, state) values (:transfer_id, 'released')
+              on conflict (transfer_id) do nothing""",
+            transfer_id=event.transfer_id,
+        )
+    return FundsReleased(transfer_id=event.transfer_id)
+
+
+@service.on(PostTransfer)
+async def post(event: PostTransfer, tx: Transaction) -> TransferPosted:
+    """Move what is held."""
+    held = await tx.fetch_one(_POST, transfer_id=event.transfer_id)
+    if held is not None:
+        sql = "update accounts set held = held - :cents where account = :source"
+        tx.execute(sql, source=held["source"], cents=held["cents"])
+        _book(tx, event.transfer_id, **held)
+    else:
+        known = await tx.fetch_one(_STATE, transfer_id=event.transfer_id)
+        if known is None or known["state"] != "posted":
+            raise ValueError(f"nothing is held for {event.transfer_id}")
+    return TransferPosted(transfer_id=event.transfer_id)
+
+
+async def _covers(event: HoldFunds, tx: Transaction) -> bool:
+    if event.source in (WORLD, event.target):
+        return False
+    return bool(await tx.fetch(_COVER, source=event.source, target=event.target, cents=event.cents))
+
+
+def _book(tx: Transaction, booking: str, source: str, target: str, cents: int) -> None:
+    for account, change in ((source, -cents), (target, cents)):
+        sql = "insert into entry values (:booking, :account, :cents, :at)"
+        tx.execute(sql, booking=booking, account=account, cents=change, at=tx.time)
+        sql = "update accounts set balance = balance + :cents where account = :account"
+        tx.execute(sql, account=account, cents=change)

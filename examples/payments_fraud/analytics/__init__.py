@@ -1,0 +1,1 @@
+"""Volume by minute and country, live and as a columnar file."""

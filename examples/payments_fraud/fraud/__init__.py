@@ -1,0 +1,1 @@
+"""Screening: what speaks for fraud, and a model that learns from reviews."""

@@ -1,0 +1,148 @@
+"""Screening: the window, the customer's history, the score, and the model's versions."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fraud.events import (
+    Screen,
+    TransferCleared,
+    TransferCounted,
+    TransferFlagged,
+    TransferReviewed,
+)
+from fraud.model import Model, Models
+from fraud.rules import LIMIT, History, judge
+from fraud.service import service
+from oyez.testing import Running
+
+NOON = datetime.fromisoformat("2026-11-01T12:00:00+00:00")
+AMSTERDAM, TOKYO = (52.37, 4.90), (35.68, 139.69)
+
+
+class NoModel(Models):
+    """Before anything is learnt."""
+
+    def __init__(self) -> None: ...
+
+    async def newest(self, now: float) -> Model:
+        return Model()
+
+
+def asked(number: int, minutes: float = 0.0, **changed: Any) -> Screen:
+    latitude, longitude = changed.pop("place", AMSTERDAM)
+    values: dict[str, Any] = {
+        "transfer_id": str(number),
+        "source": "ada",
+        "cents": 1_000,
+        "device": "phone",
+        "country": "NL",
+        "latitude": latitude,
+        "longitude": longitude,
+        "at": NOON + timedelta(minutes=minutes),
+    }
+    return Screen(**{**values, **changed})
+
+
+def counted(transfer: Screen, burst: int = 1, sharing: int = 1) -> TransferCounted:
+    return TransferCounted(source=transfer.source, transfer=transfer, burst=burst, sharing=sharing)
+
+
+def known() -> History:
+    history = History.keyed("ada")
+    for number in range(3):
+        history.learn(counted(asked(number, number * 60)))
+    return history
+
+
+def test_a_usual_transfer_has_no_unusual_facts() -> None:
+    facts = known().facts(counted(asked(9, 180)))
+    assert set(facts.values()) == {0.0}
+    assert judge(facts, 0.0) == (0.0, [])
+
+
+def test_nobody_is_in_amsterdam_and_two_hours_later_in_tokyo() -> None:
+    stolen = counted(asked(9, 240, place=TOKYO, device="another"))
+    facts = known().facts(stolen)
+    assert facts["speed"] == pytest.approx(9_290 / 2 / 900, rel=0.03)
+    score, why = judge(facts, 0.0)
+    assert score >= LIMIT
+    assert why == ["faster than an airliner", "a device not seen before"]
+    later = known().facts(counted(asked(9, 120 + 24 * 60, place=TOKYO)))
+    assert later["speed"] < 1
+
+
+def test_each_fact_alone_is_no_crime_but_the_model_adds_to_it() -> None:
+    usual = dict.fromkeys(("burst", "sharing", "speed", "amount", "device"), 0.0)
+    for fact, value in (("burst", 3.0), ("sharing", 4.0), ("speed", 5.0), ("amount", 4.0)):
+        assert judge({**usual, fact: value}, 0.0)[0] < LIMIT
+    assert judge({**usual, "sharing": 4.0}, 0.9)[0] >= LIMIT
+
+
+def test_a_flagged_transfer_teaches_nothing_of_its_customer() -> None:
+    history = known()
+    before = (history.mean, history.at, list(history.devices))
+    history.facts(counted(asked(9, 180, place=TOKYO, device="another", cents=90_000)))
+    assert (history.mean, history.at, history.devices) == before
+
+
+async def test_a_ring_is_found_by_its_device(running: Running) -> None:
+    async with running(service, provide={Models: NoModel()}) as system:
+        for number in range(12):
+            transfer = asked(number, number, source=f"mule {number % 4}", device="emulator")
+            await system.publish(transfer, service="transfers")
+            await system.settled()
+        found = system.announced(TransferCounted)
+        assert [each.burst for each in found] == list(range(1, 13))
+        assert [each.sharing for each in found] == [1, 2, 3, *[4] * 9]
+        assert len(system.announced(TransferCleared)) == 3
+        flagged = system.announced(TransferFlagged)
+        assert flagged[-1].why[:2] == ["a device of many accounts", "many transfers in a row"]
+
+
+async def test_every_transfer_is_answered_also_a_late_one(running: Running) -> None:
+    async with running(service, provide={Models: NoModel()}) as system:
+        for number, minutes in enumerate((0, 60, 120, 1)):
+            await system.publish(asked(number, minutes), service="transfers")
+            await system.settled()
+        assert len(system.announced(TransferCleared)) == 4
+        assert [each.burst for each in system.announced(TransferCounted)] == [1, 1, 1, 1]
+
+
+async def test_reviews_are_learnt_and_the_version_is_kept_with_the_decision(
+    running: Running,
+) -> None:
+    pytest.importorskip("river", reason="pip install -r examples/payments_fraud/requirements.txt")
+    async with running(service) as system:
+        for number in range(40):
+            guilty = number % 2
+            source = f"customer {number}"
+            device = "emulator" if guilty else f"phone {number}"
+            transfer = asked(number, number * 3, source=source, device=device)
+            await system.publish(transfer, service="transfers")
+            await system.settled()
+            review = TransferReviewed(transfer_id=str(number), fraud=bool(guilty))
+            await system.publish(review, service="gateway")
+        await system.settled()
+        assert {each.model for each in system.announced(TransferCleared)} == {0}
+        await system.advance(4.0)
+        rows = await system.fetch("fraud", "select version, weights from model order by version")
+        assert [row["version"] for row in rows] == [1]
+        model = Model(**rows[0])
+        usual = dict.fromkeys(("burst", "sharing", "speed", "amount", "device"), 0.0)
+        assert model.suspicion({**usual, "sharing": 9.0, "burst": 5.0}) > 0.8
+        assert model.suspicion(usual) < 0.6
+
+
+def test_the_same_labels_make_the_same_model() -> None:
+    pytest.importorskip("river", reason="pip install -r examples/payments_fraud/requirements.txt")
+    labels = [({"burst": float(n % 5), "speed": n / 10}, n % 3 == 0) for n in range(50)]
+    facts = {"burst": 2.0, "speed": 1.0}
+    first = Model().learn(labels)
+    again = Model(first.version, first.weights).learn(labels)
+    straight = Model().learn(labels).learn(labels)
+    assert again.version == straight.version == 2
+    assert again.suspicion(facts) == straight.suspicion(facts)

@@ -1,0 +1,1 @@
+"""The saga of a transfer: hold, screen, post, or release."""
