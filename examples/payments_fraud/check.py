@@ -39,8 +39,8 @@ _MOMENT = {
 _UNFINISHED = """select (select count(*) from oyez_outbox) as announced,
  (select count(*) from oyez_inbox where state > 0) as parked,
  (select count(*) from oyez_dead where state = 'dead') as dead"""
-_LABELS = """select transfer_id, version, fraud from label where version > 0 order by version, id"""
-_CASES = "select transfer_id, source, number, counted, facts, why, score, model, refused from cases"
+LABELS = """select transfer_id, version, fraud from label where version > 0 order by version, id"""
+CASES = "select transfer_id, source, number, counted, facts, why, score, model, refused from cases"
 
 
 class Audit(msgspec.Struct):
@@ -99,10 +99,10 @@ async def audit(stores: dict[str, Store], plan: Plan, folder: Path) -> Audit:
         if each["status"] != "ended" or ends[key] not in known
     ]
     problems += await _money(stores["accounts"], sent, ends)
-    cases = await stores["fraud"].fetch(_CASES, {})
+    cases = await stores["fraud"].fetch(CASES, {})
     for case in cases:
         case.update({name: msgspec.json.decode(case[name]) for name in ("facts", "why")})
-    labels = await stores["fraud"].fetch(_LABELS, {})
+    labels = await stores["fraud"].fetch(LABELS, {})
     problems += replay(cases, labels)
     problems += [
         f"{case['transfer_id']} was decided otherwise than it ended"

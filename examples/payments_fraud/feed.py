@@ -138,7 +138,7 @@ def _ring(
     chance: random.Random, name: str, rich: list[Customer]
 ) -> list[tuple[float, str, dict[str, Any]]]:
     members = chance.sample(rich, RING)
-    at = chance.uniform(0.2, DAYS - 0.3) * 24 * _HOUR
+    at = chance.uniform(1.2, DAYS - 0.3) * 24 * _HOUR
     amount = 6 * sum(each.usual for each in members) / RING
     found = []
     for hop in range(HOPS):
@@ -153,7 +153,7 @@ def _stolen(
     chance: random.Random, name: str, who: Customer, customers: list[Customer]
 ) -> list[tuple[float, str, dict[str, Any]]]:
     """Return an honest payment at home, and soon after it those of the thief."""
-    at = chance.uniform(0.2, DAYS - 0.3) * 24 * _HOUR
+    at = chance.uniform(1.2, DAYS - 0.3) * 24 * _HOUR
     others = [each for each in customers if each is not who]
     honest = _transfer(
         who, chance.choice(others), who.usual, who.devices[at > who.changes], who.home

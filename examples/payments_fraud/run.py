@@ -38,7 +38,7 @@ from picture import draw
 HERE = Path(__file__).resolve().parent
 TOGETHER = 100
 """Events in one request."""
-OPEN = 1_000
+OPEN = 500
 """Transfers that have not ended, above which no more are sent."""
 PATIENCE = 120.0
 """Seconds for which nothing may go on before it counts as lost."""

@@ -14,6 +14,7 @@ LIMIT = 0.6
 TRUST = 0.4
 """What the model alone can add to a score."""
 
+_DAY = 86_400.0
 _AIRLINER = 900.0
 """Kilometres in an hour: who was faster is not the same person."""
 
@@ -26,7 +27,8 @@ class History(State, key="source"):
     cleared: int = 0
     mean: float = 0.0
     """In cents, of those that were cleared."""
-    devices: list[str] = msgspec.field(default_factory=list)
+    devices: dict[str, float] = msgspec.field(default_factory=dict)
+    """When each device was seen first, in seconds since 1970."""
     latitude: float = 0.0
     longitude: float = 0.0
     at: float = 0.0
@@ -41,7 +43,9 @@ class History(State, key="source"):
             hours = max(abs(transfer.at.timestamp() - self.at) / 3600, 1 / 60)
             here = (transfer.latitude, transfer.longitude)
             facts["speed"] = _distance((self.latitude, self.longitude), here) / hours / _AIRLINER
-            facts["device"] = float(transfer.device not in self.devices)
+            yesterday = transfer.at.timestamp() - _DAY
+            strange = self.devices.get(transfer.device, yesterday + 1) > yesterday
+            facts["device"] = float(strange and min(self.devices.values()) <= yesterday)
         if self.cleared > 2:
             facts["amount"] = max(log(transfer.cents / self.mean, 2), 0.0)
         return {name: round(min(fact, 10.0), 6) for name, fact in facts.items()}
@@ -51,8 +55,9 @@ class History(State, key="source"):
         transfer = event.transfer
         self.cleared += 1
         self.mean += (transfer.cents - self.mean) / self.cleared
-        if transfer.device not in self.devices:
-            self.devices = [*self.devices, transfer.device][-5:]
+        self.devices.setdefault(transfer.device, transfer.at.timestamp())
+        if len(self.devices) > 5:
+            del self.devices[min(self.devices, key=self.devices.__getitem__)]
         if transfer.at.timestamp() >= self.at:
             self.at = transfer.at.timestamp()
             self.latitude, self.longitude = transfer.latitude, transfer.longitude
@@ -66,9 +71,9 @@ def judge(facts: dict[str, float], suspicion: float) -> tuple[float, list[str]]:
     found = [
         (0.5, "faster than an airliner", facts["speed"] > 1),
         (0.5, "a device of many accounts", facts["sharing"] > 1),
-        (0.35, "many transfers in a row", facts["burst"] >= 2),
-        (0.25, "four times the usual amount", facts["amount"] > 2),
-        (0.2, "a device not seen before", facts["device"] > 0),
+        (0.4, "many transfers in a row", facts["burst"] >= 2),
+        (0.3, "four times the usual amount", facts["amount"] > 2),
+        (0.3, "a device of less than a day", facts["device"] > 0),
         (TRUST * suspicion, f"like {suspicion:.0%} of known fraud", suspicion > 0.1),
     ]
     signs = sorted((sign for sign in found if sign[2]), reverse=True)

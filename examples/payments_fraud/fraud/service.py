@@ -36,7 +36,7 @@ _REFUSED = """select transfer_id, source, country, cents, at, why, score, model 
  where refused = 1 order by at desc limit 40"""
 
 
-class Burst(Window, key="device", gap=600, late=600):
+class Burst(Window, key="device", gap=600, late=7_200):
     """Transfers in a row from one device: as many sessions as there were pauses of ten minutes."""
 
     count: int = 0
