@@ -53,8 +53,8 @@ def counted(transfer: Screen, burst: int = 1, sharing: int = 1) -> TransferCount
 
 def known() -> History:
     history = History.keyed("ada")
-    for number in range(3):
-        history.learn(counted(asked(number, number * 60)))
+    for number, minutes in enumerate((-2_880, -1_440, 120)):
+        history.learn(counted(asked(number, minutes)))
     return history
 
 
@@ -82,11 +82,20 @@ def test_each_fact_alone_is_no_crime_but_the_model_adds_to_it() -> None:
     assert judge({**usual, "sharing": 4.0}, 0.9)[0] >= LIMIT
 
 
-def test_a_flagged_transfer_teaches_nothing_of_its_customer() -> None:
-    history = known()
-    before = (history.mean, history.at, list(history.devices))
-    history.facts(counted(asked(9, 180, place=TOKYO, device="another", cents=90_000)))
-    assert (history.mean, history.at, history.devices) == before
+async def test_a_flagged_transfer_teaches_nothing_of_its_customer(running: Running) -> None:
+    async with running(service, provide={Models: NoModel()}) as system:
+        for number, minutes in enumerate((-2_880, -1_440, 120)):
+            await system.publish(asked(number, minutes), service="transfers")
+            await system.settled()
+        before = await service.read(History, "ada")
+        stolen = asked(9, 240, place=TOKYO, device="another", cents=90_000)
+        await system.publish(stolen, service="transfers")
+        await system.settled()
+        assert [each.transfer_id for each in system.announced(TransferFlagged)] == ["9"]
+        after = await service.read(History, "ada")
+        assert before is not None
+        before.seen += 1
+        assert after == before
 
 
 async def test_a_ring_is_found_by_its_device(running: Running) -> None:
