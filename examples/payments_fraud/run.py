@@ -1,7 +1,7 @@
 """Starts the bank; with ``--events N`` sends N transfers, kills a process, and checks the stores.
 
-Without it, transfers go on until Ctrl-C, for somebody who looks at the page. Exit codes: 0 when all
-that must be true is true, 1 when it is not, 2 for wrong usage.
+Without it, the bank stays up until Ctrl-C, for somebody who looks at the page. Exit codes: 0 when
+all that must be true is true, 1 when it is not, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ TOGETHER = 100
 """Events in one request."""
 OPEN = 500
 """Transfers that have not ended, above which no more are sent."""
+SHOWN = 5_000
+"""Transfers for somebody who looks at the page: five days in two minutes."""
 PATIENCE = 120.0
 """Seconds for which nothing may go on before it counts as lost."""
 
@@ -148,9 +150,9 @@ async def open_accounts(sender: Sender, stores: dict[str, Store], made: Plan) ->
         await asyncio.sleep(0.1)
 
 
-async def trade(bank: Bank, client: httpx.AsyncClient, made: Plan, seed: int) -> int:
+async def trade(bank: Bank, client: httpx.AsyncClient, made: Plan) -> int:
     """Send everything, kill a process on the way, wait, check, and tell. Return the exit code."""
-    console, chance = Console(), random.Random(seed)  # noqa: S311 - which process is killed
+    console, chance = Console(), random.Random()  # noqa: S311 - which process is killed, and when
     sender, total = Sender(bank.project, client), made.transfers
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -217,7 +219,7 @@ async def settle(bank: Bank, stores: dict[str, Store], made: Plan) -> Audit:
 
 
 async def show(bank: Bank, client: httpx.AsyncClient, made: Plan) -> int:
-    """Send a few transfers a second, for ever."""
+    """Send fifty transfers a second, and leave the page up when all are sent."""
     sender = Sender(bank.project, client)
     print(f"the page: {client.base_url}  (Ctrl-C stops the bank)", flush=True)
     async with opened(bank.project) as stores:
@@ -234,10 +236,10 @@ async def operate(bank: Bank, key: str, events: int, seed: int) -> int:
     gateway = bank.project.config.gateway
     assert gateway is not None
     url, head = f"http://{gateway.listen}", {"X-Api-Key": key}
-    made = plan(events or 50_000, seed, datetime.now(UTC) - timedelta(days=1))
+    made = plan(events or SHOWN, seed, datetime.now(UTC) - timedelta(days=1))
     async with httpx.AsyncClient(base_url=url, headers=head, timeout=20.0) as client:
         if events:
-            return await trade(bank, client, made, seed)
+            return await trade(bank, client, made)
         return await show(bank, client, made)
 
 

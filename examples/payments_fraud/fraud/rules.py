@@ -43,9 +43,9 @@ class History(State, key="source"):
             hours = max(abs(transfer.at.timestamp() - self.at) / 3600, 1 / 60)
             here = (transfer.latitude, transfer.longitude)
             facts["speed"] = _distance((self.latitude, self.longitude), here) / hours / _AIRLINER
-            yesterday = transfer.at.timestamp() - _DAY
-            strange = self.devices.get(transfer.device, yesterday + 1) > yesterday
-            facts["device"] = float(strange and min(self.devices.values()) <= yesterday)
+            now = transfer.at.timestamp()
+            strange = now - _DAY < self.devices.get(transfer.device, now) <= now
+            facts["device"] = float(strange and min(self.devices.values()) <= now - _DAY)
         if self.cleared > 2:
             facts["amount"] = max(log(transfer.cents / self.mean, 2), 0.0)
         return {name: round(min(fact, 10.0), 6) for name, fact in facts.items()}
@@ -55,7 +55,8 @@ class History(State, key="source"):
         transfer = event.transfer
         self.cleared += 1
         self.mean += (transfer.cents - self.mean) / self.cleared
-        self.devices.setdefault(transfer.device, transfer.at.timestamp())
+        first = self.devices.get(transfer.device, transfer.at.timestamp())
+        self.devices[transfer.device] = min(first, transfer.at.timestamp())
         if len(self.devices) > 5:
             del self.devices[min(self.devices, key=self.devices.__getitem__)]
         if transfer.at.timestamp() >= self.at:

@@ -155,3 +155,12 @@ def test_the_same_labels_make_the_same_model() -> None:
     straight = Model().learn(labels).learn(labels)
     assert again.version == straight.version == 2
     assert again.suspicion(facts) == straight.suspicion(facts)
+
+
+def test_a_transfer_that_is_overtaken_makes_no_device_strange() -> None:
+    history = known()
+    history.learn(counted(asked(8, 240, device="new phone")))
+    assert history.facts(counted(asked(9, 250, device="new phone")))["device"] == 1
+    assert history.facts(counted(asked(9, 230, device="new phone")))["device"] == 0
+    history.learn(counted(asked(9, 230, device="new phone")))
+    assert history.devices["new phone"] == asked(9, 230).at.timestamp()
