@@ -47,7 +47,7 @@ class Model:
 
     def learn(self, labels: Iterable[tuple[dict[str, float], bool]]) -> Model:
         """Return the next version, which has learnt these, too; this one is not to be used more."""
-        from river import linear_model, optim  # takes a second, and most tests need none of it
+        from river import linear_model, optim  # most tests need none of it
 
         learnt = Model()
         learnt.version = self.version + 1
@@ -61,6 +61,9 @@ class Models:
     """The newest model of a service's store, looked for once in a second."""
 
     def __init__(self, service: Service) -> None:
+        import river.linear_model  # takes seconds, so now, and not while a transfer waits
+        import river.optim  # noqa: F401
+
         self._service = service
         self._model: Asked = Model()
         self._looked = 0.0
