@@ -1,0 +1,1 @@
+"""Tracking: makes one journey of a parcel's scans, in whatever order they come."""
