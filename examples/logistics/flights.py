@@ -23,7 +23,7 @@ from tracking.events import ParcelScanned, Stage
 
 DAYS, HUBS, STOPS = 10, 12, 40
 """Days of flights, the airports that most go to, and parcels of a round, at most."""
-VANS = [f"van-{number}" for number in range(1, 7)]
+VANS = [f"van-{number}" for number in range(1, 8)]
 ZONE = -5.0
 """Hours from UTC to New York, in January."""
 

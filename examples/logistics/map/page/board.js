@@ -1,7 +1,7 @@
 // Draws what /board sends: places by their real coordinates, longitude across and latitude up.
 
 const AIRPORTS = [["JFK", 40.6398, -73.7789], ["EWR", 40.6925, -74.1687], ["LGA", 40.7772, -73.8726]];
-const VANS = ["#2f6f4f", "#b4532a", "#3a5ba0", "#8a3b8f", "#a88400", "#00808a"];
+const VANS = ["#2f6f4f", "#b4532a", "#3a5ba0", "#8a3b8f", "#a88400", "#00808a", "#7a7a7a"];
 const STAGES = { departed: "in the air", arrived: "at a depot", delivered: "delivered" };
 const $ = (id) => document.getElementById(id);
 

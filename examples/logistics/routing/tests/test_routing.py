@@ -1,0 +1,85 @@
+"""When a round is planned anew, which plan counts, and what the planner makes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from oyez.testing import Running
+from oyez.testing.sagas import given
+from routing.events import (
+    LegDelayed,
+    ParcelDelivered,
+    PlanMade,
+    PlanWanted,
+    RoundBooked,
+    Route,
+    Stop,
+    TourPlanned,
+    VanFailed,
+)
+from routing.planner import CAPACITY, plan
+from routing.service import PAUSE, Plans, Round, service
+
+STOPS = [Stop(f"p{n}", 41.9 + n % 7 / 50, -87.9 + n % 5 / 50, 2, 0) for n in range(20)]
+BOOKED = RoundBooked(
+    round_id="r", depot="ORD", lat=41.98, lon=-87.9, vans=["a", "b", "c", "d"], stops=STOPS
+)
+LATE = LegDelayed(parcel_id="p1", round_id="r", ready=3600)
+
+
+def made(version: int) -> PlanMade:
+    return PlanMade(round_id="r", version=version, routes=[Route("a", ["p0"])])
+
+
+def test_whatever_happens_one_plan_is_wanted_in_a_pause() -> None:
+    round_ = given(Round).when(BOOKED).then(says=[PlanWanted], wanted=1)
+    round_.when(LATE, VanFailed(round_id="r", van="a")).then(says=[], vans=["b", "c", "d"])
+    round_.after(PAUSE - 1).then(says=[])
+    round_.after(1).then(says=[PlanWanted], wanted=2)
+    assert [each.ready for each in round_.saga.stops][:3] == [0, 3600, 0]
+    round_.after(9 * PAUSE).then(says=[])
+    round_.when(LATE).then(says=[PlanWanted], wanted=3)
+
+
+def test_a_stale_plan_is_dropped() -> None:
+    round_ = given(Round).when(BOOKED, LATE).after(PAUSE).then(says=[PlanWanted, PlanWanted])
+    round_.when(made(1)).then(says=[], version=0)
+    round_.when(made(2)).then(says=[TourPlanned], version=2)
+    round_.when(made(2)).then(says=[], version=2)
+
+
+def test_what_is_delivered_is_planned_no_more() -> None:
+    done = ParcelDelivered(parcel_id="p0", round_id="r")
+    round_ = given(Round).when(BOOKED, done, LATE).after(PAUSE)
+    assert [len(each.stops) for each in round_._says] == [20, 19]
+    rest = [ParcelDelivered(parcel_id=stop.parcel_id, round_id="r") for stop in STOPS[1:]]
+    round_.when(*rest).then(ends="driven")
+
+
+async def test_tours_visit_each_stop_once_and_carry_what_they_can(running: Running) -> None:
+    pytest.importorskip("pyvrp", reason="PyVRP is in the example's requirements.txt")
+    async with running(service) as system:
+        await system.publish(BOOKED, service="gateway")
+        await system.settled()
+        await system.publish(VanFailed(round_id="r", van="a"), service="gateway")
+        await system.settled()
+        await system.advance(PAUSE)
+        first, second = system.announced(TourPlanned)
+        assert (first.version, second.version) == (1, 2)
+        for tour in (first, second):
+            stops = [parcel for route in tour.routes for parcel in route.parcels]
+            assert sorted(stops) == sorted(stop.parcel_id for stop in STOPS)
+            assert max(len(route.parcels) for route in tour.routes) * 2 <= CAPACITY
+        assert "a" not in {route.van for route in second.routes}
+        assert await service.read(Plans, "r/1") is not None
+
+
+def test_a_plan_repeats_itself_and_one_that_can_not_be_is_refused() -> None:
+    pytest.importorskip("pyvrp", reason="PyVRP is in the example's requirements.txt")
+    wanted = PlanWanted(
+        round_id="r", version=1, lat=41.98, lon=-87.9, vans=BOOKED.vans, stops=STOPS
+    )
+    assert plan(wanted) == plan(wanted)
+    alone = PlanWanted(round_id="r", version=1, lat=41.98, lon=-87.9, vans=["a"], stops=STOPS)
+    with pytest.raises(ValueError, match="r: no tours for 20 stops"):
+        plan(alone)
