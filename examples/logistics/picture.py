@@ -20,10 +20,10 @@ def draw(found: Findings, file: Path) -> None:
 
     figure, (legs, tours, errors) = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
     depots = Counter((row["depot"], row["lon"], row["lat"]) for row in found.rows["rounds"])
-    for (depot, lon, lat), rounds in depots.items():
+    for number, ((depot, lon, lat), rounds) in enumerate(sorted(depots.items())):
         width = 5 * rounds / max(depots.values())
         legs.plot((NEW_YORK[0], lon), (NEW_YORK[1], lat), "C0-", lw=width, alpha=0.6)
-        legs.annotate(f"{depot} {rounds}", (lon, lat))
+        legs.annotate(f"{depot} {rounds}", (lon, lat), va=("top", "bottom")[number % 2])
     legs.plot(*NEW_YORK, "k*", ms=12)
     legs.set(title="rounds at each depot, flown in from New York", aspect=1.3)
     row = max(found.rows["rounds"], key=lambda each: (each["version"], each["round_id"]))

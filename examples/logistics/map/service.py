@@ -77,7 +77,7 @@ class Rounds(View, table="round", key="round_id"):
 
 _STAGES = "select stage, count(*) as parcels from board group by stage"
 _DEPOTS = """select r.depot, min(r.lat) as lat, min(r.lon) as lon, count(b.parcel_id) as parcels,
- coalesce(sum(b.delivered), 0) as delivered
+ count(case when b.delivered > 0 then 1 end) as delivered
  from round r left join board b on b.round_id = r.round_id
  where r.depot <> '' group by r.depot order by r.depot"""
 _OPEN = """select r.round_id, r.version, r.routes from round r where r.loaded > 0 and r.version > 0

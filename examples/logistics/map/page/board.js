@@ -25,18 +25,21 @@ function projection(places, width, height, margin) {
 
 function legs(depots) {
   const places = [...AIRPORTS.map(([, lat, lon]) => [lat, lon]), ...depots.map((each) => [each.lat, each.lon])];
-  const at = projection(places, 600, 340, 30);
+  const at = projection(places, 640, 270, 40);
   const [x0, y0] = at([40.7, -73.9]);
   const most = Math.max(1, ...depots.map((each) => each.parcels));
-  const drawn = depots.flatMap((each) => {
-    const [x, y] = at([each.lat, each.lon]);
-    const label = `${each.depot} ${each.delivered}/${each.parcels}`;
+  const labels = [[x0 + 8, y0 + 12]];
+  const drawn = depots.map((each) => ({ ...each, place: at([each.lat, each.lon]) })).sort((a, b) => a.place[1] - b.place[1]).flatMap((each) => {
+    const [x, y] = each.place;
+    const label = [x + 7, y + 4];
+    while (labels.some((other) => Math.abs(other[0] - label[0]) < 70 && Math.abs(other[1] - label[1]) < 11)) label[1] += 1;
+    labels.push(label);
     return [
-      make("line", { x1: x0, y1: y0, x2: x, y2: y, stroke: "var(--leg)", "stroke-opacity": .5, "stroke-width": 1 + 6 * each.parcels / most }),
-      make("circle", { cx: x, cy: y, r: 4, fill: "var(--leg)" }, make("title", {}, label)),
-      make("text", { x: Math.min(x + 7, 525), y: y + 4 }, label)];
+      make("line", { x1: x0, y1: y0, x2: x, y2: y, stroke: "var(--leg)", "stroke-opacity": .4, "stroke-width": 1 + 4 * each.parcels / most }),
+      make("circle", { cx: x, cy: y, r: 3, fill: "var(--leg)" }),
+      make("text", { x: label[0], y: label[1] }, `${each.depot} ${each.delivered}/${each.parcels}`)];
   });
-  $("legs").replaceChildren(...drawn, make("circle", { cx: x0, cy: y0, r: 5, fill: "var(--ink)" }), make("text", { x: x0 - 20, y: y0 - 9 }, "New York"));
+  $("legs").replaceChildren(...drawn, make("circle", { cx: x0, cy: y0, r: 4, fill: "var(--ink)" }), make("text", { x: x0 + 8, y: y0 + 12 }, "New York"));
 }
 
 function tour(round) {
