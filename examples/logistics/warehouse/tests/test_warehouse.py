@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from oyez.testing import Running
+from oyez.testing import Running, System
 from oyez.testing.sagas import given
 from warehouse.events import (
     DockFreed,
@@ -42,12 +42,13 @@ def test_too_long_a_wait_gives_back_the_dock_and_asks_anew(before: tuple[DockGiv
     waits.when(again).then(asks=[WantDock], attempt=1, status="running")
 
 
-async def book(system: object, round_id: str, parcels: list[str]) -> None:
+async def book(system: System, round_id: str, parcels: list[str]) -> None:
     booked = RoundBooked(round_id=round_id, depot="ORD", stops=[*parcels])
     for parcel in parcels:
         moved = ParcelMoved(parcel_id=parcel, round_id=round_id, stage="arrived")
-        await system.publish(moved, service="tracking")  # type: ignore[attr-defined]
-    await system.publish(booked, service="gateway")  # type: ignore[attr-defined]
+        for _ in range(2):
+            await system.publish(moved, service="tracking")
+    await system.publish(booked, service="gateway")
 
 
 async def test_each_task_is_assigned_once_and_the_docks_are_enough(running: Running) -> None:
@@ -68,6 +69,23 @@ async def test_each_task_is_assigned_once_and_the_docks_are_enough(running: Runn
             assert 0 <= used <= DOCKS
         assert used == 0
         assert await service.read(Docks, "ORD") == Docks(changes=len(rows))
+
+
+async def test_docks_are_given_in_turn_to_those_who_still_wait(running: Running) -> None:
+    async with running(service) as system:
+
+        async def ask(command: type[WantDock | FreeDock], round_id: str) -> list[tuple[str, int]]:
+            await system.publish(command(round_id=round_id, depot="ORD"), service="warehouse")
+            await system.settled()
+            return [(each.round_id, each.dock) for each in system.announced(DockGiven)]
+
+        for name in "abcd":
+            first = await ask(WantDock, name)
+        assert first == [("a", 0), ("b", 1)]
+        assert await ask(FreeDock, "c") == first
+        assert await ask(FreeDock, "a") == [*first, ("d", 0)]
+        assert await ask(WantDock, "d") == [*first, ("d", 0), ("d", 0)]
+        assert [each.round_id for each in system.announced(DockFreed)] == ["c", "a"]
 
 
 async def test_a_gate_that_jams_costs_a_time_out(running: Running) -> None:
