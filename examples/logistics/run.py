@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ class Run:
             answer = await self._client.get(path)
             return answer.json() if answer.status_code == 200 else None
 
-    async def _drive(self) -> Any:
+    async def _drive(self) -> AsyncIterator[int]:
         """Drive the tours as the newest plan says; on one round of 10 the first van fails."""
         doors: set[str] = set()
         broken: dict[str, int] = {}
