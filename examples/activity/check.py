@@ -1,0 +1,284 @@
+"""Proves from the stores and from history what must be true once all is settled.
+
+Visits and hours are what a plain loop over all clicks makes of them; who is with whom is so both
+ways; who was erased is in no table, view or event; what is seen together guesses better than what
+is popular. ``python check.py`` in the folder of a run; exit code 1 if anything is not so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from oyez.config import load
+from oyez.envelope import open_record
+from oyez.inspection import history
+from oyez.ports import Record
+from oyez.project import Project
+from profiles.service import best, cosine
+
+FED = Path(".oyez/fed.json")
+HALF = 60 * 86_400
+ENOUGH = 50
+"""People whose last click is guessed, below which a hit rate says nothing."""
+KEPT = ("activity.clicked", "activity.item.viewed", "activity.visit.ended",
+        "activity.hour.counted", "activity.customer.erased")  # fmt: skip
+_TABLES = """select name from sqlite_master where type in ('table', 'view')
+ and name not like 'sqlite_%'"""
+_PG_TABLES = "select table_name as name from information_schema.tables where table_schema = :schema"
+
+Rows = list[dict[str, Any]]
+
+
+class Fed(msgspec.Struct):
+    """What the run has done: the speed, who was erased, and what was kept back by name."""
+
+    speed: float
+    erased: list[str]
+    held: dict[str, str]
+
+
+class Books(msgspec.Struct):
+    """What was found: events by type, each table of each service, and who is named in events."""
+
+    fed: Fed
+    events: dict[str, Rows]
+    tables: dict[str, dict[str, Rows]]
+    named: int = 0
+    """Events in which somebody who was erased is named in clear."""
+    total: int = 0
+
+
+class Verdict(msgspec.Struct):
+    """What is wrong, the figures, and the hit rates at 10."""
+
+    problems: list[str]
+    figures: dict[str, int | str]
+    rates: dict[str, float]
+
+
+async def read(project: Project) -> Books:
+    """Read all of history and every table."""
+    fed = msgspec.json.decode((project.config.root / FED).read_bytes(), type=Fed)
+    books = Books(fed, defaultdict(list), {})
+    erased = _finder(fed.erased)
+    known: set[tuple[str, str]] = set()
+
+    def look(record: Record) -> None:
+        event = open_record(record.headers, record.data)
+        books.named += bool(erased(f"{event.headers()} {event.data.decode()}"))
+        if (event.source, event.id) not in known:  # a relay that died has sent some twice
+            known.add((event.source, event.id))
+            if event.type in KEPT:
+                books.events[event.type].append(msgspec.json.decode(event.data))
+
+    async with project.opened_broker() as broker:
+        await history.scan(broker, await history.ends(broker, await history.streams(broker)), look)
+    books.total = len(known)
+    for name in project.config.services:
+        async with project.opened_store(name) as store:
+            if project.store_file(name):
+                found = await store.fetch(_TABLES, {})
+            else:
+                (row,) = await store.fetch("select current_schema() as schema", {})
+                found = await store.fetch(_PG_TABLES, row)
+            books.tables[name] = {
+                row["name"]: await store.fetch(f"select * from {row['name']}", {}) for row in found
+            }
+    return books
+
+
+def judge(books: Books) -> Verdict:
+    """Check everything."""
+    clicks, visits = books.events["activity.clicked"], books.events["activity.visit.ended"]
+    hours, views = books.events["activity.hour.counted"], books.events["activity.item.viewed"]
+    erased = {event["person"] for event in books.events["activity.customer.erased"]}
+    rates, people = hit_rates(books)
+    problems = [
+        *_same("visits", visits_of(clicks, books.fed.speed, erased), told_visits(visits, erased)),
+        *_same("hours", hours_of(views, books.fed.speed), told_hours(hours)),
+        *_clicks(books, len(clicks), len(views)),
+        *lopsided(books),
+        *remains(books, erased),
+        *_unfinished(books),
+    ]
+    if people >= ENOUGH and rates["seen together"] <= rates["popular"]:
+        problems.append(f"what is seen together guesses no better than what is popular: {rates}")
+    figures: dict[str, int | str] = {
+        "clicks": len(clicks), "visits": len(visits), "hours told": len(hours),
+        "people erased": len(erased), "events in history": books.total,
+        "guessed for": f"{people} people" + ("" if people >= ENOUGH else ", too few to compare"),
+    }  # fmt: skip
+    return Verdict(problems, figures, rates)
+
+
+def visits_of(clicks: Rows, speed: float, without: set[str]) -> Counter[Any]:
+    """Return visits as (person, start, clicks), from all clicks at once."""
+    times = defaultdict(list)
+    for click in clicks:
+        if click["person"] not in without:
+            times[click["person"]].append(_micros(click["at"]))
+    found: Counter[Any] = Counter()
+    for person, each in times.items():
+        each.sort()
+        start, count = each[0], 0
+        for at, following in zip(each, [*each[1:], None], strict=True):
+            count += 1
+            if following is None or following - at >= round(1_800 / speed * 1e6):
+                found[person, start, count] += 1
+                start, count = following or 0, 0
+    return found
+
+
+def told_visits(visits: Rows, without: set[str]) -> Counter[Any]:
+    """Return the visits that were told, likewise."""
+    return Counter(
+        (visit["person"], _micros(visit["start"]), visit["clicks"])
+        for visit in visits
+        if visit["person"] not in without
+    )
+
+
+def hours_of(views: Rows, speed: float) -> Counter[Any]:
+    """Return hours as (item, start, views) that have two views, from all views at once."""
+    size, step = round(3_600 / speed * 1e6), round(300 / speed * 1e6)
+    counted: Counter[Any] = Counter()
+    for view in views:
+        at = _micros(view["at"])
+        for start in range(at - at % step, at - size, -step):
+            counted[view["item"], start] += 1
+    return Counter((*key, count) for key, count in counted.items() if count >= 2)
+
+
+def told_hours(hours: Rows) -> Counter[Any]:
+    """Return the hours that were told, likewise."""
+    return Counter((hour["item"], _micros(hour["start"]), hour["views"]) for hour in hours)
+
+
+def lopsided(books: Books) -> list[str]:
+    """Return pairs of items that one knows to be seen together more often than the other."""
+    half = HALF / books.fed.speed
+    rows = books.tables["recommend"]["oyez_state"]
+    states = {row["key"]: msgspec.msgpack.decode(row["data"]) for row in rows}
+    newest = max((state["at"] for state in states.values()), default=0.0)
+    counts = {
+        (item, other): count * 0.5 ** ((newest - state["at"]) / half)
+        for item, state in states.items()
+        for other, count in state["counts"].items()
+    }
+    wrong = [
+        f"{item} and {other}"
+        for (item, other), count in counts.items()
+        if abs(counts.get((other, item), 0.0) - count) > 1e-6 * count
+    ]
+    return _some("companions whose counts differ", wrong)
+
+
+def remains(books: Books, erased: set[str]) -> list[str]:
+    """Return where somebody who was erased is still to be found."""
+    names, pseudonyms = _finder(books.fed.erased), _finder(erased)
+    found = [f"{books.named} events name who was erased"] if books.named else []
+    for service, tables in books.tables.items():
+        for table, rows in tables.items():
+            text = [str(row) for row in rows]
+            found += [f"{service}.{table} names {names(row)}" for row in text if names(row)]
+            # An empty window stays a week under the pseudonym, which is nobody's any more.
+            if (service, table) in (("sessions", "oyez_state"), ("sessions", "oyez_timer")):
+                left = [row for row in rows if pseudonyms(row["key"]) and "data" in row]
+                text = [row["key"] for row in left if b"activity" in row["data"] or _items(row)]
+            found += [f"{service}.{table} has {pseudonyms(row)}" for row in text if pseudonyms(row)]
+    there = [row["name"] for row in books.tables["clicks"]["person"]]
+    if len(erased) != len(books.fed.erased) or not there:
+        found.append(f"{len(erased)} of {len(books.fed.erased)} people were erased")
+    return _some("remains of who was erased", found)
+
+
+def hit_rates(books: Books) -> tuple[dict[str, float], int]:
+    """Return how often the last click is among ten that are shown, and for how many people."""
+    tables = books.tables["profiles"]
+    people = {row["name"]: row["person"] for row in books.tables["clicks"]["person"]}
+    seen = {row["person"]: msgspec.json.decode(row["seen"]) for row in tables["person"]}
+    items = {row["item"]: row for row in tables["item"]}
+    together = cosine(
+        {item: msgspec.json.decode(row["companions"]) for item, row in items.items()},
+        {item: row["visits"] for item, row in items.items()},
+    )
+    newest = max(tables["model"], key=lambda row: row["version"], default=None)
+    model = msgspec.json.decode(newest["similar"]) if newest else {}
+    popular = Counter(click["item"] for click in books.events["activity.clicked"]).most_common()
+    hits: Counter[str] = Counter()
+    held = {people[name]: item for name, item in books.fed.held.items() if name in people}
+    for person, item in held.items():
+        looked = set(seen.get(person, ()))
+        hits["popular"] += item in [each for each, _ in popular if each not in looked][:10]
+        hits["seen together"] += item in best(together, seen.get(person, []))
+        hits["model"] += item in best(model, seen.get(person, []))
+    rates = {by: hits[by] / max(1, len(held)) for by in ("popular", "seen together", "model")}
+    return rates, len(held)
+
+
+def _clicks(books: Books, clicked: int, viewed: int) -> list[str]:
+    stored = len(books.tables["clicks"]["click"])
+    if stored == clicked == viewed:
+        return []
+    return [f"{stored} clicks are stored, {clicked} told by person and {viewed} by item"]
+
+
+def _unfinished(books: Books) -> list[str]:
+    found = []
+    for service, tables in books.tables.items():
+        parked = sum(row["state"] > 0 for row in tables["oyez_inbox"])
+        left = (len(tables["oyez_outbox"]), parked, len(tables["oyez_dead"]))
+        if any(left):
+            found.append(f"{service} has {left} events in its outbox, parked, dead")
+    return found
+
+
+def _same(what: str, expected: Counter[Any], told: Counter[Any]) -> list[str]:
+    return [
+        *_some(f"{what} are not told", map(str, (expected - told).elements())),
+        *_some(
+            f"{what} are told that history does not have", map(str, (told - expected).elements())
+        ),
+    ]
+
+
+def _items(row: dict[str, Any]) -> bool:
+    """Return whether a row of a window holds the name of an item, or a click."""
+    return bool(re.search(rb"items[\x91-\x9f\xdc\xdd]|clicks[\x01-\x7f\xcc-\xcf]", row["data"]))
+
+
+def _finder(words: Iterable[str]) -> Callable[[str], str]:
+    """Return what finds the first of these words in a text; an empty text for none."""
+    pattern = re.compile("|".join(map(re.escape, words)) or "(?!)")
+    return lambda text: found[0] if (found := pattern.search(text)) else ""
+
+
+def _micros(time: str) -> int:
+    return (datetime.fromisoformat(time) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta.resolution
+
+
+def _some(what: str, which: Iterable[str]) -> list[str]:
+    found = list(which)
+    return [f"{len(found)} {what}: {', '.join(found[:5])}"] if found else []
+
+
+def main() -> int:
+    """Check the run in this folder; returns the exit code."""
+    verdict = judge(asyncio.run(read(Project(load(Path.cwd())))))
+    for name, figure in verdict.figures.items():
+        print(f"{name}: {figure}")
+    print("\n".join(verdict.problems) or "The invariant holds.")
+    return 1 if verdict.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

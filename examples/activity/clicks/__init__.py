@@ -1,0 +1,1 @@
+"""Clicks: takes what people click, and alone knows who they are."""

@@ -1,0 +1,1 @@
+"""Profile: the pages, of one person and of all that happens."""

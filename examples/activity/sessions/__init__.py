@@ -1,0 +1,1 @@
+"""Sessions: which clicks are one visit."""

@@ -1,0 +1,1 @@
+"""Trending: what is looked at more often than other things just now."""
