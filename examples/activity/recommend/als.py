@@ -20,8 +20,8 @@ def similar(pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
     items, columns = np.unique([item for _, item in pairs], return_inverse=True)
     shape = (len(people), len(items))
     ones = np.ones(len(pairs), dtype=np.float32)
-    model = AlternatingLeastSquares(factors=FACTORS, random_state=1, num_threads=1)
     with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(factors=FACTORS, random_state=1, num_threads=1)
         model.fit(csr_matrix((ones, (rows, columns)), shape), show_progress=False)
         found, scores = model.similar_items(np.arange(len(items)), N=min(LIKE + 1, len(items)))
     return {

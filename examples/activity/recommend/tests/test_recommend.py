@@ -95,10 +95,10 @@ async def test_a_model_is_trained_once_for_what_is_new(
     async with running(service) as system:
         await system.publish(visit("p", "bell", "boots"))
         await system.settled()
-        await system.advance(2 * 86_400.0)
+        await system.advance(125.0)
         assert learned == [[("p", "bell"), ("p", "boots")]]
         await system.publish(visit("q", "bell"))
         await system.settled()
-        await system.advance(86_400.0)
+        await system.advance(60.0)
         assert [model.trained_on for model in system.announced(ModelTrained)] == [2, 3]
         assert system.announced(ModelTrained)[0].similar == {"bell": {"boots": 0.9}}

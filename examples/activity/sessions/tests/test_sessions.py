@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from oyez.testing import Running
+from oyez.window import window_type
 from sessions.events import Clicked, CustomerErased, VisitEnded, VisitsErased
 from sessions.service import MOST, Visit, service
 
@@ -13,6 +14,11 @@ NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 def click(item: str, minute: float = 0.0) -> Clicked:
     return Clicked(person="p", item=item, at=NOON + timedelta(minutes=minute))
+
+
+def visit_of(person: str) -> Visit:
+    found: Visit = window_type(Visit).state.new(person)
+    return found
 
 
 def test_given_a_visit_when_an_item_is_clicked_again_then_it_is_there_once() -> None:
@@ -29,10 +35,8 @@ def test_given_a_crawler_when_it_clicks_on_then_its_first_items_count() -> None:
     assert (visit.clicks, len(visit.items)) == (MOST + 50, MOST)
 
 
-def test_given_a_visit_when_its_person_is_erased_then_it_is_told_once_and_closes_in_silence() -> (
-    None
-):
-    visit = Visit.keyed("p")
+def test_given_a_visit_when_its_person_is_erased_then_that_is_told_once_and_no_more() -> None:
+    visit = visit_of("p")
     visit.add(click("bell"))
     visit.add(CustomerErased(person="p", at=NOON))
     visit.add(click("boots"))
@@ -44,7 +48,7 @@ def test_given_a_visit_when_its_person_is_erased_then_it_is_told_once_and_closes
 def test_given_two_visits_when_one_is_erased_and_they_join_then_nothing_is_kept() -> None:
     for first, second in ((click("bell"), CustomerErased(person="p", at=NOON)),
                           (CustomerErased(person="p", at=NOON), click("bell"))):  # fmt: skip
-        visit, other = Visit.keyed("p"), Visit.keyed("p")
+        visit, other = visit_of("p"), visit_of("p")
         visit.add(first)
         other.add(second)
         visit.join(other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from oyez.testing import Running
+from oyez.window import window_type
 from trending.events import HourCounted, ItemViewed
 from trending.service import Hour, service
 
@@ -12,7 +13,7 @@ NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
 def test_given_an_hour_when_there_is_one_view_then_nothing_is_told() -> None:
-    hour = Hour.keyed("bell")
+    hour: Hour = window_type(Hour).state.new("bell")
     hour.add(ItemViewed(item="bell", at=NOON))
     assert hour.close() is None
 

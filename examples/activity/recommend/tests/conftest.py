@@ -1,0 +1,7 @@
+"""A night comes each minute: to walk through a day of virtual time takes a while."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["ACTIVITY_NIGHT"] = "60"
