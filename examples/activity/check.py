@@ -190,10 +190,9 @@ def remains(books: Books, erased: set[str]) -> list[str]:
         for table, rows in tables.items():
             text = [str(row) for row in rows]
             found += [f"{service}.{table} names {names(row)}" for row in text if names(row)]
-            # An empty window stays a week under the pseudonym, which is nobody's any more.
-            if (service, table) in (("sessions", "oyez_state"), ("sessions", "oyez_timer")):
-                left = [row for row in rows if pseudonyms(row["key"]) and "data" in row]
-                text = [row["key"] for row in left if b"activity" in row["data"] or _items(row)]
+            # A row of windows stays a week, empty and under a pseudonym that is nobody's any more.
+            if service == "sessions":
+                text = [row["key"] for row in rows if table == "oyez_state" and _open(row)]
             found += [f"{service}.{table} has {pseudonyms(row)}" for row in text if pseudonyms(row)]
     there = [row["name"] for row in books.tables["clicks"]["person"]]
     if len(erased) != len(books.fed.erased) or not there:
@@ -251,9 +250,9 @@ def _same(what: str, expected: Counter[Any], told: Counter[Any]) -> list[str]:
     ]
 
 
-def _items(row: dict[str, Any]) -> bool:
-    """Return whether a row of a window holds the name of an item, or a click."""
-    return bool(re.search(rb"items[\x91-\x9f\xdc\xdd]|clicks[\x01-\x7f\xcc-\xcf]", row["data"]))
+def _open(windows: dict[str, Any]) -> bool:
+    """Return whether any window of a key is open: they are the last of what its row holds."""
+    return bool(msgspec.msgpack.decode(windows["data"])[-1])
 
 
 def _finder(words: Iterable[str]) -> Callable[[str], str]:

@@ -41,9 +41,9 @@ from oyez.project import Project
 
 HERE = Path(__file__).resolve().parent
 SPEED = float(os.environ["ACTIVITY_SPEED"])
-AT_ONCE = 200
+AT_ONCE = 100
 """Clicks in one request."""
-PROBED = 5
+PROBED = 2
 """Of so many requests, one is followed until its last click is on the page of its person."""
 PATIENCE = 300.0
 """Seconds that the example has to settle."""

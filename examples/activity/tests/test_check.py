@@ -111,7 +111,7 @@ FAULTS: dict[str, tuple[Callable[[Books], object], str]] = {
     ),
     "an open visit has what she looked at": (
         lambda b: b.tables["sessions"]["oyez_state"].append(
-            {"key": "q", "data": msgspec.msgpack.encode({"clicks": 1, "items": ["bell"]})}
+            {"key": "q", "data": msgspec.msgpack.encode([0, 0, [["bell"]]])}
         ),
         "sessions.oyez_state has q",
     ),
@@ -136,7 +136,7 @@ def test_a_fault_is_found(fault: str) -> None:
 
 def test_an_empty_visit_under_the_pseudonym_is_no_remains() -> None:
     found = books()
-    row = {"key": "q", "data": msgspec.msgpack.encode({"clicks": 0, "items": [], "erased": True})}
+    row = {"key": "q", "data": msgspec.msgpack.encode([0, 0, []])}
     found.tables["sessions"]["oyez_state"].append(row)
     assert judge(found).problems == []
 
