@@ -1,11 +1,13 @@
-"""The challenger: it needs what requirements.txt of the example pins."""
+"""The challenger, with what requirements.txt of the example pins."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from recommend.als import similar
 
 
-def test_what_the_same_people_look_at_is_alike() -> None:
+def test_what_the_same_people_look_at_is_alike(pinned: Path) -> None:
     pairs = [
         (f"{kind}{person}", f"{kind}{item}")
         for kind in "ab"
