@@ -160,27 +160,30 @@ def running(project: Project) -> Iterator[System]:
 
 
 async def waiting(project: Project) -> tuple[int, int]:
-    """Return how many events are on their way, and how many windows and models are awaited."""
+    """Return how many clicks are on their way, and how much else: events, windows, a model."""
     lag = await measure_all(project, project.config.services)
-    events = sum((each.lag or 0) + each.outbox + each.parked for each in lag.services)
+    own = f"{project.config.system.name}.clicks"
+    places = [place for each in lag.services for place in each.partitions if place.stream == own]
+    clicks = sum(place.lag or 0 for place in places)
+    clicks += sum(each.outbox for each in lag.services if each.service == "clicks")
+    rest = sum((each.lag or 0) + each.outbox + each.parked for each in lag.services)
     if lag.gaps or any(each.lag is None for each in lag.services):
-        events += 1
-    windows = 0
+        clicks += 1  # what can't be seen may be on its way
     soon = time.time() + 86_400
     for name in ("sessions", "trending"):
         async with project.opened_store(name) as store:
             sql = "select count(*) as open from oyez_timer where due < :soon"
-            windows += (await store.fetch(sql, {"soon": soon}))[0]["open"]
+            rest += (await store.fetch(sql, {"soon": soon}))[0]["open"]
     async with project.opened_store("recommend") as store:
         sql = """select (select count(*) from seen) as pairs,
          (select trained_on from model order by version desc limit 1) as learned"""
         (row,) = await store.fetch(sql, {})
-        windows += row["pairs"] != (row["learned"] or 0)
-    return events, windows
+        rest += row["pairs"] != (row["learned"] or 0)
+    return clicks, rest
 
 
 async def until_handled(project: Project) -> None:
-    """Wait until no event is on its way."""
+    """Wait until no click is on its way."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if not (await waiting(project))[0]:
@@ -206,7 +209,7 @@ async def run(project: Project, system: System, key: str, options: Any) -> int:
     begin = time.monotonic()
     with Progress(*columns, console=console) as progress:
         sending = progress.add_task("clicks sent    ", total=len(clicks))
-        settling = progress.add_task("windows settled", total=None)
+        settling = progress.add_task("what follows   ", total=None)
         await feed.send(
             lambda count: progress.advance(sending, count),
             lambda: killed.append(system.kill(chance)),

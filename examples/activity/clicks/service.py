@@ -25,6 +25,9 @@ from clicks.events import Clicked, CustomerErased, ItemViewed
 from oyez import InvalidEvent, Service, Transaction, parse
 from oyez.errors import BadJson
 
+MOST = 500
+"""Clicks of a request."""
+
 Short = Annotated[str, Meta(min_length=1, max_length=80)]
 
 
@@ -41,9 +44,11 @@ class Click(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def take(request: Request) -> Response:
-    """``POST /clicks``: up to 500; 202 when all are stored, however often they are sent."""
+    """``POST /clicks``: 202 when all are stored, however often they are sent."""
     try:
-        sent = parse(Annotated[list[Click], Meta(max_length=500)], await request.body())
+        sent = parse(list[Click], await request.body())
+        if len(sent) > MOST:
+            raise InvalidEvent("$", f"has {len(sent)} clicks; at most {MOST} are allowed")
     except (InvalidEvent, BadJson) as error:
         return JSONResponse({"title": "Invalid clicks", "detail": str(error)}, 422)
     clicks = {click.id: click for click in sent}

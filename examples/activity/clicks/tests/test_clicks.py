@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from clicks.events import Clicked, CustomerErased, ItemViewed
 from clicks.service import seal, service
@@ -26,7 +25,6 @@ def test_a_sealed_text_opens_with_its_key_and_person_alone() -> None:
         with pytest.raises(InvalidTag):
             unseal(key, person, sealed)
     assert seal("11" * 32, "p", "bells") != sealed
-    assert AESGCM
 
 
 async def test_a_click_that_is_sent_twice_is_told_once(running: Running) -> None:
@@ -79,3 +77,11 @@ async def test_a_wrong_click_is_refused_with_its_field(
         assert answer.status_code == 422
         assert field in answer.json()["detail"] or "timezone" in answer.json()["detail"]
         assert await system.fetch("clicks", "select * from click") == []
+
+
+async def test_a_request_of_too_many_clicks_is_refused(running: Running) -> None:
+    async with running(service) as system, system.http("clicks") as client:
+        sent = [{**ADA, "id": str(number)} for number in range(501)]
+        assert (await client.post("/clicks", json=sent)).status_code == 422
+        assert (await client.post("/clicks", json=sent[:500])).status_code == 202
+        assert (await client.post("/clicks", json=[])).json() == {"accepted": 0}
