@@ -56,12 +56,14 @@ class Feed:
     def __init__(self, base: str, key: str, clicks: list[data.Sent]) -> None:
         self.clicks = clicks
         self.latencies: list[float] = []
+        self._live = False
         self._client = httpx.AsyncClient(base_url=base, headers={"x-api-key": key}, timeout=30.0)
         last = max((click.at for click in clicks), default=0.0)
         self._begin = datetime.now(UTC) - timedelta(seconds=last / SPEED + 1)
 
     async def send(self, progress: Any, half: Any, pause: float = 0.0) -> None:
-        """Send all; calls ``half`` on the way."""
+        """Send all, calling ``half`` on the way; with a ``pause`` they are clicked when sent."""
+        self._live = pause > 0
         probes = []
         for start in range(0, len(self.clicks), AT_ONCE):
             batch = self.clicks[start : start + AT_ONCE]
@@ -85,6 +87,8 @@ class Feed:
 
     def _told(self, click: data.Sent) -> dict[str, Any]:
         at = self._begin + timedelta(seconds=click.at / SPEED)
+        if self._live:
+            at = datetime.now(UTC)
         return {**msgspec.structs.asdict(click), "at": at.isoformat()}
 
     async def _seen(self, name: str, token: str, since: float) -> None:
@@ -290,8 +294,9 @@ def main() -> int:
         if options.events:
             return asyncio.run(run(project, system, key, options))
         base = f"http://{project.config.gateway.listen}"
-        print(f"{base}/#key={key}\nfeeding slowly; Ctrl-C stops it", flush=True)
-        clicks, _, _ = data.load(99_000, options.seed, HERE / ".oyez", options.data)
+        clicks, _, source = data.load(99_000, options.seed, HERE / ".oyez", options.data)
+        print(f"{source}, fed slowly; Ctrl-C stops it", flush=True)
+        print(f"{base}/#key={key}&name={clicks[0].name}", flush=True)
         try:
             asyncio.run(Feed(base, key, clicks).send(lambda _: None, lambda: None, pause=2.0))
             signal.pause()

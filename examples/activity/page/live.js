@@ -1,7 +1,8 @@
 "use strict";
 
 // The key is behind the # of the address, which no browser sends to a server.
-const key = new URLSearchParams(location.hash.slice(1)).get("key") ?? "";
+const given = new URLSearchParams(location.hash.slice(1));
+const key = given.get("key") ?? "";
 const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 
@@ -33,6 +34,8 @@ function show(now) {
   }));
   $("model").textContent = now.model ? `The challenger is the model of ${now.model}.` : "No model is trained yet.";
 }
+
+$("name").value = given.get("name") ?? "";
 
 const source = new EventSource("/live");
 source.onopen = () => { $("state").textContent = "live"; };
