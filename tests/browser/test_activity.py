@@ -96,7 +96,7 @@ def test_who_is_forgotten_is_nobody(
     window.goto("about:blank")
     window.goto(re.sub("key=[^&]+", "key=", address))
     window.get_by_role("button", name="Show").click()
-    expect(window.locator("#said")).to_contain_text("API key")
+    expect(window.locator("#said")).to_contain_text("key")
     assert sorted(re.findall(r"status of (\d+)", " ".join(complaints))) == ["401", "404"]
     complaints.clear()
 

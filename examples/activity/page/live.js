@@ -7,7 +7,7 @@ const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 
 function list(id, texts) {
-  $(id).replaceChildren(...texts.map((text) => {
+  $(id).replaceChildren(...(texts.length ? texts : ["nothing yet"]).map((text) => {
     const item = document.createElement("li");
     item.textContent = text;
     return item;
@@ -53,7 +53,7 @@ $("who").addEventListener("submit", async (event) => {
   const [status, person] = await ask("GET");
   $("person").hidden = status !== 200;
   if (status !== 200) {
-    $("said").textContent = person.title ?? `The server answered ${status}.`;
+    $("said").textContent = person.detail ?? person.title ?? `The server answered ${status}.`;
     return;
   }
   $("said").textContent = `${person.clicks} clicks, ${person.bought} bought`;
