@@ -260,6 +260,7 @@ def draw(rates: dict[str, float], latencies: list[float], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     bars = left.bar(list(rates), list(rates.values()), color=["#999", "#2a7", "#47b"])
     left.bar_label(bars, fmt="%.3f")
+    left.margins(y=0.15)
     left.set(title="The last click is among ten that are shown", ylabel="hit rate at 10")
     share = [(n + 1) / len(latencies) for n in range(len(latencies))]
     right.plot([each * 1_000 for each in latencies], share, color="#47b", drawstyle="steps-post")
