@@ -45,7 +45,7 @@ from oyez.event import MAX_DATA, EventType, describe, is_event
 from oyez.handler import Handler, Retry, compile_fold
 from oyez.parameters import FoldedParameter
 from oyez.ports import Kept, Parameters
-from oyez.state import Correlation, Tabled, correlate
+from oyez.state import By, Correlation, Tabled, correlate
 
 _ATTRIBUTE = "__oyez_view__"
 _TABLE = re.compile(r"(?!oyez_)(?!.*__)[a-z][a-z0-9_]{0,39}")
@@ -66,17 +66,18 @@ GONE: Final = Gone.GONE
 
 
 class Applies(msgspec.Struct, frozen=True):
-    """A method of a view that `applies` marked, and the field of its event that names the row."""
+    """A method of a view that `applies` marked, and what of its event names the row."""
 
     function: Callable[..., Any]
-    by: str | None = None
+    by: By | None = None
 
 
-def applies(function: Callable[..., Any] | None = None, *, by: str | None = None) -> Any:
+def applies(function: Callable[..., Any] | None = None, *, by: By | None = None) -> Any:
     """Mark a method of a `View` as the one for the class of event that it takes.
 
     It changes the row (``self``) and returns None, or `GONE` to delete it. ``by`` is the field of
-    the event that holds the row's key, by default of the same name as the view's.
+    the event that holds the row's key, by default of the same name as the view's; or a function of
+    the event that returns the key, a str.
     """
     if function is not None:
         return Applies(function)
@@ -112,7 +113,7 @@ class Method(msgspec.Struct, frozen=True):
 
     event: type
     function: Callable[[Any, Any], Any]
-    by: str
+    by: By
 
 
 class Entry:
@@ -280,7 +281,10 @@ def apply(kind: ViewType, row: Any, event: object, key: str | None = None) -> An
     """
     method = kind.methods[type(event)]
     if row is None:
-        row = kind.new(str(getattr(event, method.by)) if key is None else key)
+        if key is None:
+            by = method.by
+            key = str(getattr(event, by) if isinstance(by, str) else by(event))
+        row = kind.new(key)
     answer = method.function(row, event)
     if answer is None:
         return row
@@ -466,7 +470,7 @@ def _methods(place: str, key: str, marked: Mapping[str, Applies]) -> dict[type, 
         if event in methods:
             raise DeclarationError(f"{place}.{name}: {event.__qualname__} has a method already")
         by = key if mark.by is None else mark.by
-        if by not in describe(event).fields:
+        if isinstance(by, str) and by not in describe(event).fields:
             raise DeclarationError(
                 f"{place}.{name}: {event.__qualname__} has no field {by}, by which its row is "
                 'found: add it, or name another one with @applies(by="…")'

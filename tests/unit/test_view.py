@@ -3,6 +3,7 @@
 import math
 from datetime import UTC, datetime
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from oyez.inspection.lint.system import System
 from oyez.inspection.topology import flows
 from oyez.ports import Kept
 from oyez.state import Fold
+from oyez.testing import running
 from oyez.view import apply, compile_view, is_view, view_of
 
 
@@ -63,6 +65,26 @@ class TestRows:
         row = apply(KIND, row, Shipped(parcel="p", order="a"))
         assert row == Orders(order="a", customer="c", cents=7, status="shipped")
         assert apply(KIND, row, Erased(number="a")) is GONE
+
+    async def test_a_function_of_the_event_finds_the_row(self, tmp_path: Path) -> None:
+        class Towns(View, table="towns", key="town"):
+            town: str
+            orders: int = 0
+
+            @applies(by=lambda event: event.customer.rpartition(" of ")[2])
+            def placed(self, event: Placed) -> None:
+                self.orders += 1
+
+        assert apply(view_of(Towns), None, Placed(order="a", customer="Ada of York")).town == "York"
+        service = Service("towns")
+        service.view(Towns)
+        async with running(service, root=tmp_path) as system:
+            people = ("Ada of York", "Bob of Bath", "Eve of York")
+            for order, customer in zip("abc", people, strict=True):
+                await system.publish(Placed(order=order, customer=customer), service="orders")
+            await system.settled()
+            rows = await service.fetch("select town, orders from towns order by town")
+        assert rows == [{"town": "Bath", "orders": 1}, {"town": "York", "orders": 2}]
 
     def test_a_row_may_begin_with_any_event(self) -> None:
         row = apply(KIND, None, Shipped(parcel="p", order="a"))

@@ -61,8 +61,9 @@ class Stored(msgspec.Struct, frozen=True):
     def key_field(self, state: Correlation, event: EventType) -> str | None:
         """Return the field by which an event finds its row, if it is a field."""
         if isinstance(self.keyed, ViewType):
-            return self.keyed.methods[event.cls].by
-        by = event.key_field if state.by is None else state.by
+            by: object = self.keyed.methods[event.cls].by
+        else:
+            by = event.key_field if state.by is None else state.by
         return by if isinstance(by, str) else None
 
 
