@@ -228,8 +228,11 @@ class Step:
         within: float | None,
         after: Iterable[Step | str] | None,
         pivot: bool,
+        changes: bool = True,
     ) -> None:
         self.function = function
+        self.changes = changes
+        """Whether what it asks changes anything that could have to be undone."""
         self.done = _classes(done)
         self.failed = _classes(failed)
         self.within = within or 0.0
@@ -312,15 +315,16 @@ def step(
     within: float | None = None,
     after: Iterable[Step | str] | None = None,
     pivot: bool = False,
+    changes: bool = True,
 ) -> Callable[[Function], Step]:
     """Declare a step: the method returns the command that asks it, or None where nobody is asked.
 
     ``done`` and ``failed`` are the classes of its answers. Without one ``within`` seconds, the
     saga is undone. ``after`` are the steps that have to be done before, by default the one
     declared before. A ``pivot`` can't be undone: unanswered it is asked again, and once it is done,
-    so are the others.
+    so are the others. One that ``changes`` nothing, a question, needs no undo and can have none.
     """
-    return lambda function: Step(function, done, failed, within, after, pivot)
+    return lambda function: Step(function, done, failed, within, after, pivot, changes)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -700,6 +704,10 @@ class _Declaration:
                 if each.pivot:
                     raise self._error(
                         name, "a pivot can't be undone: remove pivot=True, or its undo"
+                    )
+                if not each.changes:
+                    raise self._error(
+                        name, "what changes nothing has no undo: remove changes=False, or its undo"
                     )
                 self._check_asked(undo.name, undo.function, undo.done, undo.within)
             for stage, classes in (

@@ -642,6 +642,7 @@ def pair(*, pivot: bool, within: float | None) -> tuple[Step, object]:
 
 
 PIVOT, UNDO = pair(pivot=True, within=1)
+ASKS = step(done=Reserved, within=1, changes=False)(act)
 TAKEN, UNTIMED = pair(pivot=False, within=None)
 
 WRONG: list[tuple[str, dict[str, object], dict[str, Any]]] = [
@@ -673,6 +674,11 @@ WRONG: list[tuple[str, dict[str, object], dict[str, Any]]] = [
         {},
     ),
     (r"first: a pivot can't be undone", body(first=PIVOT, undo=UNDO), {}),
+    (
+        r"first: what changes nothing has no undo: remove changes=False, or its undo",
+        body(first=ASKS, undo=ASKS.undo(done=Released, within=1)(act)),
+        {},
+    ),
     (r"undo: add within=", body(first=TAKEN, undo=UNTIMED), {}),
     (r"bell: @timer\('oyez:x'\): expected a letter", body(bell=timer("oyez:x")(act)), {}),
     (r"@timer\('x'\) is there twice", body(a=timer("x")(act), b=timer("x")(act)), {}),

@@ -126,7 +126,7 @@ def _no_undo(system: System) -> Found:
     for saga, runner in _sagas(system):
         before = {name: _before(saga.steps, name) for name in saga.steps}
         for name, step in saga.steps.items():
-            if step.pivot:
+            if step.pivot or not step.changes:
                 continue
             settled = sorted(other for other in before[name] if saga.steps[other].pivot)
             others = [each for each in saga.steps if each != name and each not in before[name]]
@@ -135,7 +135,10 @@ def _no_undo(system: System) -> Found:
                 remedy = "remove its undo: after the pivot nothing is undone; or ask it before"
             elif not settled and others and step.undone_by is None:
                 text = f"{saga.name}.{name} can't be undone when {others[0]} fails"
-                remedy = f"add @{name}.undo(…), or make it the pivot and ask it last"
+                remedy = (
+                    f"add @{name}.undo(…), or make it the pivot and ask it last; or say "
+                    "changes=False if there is nothing to undo"
+                )
             else:
                 continue
             yield fault("E09", "error", step.function, text, remedy), runner
