@@ -33,7 +33,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, dataclass_transform, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Protocol,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -66,6 +74,8 @@ _MONDAY = date(1970, 1, 5).toordinal()
 _NEVER = -(1 << 62)
 _FIRST, _LAST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 _FIRST_SECOND, _LAST_SECOND = _FIRST.timestamp(), _LAST.timestamp()
+
+W = TypeVar("W", bound="Window")
 
 Span = tuple[int, int]
 """The start of a window, and its end, which is not part of it."""
@@ -226,6 +236,19 @@ class Window(msgspec.Struct, metaclass=WindowMeta, kw_only=True, dict=True):
         """Its end, which is not part of it. A session ends one gap after its last event."""
         _, end, zone = vars(self)["span"]
         return moment(end).astimezone(zone)
+
+    @classmethod
+    def keyed(cls: type[W], key: str, at: datetime | float, **fields: Any) -> W:
+        """Return the newest window of a key that holds a time, with these fields.
+
+        It is what a test calls the methods of. ``at`` has an offset from UTC, or is in seconds
+        since 1970.
+        """
+        kind: WindowType = vars(cls)[_ATTRIBUTE]
+        time = at if isinstance(at, datetime) else _EPOCH + timedelta(seconds=at)
+        start, end = kind.shape.spans(micros(time))[-1]
+        window: W = Windows(kind, key).frame(kind.state.new(key, **fields), start, end).window
+        return window
 
     def add(self, event: Any) -> None:
         """Add an event of this window."""

@@ -366,6 +366,19 @@ class TestLate:
             Told(sensor="s", start=0, number=6),
         ]
 
+    @pytest.mark.parametrize("at", [125, datetime(1970, 1, 1, 1, 2, 5, tzinfo=BERLIN)])
+    def test_methods_can_be_called_by_a_test(self, at: Any) -> None:
+        window = Minute.keyed("s", at, numbers=[1])
+        window.add(Reading(number=2))
+        assert (window.key, window.numbers, window.counts.late) == ("s", [1, 2], 0)
+        assert (window.start.timestamp(), window.end.timestamp()) == (120, 180)
+        assert window.close().numbers == [1, 2]
+        assert Sliding.keyed("s", 125).start.timestamp() == 125
+        session = Visit.keyed("s", 125)
+        assert (session.start.timestamp(), session.end.timestamp()) == (125, 155)
+        day = Day.keyed("s", at)
+        assert (day.start.isoformat(), day.end.hour) == ("1970-01-01T00:00:00+01:00", 0)
+
     def test_what_is_no_event_is_told(self) -> None:
         class Wrong(Remembering, size=60, late=10):
             def early(self) -> Any:
