@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import msgspec
-from trial import post
+from trial import events, post
 
 TYPE = "iot.reading.sent"
 SENSORS = 10_000
@@ -150,11 +150,10 @@ async def send(
                     lines = [msgspec.json.encode({"id": r.id, "data": r.data}) for r in readings]
                     await asyncio.to_thread(publish, site, lines)
                     return
-                head = {"specversion": "1.0", "type": TYPE, "source": f"/sites/{site}"}
-                events = [{**head, "id": each.id, "data": each.data} for each in readings]
+                told = events(f"/sites/{site}", ((TYPE, each.id, each.data) for each in readings))
                 async with turns:
-                    for first in range(0, len(events), BATCH):
-                        await post(client, keys[site], events[first : first + BATCH])
+                    for first in range(0, len(told), BATCH):
+                        await post(client, keys[site], told[first : first + BATCH])
 
             await asyncio.gather(*(of(site, each, turns) for site, each in sites.items()))
             sent(min(begin + chunk, len(plan.readings)))

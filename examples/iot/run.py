@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import trial
 
@@ -35,7 +36,7 @@ class Sensors:
         self.total = len(self.plan.readings)
         self.keys = trial.write_keys(HERE, [*self.plan.sites, "mqtt"])
         self.rows: dict[str, trial.Rows] = {}
-        self._project = project
+        self.project, self.shown, self.panels = project, "", 2
         self._until_the_end = ExitStack()
         atexit.register(self._until_the_end.close)
 
@@ -48,8 +49,9 @@ class Sensors:
 
     async def audit(self) -> trial.Findings:
         """See `trial.Example.audit`."""
-        self.rows, problems = await trial.read(self._project, TABLES)
+        self.rows, problems = await trial.read(self.project, TABLES)
         problems += judge(self.rows, self.plan)
+        readings = self.rows["readings"]
         late = Counter(row["size"] for row in self.rows["late"])
         return trial.Findings(
             problems=problems,
@@ -57,32 +59,24 @@ class Sensors:
             figures={
                 "sensors": self.plan.sensors,
                 "readings sent": self.total,
-                "accepted, each once": len(self.rows["readings"]),
+                "accepted, each once": len(readings),
                 "windows of ten seconds, of a minute": f"{len(self.rows['tens'])}, "
                 f"{len(self.rows['minutes'])}",
                 "readings late for them": f"{late[10]}, {late[60]}",
                 "alerts raised and cleared": len(self.rows["alerts"]),
                 "silent sensors": len(self.rows["silences"]),
             },
-            delays=self._delays(),
-            last=max((_seconds(row["accepted_at"]) for row in self.rows["readings"]), default=0.0),
+            delays=[_seconds(row["accepted_at"]) - _seconds(row["sent_at"]) for row in readings],
+            last=max((_seconds(row["accepted_at"]) for row in readings), default=0.0),
         )
 
-    def draw(self, path: Path) -> None:
+    def draw(self, *axes: Any) -> None:
         """See `trial.Example.draw`."""
-        import matplotlib as mpl
-
-        mpl.use("svg")
-        from matplotlib import pyplot
-
-        figure, (rate, delay, warm) = pyplot.subplots(3, 1, figsize=(9, 9), layout="constrained")
+        rate, warm = axes
         seconds = Counter(int(_seconds(row["accepted_at"])) for row in self.rows["readings"])
         begin, end = min(seconds, default=0), max(seconds, default=0)
         rate.plot([seconds[each] for each in range(begin, end + 1)])
         rate.set(title="Readings accepted", xlabel="second of the run", ylabel="in a second")
-        delays = sorted(self._delays())
-        delay.plot(delays, [n / len(delays) for n in range(len(delays))])
-        delay.set(title="From the gateway to the row", xlabel="s", ylabel="share", xscale="log")
         name = next((row["sensor_id"] for row in self.rows["alerts"]), "")
         tens = [
             (row["start"], row["mean"]) for row in self.rows["tens"] if row["sensor_id"] == name
@@ -91,11 +85,6 @@ class Sensors:
         warm.axhline(30, color="C3", linestyle="--")
         warm.axhline(28, color="C2", linestyle="--")
         warm.set(title=f"{name}: raised above 30, cleared below 28", xlabel="s", ylabel="°C")
-        figure.savefig(path)
-
-    def _delays(self) -> list[float]:
-        rows = self.rows["readings"]
-        return [_seconds(row["accepted_at"]) - _seconds(row["sent_at"]) for row in rows]
 
 
 def _seconds(text: str) -> float:

@@ -1,8 +1,9 @@
 """How the examples are run: the part of it that teaches nothing of them.
 
 ``run`` starts a project by ``oyez dev`` and lets its example feed it through the gateway. With
-``--events N`` it kills a process on the way by SIGKILL, waits until the example finds everything
-settled and right, prints what was measured and has it drawn to out/NAME.svg. Without, it stays up.
+``--events N`` it kills processes on the way by SIGKILL, waits until the example finds everything
+settled and right, makes each view once more from history, prints what was measured and has it drawn
+to out/NAME.svg. Without, it stays up.
 """
 
 from __future__ import annotations
@@ -28,25 +29,36 @@ from typing import Any, Protocol
 import httpx
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from oyez.cli.dev import check_addresses
 from oyez.config import load
 from oyez.errors import ConfigurationError
+from oyez.inspection.drift import verify
+from oyez.inspection.lag import measure_all
 from oyez.project import Project
+from oyez.schedule import EVERY
 
 UP = 60.0
 """Seconds that a system gets to start."""
-PATIENCE = 300.0
+PATIENCE = 400.0
 """Seconds that it gets to settle everything after the last event."""
 REPEATED = 120.0
 """Seconds for which a request is repeated."""
+BETWEEN, MOST = 10_000, 5
+"""Events after which one process more is killed, and how many at most."""
+ALL = 100_000_000
+"""More rows than any view has."""
 SHOWN = 5
 """Things of one kind that are spelt out."""
 
-_UNFINISHED = """select (select count(*) from oyez_outbox) as announced,
+_UNFINISHED = """select (select count(*) from oyez_outbox where due = 0) as announced,
  (select count(*) from oyez_inbox where state > 0) as parked,
  (select count(*) from oyez_dead where state = 'dead') as dead"""
+_TIMERS = """select count(*) as timers from oyez_timer
+ where due < :soon and kind <> :every"""
 
 
 class Findings(msgspec.Struct):
@@ -61,14 +73,20 @@ class Findings(msgspec.Struct):
     delays: list[float] = []
     """Seconds from each event to its effect."""
     last: float = 0.0
-    """When the last effect was, in seconds since 1970."""
+    """When the last effect was, in seconds since 1970; 0 for when it was found."""
 
 
 class Example(Protocol):
     """What is fed to a system, and what has to become of it."""
 
+    project: Project
+    """Where it is fed."""
     total: int
     """How many events it feeds."""
+    shown: str
+    """What the address of its page ends in."""
+    panels: int
+    """How many pictures it draws."""
 
     async def feed(self, gateway: str, sent: Callable[[int], object], rate: float) -> None:
         """Feed all events, telling how many so far; ``rate`` is of a second, 0 for no limit."""
@@ -78,22 +96,54 @@ class Example(Protocol):
         """Look at the stores once."""
         ...
 
-    def draw(self, path: Path) -> None:
-        """Draw what was found last as an SVG."""
+    def draw(self, *axes: Any) -> None:
+        """Draw what was found last, on ``panels`` axes of matplotlib."""
         ...
 
 
 Rows = list[dict[str, Any]]
 
 
-def write_keys(root: Path, names: Iterable[str]) -> dict[str, str]:
+def write_keys(root: Path, names: Iterable[str], scopes: Iterable[str] = ()) -> dict[str, str]:
     """Make an API key for each name; keys.toml, for the gateway, has their digests."""
     keys = {name: secrets.token_urlsafe(32) for name in names}
-    digests = {name: hashlib.sha256(key.encode()).hexdigest() for name, key in keys.items()}
     file = root / "keys.toml"
     file.touch(mode=0o600)
-    file.write_text("".join(f'[keys.{n}]\nsha256 = "{each}"\n' for n, each in digests.items()))
+    with file.open("w") as output:
+        for name, key in keys.items():
+            digest = hashlib.sha256(key.encode()).hexdigest()
+            output.write(f'[keys.{name}]\nsha256 = "{digest}"\nscopes = {json.dumps([*scopes])}\n')
     return keys
+
+
+async def ask(
+    client: httpx.AsyncClient, method: str, path: str, *wanted: int, **more: Any
+) -> httpx.Response:
+    """Send a request until its answer has a status that is wanted.
+
+    Raises ValueError when it never will, and TimeoutError.
+    """
+    end = time.monotonic() + REPEATED
+    while True:
+        wait = 0.2
+        try:
+            answer = await client.request(method, path, **more)
+            if answer.status_code in wanted:
+                return answer
+            if answer.status_code not in (429, 502, 503, 504):
+                raise ValueError(f"{method} {path}: {answer.status_code}: {answer.text}")
+            wait = float(answer.headers.get("retry-after", wait))
+        except httpx.TransportError:
+            pass  # it may have been taken: what is asked under the same ids changes nothing
+        if time.monotonic() > end:
+            raise TimeoutError(f"{method} {path}: no answer within {REPEATED:.0f} s")
+        await asyncio.sleep(wait)
+
+
+def events(source: str, told: Iterable[tuple[str, str, Any]]) -> list[dict[str, Any]]:
+    """Return CloudEvents of a source, each made of its type, its id and its data."""
+    head = {"specversion": "1.0", "source": source}
+    return [{**head, "type": kind, "id": name, "data": data} for kind, name, data in told]
 
 
 async def post(client: httpx.AsyncClient, key: str, events: list[dict[str, Any]]) -> None:
@@ -102,21 +152,8 @@ async def post(client: httpx.AsyncClient, key: str, events: list[dict[str, Any]]
     Raises ValueError when it never will take them, and TimeoutError.
     """
     headers = {"Content-Type": "application/cloudevents-batch+json", "X-Api-Key": key}
-    body, end = msgspec.json.encode(events), time.monotonic() + REPEATED
-    while True:
-        wait = 0.2
-        try:
-            answer = await client.post("/events", content=body, headers=headers)
-            if answer.status_code == 202:
-                return
-            if answer.status_code not in (429, 502, 503, 504):
-                raise ValueError(f"{answer.status_code}: {answer.text}")
-            wait = float(answer.headers.get("retry-after", wait))
-        except httpx.TransportError:
-            pass  # it may have been taken: repeated under the same ids, that changes nothing
-        if time.monotonic() > end:
-            raise TimeoutError(f"not taken within {REPEATED:.0f} s")
-        await asyncio.sleep(wait)
+    body = msgspec.json.encode(events)
+    await ask(client, "POST", "/events", 202, content=body, headers=headers)
 
 
 async def read(
@@ -138,6 +175,40 @@ async def read(
     return rows, unfinished
 
 
+async def fetch(project: Project, service: str, sql: str, **values: Any) -> Rows:
+    """Return rows of a service's store."""
+    async with project.opened_store(service) as store:
+        return [dict(row) for row in await store.fetch(sql, values)]
+
+
+async def under_way(project: Project, service: str) -> tuple[int, int]:
+    """Return how many events of a service are on their way, and how much there is to do in all."""
+    lag = await measure_all(project, project.config.services)
+    unseen = bool(lag.gaps) or any(each.lag is None for each in lag.services)
+    stream = f"{project.config.system.name}.{service}"
+    places = [place for each in lag.services for place in each.partitions]
+    first = sum(place.lag or 0 for place in places if place.stream == stream) + unseen
+    first += sum(each.outbox for each in lag.services if each.service == service)
+    rest = sum((each.lag or 0) + each.outbox + each.parked for each in lag.services)
+    for name in project.config.services:
+        rows = await fetch(project, name, _TIMERS, soon=time.time() + 86_400, every=EVERY)
+        rest += rows[0]["timers"]
+    return first, rest
+
+
+async def recompute(project: Project) -> tuple[int, list[str]]:
+    """Make every view from history, and compare; how many rows are so, and which are not."""
+    rows, problems = 0, []
+    for service in project.config.services:
+        for view in project.service(service).views:
+            made = await verify(project, service, view.view, sample=ALL)
+            rows += made.rows
+            found = {f"{each.key} {each.field}" for each in made.differences}
+            problems += differ(f"rows of {view.view} that history has not", found, set())
+            problems += [f"{view.view}: {each}" for each in made.gaps]
+    return rows, problems
+
+
 def differ(what: str, found: Any, wanted: Any) -> Iterator[str]:
     """Yield how two sets differ, or two counts by name; nothing where they are equal."""
     if isinstance(wanted, dict):
@@ -152,8 +223,11 @@ class Supervised:
     """The processes of ``oyez dev``, by its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.killed: dict[str, int] = {}
+        """Those that were killed, and the process that each was."""
         self._process = process
         self._log = log
+        self._peaks: dict[str, float] = {}
 
     def _lines(self) -> Iterator[dict[str, str]]:
         for line in self._log.read_text().splitlines(keepends=True):
@@ -173,13 +247,23 @@ class Supervised:
                 raise SystemExit(f"run: the system did not start; see {self._log}")
             time.sleep(0.1)
 
-    def peak(self) -> float:
-        """Return the most memory that each process has had, in all, in MiB."""
-        total = 0
-        for pid in self.pids().values():
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                total += int(line.split()[1]) if line.startswith("VmHWM:") else 0
-        return total / 1024
+    def kill(self, chance: random.Random) -> None:
+        """Kill one by SIGKILL, as nobody can prepare for; it is started again."""
+        self.peaks()
+        alive = {name: pid for name, pid in self.pids().items() if Path(f"/proc/{pid}").exists()}
+        name = chance.choice(sorted(alive))
+        self.killed[name] = alive[name]
+        os.kill(alive[name], signal.SIGKILL)
+
+    def peaks(self) -> dict[str, float]:
+        """Return the most memory that each has had when it was looked, in MiB."""
+        for name, pid in self.pids().items():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    if line.startswith("VmHWM:"):
+                        most = int(line.split()[1]) / 1024
+                        self._peaks[name] = max(self._peaks.get(name, 0.0), most)
+        return self._peaks
 
 
 def run(name: str, root: Path, make: Callable[[Project, int, int], Example], live: int) -> int:
@@ -190,24 +274,24 @@ def run(name: str, root: Path, make: Callable[[Project, int, int], Example], liv
     """
     parser = argparse.ArgumentParser(prog="run", description=f"Runs the example {name}.")
     parser.add_argument("--events", type=int, default=0, help="feed so many events, then stop")
+    parser.add_argument("--live", type=int, default=live, help="play so many where --events is 0")
     parser.add_argument("--seed", type=int, default=4711, help="which events they are")
     options = parser.parse_args()
-    if options.events < 0:
-        parser.error("--events: expected 0 or more")
+    if min(options.events, options.live) < 0:
+        parser.error("--events, --live: expected 0 or more")
     os.chdir(root)
     try:
-        if (
-            options.events
-        ):  # runs stand beside each other; who looks at a page wants a known address
+        if options.events:  # runs stand beside each other; a page has a known address
             _free_addresses(root)
         project = Project(load(root))
+        check_addresses(project.config)
         assert project.config.gateway is not None
         base = f"http://{project.config.gateway.listen}"
-        example = make(project, options.events or live, options.seed)
+        example = make(project, options.events or options.live, options.seed)
         with running(root) as system:
             if options.events:
                 return asyncio.run(_trial(name, root, example, base, system, options.seed))
-            print(f"the page: {base}/  (Ctrl-C stops it)", flush=True)
+            print(f"the page: {base}/{example.shown}  (Ctrl-C stops it)", flush=True)
             asyncio.run(example.feed(base, lambda count: None, 100.0))
             signal.pause()
     except ConfigurationError as error:
@@ -239,8 +323,8 @@ async def _trial(
     name: str, root: Path, example: Example, base: str, system: Supervised, seed: int
 ) -> int:
     chance, console = random.Random(seed), Console()
-    victim = chance.choice(sorted(system.pids()))
-    moment, killed = round(example.total * chance.uniform(0.3, 0.7)), 0
+    kills = max(1, min(MOST, example.total // BETWEEN))
+    moments = sorted(example.total * chance.uniform(0.05, 0.95) for _ in range(kills))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -249,11 +333,10 @@ async def _trial(
         settling = progress.add_task("events settled", total=example.total)
 
         def sent(count: int) -> None:
-            nonlocal killed
             progress.update(sending, completed=count)
-            if not killed and count >= moment:
-                killed = system.pids()[victim]
-                os.kill(killed, signal.SIGKILL)
+            if moments and count >= moments[0]:
+                del moments[0]
+                system.kill(chance)
 
         started = time.time()
         await example.feed(base, sent, 0.0)
@@ -264,27 +347,51 @@ async def _trial(
             if not found.problems or time.monotonic() > end:
                 break
             await asyncio.sleep(2.0)
-    if system.pids()[victim] == killed:
-        found.problems.append(f"{victim} was killed and not started again")
+    took, peaks = (found.last or time.time()) - started, system.peaks()
+    rows, differences = await recompute(example.project)
+    found.problems += differences
+    found.problems += [
+        f"{each} was killed and not started again"
+        for each, pid in system.killed.items()
+        if system.pids()[each] == pid
+    ]
     delays = sorted(found.delays) or [0.0]
     p50, p99 = (delays[int(len(delays) * share)] * 1000 for share in (0.5, 0.99))
-    rate = len(found.delays) / max(found.last - started, 1e-9)
-    table = Table("", "", title=f"{name}, with {victim} killed", show_header=False)
+    largest = max(peaks, key=peaks.__getitem__)
+    table = Table("", "", title=name, show_header=False)
     table.columns[1].justify = "right"
-    for what, figure in found.figures.items():
+    for what, figure in {
+        **found.figures,
+        "killed on the way": f"{kills}: {', '.join(system.killed)}",
+        "rows of views, the same from history": rows,
+        "events/s": f"{example.total / took:.0f}",
+        f"from event to effect, p50, p99 of {len(delays)}": f"{p50:.0f} ms, {p99:.0f} ms",
+        "peak memory, all processes": f"{sum(peaks.values()):.0f} MiB",
+        "peak memory, the largest process": f"{peaks[largest]:.0f} MiB ({largest})",
+    }.items():
         table.add_row(what, str(figure))
-    table.add_row("events/s", f"{rate:.0f}")
-    table.add_row("from event to effect, p50, p99", f"{p50:.0f} ms, {p99:.0f} ms")
-    table.add_row("peak memory, all processes", f"{system.peak():.0f} MiB")
     console.print(table)
     for problem in found.problems:
-        console.print(f"[bold red]does not hold:[/] {problem}", highlight=False)
+        console.print(f"[bold red]does not hold:[/] {escape(problem)}", highlight=False)
     if not found.problems:
         console.print(f"[bold green]The invariant holds.[/] See out/{name}.svg.")
-    picture = root / "out" / f"{name}.svg"
-    picture.parent.mkdir(exist_ok=True)
-    example.draw(picture)
+    _draw(example, delays, root / "out" / f"{name}.svg")
     return 1 if found.problems else 0
+
+
+def _draw(example: Example, delays: list[float], path: Path) -> None:
+    import matplotlib as mpl  # only at the end of a run
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    size = (5 * example.panels + 5, 4.5)
+    figure, axes = pyplot.subplots(1, example.panels + 1, figsize=size, layout="constrained")
+    example.draw(*axes[:-1])
+    axes[-1].ecdf([each * 1000 for each in delays])
+    axes[-1].set(title="From event to effect", xlabel="ms", ylabel="share", xscale="log")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path)
 
 
 def free_address() -> str:

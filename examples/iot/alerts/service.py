@@ -12,14 +12,7 @@ from collections.abc import Iterator
 from msgspec import field
 from msgspec.structs import asdict
 
-from alerts.events import (
-    AlertCleared,
-    AlertRaised,
-    MinuteMeasured,
-    SensorHeard,
-    SensorSilent,
-    TenMeasured,
-)
+from alerts import events
 from oyez import Service, State, Transaction
 
 service = Service("alerts", migrations="alerts/migrations")
@@ -32,11 +25,11 @@ SILENT = 1500.0
 """Sensors speak every 600 seconds: two readings may be lost."""
 
 _KEEP = {
-    AlertRaised: "insert into alert values (:sensor_id, :number, :at, null)",
-    AlertCleared: """update alert set cleared_at = :at
+    events.AlertRaised: "insert into alert values (:sensor_id, :number, :at, null)",
+    events.AlertCleared: """update alert set cleared_at = :at
  where sensor_id = :sensor_id and number = :number and cleared_at is null""",
-    SensorSilent: "insert into silence values (:sensor_id, :at, null)",
-    SensorHeard: """update silence set ended_at = :at
+    events.SensorSilent: "insert into silence values (:sensor_id, :at, null)",
+    events.SensorHeard: """update silence set ended_at = :at
  where sensor_id = :sensor_id and ended_at is null""",
 }
 
@@ -48,16 +41,16 @@ class Watch(State, key="sensor_id"):
     raised: bool = False
     number: int = 0
 
-    def judge(self, at: float, mean: float) -> AlertRaised | AlertCleared | None:
+    def judge(self, at: float, mean: float) -> events.AlertRaised | events.AlertCleared | None:
         """Take the next window into account."""
         self.above = self.above + 1 if mean > ABOVE else 0
         if self.raised and mean < BELOW:
             self.raised = False
-            return AlertCleared(sensor_id=self.key, number=self.number, at=at)
+            return events.AlertCleared(sensor_id=self.key, number=self.number, at=at)
         if self.raised or self.above < IN_A_ROW:
             return None
         self.raised, self.number = True, self.number + 1
-        return AlertRaised(sensor_id=self.key, number=self.number, at=at)
+        return events.AlertRaised(sensor_id=self.key, number=self.number, at=at)
 
 
 class Site(State, key="site_id"):
@@ -66,23 +59,25 @@ class Site(State, key="site_id"):
     last: dict[str, float] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
 
-    def judge(self, at: float, heard: list[str]) -> Iterator[SensorSilent | SensorHeard]:
+    def judge(
+        self, at: float, heard: list[str]
+    ) -> Iterator[events.SensorSilent | events.SensorHeard]:
         """Take the next minute into account."""
         for sensor in heard:
             self.last[sensor] = at
             if sensor in self.silent:
                 self.silent.remove(sensor)
-                yield SensorHeard(sensor_id=sensor, at=at)
+                yield events.SensorHeard(sensor_id=sensor, at=at)
         for sensor, last in self.last.items():
             if at - last > SILENT and sensor not in self.silent:
                 self.silent.append(sensor)
-                yield SensorSilent(sensor_id=sensor, at=last)
+                yield events.SensorSilent(sensor_id=sensor, at=last)
 
 
-@service.on(TenMeasured)
+@service.on(events.TenMeasured)
 async def warm(
-    event: TenMeasured, watch: Watch, tx: Transaction
-) -> AlertRaised | AlertCleared | None:
+    event: events.TenMeasured, watch: Watch, tx: Transaction
+) -> events.AlertRaised | events.AlertCleared | None:
     """Raise an alert, or clear it."""
     alert = watch.judge(event.start, event.mean)
     if alert is not None:
@@ -90,10 +85,10 @@ async def warm(
     return alert
 
 
-@service.on(MinuteMeasured)
+@service.on(events.MinuteMeasured)
 async def silent(
-    event: MinuteMeasured, site: Site, tx: Transaction
-) -> list[SensorSilent | SensorHeard]:
+    event: events.MinuteMeasured, site: Site, tx: Transaction
+) -> list[events.SensorSilent | events.SensorHeard]:
     """Tell who has fallen silent, and who speaks again."""
     found = list(site.judge(event.start, event.heard))
     for each in found:

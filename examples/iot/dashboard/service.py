@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import asdict
 
-from dashboard.events import (
-    AlertCleared,
-    AlertRaised,
-    MinuteMeasured,
-    ReadingAccepted,
-    ReadingLate,
-    SensorHeard,
-    SensorSilent,
-    TenMeasured,
-)
+from dashboard import events
 from dashboard.http import app
 from oyez import Service, Transaction, View, applies
 
@@ -21,10 +12,10 @@ service = Service("dashboard", http=app, migrations="dashboard/migrations")
 app.state.service = service
 
 _KEEP = {
-    TenMeasured: "insert into ten values (:sensor_id, :start, :readings, :mean, :highest)",
-    MinuteMeasured: """insert into minute
+    events.TenMeasured: "insert into ten values (:sensor_id, :start, :readings, :mean, :highest)",
+    events.MinuteMeasured: """insert into minute
  values (:site_id, :start, :readings, :mean, :median, :p95)""",
-    ReadingLate: "insert into late values (:size, :sensor_id, :number)",
+    events.ReadingLate: "insert into late values (:size, :sensor_id, :number)",
 }
 
 
@@ -41,29 +32,29 @@ class Sensors(View, table="sensors", key="sensor_id", index=("site_id",)):
     silent: int = 0
 
     @applies
-    def read(self, event: ReadingAccepted) -> None:
+    def read(self, event: events.ReadingAccepted) -> None:
         """Keep the newest, which is not always the last that came."""
         self.readings += 1
         if event.measured_at > self.measured_at:
             self.take(event)
 
     @applies
-    def raised(self, event: AlertRaised) -> None:
+    def raised(self, event: events.AlertRaised) -> None:
         """It is too warm."""
         self.hot, self.alerts = 1, event.number
 
     @applies
-    def cleared(self, event: AlertCleared) -> None:
+    def cleared(self, event: events.AlertCleared) -> None:
         """It has cooled down."""
         self.hot = 0
 
     @applies
-    def fell_silent(self, event: SensorSilent) -> None:
+    def fell_silent(self, event: events.SensorSilent) -> None:
         """Nothing is heard of it."""
         self.silent = 1
 
     @applies
-    def heard(self, event: SensorHeard) -> None:
+    def heard(self, event: events.SensorHeard) -> None:
         """It speaks again."""
         self.silent = 0
 
@@ -72,6 +63,8 @@ service.view(Sensors)
 
 
 @service.on(*_KEEP)
-async def keep(event: TenMeasured | MinuteMeasured | ReadingLate, tx: Transaction) -> None:
+async def keep(
+    event: events.TenMeasured | events.MinuteMeasured | events.ReadingLate, tx: Transaction
+) -> None:
     """Keep a window, or which reading is in none."""
     tx.execute(_KEEP[type(event)], **asdict(event))
