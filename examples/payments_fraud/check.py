@@ -1,32 +1,30 @@
-"""What must be true of the bank, found by looking into the stores, not by asking the services.
+"""What must be true of the bank, proved from the stores and the plan alone.
 
-At every moment: all entries add up to zero, each booking does, and no account is below its limit.
-Once all transfers have ended: each in one declared end, nothing held, refused money moved nowhere,
-every decision is made again with the same result, and the planted fraud is found.
+At every moment (`MOMENT`): all entries add up to zero, each booking does, and no account is below
+its limit. Once all transfers have ended (`judge`): each in one declared end, nothing held, refused
+money moved nowhere, every decision is made again with the same result, every window is what all of
+its transfers at once make of it, and the planted fraud is found.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
+from trial import Rows, differ
 
-from analytics.service import summarize, write
 from feed import Plan
+from fraud import rules
 from fraud.events import TransferCounted
 from fraud.model import Model
-from fraud.rules import LIMIT, History, judge
-from oyez.ports import Store
-from oyez.project import Project
-from oyez.saga import read_progress
+from fraud.rules import LIMIT, History
 
 RECALL, PRECISION = 0.9, 0.8
+PAUSE = 600.0
 
-_MOMENT = {
+MOMENT = {
     "the entries do not add up to zero": "select sum(cents) from entry having sum(cents) <> 0",
     "bookings do not add up to zero": """select booking from entry group by booking
       having sum(cents) <> 0 or count(*) <> 2""",
@@ -36,171 +34,119 @@ _MOMENT = {
       left join entry on entry.account = accounts.account
       group by accounts.account, balance having balance <> coalesce(sum(cents), 0)""",
 }
-_UNFINISHED = """select (select count(*) from oyez_outbox) as announced,
- (select count(*) from oyez_inbox where state > 0) as parked,
- (select count(*) from oyez_dead where state = 'dead') as dead"""
-LABELS = """select transfer_id, version, fraud from label where version > 0 order by version, id"""
-CASES = "select transfer_id, source, number, counted, facts, why, score, model, refused from cases"
+TABLES = {
+    "accounts": {
+        "held": "select account from accounts where held <> 0",
+        "entries": "select booking, account, cents from entry where booking not like 'opened %'",
+    },
+    "transfers": {"sagas": "select key, status, ended, data from oyez_saga"},
+    "fraud": {
+        "cases": "select * from cases",
+        "labels": """select transfer_id, version, fraud from label where version > 0
+          order by version, id""",
+    },
+    "analytics": {"volume": "select minute, country, completed, refused, cents from volume"},
+}
 
 
-class Audit(msgspec.Struct):
-    """What was found: everything that is not as it must be, and the figures."""
-
-    problems: list[str]
-    figures: dict[str, Any]
-    cases: list[dict[str, Any]]
-    ended: dict[str, float]
-    """When each transfer ended, in seconds since 1970."""
-
-
-@asynccontextmanager
-async def opened(project: Project) -> AsyncIterator[dict[str, Store]]:
-    """The stores of all services, open."""
-    stores = {name: project.store(name) for name in project.config.services}
-    for store in stores.values():
-        await store.open()
-    try:
-        yield stores
-    finally:
-        for store in stores.values():
-            await store.close()
-
-
-async def moment(stores: dict[str, Store]) -> list[str]:
-    """Return what is wrong with the ledger now, whatever is under way."""
-    found = {what: await stores["accounts"].fetch(sql, {}) for what, sql in _MOMENT.items()}
-    return [f"{what}: {rows[:3]}" for what, rows in found.items() if rows]
-
-
-async def ended(stores: dict[str, Store]) -> int:
-    """Return how many transfers have ended."""
-    sql = "select count(*) as ended from oyez_saga where status = 'ended'"
-    found: int = (await stores["transfers"].fetch(sql, {}))[0]["ended"]
-    return found
-
-
-async def audit(stores: dict[str, Store], plan: Plan, folder: Path) -> Audit:
-    """Look at everything once; the Parquet file is written to ``folder``, and read again."""
-    problems = await moment(stores)
-    for name, store in stores.items():
-        (counts,) = await store.fetch(_UNFINISHED, {})
-        problems += [f"{name} has {many} events {what}" for what, many in counts.items() if many]
-    sagas = {each["key"]: each for each in await stores["transfers"].fetch(
-        "select key, status, ended, data from oyez_saga", {}
-    )}  # fmt: skip
-    ends = {key: read_progress(each["data"]).end for key, each in sagas.items()}
-    sent = {data["transfer_id"]: data for kind, data in plan.items if "source" in data}
-    for name in sent.keys() ^ sagas.keys():
-        problems.append(f"{name} was not sent, or has not begun")
-    known = ("completed", "refused")
-    problems += [
-        f"{key} is {each['status']} and ended as {ends[key]!r}"
-        for key, each in sagas.items()
-        if each["status"] != "ended" or ends[key] not in known
+def judge(rows: Mapping[str, Rows], plan: Plan) -> Iterator[str]:
+    """Yield what is wrong."""
+    sent = {each["transfer_id"]: each for _, each in plan.items if "source" in each}
+    ends = {row["key"]: row["end"] for row in rows["sagas"]}
+    yield from differ("transfers", set(ends), set(sent))
+    open_ = {row["key"] for row in rows["sagas"] if row["status"] != "ended"}
+    yield from differ("transfers that have not ended", open_, set())
+    yield from differ("ends", {*ends.values()} - {"completed", "refused"}, set())
+    yield from differ("accounts with money held", {row["account"] for row in rows["held"]}, set())
+    booked = {(row["booking"], row["account"], row["cents"]) for row in rows["entries"]}
+    due = {
+        (name, account, cents)
+        for name, each in sent.items()
+        if ends.get(name) == "completed"
+        for account, cents in ((each["source"], -each["cents"]), (each["target"], each["cents"]))
+    }
+    yield from differ("bookings", booked, due)
+    cases = [
+        {**row, **{name: msgspec.json.decode(row[name]) for name in ("facts", "why")}}
+        for row in rows["cases"]
     ]
-    problems += await _money(stores["accounts"], sent, ends)
-    cases = await stores["fraud"].fetch(CASES, {})
-    for case in cases:
-        case.update({name: msgspec.json.decode(case[name]) for name in ("facts", "why")})
-    labels = await stores["fraud"].fetch(LABELS, {})
-    problems += replay(cases, labels)
-    problems += [
-        f"{case['transfer_id']} was decided otherwise than it ended"
-        for case in cases
-        if (ends.get(case["transfer_id"]) == "refused") != bool(case["refused"])
-    ]
-    problems += await _volume(stores["analytics"], sent, ends, folder)
+    refused = {row["transfer_id"] for row in cases if row["refused"]}
+    other = {row["transfer_id"] for row in cases if (ends.get(row["transfer_id"]) == "refused")}
+    yield from differ("decisions that ended otherwise", refused, other)
+    yield from differ("decisions made again", *decisions(cases, rows["labels"]))
+    yield from differ("windows of devices", *bursts(cases))
+    volume: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for name, each in sent.items():
+        counts, moved = volume[each["at"][:16], each["country"]], ends.get(name) == "completed"
+        counts[not moved] += 1
+        counts[2] += each["cents"] * moved
+    told = {tuple(row.values()) for row in rows["volume"]}
+    yield from differ("minutes of the view", told, {(*key, *each) for key, each in volume.items()})
     recall, precision = quality(cases, plan.culprits, LIMIT)
     if recall < RECALL or precision < PRECISION:
-        problems.append(f"recall {recall:.3f} at precision {precision:.3f}")
-    figures = {
-        "completed": sum(each == "completed" for each in ends.values()),
-        "refused as fraud": sum(case["refused"] for case in cases),
-        "refused, not enough money": sum(e == "refused" for e in ends.values())
-        - sum(case["refused"] for case in cases),
-        "planted, and looked at": sum(case["transfer_id"] in plan.culprits for case in cases),
-        "recall": round(recall, 3),
-        "precision": round(precision, 3),
-        "versions of the model": max((case["model"] for case in cases), default=0),
-        "decisions made again": len(cases),
-    }
-    return Audit(problems, figures, cases, {key: each["ended"] for key, each in sagas.items()})
+        yield f"recall {recall:.3f} at precision {precision:.3f}"
 
 
-def replay(cases: list[dict[str, Any]], labels: list[dict[str, Any]]) -> list[str]:
-    """Return the decisions that come out otherwise when all is done again.
+def decisions(cases: Rows, labels: Rows) -> tuple[set[Any], set[Any]]:
+    """Return all decisions as they are kept, and as they come out when all is done again.
 
     The models learn the same labels again, the customers' histories begin empty, and nothing of the
     recorded facts, scores and reasons is used.
     """
-    problems = []
     facts = {case["transfer_id"]: case["facts"] for case in cases}
-    models = {0: Model()}
     by_version = defaultdict(list)
     for row in labels:
         by_version[row["version"]].append((facts[row["transfer_id"]], bool(row["fraud"])))
+    models = {0: Model()}
     for version, learnt in sorted(by_version.items()):
-        model = Model(version - 1, models[version - 1].weights) if version > 1 else Model()
-        models[version] = model.learn(learnt)
+        models[version] = Model(version - 1, models[version - 1].weights).learn(learnt)
     histories: dict[str, History] = defaultdict(History)
+    kept, again = set(), set()
     for case in sorted(cases, key=lambda case: (case["source"], case["number"])):
-        history = histories[case["source"]]
-        counted = msgspec.json.decode(case["counted"], type=TransferCounted)
+        counted, history = _counted(case), histories[case["source"]]
         history.seen += 1
         now = history.facts(counted)
-        score, why = judge(now, models[case["model"]].suspicion(now))
+        score, why = rules.judge(now, models[case["model"]].suspicion(now))
         if score < LIMIT:
             history.learn(counted)
-        if (history.seen, now, score, why, int(score >= LIMIT)) != (
-            case["number"], case["facts"], case["score"], case["why"], case["refused"]
-        ):  # fmt: skip
-            problems.append(f"{case['transfer_id']} would be decided otherwise: {score} for {why}")
-    return problems
+        name = case["transfer_id"]
+        kept.add((name, case["number"], str(case["facts"]), case["score"], str(case["why"])))
+        again.add((name, history.seen, str(now), score, str(why)))
+    return kept, again
+
+
+def bursts(cases: Rows) -> tuple[set[Any], set[Any]]:
+    """Return the sessions of each device as they were told, and as all transfers at once make them.
+
+    What is told while a session lasts grows with it: its last word is its size.
+    """
+    devices: dict[str, list[TransferCounted]] = defaultdict(list)
+    for case in cases:
+        devices[_counted(case).transfer.device].append(_counted(case))
+    told, wanted = set(), set()
+    for device, found in devices.items():
+        found.sort(key=lambda each: each.transfer.at)
+        session: list[TransferCounted] = []
+        for each, after in zip(found, [*found[1:], None], strict=True):
+            session.append(each)
+            pause = after and (after.transfer.at - each.transfer.at).total_seconds()
+            if pause is None or pause >= PAUSE:
+                start = session[0].transfer.at
+                told.add((device, start, max(each.burst for each in session)))
+                wanted.add((device, start, len(session)))
+                session = []
+    return told, wanted
 
 
 def quality(
-    cases: Iterable[dict[str, Any]], culprits: dict[str, str], limit: float
+    cases: Iterable[Mapping[str, Any]], culprits: Mapping[str, str], limit: float
 ) -> tuple[float, float]:
     """Return recall and precision of refusing from this score on, among what was looked at."""
-    caught = flagged = planted = 0
-    for case in cases:
-        guilty = case["transfer_id"] in culprits
-        planted += guilty
-        flagged += case["score"] >= limit
-        caught += guilty and case["score"] >= limit
-    return caught / max(planted, 1), caught / max(flagged, 1)
+    planted = {case["transfer_id"] for case in cases} & culprits.keys()
+    flagged = {case["transfer_id"] for case in cases if case["score"] >= limit}
+    caught = len(planted & flagged)
+    return caught / max(len(planted), 1), caught / max(len(flagged), 1)
 
 
-async def _money(
-    accounts: Store, sent: dict[str, dict[str, Any]], ends: dict[str, str]
-) -> list[str]:
-    held = await accounts.fetch("select account from accounts where held <> 0", {})
-    problems = [f"{row['account']} has money that is still held" for row in held]
-    moved: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in await accounts.fetch("select booking, account, cents from entry", {}):
-        moved[row["booking"]][row["account"]] = row["cents"]
-    for name, data in sent.items():
-        due = {data["source"]: -data["cents"], data["target"]: data["cents"]}
-        if moved.get(name, {}) != (due if ends.get(name) == "completed" else {}):
-            problems.append(f"{name} ended as {ends.get(name)} and moved {moved.get(name, {})}")
-    return problems
-
-
-async def _volume(
-    analytics: Store, sent: dict[str, dict[str, Any]], ends: dict[str, str], folder: Path
-) -> list[str]:
-    rows = await analytics.fetch(
-        "select minute, country, completed, refused, cents from volume", {}
-    )
-    due: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for name, data in sent.items():
-        counts = due[data["at"][:16], data["country"]]
-        counts[ends.get(name) != "completed"] += 1
-        counts[2] += data["cents"] if ends.get(name) == "completed" else 0
-    shown = {(r["minute"], r["country"]): [r["completed"], r["refused"], r["cents"]] for r in rows}
-    problems = [] if shown == due else ["the view of volume is not what the transfers add up to"]
-    file = folder / "volume.parquet"
-    write(rows, file)
-    if sum(each["cents"] for each in summarize(file)) != sum(each[2] for each in due.values()):
-        problems.append("the Parquet file has other sums than the transfers")
-    return problems
+def _counted(case: Mapping[str, Any]) -> TransferCounted:
+    return msgspec.json.decode(case["counted"], type=TransferCounted)

@@ -33,6 +33,10 @@ _CITIES = {
 _FAR = {"US", "BR", "IN", "JP", "AU", "ZA"}
 
 
+Item = tuple[str, dict[str, Any]]
+"""The type of an event, and its data."""
+
+
 class Customer(msgspec.Struct):
     """An account with the habits of its owner; times are seconds from the beginning."""
 
@@ -52,8 +56,7 @@ class Plan(msgspec.Struct):
     """What is to be sent, in the order of time, and who the culprits are."""
 
     accounts: list[dict[str, Any]]
-    items: list[tuple[str, dict[str, Any]]]
-    """Each the type of an event, and its data."""
+    items: list[Item]
     culprits: dict[str, str]
     """Planted transfers, each with what it is part of."""
 
@@ -65,7 +68,7 @@ class Plan(msgspec.Struct):
 
 def plan(count: int, seed: int, end: datetime) -> Plan:
     """Return so many transfers of the five days before ``end``: the same ones for a seed."""
-    chance = random.Random(seed)  # noqa: S311 - the same bank again for the same seed
+    chance = random.Random(seed)
     customers = [_customer(chance, number) for number in range(max(60, count // 25))]
     rich = [each for each in customers if each.cents > 100_000]
     planted: list[tuple[float, str, dict[str, Any]]] = []

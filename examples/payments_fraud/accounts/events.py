@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from oyez import Command, Event
 
 
 class AccountOpened(Event, type="bank.account.opened", key="account"):
     """Somebody paid in, and may overdraw so far."""
 
-    account: str
-    cents: int
-    overdraft: int
+    account: Annotated[str, Meta(min_length=1, max_length=40)]
+    cents: Annotated[int, Meta(gt=0, le=1_000_000_000)]
+    overdraft: Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
 class HoldFunds(Command, type="bank.funds.hold", key="transfer_id", to="accounts"):

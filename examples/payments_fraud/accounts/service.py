@@ -5,16 +5,9 @@ Asked again, each handler answers again and does it once: what became of a trans
 
 from __future__ import annotations
 
-from accounts.events import (
-    AccountOpened,
-    FundsHeld,
-    FundsReleased,
-    FundsShort,
-    HoldFunds,
-    PostTransfer,
-    ReleaseFunds,
-    TransferPosted,
-)
+from msgspec.structs import asdict
+
+from accounts import events
 from oyez import Service, Transaction
 
 WORLD = "world"
@@ -27,60 +20,49 @@ _RELEASE = """update hold set state = 'released' where transfer_id = :transfer_i
  and state = 'held' returning source, cents"""
 _POST = """update hold set state = 'posted' where transfer_id = :transfer_id
  and state = 'held' returning source, target, cents"""
+_NEVER = """insert into hold (transfer_id, state) values (:transfer_id, 'released')
+ on conflict (transfer_id) do nothing"""
 _STATE = "select state from hold where transfer_id = :transfer_id"
 
 service = Service("accounts", migrations="accounts/migrations")
 
 
-@service.on(AccountOpened)
-async def open_account(event: AccountOpened, tx: Transaction) -> None:
+@service.on(events.AccountOpened)
+async def open_account(event: events.AccountOpened, tx: Transaction) -> None:
     """Open the account, and book what was paid in."""
-    tx.execute(
-        "insert into accounts (account, least) values (:account, :least)",
-        account=event.account,
-        least=-event.overdraft,
-    )
+    sql = "insert into accounts (account, least) values (:account, :least)"
+    tx.execute(sql, account=event.account, least=-event.overdraft)
     _book(tx, f"opened {event.account}", WORLD, event.account, event.cents)
 
 
-@service.on(HoldFunds)
-async def hold(event: HoldFunds, tx: Transaction) -> FundsHeld | FundsShort:
+@service.on(events.HoldFunds)
+async def hold(event: events.HoldFunds, tx: Transaction) -> events.FundsHeld | events.FundsShort:
     """Hold the money, if there is enough above the account's limit."""
     known = await tx.fetch_one(_STATE, transfer_id=event.transfer_id)
     if known is not None:
         state = known["state"]
     else:
         state = "held" if await _covers(event, tx) else "short"
-        tx.execute(
-            "insert into hold values (:transfer_id, :source, :target, :cents, :state)",
-            transfer_id=event.transfer_id,
-            source=event.source,
-            target=event.target,
-            cents=event.cents,
-            state=state,
-        )
+        sql = "insert into hold values (:transfer_id, :source, :target, :cents, :state)"
+        tx.execute(sql, **asdict(event), state=state)
     if state == "held":
-        return FundsHeld(transfer_id=event.transfer_id)
-    return FundsShort(transfer_id=event.transfer_id, reason=f"the money is {state}")
+        return events.FundsHeld(transfer_id=event.transfer_id)
+    return events.FundsShort(transfer_id=event.transfer_id, reason=f"the money is {state}")
 
 
-@service.on(ReleaseFunds)
-async def release(event: ReleaseFunds, tx: Transaction) -> FundsReleased:
+@service.on(events.ReleaseFunds)
+async def release(event: events.ReleaseFunds, tx: Transaction) -> events.FundsReleased:
     """Free what is held; say so in any case, as the saga waits for it."""
     held = await tx.fetch_one(_RELEASE, transfer_id=event.transfer_id)
     if held is not None:
         tx.execute("update accounts set held = held - :cents where account = :source", **held)
     else:  # keeps a late HoldFunds from holding for ever
-        tx.execute(
-            """insert into hold (transfer_id, state) values (:transfer_id, 'released')
-              on conflict (transfer_id) do nothing""",
-            transfer_id=event.transfer_id,
-        )
-    return FundsReleased(transfer_id=event.transfer_id)
+        tx.execute(_NEVER, transfer_id=event.transfer_id)
+    return events.FundsReleased(transfer_id=event.transfer_id)
 
 
-@service.on(PostTransfer)
-async def post(event: PostTransfer, tx: Transaction) -> TransferPosted:
+@service.on(events.PostTransfer)
+async def post(event: events.PostTransfer, tx: Transaction) -> events.TransferPosted:
     """Move what is held."""
     held = await tx.fetch_one(_POST, transfer_id=event.transfer_id)
     if held is not None:
@@ -91,10 +73,10 @@ async def post(event: PostTransfer, tx: Transaction) -> TransferPosted:
         known = await tx.fetch_one(_STATE, transfer_id=event.transfer_id)
         if known is None or known["state"] != "posted":
             raise ValueError(f"nothing is held for {event.transfer_id}")
-    return TransferPosted(transfer_id=event.transfer_id)
+    return events.TransferPosted(transfer_id=event.transfer_id)
 
 
-async def _covers(event: HoldFunds, tx: Transaction) -> bool:
+async def _covers(event: events.HoldFunds, tx: Transaction) -> bool:
     if event.source in (WORLD, event.target):
         return False
     return bool(await tx.fetch(_COVER, source=event.source, target=event.target, cents=event.cents))

@@ -7,6 +7,7 @@ that nobody foresaw: for these a columnar file is read, so that they never load 
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ _HOURS = """select substr(minute, 1, 13) as hour, cast(sum(completed) as bigint)
  group by substr(minute, 1, 13) order by 1 desc limit 72"""
 
 
+def slot_of(event: TransferCompleted | TransferRefused) -> str:
+    """Return the minute and the country of a transfer."""
+    return f"{event.at.astimezone(UTC):%Y-%m-%dT%H:%M} {event.country}"
+
+
 class Volume(View, table="volume", key="slot"):
     """What was sent in one minute from one country."""
 
@@ -37,17 +43,17 @@ class Volume(View, table="volume", key="slot"):
     cents: int = 0
     """The money that has moved."""
 
-    @applies
+    @applies(by=slot_of)
     def on_completed(self, event: TransferCompleted) -> None:
         """One more, and its money."""
-        self.minute, self.country = event.slot.split(" ")
+        self.minute, self.country = self.slot.split(" ")
         self.completed += 1
         self.cents += event.cents
 
-    @applies
+    @applies(by=slot_of)
     def on_refused(self, event: TransferRefused) -> None:
         """One more that moved nothing."""
-        self.minute, self.country = event.slot.split(" ")
+        self.minute, self.country = self.slot.split(" ")
         self.refused += 1
 
 

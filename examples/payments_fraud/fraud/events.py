@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta
 
 from oyez import Command, Event
 
@@ -61,5 +64,5 @@ class TransferFlagged(Event, type="bank.transfer.flagged", key="transfer_id"):
 class TransferReviewed(Event, type="bank.transfer.reviewed", key="transfer_id"):
     """The customer says whether it was fraud."""
 
-    transfer_id: str
+    transfer_id: Annotated[str, Meta(min_length=1, max_length=40)]
     fraud: bool

@@ -11,13 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fraud.events import (
-    Screen,
-    TransferCleared,
-    TransferCounted,
-    TransferFlagged,
-    TransferReviewed,
-)
+from fraud import events
 from fraud.model import Model, Models
 from fraud.rules import LIMIT, History, judge
 from oyez import Service, Tick, Transaction, View, Window, applies
@@ -29,6 +23,8 @@ MOST = 2_000
 
 _UNLEARNT = """select transfer_id, facts, fraud from label join cases using (transfer_id)
  where version = 0 order by id limit :most"""
+_LABEL = """insert into label (transfer_id, id, fraud) values (:transfer_id, :id, :fraud)
+ on conflict (transfer_id) do nothing"""
 _NEWEST = "select version, weights from model order by version desc limit 1"
 _COUNTS = """select count(*) as looked_at, cast(coalesce(sum(refused), 0) as bigint) as refused,
  coalesce(max(model), 0) as model from cases"""
@@ -41,9 +37,9 @@ class Burst(Window, key="device", gap=600, late=7_200):
 
     count: int = 0
     sources: list[str] = msgspec.field(default_factory=list)
-    last: Screen | None = None
+    last: events.Screen | None = None
 
-    def add(self, event: Screen) -> None:
+    def add(self, event: events.Screen) -> None:
         """Count it, and its account."""
         self.count += 1
         if event.source not in self.sources and len(self.sources) < 10:
@@ -55,19 +51,17 @@ class Burst(Window, key="device", gap=600, late=7_200):
         self.count += other.count
         self.sources = sorted({*self.sources, *other.sources})[:10]
 
-    def early(self) -> TransferCounted:
+    def early(self) -> events.TransferCounted:
         """Tell at once what the newest transfer is part of: its money waits for it."""
         assert self.last is not None
-        return TransferCounted(
-            source=self.last.source,
-            transfer=self.last,
-            burst=self.count,
-            sharing=len(self.sources),
+        last, sharing = self.last, len(self.sources)
+        return events.TransferCounted(
+            source=last.source, transfer=last, burst=self.count, sharing=sharing
         )
 
-    def late(self, event: Screen) -> TransferCounted:
+    def late(self, event: events.Screen) -> events.TransferCounted:
         """Answer for one whose session is over, too: it stands alone."""
-        return TransferCounted(source=event.source, transfer=event, burst=1, sharing=1)
+        return events.TransferCounted(source=event.source, transfer=event, burst=1, sharing=1)
 
     def close(self) -> None:
         """Nothing more to tell."""
@@ -82,7 +76,7 @@ class Cases(View, table="cases", key="transfer_id", index=("at",)):
     cents: int = 0
     at: str = ""
     number: int = 0
-    counted: TransferCounted | None = None
+    counted: events.TransferCounted | None = None
     facts: dict[str, float] = msgspec.field(default_factory=dict)
     why: list[str] = msgspec.field(default_factory=list)
     score: float = 0.0
@@ -90,17 +84,17 @@ class Cases(View, table="cases", key="transfer_id", index=("at",)):
     refused: int = 0
 
     @applies
-    def cleared(self, event: TransferCleared) -> None:
+    def cleared(self, event: events.TransferCleared) -> None:
         """It went on."""
         self._decided(event)
 
     @applies
-    def flagged(self, event: TransferFlagged) -> None:
+    def flagged(self, event: events.TransferFlagged) -> None:
         """It did not."""
         self._decided(event)
         self.refused = 1
 
-    def _decided(self, event: TransferCleared | TransferFlagged) -> None:
+    def _decided(self, event: events.TransferCleared | events.TransferFlagged) -> None:
         self.take(event)
         transfer = event.counted.transfer
         self.source, self.country, self.cents = transfer.source, transfer.country, transfer.cents
@@ -119,7 +113,7 @@ async def cases(request: Request) -> Response:
 service = Service(
     "fraud", http=Starlette(routes=[Route("/cases", cases)]), migrations="fraud/migrations"
 )
-service.window(Burst, Screen, time="at")
+service.window(Burst, events.Screen, time="at")
 service.view(Cases)
 
 
@@ -129,40 +123,28 @@ def models() -> Models:
     return Models(service)
 
 
-@service.on(TransferCounted)
+@service.on(events.TransferCounted)
 async def decide(
-    event: TransferCounted, history: History, models: Models
-) -> TransferCleared | TransferFlagged:
+    event: events.TransferCounted, history: History, models: Models
+) -> events.TransferCleared | events.TransferFlagged:
     """Clear the transfer, or flag it; what led to it goes with the decision."""
     model = await models.newest(time.monotonic())
     facts = history.facts(event)
     score, why = judge(facts, model.suspicion(facts))
     history.seen += 1
-    case: dict[str, Any] = {
-        "transfer_id": event.transfer.transfer_id,
-        "counted": event,
-        "number": history.seen,
-        "facts": facts,
-        "why": why,
-        "score": score,
-        "model": model.version,
-    }
+    case: dict[str, Any] = {"transfer_id": event.transfer.transfer_id, "counted": event}
+    case |= {"number": history.seen, "facts": facts, "why": why, "score": score}
     if score >= LIMIT:
-        return TransferFlagged(**case, reason=f"it looks like fraud: {', '.join(why)}")
+        reason = f"it looks like fraud: {', '.join(why)}"
+        return events.TransferFlagged(**case, model=model.version, reason=reason)
     history.learn(event)
-    return TransferCleared(**case)
+    return events.TransferCleared(**case, model=model.version)
 
 
-@service.on(TransferReviewed)
-async def label(event: TransferReviewed, tx: Transaction) -> None:
+@service.on(events.TransferReviewed)
+async def label(event: events.TransferReviewed, tx: Transaction) -> None:
     """Keep what the customer said, for the model to learn."""
-    tx.execute(
-        """insert into label (transfer_id, id, fraud) values (:transfer_id, :id, :fraud)
-          on conflict (transfer_id) do nothing""",
-        transfer_id=event.transfer_id,
-        id=tx.new_id(),
-        fraud=int(event.fraud),
-    )
+    tx.execute(_LABEL, transfer_id=event.transfer_id, id=tx.new_id(), fraud=int(event.fraud))
 
 
 @service.every(seconds=2)
@@ -175,14 +157,8 @@ async def train(tick: Tick, tx: Transaction) -> None:
     model = (Model(**newest) if newest else Model()).learn(
         (msgspec.json.decode(row["facts"]), bool(row["fraud"])) for row in rows
     )
+    sql = "update label set version = :version where transfer_id = :name"
     for row in rows:
-        tx.execute(
-            "update label set version = :version where transfer_id = :transfer_id",
-            version=model.version,
-            transfer_id=row["transfer_id"],
-        )
-    tx.execute(
-        "insert into model values (:version, :weights)",
-        version=model.version,
-        weights=model.weights,
-    )
+        tx.execute(sql, version=model.version, name=row["transfer_id"])
+    sql = "insert into model values (:version, :weights)"
+    tx.execute(sql, version=model.version, weights=model.weights)

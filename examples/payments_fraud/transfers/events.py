@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta
 
 from oyez import Command, Event
 
+Name = Annotated[str, Meta(min_length=1, max_length=40)]
+
 
 class TransferRequested(Event, type="bank.transfer.requested", key="transfer_id"):
-    """A customer wants to send money."""
+    """A customer wants to send money; ``at`` is when, by the customer's own device."""
 
-    transfer_id: str
-    source: str
-    target: str
-    cents: int
-    device: str
-    country: str
-    latitude: float
-    longitude: float
+    transfer_id: Name
+    source: Name
+    target: Name
+    cents: Annotated[int, Meta(gt=0, le=1_000_000_000)]
+    device: Name
+    country: Annotated[str, Meta(min_length=2, max_length=2)]
+    latitude: Annotated[float, Meta(ge=-90, le=90)]
+    longitude: Annotated[float, Meta(ge=-180, le=180)]
     at: datetime
 
 
@@ -94,17 +99,19 @@ class TransferPosted(Event, type="bank.transfer.posted", key="transfer_id"):
 
 
 class TransferCompleted(Event, type="bank.transfer.completed", key="transfer_id"):
-    """The money has moved. ``slot`` is the minute and the country, as Analytics counts them."""
+    """The money has moved."""
 
     transfer_id: str
-    slot: str
+    country: str
     cents: int
+    at: datetime
 
 
 class TransferRefused(Event, type="bank.transfer.refused", key="transfer_id"):
     """The money is where it was, for this ``reason``."""
 
     transfer_id: str
-    slot: str
+    country: str
     cents: int
+    at: datetime
     reason: str

@@ -1,27 +1,25 @@
-"""The view of volume, and the Parquet file that is made of it."""
+"""The view of volume."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
+from datetime import UTC, datetime
 
 from analytics.events import TransferCompleted, TransferRefused
-from analytics.service import service, summarize, write
+from analytics.service import service
 from oyez.testing import Running
 
-MINUTE = "2026-11-01T12:30"
+NOON = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
 
 
 async def test_transfers_are_counted_by_minute_and_country(running: Running) -> None:
     async with running(service) as system:
         for number, country in enumerate(("NL", "NL", "FR")):
             await system.publish(
-                TransferCompleted(transfer_id=str(number), slot=f"{MINUTE} {country}", cents=100),
+                TransferCompleted(transfer_id=str(number), country=country, cents=100, at=NOON),
                 service="transfers",
             )
         await system.publish(
-            TransferRefused(transfer_id="9", slot=f"{MINUTE} NL", cents=5_000), service="transfers"
+            TransferRefused(transfer_id="9", country="NL", at=NOON), service="transfers"
         )
         await system.settled()
         rows = await service.fetch(
@@ -31,24 +29,3 @@ async def test_transfers_are_counted_by_minute_and_country(running: Running) -> 
         async with system.http("analytics") as client:
             hours = (await client.get("/volume")).json()["hours"]
         assert hours == [{"hour": "2026-11-01T12", "completed": 3, "refused": 1}]
-
-
-def test_the_analyst_reads_what_was_written(tmp_path: Path) -> None:
-    pytest.importorskip("polars", reason="pip install -r examples/payments_fraud/requirements.txt")
-    rows = [
-        {"minute": minute, "country": country, "completed": many, "refused": 1, "cents": cents}
-        for minute, country, many, cents in (
-            ("2026-11-01T12:30", "NL", 3, 300),
-            ("2026-11-01T12:31", "NL", 5, 100),
-            ("2026-11-01T12:31", "FR", 1, 900),
-        )
-    ]
-    file = tmp_path / "volume.parquet"
-    write(rows, file)
-    french, dutch = summarize(file)
-    assert french["country"] == "FR"
-    assert dutch == {
-        "country": "NL", "completed": 8, "refused": 2, "cents": 400, "busiest": "2026-11-01T12:31"
-    }  # fmt: skip
-    write([], file)
-    assert summarize(file) == []

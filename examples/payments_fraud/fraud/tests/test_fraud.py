@@ -1,4 +1,4 @@
-"""Screening: the window, the customer's history, the score, and the model's versions."""
+"""Screening: the window, the customer's history, and the score."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from fraud.events import (
     TransferCleared,
     TransferCounted,
     TransferFlagged,
-    TransferReviewed,
 )
 from fraud.model import Model, Models
 from fraud.rules import LIMIT, History, judge
-from fraud.service import service
+from fraud.service import Burst, service
 from oyez.testing import Running
 
 NOON = datetime.fromisoformat("2026-11-01T12:00:00+00:00")
@@ -98,6 +97,14 @@ async def test_a_flagged_transfer_teaches_nothing_of_its_customer(running: Runni
         assert after == before
 
 
+def test_two_sessions_that_an_event_connects_are_one() -> None:
+    one, other = Burst.keyed("emulator", NOON), Burst.keyed("emulator", NOON)
+    one.add(asked(1))
+    other.add(asked(2, 9, source="bob"))
+    one.join(other)
+    assert (one.count, one.sources) == (2, ["ada", "bob"])
+
+
 async def test_a_ring_is_found_by_its_device(running: Running) -> None:
     async with running(service, provide={Models: NoModel()}) as system:
         for number in range(12):
@@ -119,42 +126,6 @@ async def test_every_transfer_is_answered_also_a_late_one(running: Running) -> N
             await system.settled()
         assert len(system.announced(TransferCleared)) == 4
         assert [each.burst for each in system.announced(TransferCounted)] == [1, 1, 1, 1]
-
-
-async def test_reviews_are_learnt_and_the_version_is_kept_with_the_decision(
-    running: Running,
-) -> None:
-    pytest.importorskip("river", reason="pip install -r examples/payments_fraud/requirements.txt")
-    async with running(service) as system:
-        for number in range(40):
-            guilty = number % 2
-            source = f"customer {number}"
-            device = "emulator" if guilty else f"phone {number}"
-            transfer = asked(number, number * 3, source=source, device=device)
-            await system.publish(transfer, service="transfers")
-            await system.settled()
-            review = TransferReviewed(transfer_id=str(number), fraud=bool(guilty))
-            await system.publish(review, service="gateway")
-        await system.settled()
-        assert {each.model for each in system.announced(TransferCleared)} == {0}
-        await system.advance(4.0)
-        rows = await system.fetch("fraud", "select version, weights from model order by version")
-        assert [row["version"] for row in rows] == [1]
-        model = Model(**rows[0])
-        usual = dict.fromkeys(("burst", "sharing", "speed", "amount", "device"), 0.0)
-        assert model.suspicion({**usual, "sharing": 9.0, "burst": 5.0}) > 0.8
-        assert model.suspicion(usual) < 0.6
-
-
-def test_the_same_labels_make_the_same_model() -> None:
-    pytest.importorskip("river", reason="pip install -r examples/payments_fraud/requirements.txt")
-    labels = [({"burst": float(n % 5), "speed": n / 10}, n % 3 == 0) for n in range(50)]
-    facts = {"burst": 2.0, "speed": 1.0}
-    first = Model().learn(labels)
-    again = Model(first.version, first.weights).learn(labels)
-    straight = Model().learn(labels).learn(labels)
-    assert again.version == straight.version == 2
-    assert again.suspicion(facts) == straight.suspicion(facts)
 
 
 def test_a_transfer_that_is_overtaken_makes_no_device_strange() -> None:

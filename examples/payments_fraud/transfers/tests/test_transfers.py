@@ -46,7 +46,7 @@ def test_money_is_held_looked_at_and_moved() -> None:
     begun().when(HELD).then(asks=[Screen]).when(CLEARED).then(asks=[PostTransfer]).when(
         POSTED
     ).then(
-        says=[TransferCompleted(transfer_id="1", slot="2026-11-01T12:30 NL", cents=900)],
+        says=[TransferCompleted(transfer_id="1", country="NL", cents=900, at=REQUESTED.at)],
         ends="completed",
     )
 
