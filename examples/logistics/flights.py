@@ -47,7 +47,7 @@ class World(NamedTuple):
 
 def world(events: int, seed: int) -> World:
     """Return a world of about so many events: three scans a parcel, and what goes wrong."""
-    chance = random.Random(seed)  # noqa: S311 - the same world again for the same seed
+    chance = random.Random(seed)
     airports, flights = _flights()
     parcels = max(1, round(events / 3.04))
     each = -(-parcels // len(flights))
@@ -74,7 +74,7 @@ def disorder(made: World, seed: int) -> list[tuple[str, ParcelScanned]]:
 
     Of a parcel's two, one in 10 is an hour late or behind the other; one in 100 comes twice.
     """
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     coming: list[tuple[int, str, ParcelScanned]] = []
     for name, scans in made.scans.items():
         left, came = scans["departed"], scans["arrived"]

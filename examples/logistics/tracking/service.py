@@ -7,13 +7,13 @@ taken once, the newest scan says where the parcel is, and after its delivery not
 from __future__ import annotations
 
 from oyez import Service, State
-from tracking.events import LegDelayed, LegSeen, ParcelDelivered, ParcelMoved, ParcelScanned
+from tracking import events
 
 service = Service("tracking")
 
 LATE = 1800
 """Seconds behind what others know, from which on they are told."""
-Fact = ParcelMoved | ParcelDelivered | LegSeen | LegDelayed
+Fact = events.ParcelMoved | events.ParcelDelivered | events.LegSeen | events.LegDelayed
 
 
 class Journey(State, key="parcel_id"):
@@ -30,7 +30,7 @@ class Journey(State, key="parcel_id"):
             return "delivered"
         return max(self.times, key=self.times.__getitem__, default="")
 
-    def take(self, scan: ParcelScanned) -> list[Fact]:
+    def take(self, scan: events.ParcelScanned) -> list[Fact]:
         """Take one scan; return what is new."""
         if scan.stage in self.times:
             return []
@@ -38,24 +38,24 @@ class Journey(State, key="parcel_id"):
         parcel = {"parcel_id": self.key, "round_id": scan.round_id}
         facts: list[Fact] = []
         if self.stage != before:
-            facts.append(ParcelMoved(**parcel, stage=scan.stage, at=scan.at))
+            facts.append(events.ParcelMoved(**parcel, stage=scan.stage, at=scan.at))
         if scan.stage == "delivered":
-            return [*facts, ParcelDelivered(**parcel)]
+            return [*facts, events.ParcelDelivered(**parcel)]
         left, landed = self.times.get("departed"), self.times.get("arrived", 0)
         late = 0 if left is None else left - scan.due
         if left is not None:
             facts.append(
-                LegSeen(parcel_id=self.key, route=scan.route, lands=scan.lands, late=late,
+                events.LegSeen(parcel_id=self.key, route=scan.route, lands=scan.lands, late=late,
                         landed=landed)
             )  # fmt: skip
         ready = landed or scan.lands + late
         if self.stage != "delivered" and ready - (self.ready or scan.lands) >= LATE:
             self.ready = ready
-            facts.append(LegDelayed(**parcel, ready=ready))
+            facts.append(events.LegDelayed(**parcel, ready=ready))
         return facts
 
 
-@service.on(ParcelScanned)
-async def scanned(event: ParcelScanned, journey: Journey) -> list[Fact]:
+@service.on(events.ParcelScanned)
+async def scanned(event: events.ParcelScanned, journey: Journey) -> list[Fact]:
     """Add the scan to the journey."""
     return journey.take(event)
