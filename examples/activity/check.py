@@ -2,30 +2,26 @@
 
 Visits and hours are what a plain loop over all clicks makes of them; who is with whom is so both
 ways; who was erased is in no table, view or event; what is seen together guesses better than what
-is popular. ``python check.py`` in the folder of a run; exit code 1 if anything is not so.
+is popular.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
+from trial import Rows, differ
 
-from oyez.config import load
 from oyez.envelope import open_record
 from oyez.inspection import history
 from oyez.ports import Record
 from oyez.project import Project
 from profiles.service import best, cosine
 
-FED = Path(".oyez/fed.json")
 HALF = 60 * 86_400
 ENOUGH = 50
 """People whose last click is guessed, below which a hit rate says nothing."""
@@ -33,9 +29,9 @@ KEPT = ("activity.clicked", "activity.item.viewed", "activity.visit.ended",
         "activity.hour.counted", "activity.customer.erased")  # fmt: skip
 _TABLES = """select name from sqlite_master where type in ('table', 'view')
  and name not like 'sqlite_%'"""
+LEARNED = """select (select count(*) from seen) as pairs,
+ (select trained_on from model order by version desc limit 1) as learned"""
 _PG_TABLES = "select table_name as name from information_schema.tables where table_schema = :schema"
-
-Rows = list[dict[str, Any]]
 
 
 class Fed(msgspec.Struct):
@@ -57,17 +53,8 @@ class Books(msgspec.Struct):
     total: int = 0
 
 
-class Verdict(msgspec.Struct):
-    """What is wrong, the figures, and the hit rates at 10."""
-
-    problems: list[str]
-    figures: dict[str, int | str]
-    rates: dict[str, float]
-
-
-async def read(project: Project) -> Books:
+async def read(project: Project, fed: Fed) -> Books:
     """Read all of history and every table."""
-    fed = msgspec.json.decode((project.config.root / FED).read_bytes(), type=Fed)
     books = Books(fed, defaultdict(list), {})
     erased = _finder(fed.erased)
     known: set[tuple[str, str]] = set()
@@ -96,28 +83,28 @@ async def read(project: Project) -> Books:
     return books
 
 
-def judge(books: Books) -> Verdict:
-    """Check everything."""
-    clicks, visits = books.events["activity.clicked"], books.events["activity.visit.ended"]
-    hours, views = books.events["activity.hour.counted"], books.events["activity.item.viewed"]
+def judge(books: Books) -> Iterator[str]:
+    """Yield what is wrong."""
+    clicks, views = books.events["activity.clicked"], books.events["activity.item.viewed"]
     erased = {event["person"] for event in books.events["activity.customer.erased"]}
+    stored = len(books.tables["clicks"]["click"])
+    yield from differ("clicks, by person and by item", {len(clicks), len(views)}, {stored})
+    told = Counter(
+        (visit["person"], _micros(visit["start"]), visit["clicks"])
+        for visit in books.events["activity.visit.ended"]
+        if visit["person"] not in erased
+    )
+    yield from differ("visits", told, visits_of(clicks, books.fed.speed, erased))
+    told = Counter(
+        (hour["item"], _micros(hour["start"]), hour["views"])
+        for hour in books.events["activity.hour.counted"]
+    )
+    yield from differ("hours", told, hours_of(views, books.fed.speed))
+    yield from differ("companions whose counts differ", lopsided(books), set())
+    yield from differ("remains of who was erased", {*remains(books, erased)}, set())
     rates, people = hit_rates(books)
-    problems = [
-        *_same("visits", visits_of(clicks, books.fed.speed, erased), told_visits(visits, erased)),
-        *_same("hours", hours_of(views, books.fed.speed), told_hours(hours)),
-        *_clicks(books, len(clicks), len(views)),
-        *lopsided(books),
-        *remains(books, erased),
-        *_unfinished(books),
-    ]
     if people >= ENOUGH and rates["seen together"] <= rates["popular"]:
-        problems.append(f"what is seen together guesses no better than what is popular: {rates}")
-    figures: dict[str, int | str] = {
-        "clicks": len(clicks), "visits": len(visits), "hours told": len(hours),
-        "people erased": len(erased), "events in history": books.total,
-        "guessed for": f"{people} people" + ("" if people >= ENOUGH else ", too few to compare"),
-    }  # fmt: skip
-    return Verdict(problems, figures, rates)
+        yield f"what is seen together guesses no better than what is popular: {rates}"
 
 
 def visits_of(clicks: Rows, speed: float, without: set[str]) -> Counter[Any]:
@@ -138,15 +125,6 @@ def visits_of(clicks: Rows, speed: float, without: set[str]) -> Counter[Any]:
     return found
 
 
-def told_visits(visits: Rows, without: set[str]) -> Counter[Any]:
-    """Return the visits that were told, likewise."""
-    return Counter(
-        (visit["person"], _micros(visit["start"]), visit["clicks"])
-        for visit in visits
-        if visit["person"] not in without
-    )
-
-
 def hours_of(views: Rows, speed: float) -> Counter[Any]:
     """Return hours as (item, start, views) that have two views, from all views at once."""
     size, step = round(3_600 / speed * 1e6), round(300 / speed * 1e6)
@@ -158,12 +136,7 @@ def hours_of(views: Rows, speed: float) -> Counter[Any]:
     return Counter((*key, count) for key, count in counted.items() if count >= 2)
 
 
-def told_hours(hours: Rows) -> Counter[Any]:
-    """Return the hours that were told, likewise."""
-    return Counter((hour["item"], _micros(hour["start"]), hour["views"]) for hour in hours)
-
-
-def lopsided(books: Books) -> list[str]:
+def lopsided(books: Books) -> set[str]:
     """Return pairs of items that one knows to be seen together more often than the other."""
     half = HALF / books.fed.speed
     rows = books.tables["recommend"]["oyez_state"]
@@ -174,30 +147,29 @@ def lopsided(books: Books) -> list[str]:
         for item, state in states.items()
         for other, count in state["counts"].items()
     }
-    wrong = [
+    return {
         f"{item} and {other}"
         for (item, other), count in counts.items()
         if abs(counts.get((other, item), 0.0) - count) > 1e-6 * count
-    ]
-    return _some("companions whose counts differ", wrong)
+    }
 
 
-def remains(books: Books, erased: set[str]) -> list[str]:
-    """Return where somebody who was erased is still to be found."""
+def remains(books: Books, erased: set[str]) -> Iterator[str]:
+    """Yield where somebody who was erased is still to be found."""
     names, pseudonyms = _finder(books.fed.erased), _finder(erased)
-    found = [f"{books.named} events name who was erased"] if books.named else []
+    if books.named:
+        yield f"{books.named} events name who was erased"
     for service, tables in books.tables.items():
         for table, rows in tables.items():
             text = [str(row) for row in rows]
-            found += [f"{service}.{table} names {names(row)}" for row in text if names(row)]
+            yield from (f"{service}.{table} names {names(row)}" for row in text if names(row))
             # A row of windows stays a week, empty and under a pseudonym that is nobody's any more.
             if service == "sessions":
                 text = [row["key"] for row in rows if table == "oyez_state" and _open(row)]
-            found += [f"{service}.{table} has {pseudonyms(row)}" for row in text if pseudonyms(row)]
-    there = [row["name"] for row in books.tables["clicks"]["person"]]
-    if len(erased) != len(books.fed.erased) or not there:
-        found.append(f"{len(erased)} of {len(books.fed.erased)} people were erased")
-    return _some("remains of who was erased", found)
+            found = {pseudonyms(row) for row in text} - {""}
+            yield from (f"{service}.{table} has {each}" for each in found)
+    if len(erased) != len(books.fed.erased) or not books.tables["clicks"]["person"]:
+        yield f"{len(erased)} of {len(books.fed.erased)} people were erased"
 
 
 def hit_rates(books: Books) -> tuple[dict[str, float], int]:
@@ -224,32 +196,6 @@ def hit_rates(books: Books) -> tuple[dict[str, float], int]:
     return rates, len(held)
 
 
-def _clicks(books: Books, clicked: int, viewed: int) -> list[str]:
-    stored = len(books.tables["clicks"]["click"])
-    if stored == clicked == viewed:
-        return []
-    return [f"{stored} clicks are stored, {clicked} told by person and {viewed} by item"]
-
-
-def _unfinished(books: Books) -> list[str]:
-    found = []
-    for service, tables in books.tables.items():
-        parked = sum(row["state"] > 0 for row in tables["oyez_inbox"])
-        left = (len(tables["oyez_outbox"]), parked, len(tables["oyez_dead"]))
-        if any(left):
-            found.append(f"{service} has {left} events in its outbox, parked, dead")
-    return found
-
-
-def _same(what: str, expected: Counter[Any], told: Counter[Any]) -> list[str]:
-    return [
-        *_some(f"{what} are not told", map(str, (expected - told).elements())),
-        *_some(
-            f"{what} are told that history does not have", map(str, (told - expected).elements())
-        ),
-    ]
-
-
 def _open(windows: dict[str, Any]) -> bool:
     """Return whether any window of a key is open: they are the last of what its row holds."""
     return bool(msgspec.msgpack.decode(windows["data"])[-1])
@@ -263,21 +209,3 @@ def _finder(words: Iterable[str]) -> Callable[[str], str]:
 
 def _micros(time: str) -> int:
     return (datetime.fromisoformat(time) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta.resolution
-
-
-def _some(what: str, which: Iterable[str]) -> list[str]:
-    found = list(which)
-    return [f"{len(found)} {what}: {', '.join(found[:5])}"] if found else []
-
-
-def main() -> int:
-    """Check the run in this folder; returns the exit code."""
-    verdict = judge(asyncio.run(read(Project(load(Path.cwd())))))
-    for name, figure in verdict.figures.items():
-        print(f"{name}: {figure}")
-    print("\n".join(verdict.problems) or "The invariant holds.")
-    return 1 if verdict.problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -41,7 +41,7 @@ def load(
     count: int, seed: int, folder: Path, source: str
 ) -> tuple[list[Sent], dict[str, str], str]:
     """Return clicks in the order of sending, what was kept back by name, and where it is from."""
-    chance = random.Random(seed)  # noqa: S311 - the same clicks again for the same seed
+    chance = random.Random(seed)
     wheel = _wheel(folder) if source == "ml-100k" else None
     if wheel is not None:
         told, clicks = f"MovieLens 100k of {PACKAGE}", sorted(_ratings(wheel))[:count]
@@ -68,7 +68,7 @@ def _wheel(folder: Path) -> Path | None:
     found = next(folder.glob("recbole-*.whl"), None)
     if found is None:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
-        subprocess.run([*pip, PACKAGE], check=False, timeout=300)  # noqa: S603
+        subprocess.run([*pip, PACKAGE], check=False, timeout=300)
         found = next(folder.glob("recbole-*.whl"), None)
     return found
 

@@ -23,14 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from oyez import GONE, Gone, Personal, Service, View, applies
-from profiles.events import (
-    Clicked,
-    CompanionsFound,
-    CustomerErased,
-    HourCounted,
-    ItemViewed,
-    ModelTrained,
-)
+from profiles import events
 
 SPEED = float(os.environ.get("ACTIVITY_SPEED", "1"))
 """How many times faster than a clock the time of this shop is."""
@@ -54,7 +47,7 @@ class Person(View, table="person", key="person"):
     searches: Annotated[list[str], Personal] = []
 
     @applies
-    def clicked(self, event: Clicked) -> None:
+    def clicked(self, event: events.Clicked) -> None:
         """Add a click."""
         self.clicks += 1
         self.bought += event.kind == "purchase"
@@ -64,7 +57,7 @@ class Person(View, table="person", key="person"):
             self.searches = [*self.searches, event.query][-SEARCHES:]
 
     @applies
-    def erased(self, event: CustomerErased) -> Gone:
+    def erased(self, event: events.CustomerErased) -> Gone:
         """Forget the person."""
         return GONE
 
@@ -81,18 +74,18 @@ class Item(View, table="item", key="item", index=("hour",)):
     companions: dict[str, float] = {}
 
     @applies
-    def viewed(self, event: ItemViewed) -> None:
+    def viewed(self, event: events.ItemViewed) -> None:
         """Learn its title."""
         self.title = event.title
 
     @applies
-    def counted(self, event: HourCounted) -> None:
+    def counted(self, event: events.HourCounted) -> None:
         """Learn of its last hour."""
         if event.end.timestamp() >= self.hour:
             self.hour, self.views = event.end.timestamp(), event.views
 
     @applies
-    def found(self, event: CompanionsFound) -> None:
+    def found(self, event: events.CompanionsFound) -> None:
         """Learn its companions."""
         self.visits, self.companions = event.visits, event.companions
 
@@ -105,7 +98,7 @@ class Model(View, table="model", key="version"):
     similar: dict[str, dict[str, float]] = {}
 
     @applies
-    def trained(self, event: ModelTrained) -> None:
+    def trained(self, event: events.ModelTrained) -> None:
         """Keep it."""
         self.take(event)
 
@@ -174,14 +167,14 @@ async def live(request: Request) -> Response:
     """``GET /live``: what happens now, as server-sent events."""
     changes = service.changes(every=15.0)
 
-    async def events() -> AsyncIterator[str]:
+    async def told() -> AsyncIterator[str]:
         shown: dict[str, Any] = {}
         async for _ in changes:
             now = await _now()
             yield ": still here\n\n" if now == shown else f"data: {json.dumps(now)}\n\n"
             shown = now
 
-    return StreamingResponse(events(), media_type="text/event-stream")
+    return StreamingResponse(told(), media_type="text/event-stream")
 
 
 async def _now() -> dict[str, Any]:
