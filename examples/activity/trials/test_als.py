@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from recommend.als import similar
 
 
-def test_what_the_same_people_look_at_is_alike(pinned: Path) -> None:
+def test_what_the_same_people_look_at_is_alike() -> None:
     pairs = [
         (f"{kind}{person}", f"{kind}{item}")
         for kind in "ab"

@@ -4,54 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from axe import Auditor
 from chromium import Opener
 from consoles import no_sideways_scroll
 from playwright.sync_api import expect
+from showing import showing
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "activity"
 PATIENCE = 60_000
 """Milliseconds until something is trending."""
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the page, with its key, of an example that is slowly fed."""
-    copy = tmp_path_factory.mktemp("browser") / "activity"
-    left = shutil.ignore_patterns(".oyez", "out", "__pycache__", "tests")
-    shutil.copytree(EXAMPLE, copy, ignore=left)
-    settings = copy / "oyez.toml"
-    settings.write_text(re.sub(r"127\.0\.0\.1:\d+", lambda _: _free(), settings.read_text()))
-    said = copy / "said"
-    with said.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-u", "run.py", "--data", "made"],
-            cwd=copy,
-            # No night comes: the model needs packages of the example's own.
-            env={**os.environ, "ACTIVITY_NIGHT": "86400"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        end = time.monotonic() + 60
-        while not (found := re.search(r"http://\S+#key=\S+\n", said.read_text())):
-            assert process.poll() is None, said.read_text()
-            assert time.monotonic() < end, said.read_text()
-            time.sleep(0.1)
-        yield found[0].strip()
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+    """The address of the page, with its key."""
+    folder, made = tmp_path_factory.mktemp("shop"), {"ACTIVITY_DATA": "made"}
+    with showing("activity", folder, 20_000, "clicks", "profiles", **made) as address:
+        yield address
 
 
 @pytest.mark.parametrize(
@@ -99,9 +70,3 @@ def test_who_is_forgotten_is_nobody(
     expect(window.locator("#said")).to_contain_text("key")
     assert sorted(re.findall(r"status of (\d+)", " ".join(complaints))) == ["401", "404"]
     complaints.clear()
-
-
-def _free() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
