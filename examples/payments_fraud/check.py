@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from fraud.model import Model
 from fraud.rules import LIMIT, History
 
 RECALL, PRECISION = 0.9, 0.8
-PAUSE = 600.0
+PAUSE = timedelta(minutes=10)
 
 MOMENT = {
     "the entries do not add up to zero": "select sum(cents) from entry having sum(cents) <> 0",
@@ -129,8 +130,7 @@ def bursts(cases: Rows) -> tuple[set[Any], set[Any]]:
         session: list[TransferCounted] = []
         for each, after in zip(found, [*found[1:], None], strict=True):
             session.append(each)
-            pause = after and (after.transfer.at - each.transfer.at).total_seconds()
-            if pause is None or pause >= PAUSE:
+            if after is None or after.transfer.at - each.transfer.at >= PAUSE:
                 start = session[0].transfer.at
                 told.add((device, start, max(each.burst for each in session)))
                 wanted.add((device, start, len(session)))

@@ -68,7 +68,7 @@ class Findings(msgspec.Struct):
     """What does not hold; empty when all is settled and right."""
     settled: int = 0
     """How many of the events that were fed have had their effect."""
-    figures: dict[str, int | float | str] = {}
+    figures: Mapping[str, int | float | str] = {}
     """What the table shows besides."""
     delays: list[float] = []
     """Seconds from each event to its effect."""
@@ -198,7 +198,8 @@ async def under_way(project: Project, service: str) -> tuple[int, int]:
 
 async def recompute(project: Project) -> tuple[int, list[str]]:
     """Make every view from history, and compare; how many rows are so, and which are not."""
-    rows, problems = 0, []
+    rows = 0
+    problems: list[str] = []
     for service in project.config.services:
         for view in project.service(service).views:
             made = await verify(project, service, view.view, sample=ALL)

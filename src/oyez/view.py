@@ -35,7 +35,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, dataclass_transform, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    dataclass_transform,
+    get_type_hints,
+    overload,
+)
 
 import msgspec
 from msgspec import inspect as types
@@ -46,6 +55,8 @@ from oyez.handler import Handler, Retry, compile_fold
 from oyez.parameters import FoldedParameter
 from oyez.ports import Kept, Parameters
 from oyez.state import By, Correlation, Tabled, correlate
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _ATTRIBUTE = "__oyez_view__"
 _TABLE = re.compile(r"(?!oyez_)(?!.*__)[a-z][a-z0-9_]{0,39}")
@@ -72,6 +83,10 @@ class Applies(msgspec.Struct, frozen=True):
     by: By | None = None
 
 
+@overload
+def applies(function: F) -> F: ...
+@overload
+def applies(*, by: By | None = None) -> Callable[[F], F]: ...
 def applies(function: Callable[..., Any] | None = None, *, by: By | None = None) -> Any:
     """Mark a method of a `View` as the one for the class of event that it takes.
 
