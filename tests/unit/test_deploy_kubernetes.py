@@ -269,6 +269,7 @@ def test_the_file_of_a_service_that_is_gone_goes(here: Path, run: Run) -> None:
     assert code == 0, output
     assert not (base / "books.yaml").exists()
     assert hand_made.exists()
+    assert edited.exists()
 
 
 PROGRAM = """
@@ -353,4 +354,3 @@ def test_a_url_is_only_deployed_where_there_is_one(tmp_path: Path) -> None:
         ConfigurationError, match=r"books\.deploy\.url: expected a service with a url"
     ):
         planned(tmp_path, text)
-    assert edited.exists()
