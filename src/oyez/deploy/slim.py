@@ -96,6 +96,15 @@ def _compile(folder: Path) -> bool:
     )
 
 
+def main(step: str, *folders: str) -> None:
+    """Take one step."""
+    if step == "packages":
+        packages(*map(Path, folders))
+    elif step == "interpreter":
+        interpreter()
+    else:
+        code(*map(Path, folders))
+
+
 if __name__ == "__main__":
-    _step, *_folders = sys.argv[1:]
-    {"packages": packages, "interpreter": interpreter, "code": code}[_step](*map(Path, _folders))
+    main(*sys.argv[1:])

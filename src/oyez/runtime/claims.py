@@ -18,7 +18,7 @@ from typing import Protocol
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import BrokerError
-from oyez.ports import Broker, Changes, Claim, Row, Writes
+from oyez.ports import Broker, Changes, Claim, Parameters, Row, Writes
 from oyez.runtime.commits import Commits
 from oyez.runtime.lane import Chains, Lane
 from oyez.runtime.loop import Bell, Loop
@@ -258,8 +258,10 @@ class Claims:
     async def _take(self, places: list[Place], now: float) -> None:
         if not places:
             return
-        cursors = [self._cursor(place) for place in places]
-        asked = [{**cursor, "owner": self._owner, "now": now} for cursor in cursors]
+        cursors: list[Parameters] = [self._cursor(place) for place in places]
+        asked: list[Parameters] = [
+            {**cursor, "owner": self._owner, "now": now} for cursor in cursors
+        ]
         # Few statements for all of them: on some stores nobody else writes meanwhile.
         before: Writes = [
             (tables.FORGET_REPLICAS, [{"then": now - 60.0}]),
