@@ -43,6 +43,8 @@ def test_a_pause_is_from_the_last_look_at_one_owner_to_the_first_at_the_other(mo
     handovers.see(1.75, {one: None, other: "a"})
     handovers.see(2.0, {one: "b", other: "a"})
     assert handovers.all_pauses() == [1.0]
+    assert handovers.worst == (1.0, "orders: shop.orders[0]")
+    assert handovers.seen == [(2.0, 1.0, one, "a", "b")]
     assert (handovers.count, handovers.places) == (1, 2)
 
 
