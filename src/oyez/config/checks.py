@@ -94,15 +94,15 @@ def _check_http_bridge(service: ServiceSettings, url: str, key: Key, fail: Fail)
     if bridge.socket is not None and service.replicas.most > 1:
         expected = "an address, http, which replicas can share"
         fail((*key, "bridge", "socket"), expected, f"a socket of {service.replicas} replicas")
-    for place, each in ((("url",), url), (("deploy", "url"), service.deploy.url)):
-        if each is None or not is_remote(each):
+    for place, sink in ((("url",), url), (("deploy", "url"), service.deploy.url)):
+        if sink is None or not is_remote(sink):
             continue
         if not bridge.secret:
             expected = f"a secret that signs, as the {'.'.join(place)} is of another machine"
             fail((*key, "bridge", "secret"), expected, "nothing")
-        if each.startswith("http:") and not bridge.allow:
+        if sink.startswith("http:") and not bridge.allow:
             expected = "https, or http within the networks that bridge.allow names"
-            fail((*key, *place), expected, f'"{each}"')
+            fail((*key, *place), expected, f'"{sink}"')
 
 
 def _check_bridges(config: Config, fail: Fail) -> None:
