@@ -192,6 +192,14 @@ def test_tests_that_are_packages_of_one_name_do_not_meet(projects: Path) -> None
         assert "12 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.parametrize("order", [("tests", "first"), ("first", "tests")])
+def test_tests_above_a_project_keep_their_modules(projects: Path, order: tuple[str, str]) -> None:
+    text = "import sys\n\n\ndef test():\n    assert sys.modules[__name__].__file__ == __file__\n"
+    write(projects, {"tests/unit/test_above.py": text})
+    done = run(projects, "--import-mode=importlib", *order)
+    assert "7 passed" in done.stdout, done.stdout
+
+
 def test_what_a_plugin_has_loaded_is_not_loaded_again(projects: Path) -> None:
     (projects / "first" / "shared" / "plugged.py").write_text(
         "import pytest, events\n\n\n@pytest.fixture\ndef made():\n    return events.Made\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +67,12 @@ class Projects:
             return
         homes = {name: _home(name) for name in list(sys.modules)}
         roots = {home for home in set(homes.values()) if home and self._is_root(home)}
-        left = {name: sys.modules.pop(name) for name, home in homes.items() if home in roots}
+        hidden = roots | _overlaid(root, homes)
+        left = {
+            name: sys.modules.pop(name)
+            for name, home in homes.items()
+            if home in hidden and (home in roots or _provides(root, name))
+        }
         self._views[self._current] = left
         if root not in self._views:
             # What is the project's own and came before its tests (by ``-p``, say) is not made anew.
@@ -147,6 +153,16 @@ _KEY = pytest.StashKey[Projects]()
 
 def _projects(config: pytest.Config) -> Projects:
     return config.stash.setdefault(_KEY, Projects())
+
+
+def _overlaid(root: Path | None, homes: Mapping[str, str]) -> set[str]:
+    """Return the homes that are above a project: it may have folders of the same names there."""
+    return {str(each) for each in root.parents} & set(homes.values()) if root else set()
+
+
+def _provides(root: Path | None, name: str) -> bool:
+    """Return whether a project has a folder of the name of a module's first package."""
+    return root is not None and (root / name.partition(".")[0]).is_dir()
 
 
 def _home(name: str) -> str:
