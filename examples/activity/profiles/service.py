@@ -140,7 +140,10 @@ def unseal(key: str, person: str, sealed: str) -> str:
 
 async def page(request: Request) -> Response:
     """``GET /people/{name}``: what the page of a person shows."""
-    known = await key_of(request.path_params["name"])
+    try:
+        known = await key_of(request.path_params["name"])
+    except httpx.TransportError:
+        return JSONResponse({"title": "The keys are out of reach"}, 503, {"retry-after": "1"})
     if known is None:
         return JSONResponse({"title": "Nobody of this name is known here"}, 404)
     person, after = known["person"], request.headers.get("oyez-after", "")

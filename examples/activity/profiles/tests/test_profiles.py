@@ -111,3 +111,9 @@ def _sent(number: str, item: str, kind: str = "view", query: str = "") -> dict[s
         "id": number, "name": "ada@example.org", "item": item, "title": f"The {item}", "kind": kind,
         "at": NOON.isoformat(), "query": query,
     }  # fmt: skip
+
+
+async def test_a_page_without_its_keys_is_asked_for_again(running: Running) -> None:
+    async with running(service) as system, system.http("profiles") as client:
+        answer = await client.get("/people/ada@example.org")  # nothing listens where the keys are
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
