@@ -31,9 +31,10 @@ class Bell:
 
     async def wait(self, seconds: float) -> None:
         """Wait for a ring, at most that many seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with self._ambient.timeout(seconds):
-                await self._event.wait()
+        if not self._event.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with self._ambient.timeout(seconds):
+                    await self._event.wait()
         self._event.clear()
 
 

@@ -66,7 +66,8 @@ class Measuring:
         await self._look_at_store()
 
     async def _step(self) -> float:
-        await self.look()
+        if self._reports.heard:
+            await self.look()
         return self._ambient.poll(ROUND)
 
     def _tell_late(self) -> None:

@@ -44,5 +44,7 @@ class Reports:
 
     def trouble(self, part: str, error: Exception) -> None:
         """Report an error after which ``part`` will retry."""
+        if not self.heard:
+            return
         text = str(error) if isinstance(error, OyezError) else describe_traceback(error)
         self.emit(Trouble(service=self.service, part=part, error=text))

@@ -206,9 +206,14 @@ class Turn:
             self._end()
         return await entry.future
 
+    @property
+    def pending(self) -> bool:
+        """Whether it has started and not ended yet."""
+        return self._started and not self.ended.done()
+
     async def cancel(self) -> None:
         """Undo the turn. Safe when it never started and when it has ended."""
-        if not self._started or self.ended.done():
+        if not self.pending:
             return
         try:
             if self.granted.done() and not self.granted.cancelled() and not self.expired:

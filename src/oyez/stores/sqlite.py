@@ -414,7 +414,7 @@ class SqliteTransaction:
             await self._turn.finish(job, ring=ring, quiet=quiet)
 
     async def rollback(self) -> None:
-        if self._turn is not None:
+        if self._turn is not None and self._turn.pending:
             # The rollback is shielded: a cancelled task must not leave the file locked.
             await asyncio.shield(self._turn.cancel())
 
