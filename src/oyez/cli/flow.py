@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 from rich.text import Text
 from rich.tree import Tree
 
 from oyez.cli.gaps import heed
 from oyez.cli.invocation import json_option, run_async
-from oyez.cli.printing import console, is_terminal, print_json, warn
+from oyez.cli.printing import console, is_terminal, print_json, print_line, warn
 from oyez.errors import OyezError
+from oyez.inspection.exported import export, written
 from oyez.inspection.form import escape, span, utc_time
 from oyez.inspection.holder import Holder, holders
 from oyez.inspection.holder import as_value as holder_as_value
@@ -28,8 +32,15 @@ from oyez.project import Project
 
 @click.command("flow")
 @click.argument("identity", metavar="ID")
+@click.option(
+    "--export",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write its events, with their data, to FILE instead; for `oyez simulate --replay`.",
+)
 @json_option
-def command(identity: str, as_json: bool) -> None:
+def command(identity: str, file: Path | None, as_json: bool) -> None:
     """Show the journey of ID as a tree of events and handlers, and who holds it up.
 
     ID is a correlation id, an event id (or its last 8 characters, as `oyez tail` shows), or a
@@ -44,6 +55,12 @@ def command(identity: str, as_json: bool) -> None:
             f"{identity!r} is unknown: expected a correlation id, an event id or a "
             f"subject of the last {days:g} days; `oyez tail --from-start` lists them"
         )
+    if file is not None:
+        events = run_async(export(project, found.journeys))
+        _write(file, written(events))
+        told = f"{len(events)} events written to {file}"
+        print_json({"events": len(events), "file": str(file)}) if as_json else print_line(told)
+        return
     if as_json:
         value = as_value(found)
         for journey, holder in zip(value["journeys"], held, strict=True):
@@ -56,6 +73,16 @@ def command(identity: str, as_json: bool) -> None:
         _print_holder(holder)
     if found.cut:
         warn(f"there is more: {JOURNEYS} journeys and {EVENTS} events are shown at most")
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file that its owner alone may read: it has the data of customers."""
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
+            os.fchmod(opened.fileno(), 0o600)
+            opened.write(content)
+    except OSError as error:
+        raise OyezError(f"{file}: {error.strerror}") from error
 
 
 async def _look(project: Project, identity: str) -> tuple[Journeys, list[Holder]]:
