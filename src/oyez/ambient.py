@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from contextlib import AbstractAsyncContextManager
+from math import inf
 from typing import Protocol
 
 
@@ -32,11 +33,12 @@ class Ambient(Protocol):
         """Cancel the block after that many seconds and raise ``TimeoutError``; never for None."""
         ...
 
-    def poll(self, seconds: float, *, replicas: bool = False) -> float:
+    def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
         """Return how long to rest until the next look at what a bell tells of as well, in seconds.
 
-        It is ``seconds``; more under a virtual clock, while nothing happens. ``replicas``: only
-        what replicas do, such as to die, gives that look something to find.
+        It is ``seconds``; more under a virtual clock, while nothing happens; no more than ``due``,
+        the seconds until something is due. ``replicas``: only what replicas do, such as to die,
+        gives that look something to find.
         """
         ...
 
@@ -115,8 +117,8 @@ class SystemAmbient:
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         return asyncio.timeout(seconds)
 
-    def poll(self, seconds: float, *, replicas: bool = False) -> float:
-        return seconds
+    def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
+        return min(seconds, due)
 
     def new_id(self) -> str:
         return self._ids.next(time.time())

@@ -484,9 +484,14 @@ class Service:
         rows = await self._running().store.fetch(tables.STATE, {"kind": kind, "key": key})
         return Kept(kind=kind, key=key, **rows[0]) if rows else None
 
-    def attach(self, bound: Bound | None) -> None:
-        """Attach the service to a running process, or detach it with None; for the runtime."""
+    def attach(self, bound: Bound) -> None:
+        """Attach the service to a running process; for the runtime."""
         self._bound = bound
+
+    def detach(self, bound: Bound) -> None:
+        """Let go of a process that ends, unless another has taken its place; for the runtime."""
+        if self._bound is bound:
+            self._bound = None
 
     def _add(self, handler: Handler) -> None:
         if any(handler.name == other.name for other in self.handlers):

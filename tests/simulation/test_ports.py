@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from oyez.ambient import SystemAmbient
-from oyez.simulation.broker import Log, SimBroker
+from oyez.simulation.broker import KINDS, Log, SimBroker
 from oyez.simulation.store import Database, SimStore
 from oyez.testing.broker_suite import BrokerSuite
 from oyez.testing.broker_suite import Factory as BrokerFactory
@@ -24,7 +24,7 @@ class TestSimQueue(BrokerSuite):
     """As a queue, which hands out what was not acknowledged."""
 
     def make(self, tmp_path: Path) -> BrokerFactory:
-        log = Log(SystemAmbient(), history=False)
+        log = Log(SystemAmbient(), kind=KINDS["queue"])
         return lambda: SimBroker(log)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +21,10 @@ from planted import HERE, Bank, Paid, Placed, charge_without_key, sound
 from oyez import Event, Service, Transaction
 from oyez.event import describe
 from oyez.simulation import Sim, simulate
+from oyez.simulation.broker import KINDS
 from oyez.simulation.driver import draw
-from oyez.simulation.run import run
+from oyez.simulation.run import Fate, run
+from oyez.simulation.search import search
 from oyez.simulation.stage import Plan
 from oyez.simulation.tape import Choices
 
@@ -55,7 +59,7 @@ def test_a_crash_runs_no_cleanup() -> None:
     async def keep(event: Placed, tx: Transaction) -> None:
         ran.append("began")
         try:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(3.0)
         except asyncio.CancelledError:
             ran.append("cancelled")
             raise
@@ -64,7 +68,7 @@ def test_a_crash_runs_no_cleanup() -> None:
 
     async def scenario(sim: Sim) -> None:
         await sim.publish(Placed(order_id="1"), service="shop")
-        await sim.sleep(3.0)
+        await sim.sleep(10.0)
 
     plan = Plan(services=[service], scenario=scenario, root=HERE, faults=("crash",))
     unfinished = 0
@@ -140,6 +144,81 @@ def test_the_test_of_a_scenario_tells_a_story() -> None:
 
     with pytest.raises(AssertionError, match=r"(?s)seed \d+:.*Bank\.pay.*again: oyez simulate"):
         scenario()
+
+
+def test_what_is_found_does_not_depend_on_the_number_of_processes() -> None:
+    plan = charge_without_key()
+    found = [search(plan, range(1, 60), jobs=jobs, shrinks=False) for jobs in (0, 1, 3)]
+    first = found[0].failure
+    assert first is not None
+    for each in found:
+        assert each.seeds == found[0].seeds
+        assert each.failure == first
+    clean = [search(sound(), range(1, 10), jobs=jobs) for jobs in (0, 2)]
+    assert [each.seeds for each in clean] == [9, 9]
+    assert clean[0].virtual == clean[1].virtual
+
+
+def test_a_service_that_ends_its_process_is_told() -> None:
+    service = Service("pay")
+
+    @service.on(Placed)
+    async def leave(event: Placed) -> None:
+        os._exit(3)
+
+    async def scenario(sim: Sim) -> None:
+        if sim._run.seed == 4:
+            await sim.publish(Placed(order_id="1"), service="shop")
+
+    plan = Plan(services=[service], scenario=scenario, root=HERE, faults=())
+    found = search(plan, range(2, 9), jobs=2)
+    assert found.failure is not None
+    assert found.failure.seed == 4
+    assert "the process was ended with exit code 3" in found.failure.failures[0]
+
+
+def test_what_a_run_leaves_is_closed_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    for seed in range(6):
+        run(sound(), seed)
+        gc.collect()
+    assert [str(each.message) for each in recwarn if "never awaited" in str(each.message)] == []
+
+
+def test_a_replica_that_is_stopped_leaves_the_others_at_work() -> None:
+    service = Service("pay")
+    served: list[bool] = []
+
+    @service.on(Placed)
+    async def keep(event: Placed) -> None:
+        pass
+
+    async def scenario(sim: Sim) -> None:
+        for _ in range(8):
+            await sim.sleep(1.0)
+            async with service.transaction() as tx:
+                tx.publish(Placed(order_id="1"))
+            served.append(True)
+
+    plan = Plan(services=[service], scenario=scenario, root=HERE, faults=("crash",))
+    for seed in range(200):
+        result = run(plan, seed)
+        assert not any("is not running" in each for each in result.failures), result.failures
+        if any(each.what == "is stopped in order" for each in result.story):
+            break
+    else:
+        pytest.fail("no replica was stopped")
+    assert served
+
+
+def test_each_kind_of_broker_is_run() -> None:
+    kinds = {Fate.of(sound(), seed).faults.broker for seed in range(100)}
+    assert kinds == set(KINDS)
+    kept = msgspec.structs.replace(sound(), brokers=("sns_sqs",))
+    assert {Fate.of(kept, seed).faults.broker for seed in range(20)} == {"sns_sqs"}
+    for name in KINDS:
+        result = run(msgspec.structs.replace(sound(), brokers=(name,)), 2)
+        assert result.failures == []
 
 
 def test_what_no_seed_reaches_fails_the_test() -> None:

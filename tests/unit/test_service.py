@@ -448,3 +448,17 @@ async def test_what_the_inbox_need_not_remember_any_more_is_deleted() -> None:
         await process.housekeeping.keep()
         rows = await system.fetch("forgets", "select count(*) as n from oyez_inbox")
         assert rows == [{"n": 0}]
+
+
+async def test_a_process_that_ends_leaves_its_service_to_another() -> None:
+    service = Service("kinds")
+    async with running(service) as one:
+        async with running(service) as other:
+            await one.processes["kinds"].drain()
+            async with service.transaction() as tx:
+                tx.publish(Paid(order="1"))
+            await other.settled()
+            assert other.announced(Paid) == [Paid(order="1")]
+        with pytest.raises(DeclarationError, match="is not running"):
+            async with service.transaction():
+                pass

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
 )
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after these.")
 @click.option("--faults", metavar="NAME,…", help="Let these alone go wrong; `none` for nothing.")
+@click.option("--broker", metavar="NAME,…", help="Run as on these alone; by default on each kind.")
+@click.option(
+    "--replay",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Begin as a flow of production did: a file of `oyez flow ID --export FILE`.",
+)
 @click.option("--replicas", default=2, show_default=True, type=click.IntRange(1, 8))
 @json_option
 def command(
@@ -35,6 +46,8 @@ def command(
     jobs: int,
     minutes: float | None,
     faults: str | None,
+    broker: str | None,
+    file: Path | None,
     replicas: int,
     as_json: bool,
 ) -> None:
@@ -44,24 +57,25 @@ def command(
     are drawn from the contracts. It ends with 1 if anything does not hold for a seed, and tells the
     shortest story of it that was found.
     """
+    from oyez.simulation.broker import KINDS
     from oyez.simulation.project import Simulated
+    from oyez.simulation.replay import replaying
     from oyez.simulation.search import search
     from oyez.simulation.world import FAULTS
 
-    plan = Simulated(Project.open()).plan()
+    replayed = None if file is None else replaying(file)
+    plan = Simulated(Project.open()).plan(replayed)
     plan.replicas = replicas
     if faults is not None:
-        names = [] if faults == "none" else [each.strip() for each in faults.split(",")]
-        unknown = sorted(set(names) - set(FAULTS))
-        if unknown:
-            raise click.BadParameter(
-                f"unknown: {', '.join(unknown)}; there are: {', '.join(FAULTS)}",
-                param_hint="--faults",
-            )
-        plan.faults = names
+        plan.faults = [] if faults == "none" else _names(faults, FAULTS, "--faults")
+    if broker is not None:
+        plan.brokers = _names(broker, KINDS, "--broker")
     wanted = range(first, first + seeds) if seed is None else range(seed, seed + 1)
-    found = search(plan, wanted, jobs=1 if seed is not None else jobs, minutes=minutes)
-    again = _again(found.shrunk.seed, faults, replicas) if found.shrunk else ""
+    found = search(plan, wanted, jobs=jobs if seed is None else 0, minutes=minutes)
+    again = ""
+    if found.shrunk is not None:
+        asked = {"--faults": faults, "--broker": broker, "--replay": file and str(file)}
+        again = _again(found.shrunk.seed, asked, replicas)
     if as_json:
         print_json(_value(found, again))
     else:
@@ -75,9 +89,20 @@ def command(
         )
 
 
-def _again(seed: int, faults: str | None, replicas: int) -> str:
+def _names(text: str, known: Collection[str], option: str) -> list[str]:
+    """Return the names in the value of an option. Raises BadParameter for an unknown one."""
+    names = [each.strip() for each in text.split(",")]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise click.BadParameter(
+            f"unknown: {', '.join(unknown)}; there are: {', '.join(known)}", param_hint=option
+        )
+    return names
+
+
+def _again(seed: int, asked: Mapping[str, str | None], replicas: int) -> str:
     parts = [f"oyez simulate --seed {seed}"]
-    parts += [f"--faults {faults}"] if faults is not None else []
+    parts += [f"{option} {shlex.quote(value)}" for option, value in asked.items() if value]
     parts += [f"--replicas {replicas}"] if replicas != 2 else []
     return " ".join(parts)
 
@@ -101,9 +126,10 @@ def _value(found: Found, again: str) -> dict[str, Any]:
 
 
 def _print(found: Found, again: str) -> None:
-    rate = found.seeds / found.seconds / found.jobs if found.seconds else 0.0
+    rate = found.seeds / found.seconds if found.seconds else 0.0
     ran = f"{found.seeds} seeds, {found.virtual:,.0f} virtual seconds in {found.seconds:.1f} s"
-    print_line(f"{ran} ({rate:.1f} seeds a second for each of {found.jobs})")
+    at_once = f", {found.jobs} at once" if found.jobs > 1 else ""
+    print_line(f"{ran} ({rate:.1f} a second{at_once})")
     if found.shrunk is None:
         print_line("nothing found")
         return

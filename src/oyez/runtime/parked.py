@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 
 from oyez import tables
 from oyez.ambient import Ambient
@@ -168,7 +169,7 @@ class ParkedEvents:
     async def _look(self) -> float:
         """Read due events and start them; return the seconds until the next query."""
         now = self._ambient.now()
-        wait = self._ambient.poll(POLL)
+        due = inf
         # Of what was read, or stands behind it, nobody knows yet whether it kills the process.
         quiet = self._lanes.keys() - {_place(run.parked) for run in self._held.values()}
         self._waiting, self._refused = self._refused, False
@@ -181,7 +182,7 @@ class ParkedEvents:
             if row["earliest"] <= now:
                 await self._read(line, now, quiet)
             if row["coming"] is not None:
-                wait = min(wait, await self._until(line.handler, row["coming"], now))
+                due = min(due, await self._until(line.handler, row["coming"], now))
         if orphans and self._orphans + POLL <= self._ambient.monotonic():
             self._orphans = self._ambient.monotonic()
             await self._bury(orphans, now)
@@ -189,7 +190,7 @@ class ParkedEvents:
             lane = self._lanes.get(place)
             if lane is not None and not lane.careful:  # else its suspects are still to be parked
                 lane.suspects = False
-        return max(wait, 0.0)
+        return self._ambient.poll(POLL, due=max(due, 0.0))
 
     async def _read(self, line: Line, now: float, quiet: set[tuple[str, int]]) -> None:
         """Read due events of a handler; take from ``quiet`` the places that may have some."""

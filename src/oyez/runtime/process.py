@@ -270,7 +270,7 @@ class ServiceProcess:
         for parked in (self.parked.stop, self.views.end_parked):
             left = end - now()
             await self._within(max(0.0, left) + LEAVE, "parked events", parked(left))
-        self.service.attach(None)
+        self.service.detach(self)
         await self._let_go()
         self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
 

@@ -23,6 +23,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from math import inf
 
 import msgspec
 
@@ -187,8 +188,8 @@ class Relay:
     async def _until_due(self) -> float:
         rows = await self._store.fetch(tables.NEXT_ANNOUNCEMENT, {"now": self._ambient.now()})
         due = rows[0]["due"]
-        poll = self._ambient.poll(POLL)
-        return poll if due is None else min(poll, max(due - self._ambient.now(), 0.0))
+        left = inf if due is None else max(due - self._ambient.now(), 0.0)
+        return self._ambient.poll(POLL, due=left)
 
     async def _send(self) -> int:
         """Publish due rows of the outbox; return how many were published, held or refused."""

@@ -154,7 +154,7 @@ class Timers:
             )
             return None
         if self._wait() > 0:
-            return min(self._ambient.poll(IDLE), self._wait())
+            return self._ambient.poll(IDLE, due=self._wait())
         self._held = start
         return POLL
 

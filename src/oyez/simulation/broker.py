@@ -2,8 +2,8 @@
 
 `Log` is the broker itself, with its records; `SimBroker` a client of it, an `oyez.ports.Broker`. It
 may be slow, be out of reach, take records and lose its confirmation, take a part of them, take one
-twice, hand them out in smaller batches or again, and leave a partition unread for a while. It
-never changes the order of a partition.
+twice, hand them out in smaller batches or again, and leave a partition unread for a while, each as
+the kind of broker does that it stands for. It never changes the order of a partition.
 """
 
 from __future__ import annotations
@@ -24,25 +24,53 @@ BATCH = 256
 """The limit of records in one batch."""
 
 
+class Kind(msgspec.Struct, frozen=True):
+    """What a kind of broker does to its clients."""
+
+    history: bool = True
+    """Whether it is a log. A queue hands each consumer group what that has not acknowledged,
+    wherever it asks to read from."""
+    whole: bool = False
+    """Whether a publish is one transaction; else a part of it may arrive."""
+    copies: bool = True
+    """Whether a record may arrive twice by one publish that succeeds, as the client sends it again
+    after a lost answer."""
+
+
+KINDS = {
+    "embedded": Kind(whole=True, copies=False),
+    "kafka": Kind(copies=False),
+    "nats": Kind(),
+    "postgresql": Kind(whole=True, copies=False),
+    "rabbitmq": Kind(),
+    "redis": Kind(),
+    "sns_sqs": Kind(history=False, copies=False),
+    "queue": Kind(history=False),
+}
+"""The kinds by name; a ``queue`` is what RabbitMQ calls a quorum queue."""
+
+
 class Log:
     """The broker: streams as lists, which outlive every node."""
 
-    def __init__(self, ambient: Ambient, *, partitions: int = 4, history: bool = True) -> None:
-        """``partitions``: the number for a stream that is created by its first record.
-
-        Without ``history`` it is a queue: each consumer group is handed what it has not
-        acknowledged, wherever it asks to read from.
-        """
+    def __init__(
+        self, ambient: Ambient, *, partitions: int = 4, kind: Kind = KINDS["rabbitmq"]
+    ) -> None:
+        """``partitions``: the number for a stream that is created by its first record."""
         self.streams: Streams[list[list[Record]]] = Streams()
         self.heads: Heads[str] = Heads()
         self.down = False
-        self.history = history
+        self.kind = kind
         self.acknowledged: dict[tuple[str, Place], Position] = {}
         """By consumer group and partition, the position up to which all is acknowledged."""
         self.places: dict[str, tuple[str, int, Position, str | None]] = {}
         """Where each event came first, by its id: stream, partition, position and key."""
         self._ambient = ambient
         self._partitions = partitions
+
+    def add(self, stream: str) -> None:
+        """Add a stream without records."""
+        self.streams.add(stream, [[] for _ in range(self._partitions)])
 
     @property
     def logs(self) -> Mapping[str, list[list[Record]]]:
@@ -55,7 +83,7 @@ class Log:
         streams = dict.fromkeys(record.stream for record in records)
         for stream in streams:
             if stream not in self.logs:
-                self.streams.add(stream, [[] for _ in range(self._partitions)])
+                self.add(stream)
         logs = self.logs
         indexes = partitions_of(records, {stream: len(logs[stream]) for stream in streams})
         replace = msgspec.structs.replace
@@ -80,7 +108,7 @@ class SimBroker:
     def __init__(self, log: Log, group: str = "", node: Node | None = None) -> None:
         """Without a ``node`` nothing goes wrong."""
         self.capabilities = Capabilities(
-            durability="volatile", history=log.history, processes=False
+            durability="volatile", history=log.kind.history, processes=False
         )
         self._log = log
         self._group = group
@@ -104,22 +132,24 @@ class SimBroker:
         async def work() -> None:
             self._check()
             whole = records
-            if world.faulty and world.choices.pick((world.faults.duplicate,), "copies"):
-                world.tell(node.name, f"published twice: {describe(records[:1])}", fault=True)
+            copies = world.faults.duplicate if self._log.kind.copies else 0.0
+            if world.faulty and world.choices.pick((copies,), "copies"):
+                node.suffer(f"published twice: {describe(records[:1])}")
                 whole = [*records[:1], *records]
             self._log.append(whole)
             world.tell(node.name, what)
-            world.stir()
+            world.stir(node.service)
 
         if world.faulty:
             if world.choices.pick((world.faults.down,), "down"):
                 self._go_down()
                 self._check()
-            if len(records) > 1 and world.choices.pick((world.faults.lost,), "part"):
+            parts = len(records) > 1 and not self._log.kind.whole
+            if parts and world.choices.pick((world.faults.lost,), "part"):
                 count = 1 + world.choices.draw(len(records) - 1, "part")
                 self._log.append(records[:count])
                 told = f"published {count} of {len(records)}, then failed"
-                world.tell(node.name, f"{told}: {describe(records)}", fault=True)
+                node.suffer(f"{told}: {describe(records)}")
                 raise broker_error("simulated: the connection was lost")
         await node.call("publish", what, work, broker_error)
 
@@ -130,17 +160,13 @@ class SimBroker:
         world.tell("broker", f"is down for {seconds:g} s", fault=True)
         log.set_down(True)
 
-        def back() -> None:
-            log.set_down(False)
-            world.stir()
-
-        world.loop.call_later(seconds, back, context=world.context)
+        world.loop.call_later(seconds, log.set_down, False, context=world.context)
 
     async def read(self, stream: str, partition: int, after: Position) -> AsyncIterator[Batch]:
         log, node = self._log, self._node
         place = (stream, partition)
         handed = after
-        if not log.history:
+        if not log.kind.history:
             handed = log.acknowledged.get((self._group, place), BEGINNING)
         while True:
             records = log.logs[stream][partition] if stream in log.logs else []
@@ -164,14 +190,14 @@ class SimBroker:
         if fate == 1:
             await asyncio.sleep(0.001 * 4 ** choices.draw(7, "read for"))
         elif fate == 2:
-            world.tell(node.name, f"lost its reader of {place[0]}[{place[1]}]", fault=True)
+            node.suffer(f"lost its reader of {place[0]}[{place[1]}]")
             raise broker_error("simulated: the connection was lost")
         elif fate == 3:
             return 1 + choices.draw(most, "batch")
         elif fate == 4:
             seconds = 2.0 * 2 ** choices.draw(4, "unread")
             told = f"can't read {place[0]}[{place[1]}] for {seconds:g} s"
-            world.tell(node.name, told, fault=True)
+            node.suffer(told)
             await asyncio.sleep(seconds)
         return most
 
@@ -216,7 +242,7 @@ class SimBroker:
 
     def on_streams(self, callback: Callable[[], None]) -> None:
         if self._node is not None:
-            self._node.world.alarms.append((self._node, callback))
+            self._node.world.alarms.hang(self._node, callback)
         self._log.streams.listen(callback)
 
     def _check(self) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any, Protocol, TypeVar
 
 from oyez.simulation.tape import Choices
@@ -83,12 +84,7 @@ class _Ready:
 class SimLoop(asyncio.BaseEventLoop):
     """The loop of one run."""
 
-    def __init__(self, choices: Choices, *, priorities: bool = False) -> None:
-        """With ``priorities`` the node of the highest runs, until one of `CHANGES` moments.
-
-        That finds deep orders which equal chances do not (Burckhardt et al., "A Randomized
-        Scheduler with Probabilistic Guarantees of Finding Bugs", 2010).
-        """
+    def __init__(self) -> None:
         super().__init__()
         self.steps = 0
         """The number of steps so far."""
@@ -97,12 +93,25 @@ class SimLoop(asyncio.BaseEventLoop):
         self.created: Callable[[asyncio.Task[Any]], None] = lambda task: None
         """Called with each new task."""
         self._clock = 0.0
-        self._choices = choices
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
+        self._choices: Choices | None = None
         self._steps = self._ready = _Ready()
-        self._ranks: dict[Actor | None, int] | None = {} if priorities else None
-        self._lower = (
-            {choices.draw(STEPS, "lower") for _ in range(CHANGES)} if priorities else set[int]()
-        )
+        self._ranks: dict[Actor | None, int] | None = None
+        self._lower: set[int] = set()
+
+    def choose(self, choices: Choices, *, priorities: bool = False) -> None:
+        """Choose the next node from now on; until then the one goes that has waited longest.
+
+        With ``priorities`` the node of the highest runs, until one of `CHANGES` moments. That finds
+        deep orders which equal chances do not (Burckhardt et al., "A Randomized Scheduler with
+        Probabilistic Guarantees of Finding Bugs", 2010).
+        """
+        self._choices = choices
+        self.steps = 0
+        if priorities:
+            self._ranks = {}
+            self._lower = {choices.draw(STEPS, "lower") for _ in range(CHANGES)}
 
     def time(self) -> float:
         """Return the virtual seconds since the run began."""
@@ -115,6 +124,26 @@ class SimLoop(asyncio.BaseEventLoop):
         self.tasks.append(task)
         self.created(task)
         return task
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Add a step, as any loop does; without the checks of others, since all runs here."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._steps.append(handle)
+        return handle
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Add a step for later; those of one time run in the order in which they were added."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
 
     def thaw(self, who: Actor) -> None:
         """Let an actor go on that stood still."""
@@ -132,8 +161,12 @@ class SimLoop(asyncio.BaseEventLoop):
         steps = self._steps
         while not steps.active:
             self._advance()
-        who = steps.active[0] if len(steps.active) == 1 else self._choose(steps.active)
-        steps.active.remove(who)
+        active = steps.active
+        if len(active) == 1:
+            who = active.pop()
+        else:
+            who = self._choose(active)
+            active.remove(who)
         line = steps.lines[who]
         if who is not None and who.frozen:
             steps.held.setdefault(who, []).extend(line)
@@ -141,18 +174,20 @@ class SimLoop(asyncio.BaseEventLoop):
             return
         handle = line.popleft()
         if line:
-            steps.active.append(who)
+            active.append(who)
         self.steps += 1
         if not handle._cancelled:
             handle._run()
 
     def _choose(self, active: list[Actor | None]) -> Actor | None:
-        ranks = self._ranks
+        choices, ranks = self._choices, self._ranks
+        if choices is None:
+            return active[0]
         if ranks is None:
-            return active[self._choices.draw(len(active), "next")]
+            return active[choices.draw(len(active), "next")]
         for each in active:
             if each not in ranks:
-                ranks[each] = self._choices.draw(1_000, "rank")
+                ranks[each] = choices.draw(1_000, "rank")
         first = max(active, key=lambda each: ranks[each])
         if self.steps in self._lower:
             ranks[first] = -self.steps
@@ -161,15 +196,14 @@ class SimLoop(asyncio.BaseEventLoop):
         return first
 
     def _advance(self) -> None:
-        timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        while timers and timers[0]._cancelled:
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
         if not timers:
             raise Stuck("nothing is ready and no timer is set")
-        self._clock = max(self._clock, timers[0]._when)  # type: ignore[attr-defined]
-        while timers and timers[0]._when <= self._clock:  # type: ignore[attr-defined]
-            timer = heapq.heappop(timers)
-            timer._scheduled = False  # type: ignore[attr-defined]
+        self._clock = max(self._clock, timers[0][0])
+        while timers and timers[0][0] <= self._clock:
+            _, _, timer = heapq.heappop(timers)
             if not timer._cancelled:
                 self._steps.append(timer)
 

@@ -75,14 +75,17 @@ class Calls:
 class Proxy:
     """The outside as one node sees it."""
 
-    def __init__(self, node: Node, fake: object, spec: Outside[Any], calls: Calls) -> None:
+    def __init__(
+        self, node: Node, fake: Callable[[], object], spec: Outside[Any], calls: Calls
+    ) -> None:
+        """``fake`` returns that of the run."""
         self._node = node
         self._fake = fake
         self._spec = spec
         self._calls = calls
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._fake, name)
+        found = getattr(self._fake(), name)
         if not inspect.iscoroutinefunction(found):
             return found
         return partial(self._call, name, found)
@@ -101,14 +104,14 @@ class Proxy:
         named: dict[str, Any],
     ) -> Any:
         node, calls = self._node, self._calls
-        whole = f"{type(self._fake).__name__}.{name}"
+        whole = f"{type(self._fake()).__name__}.{name}"
         shown = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in named.items())])
 
         async def work() -> Any:
             calls.note(node, whole, place, shown)
             answer = await function(*args, **named)
             node.world.tell(node.name, f"{whole}({shown[:80]}) took effect")
-            node.world.stir()
+            node.world.stir(node.service)
             return answer
 
         def raised(text: str) -> Exception:

@@ -12,16 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import msgspec
 
-from oyez.errors import OyezError
+from oyez.errors import ConfigurationError, OyezError
 from oyez.ports import Record
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.service import Service
 from oyez.signals import Signals
-from oyez.simulation.broker import Log, SimBroker
+from oyez.simulation.broker import KINDS, Kind, Log, SimBroker
 from oyez.simulation.checks import fault_of, name_of, said
 from oyez.simulation.invariants import Invariants
 from oyez.simulation.loop import NotSimulated, SimLoop, Stuck, actor
@@ -71,23 +72,54 @@ class Result(msgspec.Struct, kw_only=True):
     """A digest of all that happened, which is the same for a run that is repeated."""
 
 
-class Run:
-    """The run of one seed."""
+class Fate(msgspec.Struct):
+    """What a seed, or a tape of it, decides before a run begins."""
 
-    def __init__(
-        self, plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None
-    ) -> None:
-        self.plan = plan
-        self.seed = seed
-        self.choices = Choices(seed, given)
-        faults = Profile.drawn(
-            self.choices, plan.faults, history=any(each.views for each in plan.services)
+    seed: int
+    choices: Choices
+    faults: Profile
+    priorities: bool
+    """Whether nodes go by priority rather than by equal chances."""
+
+    @classmethod
+    def of(cls, plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None) -> Fate:
+        """Return the fate of a seed; ``given`` is a tape to repeat."""
+        choices = Choices(seed, given)
+        faults = Profile.drawn(choices, plan.faults, _brokers(plan))
+        return cls(seed, choices, faults, choices.draw(3, "mode") == 1)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of broker."""
+        return KINDS[self.faults.broker]
+
+
+def _brokers(plan: Plan) -> list[str]:
+    """Return the kinds of brokers that the services can run on: views need the history."""
+    history = any(each.views for each in plan.services)
+    found = [name for name in plan.brokers if KINDS[name].history or not history]
+    if not found:
+        raise ConfigurationError(
+            f"views need a broker that keeps history, unlike {', '.join(plan.brokers)}"
         )
-        loop = SimLoop(self.choices, priorities=self.choices.draw(3, "mode") == 1)
-        self.loop = loop
-        self.world = World(seed, self.choices, loop, faults)
+    return found
+
+
+class Run:
+    """A run: begun once, and gone through with the fate of one seed."""
+
+    def __init__(self, plan: Plan, kind: Kind) -> None:
+        """Nothing is started. ``kind`` is that of the broker, as far as its history goes."""
+        self.plan = plan
+        self.seed = 0
+        self.choices = Choices(0, {})
+        self.loop = loop = SimLoop()
+        self.world = World(loop)
         self.ambient = SimAmbient(self.world, None)
-        self.log = Log(self.ambient, partitions=PARTITIONS, history=faults.history)
+        self.log = Log(self.ambient, partitions=PARTITIONS, kind=kind)
+        for each in plan.services:
+            if each.publishes:  # or each would ring at each replica that starts
+                self.log.add(f"{plan.system}.{each.name}")
         self.databases = {
             each.name: Database(each.name, _images.get(id(each)), self.world)
             for each in plan.services
@@ -101,43 +133,84 @@ class Run:
         self._begun: set[str] = set()
         self._broken = ""
         """Why a replica can't start, although nothing goes wrong."""
-        for cls, value in plan.provide.items():
-            self.fakes[cls] = value.make() if isinstance(value, Outside) else value
-
-    def go(self) -> Result:
-        """Run, and judge."""
-        plan, loop = self.plan, self.loop
-        variables = Globals([plan.root.resolve()], plan.leave)
-        failures = self.invariants.failures
+        self._bound = {
+            each.name: cast(ServiceProcess, _Bound(self, each.name)) for each in plan.services
+        }
+        self._variables = Globals([plan.root.resolve()], plan.leave)
         loop.set_exception_handler(lambda loop, context: None)
         self.world.died = self._revive
-        self._variables = variables
+
+    def begin(self) -> None:
+        """Start all replicas, with nothing going wrong: the same for each seed."""
         with _virtual(self):
-            try:
-                loop.run_until_complete(self._main())
-            except Stuck as error:
-                failures.append(str(error))
-            except NotSimulated as error:
-                failures.append(str(error))
-            finally:
-                for service in plan.services:
-                    service.attach(None)
-                self.invariants.at_end(variables)
-                self._clean()
-        variables.restore()
+            self._through(self._start_all)
+
+    def go(self, fate: Fate) -> Result:
+        """Run, and judge. Raises nothing that the services do."""
+        self._follow(fate)
+        with _virtual(self):
+            if not self.invariants.failures:
+                self._through(self._main)
+            self.invariants.at_end(self._variables)
+        self._leave()
         return Result(
             seed=self.seed,
-            failures=list(dict.fromkeys(failures)),
+            failures=list(dict.fromkeys(self.invariants.failures)),
             story=self.world.story,
-            tape=self.choices.tape,
+            tape=dict(self.choices.tape),
             reached=self.sim.reached,
             expected=set(self.sim.sometimes_checks),
-            steps=loop.steps,
-            virtual=loop.time(),
+            steps=self.loop.steps,
+            virtual=self.loop.time(),
             trace=hashlib.sha256(
                 "\n".join(f"{t.time:.6f} {t.node} {t.what}" for t in self.world.story).encode()
             ).hexdigest(),
         )
+
+    def close(self) -> None:
+        """Drop what the nodes have left: it is ended as by a process that ends."""
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda told: None  # some of it waits while it is closed
+        asyncio._set_running_loop(self.loop)  # some of it asks for the loop
+        try:
+            with _virtual(self):
+                while self.loop.tasks:
+                    task = self.loop.tasks.pop()
+                    if not task.done():
+                        with contextlib.suppress(BaseException):
+                            task.get_coro().close()
+        finally:
+            asyncio._set_running_loop(None)
+            self.loop.close()
+            sys.unraisablehook = hook
+            self._leave()
+
+    def _through(self, phase: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            self.loop.run_until_complete(phase())
+        except (Stuck, NotSimulated) as error:
+            self.invariants.failures.append(str(error))
+
+    def _follow(self, fate: Fate) -> None:
+        """Let the fate decide from now on."""
+        world = self.world
+        self.seed = world.seed = fate.seed
+        self.choices = world.choices = fate.choices
+        world.faults = fate.faults
+        self.log.kind = fate.kind
+        self.loop.choose(fate.choices, priorities=fate.priorities)
+        self.ambient.begin(fate.seed)
+        self.sim.random.seed(fate.seed)
+        for node in self.nodes.values():
+            node.ambient.begin(fate.seed)
+        for cls, value in self.plan.provide.items():
+            self.fakes[cls] = value.make() if isinstance(value, Outside) else value
+
+    def _leave(self) -> None:
+        """Leave the services and the variables as they were."""
+        for service in self.plan.services:
+            service.detach(self._bound[service.name])
+        self._variables.restore()
 
     # -- for the scenario --------------------------------------------------------------------------
 
@@ -145,7 +218,7 @@ class Run:
         """Append a record that comes from outside."""
         self.log.append([record])
         self.world.tell("outside", f"publish {record.headers['type']} {record.key or ''}".rstrip())
-        self.world.stir()
+        self.world.moved = self.loop.time()
 
     def serving(self, service: str) -> Node | None:
         """Return one of the replicas that answer requests; None if there is none."""
@@ -183,12 +256,17 @@ class Run:
 
     # -- the phases --------------------------------------------------------------------------------
 
-    async def _main(self) -> None:
-        world, sim = self.world, self.sim
+    async def _start_all(self) -> None:
         for service in self.plan.services:
             for number in range(1, self.plan.replicas + 1):
                 self._start(service, f"{service.name}#{number}", 1)
-        await self._ready()
+        while len(self._begun) < len(self.nodes):
+            await asyncio.sleep(0.01)
+            self._check_steps()
+        await asyncio.sleep(0.1)
+
+    async def _main(self) -> None:
+        world, sim = self.world, self.sim
         world.faulty = True
         chaos = self.loop.create_task(self._chaos(), context=world.context)
         failed = ""
@@ -208,14 +286,8 @@ class Run:
         world.faulty = False
         world.tell("everyone", "nothing goes wrong any more", fault=True)
         self.log.set_down(False)
-        world.shake()
+        world.wake()
         await self._settle()
-
-    async def _ready(self) -> None:
-        while len(self._begun) < len(self.nodes):
-            await asyncio.sleep(0.01)
-            self._check_steps()
-        await asyncio.sleep(0.1)
 
     async def _chaos(self) -> None:
         """Let nodes die at any time, and stop in order, as long as anything goes wrong."""
@@ -236,6 +308,7 @@ class Run:
                 await self.within(node, node.process.drain(), lambda: OyezError("died"))
                 if not node.dead:
                     node.die()
+                    world.shake(node.service)
                     self._revive(node)
 
     async def _settle(self) -> None:
@@ -300,7 +373,7 @@ class Run:
         plan, database = self.plan, self.databases[service.name]
         database.committed = self.invariants.committed
         provide = {
-            cls: Proxy(node, self.fakes[cls], value, self.calls)
+            cls: Proxy(node, partial(self.fakes.__getitem__, cls), value, self.calls)
             if isinstance(value, Outside)
             else value
             for cls, value in plan.provide.items()
@@ -325,12 +398,12 @@ class Run:
             node.die()
             self._revive(node)
             return
-        service.attach(cast(ServiceProcess, _Bound(self, service.name)))
+        service.attach(self._bound[service.name])
         if id(service) not in _images:
             _images[id(service)] = database.image()
             _kept.append(service)
         self._begun.add(node.name)
-        self.world.shake()
+        self.world.shake(service.name)
 
     def _revive(self, node: Node) -> None:
         """Start a replica again some time after its death."""
@@ -344,20 +417,6 @@ class Run:
             self._start(service, node.name, node.life + 1)
 
         self.loop.call_later(wait, again, context=self.world.context)
-
-    def _clean(self) -> None:
-        """Drop what the nodes have left, which must not run any more."""
-        hook = sys.unraisablehook
-        sys.unraisablehook = lambda told: None  # some of it waits while it is closed
-        try:
-            for task in self.loop.tasks:
-                if not task.done():
-                    with contextlib.suppress(BaseException):
-                        task.get_coro().close()
-            self.loop.tasks.clear()
-            self.loop.close()
-        finally:
-            sys.unraisablehook = hook
 
 
 class _Bound:
@@ -384,11 +443,11 @@ _kept: list[Service] = []
 
 @contextlib.contextmanager
 def _virtual(run: Run) -> Iterator[None]:
-    """Give all code the run's clock and random numbers, in place of the machine's."""
+    """Give all code the run's clock, random numbers and process, in place of the machine's."""
     chance = random.Random(run.seed)  # noqa: S311 - repeatable on purpose
     state = random.getstate()
     loop, world = run.loop, run.world
-    real = (time.time, time.time_ns, time.monotonic, time.sleep, os.urandom)
+    real = (time.time, time.time_ns, time.monotonic, time.sleep, os.urandom, os.getpid)
 
     def wall() -> float:
         return START + loop.time() + world.clock
@@ -402,29 +461,47 @@ def _virtual(run: Run) -> Iterator[None]:
     time.monotonic = loop.time
     time.sleep = blocking  # type: ignore[assignment]
     os.urandom = chance.randbytes
+    os.getpid = lambda: 1
     try:
         yield
     finally:
-        time.time, time.time_ns, time.monotonic, time.sleep, os.urandom = real
+        time.time, time.time_ns, time.monotonic, time.sleep, os.urandom, os.getpid = real
         random.setstate(state)
 
 
-def run(plan: Plan, seed: int, given: Mapping[str, Sequence[int]] | None = None) -> Result:
-    """Run one seed, or repeat a tape of it, and return how it ended."""
+def run(
+    plan: Plan,
+    seed: int,
+    given: Mapping[str, Sequence[int]] | None = None,
+    *,
+    closes: bool = True,
+) -> Result:
+    """Run one seed, or repeat a tape of it, and return how it ended.
+
+    Without ``closes`` what the nodes have left is kept, for a process that ends soon.
+    """
     if asyncio._get_running_loop() is not None:
         with ThreadPoolExecutor(1) as thread:  # a thread has one loop at a time
             return thread.submit(run, plan, seed, given).result()
+    fate = Fate.of(plan, seed, given)
     if any(id(each) not in _images for each in plan.services):
-        first = msgspec.structs.replace(plan, scenario=_nothing, faults=())
         for each in plan.services:
             _images.pop(id(each), None)
-        Run(first, 0).go()  # makes the stores that all others begin with
+        first = Run(plan, fate.kind)
+        first.begin()  # makes the stores that all others begin with
+        first.close()
     gc.disable()  # it would run at times of its own, and take a fifth of the time
+    begun = Run(plan, fate.kind)
     try:
-        return Run(plan, seed, given).go()
+        begun.begin()
+        return begun.go(fate)
     finally:
-        gc.enable()
+        if closes:
+            begun.close()
+            gc.enable()
+        else:
+            _left.append(begun)
 
 
-async def _nothing(sim: Sim) -> None:
-    pass
+_left: list[Run] = []
+"""What must not be cleaned up: it would run what a process that died does not run."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from oyez.simulation.run import Result, run
-from oyez.simulation.stage import Plan
+from oyez.simulation.run import Result
 from oyez.simulation.tape import Tape
+
+Again = Callable[[int, Tape], Result]
+"""Runs a seed with a tape, and returns the result."""
 
 MOST = 250
 """The limit of runs that are made to shrink a failure."""
@@ -14,17 +17,17 @@ SECONDS = 40.0
 """The limit of real seconds that they take together."""
 
 
-def shrink(plan: Plan, found: Result, *, most: int = MOST) -> Result:
+def shrink(found: Result, again: Again, *, most: int = MOST) -> Result:
     """Return the simplest run with the same failure that was found within ``most`` runs."""
-    return _Shrinking(plan, found, most).best()
+    return _Shrinking(found, again, most).best()
 
 
 class _Shrinking:
     """Tries tapes with more zeros: whole labels first, then halves of what is left, then each."""
 
-    def __init__(self, plan: Plan, found: Result, most: int) -> None:
-        self._plan = plan
+    def __init__(self, found: Result, again: Again, most: int) -> None:
         self._found = found
+        self._again = again
         self._wanted = {_kind(each) for each in found.failures}
         self._left = most
         self._end = time.monotonic() + SECONDS
@@ -72,7 +75,7 @@ class _Shrinking:
             self._left = 0
             return False
         self._left -= 1
-        result = run(self._plan, self._found.seed, tape)
+        result = self._again(self._found.seed, tape)
         if not self._wanted & {_kind(each) for each in result.failures}:
             return False
         if _weight(result.tape) >= _weight(self._found.tape):

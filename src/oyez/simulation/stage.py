@@ -10,7 +10,7 @@ import msgspec
 
 from oyez.ports import Record
 from oyez.service import Service
-from oyez.simulation.broker import Log
+from oyez.simulation.broker import KINDS, Log
 from oyez.simulation.loop import SimLoop
 from oyez.simulation.outside import Calls
 from oyez.simulation.store import Database
@@ -33,6 +33,8 @@ class Plan(msgspec.Struct, kw_only=True):
     """Values for the services' own providers, by type; an `outside` makes one for each run."""
     replicas: int = 2
     faults: Sequence[str] = FAULTS
+    brokers: Sequence[str] = tuple(KINDS)
+    """The kinds of brokers that it is run on, one for each seed."""
     leave: Sequence[str] = ()
     """Modules whose variables are no part of a service, such as the scenario's own."""
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import apsw
 
 from oyez.ambient import Ambient, SystemAmbient
+from oyez.errors import Fenced
 from oyez.ports import (
     Announcement,
     Answer,
@@ -81,7 +82,8 @@ class SimStore(SqliteStore):
         self._database = database
         self._node = node
         self._owner = ""
-        self._open: set[SqliteTransaction] = set()
+        self._open: dict[SqliteTransaction, None] = {}
+        """The open transactions, in the order in which they began."""
         if node is not None:
             node.on_death.append(self._disconnect)
             node.on_freeze.append(self._stand_still)
@@ -99,7 +101,7 @@ class SimStore(SqliteStore):
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         await self._read()
-        return await super().fetch(sql, parameters)
+        return self._database.query(sql, parameters)
 
     async def seen(
         self, events: Sequence[tuple[str, str, str]], reader: str = ""
@@ -123,7 +125,7 @@ class SimStore(SqliteStore):
         values = (owner, _FOR_EVER, now, note)
         await self._file.write(lambda connection: connection.execute(sql, values))
         if self._node is not None:
-            self._node.world.shake()
+            self._node.world.shake(self._node.service)
 
     async def bury(self) -> None:
         pass  # the database ends the leases of the dead itself
@@ -133,7 +135,7 @@ class SimStore(SqliteStore):
         if node is None:
             super().on_commit(callback)
             return
-        node.world.bells.append((node, callback))
+        node.world.bells.hang(node, callback)
         self._file.on_ring(lambda: None if node.dead else callback())
 
     async def _read(self) -> None:
@@ -146,7 +148,7 @@ class SimStore(SqliteStore):
         if fate == 1:
             await asyncio.sleep(0.0005 * 4 ** choices.draw(6, "query for"))
         elif fate == 2:
-            node.world.tell(node.name, "a query failed", fault=True)
+            node.suffer("a query failed")
             raise store_error("simulated: out of reach")
 
     def _disconnect(self) -> None:
@@ -161,7 +163,7 @@ class SimStore(SqliteStore):
     def _end_lease(self) -> None:
         assert self._node is not None
         self._database.run(_END, 0.0, self._owner)
-        self._node.world.shake()
+        self._node.world.shake(self._node.service)
 
     def _stand_still(self, seconds: float) -> None:
         """End the lease of a client that does not renew it, until it can again."""
@@ -173,6 +175,7 @@ class SimStore(SqliteStore):
         def renew() -> None:
             if self._node is not None and not self._node.dead:
                 self._database.run(_END, _FOR_EVER, self._owner)
+                world.shake(self._node.service)
 
         world.loop.call_later(max(seconds, LEASE) + 0.01, renew, context=world.context)
 
@@ -180,7 +183,9 @@ class SimStore(SqliteStore):
 class _Transaction(SqliteTransaction):
     """A transaction of a node."""
 
-    def __init__(self, database: Database, node: Node, opened: set[SqliteTransaction]) -> None:
+    def __init__(
+        self, database: Database, node: Node, opened: dict[SqliteTransaction, None]
+    ) -> None:
         super().__init__(database.file)
         self._database = database
         self._node = node
@@ -203,23 +208,29 @@ class _Transaction(SqliteTransaction):
         world = node.world
 
         async def work() -> None:
-            await super(_Transaction, self).commit(changes)
-            self._opened.discard(self)
-            world.stir()
+            try:
+                await super(_Transaction, self).commit(changes)
+            except Fenced:
+                world.shake(node.service)
+                raise
+            self._opened.pop(self, None)
+            if changes.claim is None and not changes.announced:
+                world.shake(node.service)  # a claim was made or given up
+            world.stir(node.service)
             database.committed(node, changes)
 
         await node.call("commit", f"commit of {describe(changes)}", work, store_error)
 
     async def rollback(self) -> None:
-        self._opened.discard(self)
+        self._opened.pop(self, None)
         await super().rollback()
 
     async def _query(self) -> None:
         node = self._node
-        self._opened.add(self)
+        self._opened[self] = None
         world = node.world
         if world.faulty and world.choices.pick((world.faults.unavailable / 4,), "ask"):
-            world.tell(node.name, "a query in a transaction failed", fault=True)
+            node.suffer("a query in a transaction failed")
             raise store_error("simulated: the connection was lost")
 
 

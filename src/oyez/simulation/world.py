@@ -12,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
+from math import inf
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,8 +29,10 @@ START = 1_800_000_000.0
 """The wall-clock time, in seconds since 1970, at which each run begins."""
 BUSY = 1.2
 """Seconds after the last event during which every part looks as often as it does in production."""
+SHAKEN = 0.6
+"""The same for what looks at the replicas, after these have changed."""
 LAZY = 120.0
-"""How many times less often it looks afterwards; what happens then wakes all of them."""
+"""How many times less often it looks afterwards, at first; what happens then wakes all of them."""
 CRASHES = 4
 """The limit of crashes in one run."""
 FAULTS = ("crash", "unavailable", "lost", "slow", "duplicate", "split", "down", "freeze", "clock")
@@ -61,14 +64,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     down: float = 0.0
     freeze: float = 0.0
     clock: float = 0.0
-    history: bool = True
-    """Whether the broker is a log, rather than a queue that hands out what was not acknowledged."""
+    broker: str = "embedded"
+    """The kind of broker."""
     buried: bool = True
     """Whether the store knows at once that a process died, rather than when its lease ends."""
 
     @classmethod
-    def drawn(cls, choices: Choices, allowed: Sequence[str], *, history: bool) -> Profile:
-        """Return the profile of a run; with ``history`` the broker has to keep it."""
+    def drawn(cls, choices: Choices, allowed: Sequence[str], brokers: Sequence[str]) -> Profile:
+        """Return the profile of a run on one of the ``brokers``."""
         usual = {
             "crash": 0.02,
             "unavailable": 0.03,
@@ -85,8 +88,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             for name, rate in usual.items()
             if choices.draw(2, "swarm") and name in allowed
         }
-        log = choices.draw(3, "profile") < 2 or history
-        return cls(history=log, buried=choices.draw(2, "profile") == 0, **rates)
+        broker = brokers[choices.draw(len(brokers), "broker")]
+        return cls(broker=broker, buried=choices.draw(2, "buried") == 0, **rates)
 
 
 class Node:
@@ -137,13 +140,13 @@ class Node:
         if fate == 1:
             await self._die(f"crashed before: {what}")
         if fate == 2:
-            world.tell(self.name, f"failed before its effect: {what}", fault=True)
+            self.suffer(f"failed before its effect: {what}")
             raise error("simulated: out of reach")
         result = await work()
         if fate == 3:
             await self._die(f"crashed after: {what}")
         if fate == 4:
-            world.tell(self.name, f"took effect, and its answer was lost: {what}", fault=True)
+            self.suffer(f"took effect, and its answer was lost: {what}")
             raise error("simulated: the answer was lost")
         return result
 
@@ -155,13 +158,19 @@ class Node:
             await asyncio.sleep(0.0005 * 4 ** choices.draw(7, "slow"))
         elif kind == 2:
             seconds = 0.5 * 2 ** choices.draw(5, "freeze")
-            world.tell(self.name, f"stands still for {seconds:g} s", fault=True)
+            self.suffer(f"stands still for {seconds:g} s")
             self.freeze(seconds)
             await asyncio.sleep(0)
         elif kind == 3:
             seconds = (0.9, -0.9, 3_600.0, -3_600.0)[choices.draw(4, "clock")]
             world.clock += seconds
             world.tell("everyone", f"the wall clock is set by {seconds:+g} s", fault=True)
+            world.wake()
+
+    def suffer(self, what: str) -> None:
+        """Tell of a fault that it meets."""
+        self.world.tell(self.name, what, fault=True)
+        self.world.stir(self.service)
 
     async def _die(self, what: str) -> None:
         self.world.crash(self, what)
@@ -191,11 +200,11 @@ class Node:
 class World:
     """What the nodes of one run live in."""
 
-    def __init__(self, seed: int, choices: Choices, loop: SimLoop, faults: Profile) -> None:
-        self.seed = seed
-        self.choices = choices
+    def __init__(self, loop: SimLoop) -> None:
+        self.seed = 0
+        self.choices = Choices(0, {})
         self.loop = loop
-        self.faults = faults
+        self.faults = Profile()
         self.faulty = False
         """Whether anything may go wrong now."""
         self.crashes = 0
@@ -207,11 +216,13 @@ class World:
         """What has happened, in order."""
         self.moved = 0.0
         """The time of the last event, commit or fault."""
-        self.shaken = 0.0
-        """The time of the last fault, or of another change of who is there."""
-        self.bells: list[tuple[Node, Callable[[], None]]] = []
+        self.stirred: dict[str, float] = {}
+        """The same for each service."""
+        self.shaken: dict[str, float] = {}
+        """The time of the last change of a service's replicas."""
+        self.bells = Bells()
         """What wakes the parts of each node that look for work."""
-        self.alarms: list[tuple[Node, Callable[[], None]]] = []
+        self.alarms = Bells()
         """What wakes those that look at the replicas and the streams."""
         self.died: Callable[[Node], None] = lambda node: None
         """Called when a node has died, to start it again."""
@@ -220,31 +231,57 @@ class World:
         """Note what happened."""
         self.story.append(Told(self.loop.time(), node, what, fault))
         if fault:
-            self.shake()
+            self.moved = self.loop.time()
 
-    def stir(self) -> None:
-        """Note that something happens; after a quiet time, have every part look."""
-        now, before = self.loop.time(), self.moved
-        self.moved = now
+    def stir(self, service: str) -> None:
+        """Note that something happens in a service; after a quiet time, have its parts look."""
+        now = self.loop.time()
+        before = self.stirred.get(service, 0.0)
+        self.moved = self.stirred[service] = now
         if now - before > BUSY:
-            self.bells = [each for each in self.bells if not each[0].dead]
-            for _, bell in self.bells:
-                bell()
+            self.bells.ring(service)
 
-    def shake(self) -> None:
-        """Note that something goes wrong, or that replicas come or go: have every part look."""
-        self.stir()
-        self.shaken = self.loop.time()
-        self.alarms = [each for each in self.alarms if not each[0].dead]
-        for _, bell in self.alarms:
-            bell()
+    def shake(self, service: str) -> None:
+        """Note that replicas of a service come or go, and have it look."""
+        self.stir(service)
+        self.shaken[service] = self.loop.time()
+        self.alarms.ring(service)
+
+    def wake(self) -> None:
+        """Have every part of every node look."""
+        for service in self.bells.services():
+            self.shake(service)
+            self.bells.ring(service)
 
     def crash(self, node: Node, what: str) -> None:
         """Let a node die."""
         self.crashes += 1
         self.tell(node.name, what, fault=True)
         node.die()
+        self.shake(node.service)
         self.died(node)
+
+
+class Bells:
+    """What wakes parts of the nodes, by service."""
+
+    def __init__(self) -> None:
+        self._hung: dict[str, list[tuple[Node, Callable[[], None]]]] = {}
+
+    def hang(self, node: Node, bell: Callable[[], None]) -> None:
+        """Add a bell of a node."""
+        self._hung.setdefault(node.service, []).append((node, bell))
+
+    def services(self) -> list[str]:
+        """Return the services that have any."""
+        return list(self._hung)
+
+    def ring(self, service: str) -> None:
+        """Ring those of the nodes of a service that live."""
+        hung = [each for each in self._hung.get(service, ()) if not each[0].dead]
+        self._hung[service] = hung
+        for _, bell in hung:
+            bell()
 
 
 class SimAmbient:
@@ -252,9 +289,15 @@ class SimAmbient:
 
     def __init__(self, world: World, node: Node | None) -> None:
         self._world = world
-        name = "" if node is None else f"{node.name} {node.life}"
-        self._random = random.Random(f"{world.seed} {name}")  # noqa: S311 - repeatable on purpose
+        self._service = "" if node is None else node.service
+        self._name = "" if node is None else f"{node.name} {node.life}"
+        self._random = random.Random()  # noqa: S311 - repeatable on purpose
         self._ids = Uuid7(self._random)
+        self.begin(world.seed)
+
+    def begin(self, seed: int) -> None:
+        """Give the identifiers and the chance of a seed from now on."""
+        self._random.seed(f"{seed} {self._name}")
 
     def now(self) -> float:
         return START + self._world.loop.time() + self._world.clock
@@ -268,10 +311,11 @@ class SimAmbient:
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         return asyncio.timeout(seconds)
 
-    def poll(self, seconds: float, *, replicas: bool = False) -> float:
+    def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
         world = self._world
-        since = world.shaken if replicas else world.moved
-        return seconds if world.loop.time() - since <= BUSY else seconds * LAZY
+        times, most = (world.shaken, SHAKEN) if replicas else (world.stirred, BUSY)
+        quiet = world.loop.time() - times.get(self._service, 0.0)
+        return min(seconds if quiet <= most else max(seconds * LAZY, quiet), due)
 
     def new_id(self) -> str:
         return self._ids.next(self.now())

@@ -84,6 +84,7 @@ class System:
         key: str | None = None,
     ) -> None:
         """Publish a record unchanged, even an invalid one."""
+        self.ambient.stir()
         stream = f"{self.name}.{service}"
         await self.broker.publish(
             [Record(stream=stream, key=key, headers=dict(headers), data=data)]
@@ -269,7 +270,7 @@ async def running(
     service. With the same ``seed`` and handlers without
     input or output of their own, two runs have the same history.
     """
-    ambient = VirtualAmbient(seed)
+    ambient = VirtualAmbient(seed, skips=True)
     broker = MemoryBroker(ambient, partitions=partitions)
     made = System(system, ambient, broker)
     made.bus.listen(made.signals.append)
@@ -290,6 +291,7 @@ async def running(
                 tracer=None if tracer is None else tracer(service.name, ambient),
             )
             await process.start()
+            store.on_commit(ambient.stir)
             stack.push_async_callback(process.drain)
             made.processes[service.name] = process
         yield made
