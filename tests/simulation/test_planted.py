@@ -10,6 +10,7 @@ import os
 import statistics
 
 import pytest
+from mended import MENDED
 from planted import CORE, USERS, charge_without_key, sound
 
 from oyez.simulation.run import run
@@ -26,6 +27,7 @@ QUICK = {
     "own_commit",
     "global_cache",
     "task_left_behind",
+    "outbox_reversed",
     "removed_before_published",
     "retry_forgets",
     "the_dead_keep_their_lease",
@@ -55,6 +57,12 @@ def test_a_bug_of_the_core_is_found(name: str) -> None:
     TOOK[name] = found.seeds
 
 
+@pytest.mark.parametrize("name", USERS)
+def test_what_is_mended_is_not_accused(name: str) -> None:
+    found = search(MENDED[name](), range(MOST or 15), shrinks=False)
+    assert found.failure is None, found.failure.failures
+
+
 def test_a_sound_system_is_not_accused() -> None:
     found = search(sound(), range(MOST or 40), shrinks=False)
     assert found.failure is None, found.failure.failures
@@ -69,7 +77,7 @@ def test_a_failure_is_made_a_short_story() -> None:
     again = search(plan, [found.seed], shrinks=False).failure
     assert again is not None
     assert again.trace == found.trace
-    short = shrink(plan, again, most=120)
+    short = shrink(again, lambda seed, tape: run(plan, seed, tape), most=120)
     assert short.failures
     faults = [each for each in short.story if each.fault]
     assert len(faults) <= 3  # one fault, and the end of all
