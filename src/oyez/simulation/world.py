@@ -80,7 +80,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             "duplicate": 0.05,
             "split": 0.3,
             "down": 0.004,
-            "freeze": 0.003,
+            "freeze": 0.008,
             "clock": 0.003,
         }
         rates = {
