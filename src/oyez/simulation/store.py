@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -204,22 +205,27 @@ class _Transaction(SqliteTransaction):
         return await super().load(keys, alone=alone)
 
     async def commit(self, changes: Changes) -> None:
-        node, database = self._node, self._database
-        world = node.world
+        node, file = self._node, self._database.file
+        context = copy_context()
 
         async def work() -> None:
+            # The node may die or stand still before it hears of what the database has done.
+            file.tell(changes, lambda: context.run(self._committed, changes))
             try:
                 await super(_Transaction, self).commit(changes)
             except Fenced:
-                world.shake(node.service)
+                node.world.shake(node.service)
                 raise
             self._opened.pop(self, None)
-            if changes.claim is None and not changes.announced:
-                world.shake(node.service)  # a claim was made or given up
-            world.stir(node.service)
-            database.committed(node, changes)
 
         await node.call("commit", f"commit of {describe(changes)}", work, store_error)
+
+    def _committed(self, changes: Changes) -> None:
+        node = self._node
+        if changes.claim is None and not changes.announced:
+            node.world.shake(node.service)  # a claim was made or given up
+        node.world.stir(node.service)
+        self._database.committed(node, changes)
 
     async def rollback(self) -> None:
         self._opened.pop(self, None)
@@ -295,6 +301,19 @@ class _Queue(Queue):
 
     context: Any = None
 
+    def __init__(self, writer: Writer, *, hold: bool, rang: Callable[[], None]) -> None:
+        super().__init__(writer, hold=hold, rang=rang)
+        self.told: dict[int, Callable[[], None]] = {}
+        """What hears of a commit as soon as it is made, by the id of its changes."""
+
+    def _deliver(self) -> None:
+        for entry, _, error in self.writer.group.done:
+            changes = getattr(entry.job, "keywords", {}).get("changes")
+            told = self.told.pop(id(changes), None)
+            if told is not None and error is None:
+                told()
+        super()._deliver()
+
     def add(self, entry: Write[Any] | Turn) -> None:
         """Append an entry."""
         if self._pump is None or self._pump.done():
@@ -313,7 +332,11 @@ class _File(SqliteFile):
         self._writer: _Writer = _Writer(self.path, image)
         queue = _Queue(self._writer, hold=False, rang=self._wrote)
         queue.context = context
-        self._queue = queue
+        self._queue = self._told_by = queue
+
+    def tell(self, changes: Changes, told: Callable[[], None]) -> None:
+        """Call back when these changes are committed, which are about to be."""
+        self._told_by.told[id(changes)] = told
 
     def image(self) -> bytes:
         """Return all data, as it is committed."""
