@@ -89,6 +89,16 @@ def test_without_faults_all_is_tame() -> None:
     assert [each.what for each in result.story if each.fault] == ["nothing goes wrong any more"]
 
 
+def test_a_quiet_hour_takes_few_steps() -> None:
+    async def scenario(sim: Sim) -> None:
+        await sim.sleep(3_500.0)
+
+    result = run(msgspec.structs.replace(sound(), scenario=scenario, faults=()), 0)
+    assert result.failures == []
+    assert result.virtual > 3_500.0
+    assert result.steps < 2_500  # with the pauses of production more than 100,000
+
+
 @pytest.mark.parametrize("what", ["time.sleep", "a thread", "a network connection"])
 def test_the_real_world_is_refused(what: str) -> None:
     service = Service("pay")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import apsw
 
+from oyez import tables
 from oyez.ambient import Ambient, SystemAmbient
 from oyez.errors import Fenced
 from oyez.ports import (
@@ -191,9 +192,12 @@ class _Transaction(SqliteTransaction):
         self._database = database
         self._node = node
         self._opened = opened
+        self._claims = False
+        """Whether it may claim something."""
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         await self._query()
+        self._claims = self._claims or sql == tables.CLAIM
         return await super().fetch(sql, parameters, before)
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
@@ -222,9 +226,10 @@ class _Transaction(SqliteTransaction):
 
     def _committed(self, changes: Changes) -> None:
         node = self._node
-        if changes.claim is None and not changes.announced:
-            node.world.shake(node.service)  # a claim was made or given up
-        node.world.stir(node.service)
+        if self._claims or any(sql == tables.RELEASE for sql, _ in changes.writes):
+            node.world.shake(node.service)
+        elif changes.claim is not None or changes.announced or changes.ring:
+            node.world.stir(node.service)  # and not for what is tidied up now and then
         self._database.committed(node, changes)
 
     async def rollback(self) -> None:
