@@ -58,8 +58,10 @@ def command(identity: str, file: Path | None, as_json: bool) -> None:
     if file is not None:
         events = run_async(export(project, found.journeys))
         _write(file, written(events))
-        told = f"{len(events)} events written to {file}"
-        print_json({"events": len(events), "file": str(file)}) if as_json else print_line(told)
+        if as_json:
+            print_json({"events": len(events), "file": str(file)})
+        else:
+            print_line(f"{len(events)} events written to {file}")
         return
     if as_json:
         value = as_value(found)

@@ -74,7 +74,8 @@ def command(
     found = search(plan, wanted, jobs=jobs if seed is None else 0, minutes=minutes)
     again = ""
     if found.shrunk is not None:
-        asked = {"--faults": faults, "--broker": broker, "--replay": file and str(file)}
+        replay = None if file is None else str(file)
+        asked = {"--faults": faults, "--broker": broker, "--replay": replay}
         again = _again(found.shrunk.seed, asked, replicas)
     if as_json:
         print_json(_value(found, again))
