@@ -47,13 +47,39 @@ class Books(msgspec.Struct, frozen=True):
         return "held" if _is_held(order) else "open"
 
 
+class Inside(msgspec.Struct, frozen=True, kw_only=True):
+    """What the services' stores hold."""
+
+    orders: dict[str, dict[str, Any]]
+    """By id, each with its ``history``: the time of each stage."""
+    lines: list[dict[str, Any]]
+    stock: list[dict[str, Any]]
+    unfinished: dict[str, dict[str, int]]
+    """Events that are not settled, by service and what they are."""
+
+
+class Outside(msgspec.Struct, frozen=True, kw_only=True):
+    """What the servers outside the shop hold."""
+
+    ledger: dict[str, Any]
+    mails: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+
+
 async def audit(project: Project, accepted: Iterable[str], guests: Path | None = None) -> Books:
     """Look at everything once.
 
     ``accepted``: the orders that were answered with 202; ``guests``: the folder of the guests'
     stores, if there are any.
     """
-    stores = {name: project.store(name) for name in project.config.services}
+    inside = await look_inside(project, project.config.services)
+    found = await look_outside(project)
+    return balance(inside, found, accepted, read_ledger(guests) if guests else None)
+
+
+async def look_inside(project: Project, services: Iterable[str]) -> Inside:
+    """Read the stores of these services."""
+    stores = {name: project.store(name) for name in services}
     for store in stores.values():
         await store.open()
     try:
@@ -69,20 +95,34 @@ async def audit(project: Project, accepted: Iterable[str], guests: Path | None =
     finally:
         for store in stores.values():
             await store.close()
+    return Inside(orders=found, lines=list(lines), stock=list(stock), unfinished=unfinished)
+
+
+async def look_outside(project: Project) -> Outside:
+    """Ask the servers outside the shop."""
     async with httpx.AsyncClient(timeout=30.0) as client:
         provider, mailbox, sms = (outside(project, name) for name in ("provider", "mailbox", "sms"))
-        ledger = (await client.get(f"{provider}/ledger")).json()
-        mails = (await client.get(f"{mailbox}/messages.json")).json()
-        texts = (await client.get(f"{sms}/messages")).json()
+        return Outside(
+            ledger=(await client.get(f"{provider}/ledger")).json(),
+            mails=(await client.get(f"{mailbox}/messages.json")).json(),
+            texts=(await client.get(f"{sms}/messages")).json(),
+        )
+
+
+def balance(
+    inside: Inside, outside: Outside, accepted: Iterable[str], guests: Ledger | None = None
+) -> Books:
+    """Return what does not add up."""
+    found, ledger = inside.orders, outside.ledger
     return Books(
         found,
         [
             *_check_orders(found, accepted),
             *_check_money(found, ledger),
-            *_check_stock(found, lines, stock),
-            *_check_notices(found, mails, texts),
-            *_check_unfinished(unfinished),
-            *(_check_guests(found, ledger, read_ledger(guests)) if guests else ()),
+            *_check_stock(found, inside.lines, inside.stock),
+            *_check_notices(found, outside.mails, outside.texts),
+            *_check_unfinished(inside.unfinished),
+            *(_check_guests(found, ledger, guests) if guests else ()),
         ],
     )
 
@@ -158,7 +198,9 @@ def _check_stock(
     sold: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     for line in lines:
-        order = orders[line["order_id"]]
+        order = orders.get(line["order_id"])
+        if order is None:
+            continue  # lost, which is a problem of its own
         if order["shipped"]:
             sold[line["sku"]] += line["quantity"]
         elif _is_held(order):
