@@ -20,12 +20,14 @@ class Echo:
 
     def __init__(self) -> None:
         self.connections = 0
+        self.heard = 0
         self.ended = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
             while data := await reader.read(65536):
+                self.heard += len(data)
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
@@ -142,6 +144,29 @@ async def test_stall_accepts_connections_that_reach_nobody(proxy, connect, echo)
     assert echo.connections == 0
     proxy.restore()
     assert await said(reader, 5) == b"hello"
+
+
+async def test_mute_lets_the_server_hear_what_is_never_answered(proxy, connect, echo):
+    reader, writer = await connect()
+    writer.write(b"before")
+    assert await said(reader, 6) == b"before"
+    proxy.mute()
+    writer.write(b"commit")
+    while echo.heard < 12:
+        await asyncio.sleep(0.01)
+    assert await hears_nothing(reader)
+    proxy.cut()
+    with pytest.raises(ConnectionResetError):
+        await said(reader, 6)
+
+
+async def test_answers_that_were_held_arrive_when_it_is_restored(proxy, connect):
+    reader, writer = await connect()
+    proxy.mute()
+    writer.write(b"late")
+    assert await hears_nothing(reader)
+    proxy.restore()
+    assert await said(reader, 4) == b"late"
 
 
 async def test_cut_ends_a_stalled_connection(proxy, connect):

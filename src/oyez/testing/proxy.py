@@ -40,6 +40,8 @@ class Proxy:
         self._delay = 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._socket: socket.socket | None = None
         self._port = listen
         self._listening = False
@@ -79,7 +81,17 @@ class Proxy:
         """Work again: accept connections, pass on the held bytes, delay nothing."""
         self._delay = 0.0
         self._flowing.set()
+        self._answering.set()
         self._listen()
+
+    def mute(self) -> None:
+        """Pass on what clients send, and hold every answer, as when one direction is lost.
+
+        The server does what it is asked, and nobody hears of it: after `cut` the answers are gone,
+        after `restore` they arrive.
+        """
+        self._listen()
+        self._answering.clear()
 
     def stall(self) -> None:
         """Accept and keep connections but pass no byte and no end, as when the route is lost.
@@ -166,7 +178,7 @@ class Proxy:
             sides.append(server_writer)
             async with asyncio.TaskGroup() as directions:
                 directions.create_task(self._pass(reader, server_writer))
-                directions.create_task(self._pass(server_reader, writer, count=True))
+                directions.create_task(self._pass(server_reader, writer, answers=True))
         except* OSError:
             for side in sides:
                 _reset(side)
@@ -176,12 +188,12 @@ class Proxy:
                 side.close()
 
     async def _pass(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, count: bool = False
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False
     ) -> None:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
         async with asyncio.TaskGroup() as ends:
             ends.create_task(self._take(source, under_way))
-            ends.create_task(self._give(under_way, sink, count))
+            ends.create_task(self._give(under_way, sink, answers))
 
     async def _take(
         self, source: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]]
@@ -196,19 +208,21 @@ class Proxy:
         self,
         under_way: asyncio.Queue[tuple[float, bytes]],
         sink: asyncio.StreamWriter,
-        count: bool,
+        answers: bool,
     ) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             due, data = await under_way.get()
             await asyncio.sleep(due - clock())
             await self._flowing.wait()
+            if answers:
+                await self._answering.wait()
             if not data:
                 sink.write_eof()
                 return
             sink.write(data)
             await sink.drain()
-            if count:
+            if answers:
                 self.received += len(data)
 
 
