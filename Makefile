@@ -11,6 +11,7 @@ TESTS  ?=
 EXAMPLES = $(patsubst %/run.py,%,$(wildcard examples/*/run.py))
 
 .PHONY: capabilities help demo example deploy-test services services-down observe test check format bench lock clean dist matrix site supply
+.PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean dist matrix site supply torture
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -55,6 +56,10 @@ observe: $(VENV)/.ready-dev  ## Prometheus, Jaeger and Grafana on the running sh
 deploy-test: $(VENV)/.ready-dev  ## run what `oyez deploy` writes on a real cluster; STRICT=1 fails on a skip
 	@scripts/system-packages buildah mmdebstrap
 	@STRICT="$(STRICT)" PYTHON=$(BIN)/python scripts/deploy-test $(ARGS)
+
+torture: $(VENV)/.ready-dev  ## the shop under injected faults; ARGS="--part kills --broker nats --store postgresql --kills 100 --seed 7"
+	@scripts/system-packages strace gcc libc6-dev
+	@STRICT="$(STRICT)" PYTHON=$(BIN)/python scripts/torture $(ARGS)
 
 test: $(VENV)/.ready-dev  ## run every test this machine can run; STRICT=1 fails on a skip
 	@STRICT="$(STRICT)" $(BIN)/python -m pytest $(TESTS)

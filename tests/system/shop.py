@@ -21,13 +21,15 @@ SERVICES = ("orders", "inventory", "payments", "shipping", "notifications")
 class Shop:
     """A running shop, with the supervisor's log read as it comes."""
 
-    def __init__(self, root: Path, ports: dict[str, int], environment: dict[str, str]) -> None:
+    def __init__(
+        self, root: Path, ports: dict[str, int], environment: dict[str, str], log: Path
+    ) -> None:
         self.root = root
         self.ports = ports
         self.pids: dict[str, int] = {}
         self.spawned = 0
         self.lines: list[dict[str, object]] = []
-        self._log = root / "dev.log"
+        self._log = log
         self._read = 0
         self.environment = {
             **os.environ,
@@ -45,8 +47,9 @@ class Shop:
         return f"http://127.0.0.1:{self.ports['8080']}"
 
     def start(self) -> None:
-        """Start it and wait until it is up."""
+        """Start it, or start it again, and wait until it is up."""
         output = self._log.open("w")
+        self.lines, self._read = [], 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "oyez", "dev", "--no-reload", "--json"],
             cwd=self.root,
@@ -61,6 +64,21 @@ class Shop:
         """Stop it in order; the supervisor's exit code."""
         self._process.terminate()
         return self._process.wait(60)
+
+    def crash(self) -> None:
+        """``kill -9`` all of it, as when the machine goes, and wait until nothing of it is left."""
+        self.refresh()
+        pids = [self._process.pid, *self.pids.values()]
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._process.wait(60)
+        end = time.monotonic() + 60
+        while any(_lives(pid) for pid in pids):
+            assert time.monotonic() < end, "killed processes are still there"
+            _pause()
 
     def kill(self, service: str) -> None:
         """``kill -9`` a process of the shop, and wait until the supervisor has started another."""
@@ -137,8 +155,9 @@ def copy_shop(
     *,
     replicas: dict[str, int] | None = None,
     environment: dict[str, str] | None = None,
+    log: Path | None = None,
 ) -> Shop:
-    """The shop's files in ``folder``, on free ports, not started."""
+    """The shop's files in ``folder``, on free ports, not started; ``log`` is by default there."""
     root = folder / "shop"
     shutil.copytree(SOURCE, root, ignore=shutil.ignore_patterns(".oyez", "__pycache__", "tests"))
     known = ("8080", "8101", "8090", "8025", "8026", "8091", "8081", "8092")
@@ -149,7 +168,7 @@ def copy_shop(
     for service, count in (replicas or {}).items():
         toml = toml.replace(f"[services.{service}]", f"[services.{service}]\nreplicas = {count}")
     (root / "oyez.toml").write_text(toml)
-    return Shop(root, ports, environment or {})
+    return Shop(root, ports, environment or {}, log or root / "dev.log")
 
 
 def free_ports(count: int) -> list[int]:
@@ -161,6 +180,14 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def _pause() -> None:

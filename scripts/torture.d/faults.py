@@ -1,0 +1,510 @@
+"""What is done to a running system: each fault is a class with a name, counted when it has fired.
+
+`Fault.strike` does it and returns when the cause is gone: what the journal calls its end, from
+which recovery is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, ClassVar, Literal
+from uuid import uuid4
+
+import httpx
+import msgspec
+from evidence import POISON, SHOP, WITNESS
+from system_calls import ATTACHES, CHANGES, Point, points, threads, traced
+from transactions import inside
+
+from oyez.envelope import Envelope, format_time
+from oyez.inspection import history
+from oyez.ports import Record
+from oyez.testing.proxy import Proxy
+
+if TYPE_CHECKING:
+    from campaign import Run
+
+SERVICES = (*SHOP, WITNESS)
+IN_TRANSACTIONS = ("pwrite64", "fdatasync", "fsync")
+"""System calls that SQLite makes inside a transaction alone."""
+AIMED = 2.0
+"""Seconds for which a kill waits for a transaction to land in."""
+
+
+class Fault(ABC):
+    """One kind of harm."""
+
+    name: str
+
+    @abstractmethod
+    async def strike(self, run: Run) -> dict[str, object] | None:
+        """Do it, and undo its cause; what there is to say of it."""
+
+    async def fire(self, run: Run) -> None:
+        """Strike, and write down that it was done."""
+        began = time.time()
+        told = await self.strike(run) or {}
+        run.journal.write("fault", name=self.name, began=began, **({"ended": time.time()} | told))
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+class Kill(Fault):
+    """``kill -9`` of a process of the shop, every other time inside a transaction of its store."""
+
+    name = "kill"
+
+    def __init__(self, processes: tuple[str, ...] = (*SERVICES, "gateway")) -> None:
+        self._processes = processes
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        process = run.one_of(run.chance.choice(self._processes))
+        aimed = run.chance.random() < 0.75
+        pid, within = await _stopped(run, process, AIMED if aimed else 0.0)
+        os.kill(pid, signal.SIGKILL)
+        ended = time.time()
+        await run.respawned(process, pid)
+        return {"process": process, "inside": within, "ended": ended}
+
+
+async def _stopped(run: Run, process: str, patience: float) -> tuple[int, bool]:
+    """Freeze a process, in a transaction if it has one within so many seconds."""
+    service = process.partition(".")[0]
+    end = time.monotonic() + (patience if service in SERVICES else 0.0)
+    while True:
+        pid = run.pid(process)
+        os.kill(pid, signal.SIGSTOP)
+        within = service in SERVICES and await inside(run, service, pid)
+        if within or time.monotonic() > end:
+            return pid, within
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(run.chance.uniform(0, 0.01))
+
+
+class Terminate(Fault):
+    """SIGTERM, every other time inside a transaction, which it then has to end well."""
+
+    name = "terminate"
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        process = run.one_of(run.chance.choice(SERVICES))
+        pid, within = await _stopped(run, process, AIMED if run.chance.random() < 0.5 else 0.0)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        ended = time.time()
+        await run.respawned(process, pid)
+        return {"process": process, "inside": within, "ended": ended}
+
+
+class Freeze(Fault):
+    """A replica that is stopped past its lease, and goes on when another has its partitions."""
+
+    name = "freeze"
+    seconds = 5.0
+    """Longer than the lease of a service, which is 3 s."""
+
+    def __init__(self, services: tuple[str, ...]) -> None:
+        self._services = services
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        process = run.one_of(run.chance.choice(self._services))
+        pid = run.pid(process)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(self.seconds)
+        os.kill(pid, signal.SIGCONT)
+        return {"process": process}
+
+
+class JoinAndLeave(Fault):
+    """A replica more, which joins, takes partitions, and leaves: told to, or killed."""
+
+    name = "join and leave"
+    services = ("inventory", "payments", "shipping", "notifications", WITNESS)
+    """Those that have no address of their own."""
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        service = run.chance.choice(self.services)
+        number = run.chance.choice((signal.SIGTERM, signal.SIGKILL))
+        member = subprocess.Popen(
+            [sys.executable, "-m", "oyez", "run", service],
+            cwd=run.shop.root,
+            env=run.shop.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        await asyncio.sleep(run.chance.uniform(0.7, 2.0))
+        member.send_signal(number)
+        await asyncio.to_thread(member.wait, 30)
+        return {"service": service, "signal": number.name}
+
+
+# -- load and events -------------------------------------------------------------------------------
+
+
+class Overload(Fault):
+    """A hundred orders at the same moment."""
+
+    name = "overload"
+
+    async def strike(self, run: Run) -> None:
+        await run.customers.rush(100)
+
+
+class Weather(Fault):
+    """A slow or failing consumer: what Payments calls crawls, answers errors, or is away."""
+
+    name = "slow consumer"
+    seconds = 3.0
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        mode = run.chance.choice(("slow", "errors", "down"))
+        provider = f"http://127.0.0.1:{run.shop.ports['8090']}"
+        async with httpx.AsyncClient(base_url=provider, timeout=10.0) as client:
+            (await client.post("/weather", json={"mode": mode})).raise_for_status()
+            await asyncio.sleep(self.seconds)
+            (await client.post("/weather", json={"mode": "fair"})).raise_for_status()
+        return {"mode": mode}
+
+
+class Poison(Fault):
+    """An event that harms whoever handles it, on the stream of the orders."""
+
+    def __init__(self, how: Literal["raise", "hang", "exit", "exhaust"]) -> None:
+        self.name = f"poison: {how}"
+        self._how = how
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        system, key, event_id = run.project.config.system.name, uuid4().hex, str(uuid4())
+        event = Envelope(
+            id=event_id,
+            source=f"/{system}/torture",
+            type=POISON,
+            subject=key,
+            time=format_time(time.time()),
+        )
+        data = msgspec.json.encode({"key": key, "how": self._how})
+        record = Record(stream=f"{system}.orders", key=key, headers=event.headers(), data=data)
+        async with run.project.opened_broker(group=False) as broker:
+            await broker.publish([record])
+        run.journal.write("injected", what=POISON, event=event_id)
+        return {"event": event_id}
+
+
+class Duplicate(Fault):
+    """Events that the broker has had already, again, late and in another order."""
+
+    name = "duplicate"
+    at_once = 20
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        found: list[Record] = []
+        prefix = f"{run.project.config.system.name}."
+        async with run.project.opened_broker() as broker:
+            if not broker.capabilities.history:
+                return {"events": 0}
+            places = await history.ends(broker, await history.streams(broker))
+            own = {place: end for place, end in places.items() if place[0].startswith(prefix)}
+            await history.scan(broker, own, found.append)
+            facts = [each for each in found if each.headers.get("type") != POISON]
+            again = run.chance.sample(facts, min(self.at_once, len(facts)))
+            await broker.publish(
+                [
+                    Record(stream=each.stream, key=each.key, headers=each.headers, data=each.data)
+                    for each in again
+                ]
+            )
+        return {"events": len(again)}
+
+
+# -- servers ---------------------------------------------------------------------------------------
+
+
+class ServerKilled(Fault):
+    """``kill -9`` of a server, which is started again at once."""
+
+    def __init__(self, server: str) -> None:
+        self.name = f"{server} killed"
+        self.server = server
+
+    async def strike(self, run: Run) -> None:
+        await asyncio.to_thread(run.servers.kill, self.server)
+        await asyncio.to_thread(run.servers.start, self.server)
+
+
+class ServerDown(ServerKilled):
+    """A server that is away for some seconds."""
+
+    seconds = 5.0
+
+    def __init__(self, server: str) -> None:
+        super().__init__(server)
+        self.name = f"{server} down"
+
+    async def strike(self, run: Run) -> None:
+        await asyncio.to_thread(run.servers.kill, self.server)
+        await asyncio.sleep(self.seconds)
+        await asyncio.to_thread(run.servers.start, self.server)
+
+
+class DownInRecovery(ServerKilled):
+    """A server that is killed again while the services recover from its first end."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(server)
+        self.name = f"{server} down in recovery"
+
+    async def strike(self, run: Run) -> None:
+        for _ in range(2):
+            await asyncio.to_thread(run.servers.kill, self.server)
+            await asyncio.to_thread(run.servers.start, self.server)
+            await asyncio.sleep(run.chance.uniform(0, 0.5))
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+class LinkFault(Fault):
+    """Something is wrong with the way to a broker, a store or the payment provider."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, link: str) -> None:
+        self.name = f"{self.kind}: {link}"
+        self._link = link
+
+    async def strike(self, run: Run) -> None:
+        link = run.links[self._link]
+        try:
+            await self.harm(link, run.chance.uniform(0.5, 4.0))
+        finally:
+            link.restore()
+
+    @abstractmethod
+    async def harm(self, link: Proxy, seconds: float) -> None:
+        """Do it for so many seconds; `strike` restores the link."""
+
+
+class Partition(LinkFault):
+    """Connections are reset, and none is accepted."""
+
+    kind = "partition"
+
+    async def harm(self, link: Proxy, seconds: float) -> None:
+        link.cut()
+        await asyncio.sleep(seconds)
+
+
+class HalfOpen(LinkFault):
+    """Connections stay, and no byte passes."""
+
+    kind = "half-open"
+
+    async def harm(self, link: Proxy, seconds: float) -> None:
+        link.stall()
+        await asyncio.sleep(seconds)
+
+
+class Reset(LinkFault):
+    """Connections are reset, and new ones work."""
+
+    kind = "reset"
+
+    async def harm(self, link: Proxy, seconds: float) -> None:
+        link.cut()
+
+
+class Delay(LinkFault):
+    """Every byte is late."""
+
+    kind = "delay"
+
+    async def harm(self, link: Proxy, seconds: float) -> None:
+        link.delay(0.2)
+        await asyncio.sleep(seconds)
+
+
+class LostReply(LinkFault):
+    """What is asked arrives, and no answer comes back before the connection is reset.
+
+    Among what is asked are commits: they are made, and nobody hears of it.
+    """
+
+    kind = "lost reply"
+
+    async def harm(self, link: Proxy, seconds: float) -> None:
+        link.mute()
+        await asyncio.sleep(seconds / 4)
+        link.cut()
+
+
+# -- clocks ----------------------------------------------------------------------------------------
+
+
+class ClockMoved(Fault):
+    """The wall clock of every process of the shop is wrong by some hours for some seconds."""
+
+    seconds = 4.0
+
+    def __init__(self, hours: int) -> None:
+        self.name = f"clock {hours:+d} h"
+        self._hours = hours
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        clock = run.ground.clock
+        assert clock is not None
+        clock.move(self._hours * 3_600)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            clock.move(0)
+        return {"clock": True}
+
+
+# -- disks -----------------------------------------------------------------------------------------
+
+
+class PowerLost(Fault):
+    """The file system of a store or broker is shut down: what was not flushed is gone.
+
+    All that uses it ends with it, the file system is mounted again, and they are started.
+    """
+
+    name = "power lost"
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        assert run.disk is not None
+        on_disk = run.servers.names
+        if not on_disk:
+            within = await _in_any_transaction(run)
+            run.disk.lose_power()
+            await asyncio.to_thread(run.shop.crash)
+            await asyncio.to_thread(run.disk.remount)
+            ended = time.time()
+            await asyncio.to_thread(run.shop.start)
+            return {"inside": within, "ended": ended}
+        run.disk.lose_power()
+        for server in on_disk:
+            await asyncio.to_thread(run.servers.kill, server)
+        await asyncio.to_thread(run.disk.remount)
+        for server in on_disk:
+            await asyncio.to_thread(run.servers.start, server)
+        return {}
+
+
+async def _in_any_transaction(run: Run) -> bool:
+    """Wait, not for long, until a service is inside a transaction; whether one is."""
+    process = run.chance.choice(SERVICES)
+    pid, within = await _stopped(run, process, AIMED)
+    os.kill(pid, signal.SIGCONT)
+    return within
+
+
+class DiskFull(Fault):
+    """The file system has no byte left for some seconds."""
+
+    name = "disk full"
+    seconds = 3.0
+
+    async def strike(self, run: Run) -> None:
+        assert run.disk is not None
+        with run.disk.filled():
+            await asyncio.sleep(self.seconds)
+
+
+class Errors(Fault):
+    """A service's writes and flushes of files fail for a second, by strace."""
+
+    seconds = 1.0
+
+    def __init__(self, error: Literal["EIO", "ENOSPC"]) -> None:
+        self.name = f"writes fail: {error}"
+        self._error = error
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        process = run.chance.choice(SERVICES)
+        harm = f"error={self._error}"
+        async with traced(run.pid(process), ",".join(IN_TRANSACTIONS), harm=harm) as log:
+            await asyncio.sleep(self.seconds)
+        failed = "".join(log).count("(INJECTED)")
+        return {"process": process, "failed": failed}
+
+
+class KillAtSystemCall(Fault):
+    """``kill -9`` of a service at each of the system calls of one order that change something.
+
+    One order shows which there are, thread by thread; each later order dies at the next of them.
+    """
+
+    name = "kill at a system call"
+
+    def __init__(self) -> None:
+        self._points: list[Point] | None = None
+        self._threads: dict[str, int] = {}
+
+    async def strike(self, run: Run) -> dict[str, object]:
+        if self._points is None:
+            self._points = await self._look(run)
+            run.journal.write("points", count=len(self._points))
+        if not self._points:
+            raise Exhausted
+        point = self._points.pop(0)
+        pid = await self._whole(run, point.process)
+        thread, harm = threads(pid)[point.thread], f"signal=KILL:when={point.nth}"
+        async with traced(thread, point.syscall, harm=harm, follow=False):
+            order = asyncio.create_task(run.customers.order())
+            killed = await run.gone(pid, self.patience)
+        ended = time.time()
+        if killed:
+            await run.respawned(point.process, pid)
+        await order
+        await run.settled()
+        return {
+            "process": point.process,
+            "point": f"{point.syscall} {point.nth} of thread {point.thread}",
+            "killed": killed,
+            "inside": killed and point.syscall in IN_TRANSACTIONS,
+            "ended": ended,
+        }
+
+    patience = 2.0
+    """Seconds for which an order may take to the point; some orders are shorter than the first."""
+
+    async def _look(self, run: Run) -> list[Point]:
+        for process in SERVICES:
+            self._threads[process] = len(threads(run.pid(process)))
+        async with AsyncExitStack() as logs:
+            read = {}
+            for process in SERVICES:
+                pid = run.pid(process)
+                log = await logs.enter_async_context(traced(pid, ",".join(CHANGES)))
+                read[process] = (threads(pid), log)
+            await run.customers.order()
+            await run.settled()
+        found = [
+            point
+            for process, (order, log) in read.items()
+            for point in points(process, order, "".join(log))
+        ]
+        run.chance.shuffle(found)
+        return found
+
+    async def _whole(self, run: Run, process: str) -> int:
+        """Wait until a process has all its threads; its number."""
+        end = time.monotonic() + ATTACHES
+        while len(threads(pid := run.pid(process))) < self._threads[process]:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{process} has fewer threads than it had")
+            await asyncio.sleep(0.05)
+        return pid
+
+
+class Exhausted(Exception):
+    """There is nothing more of this fault to fire."""
