@@ -228,7 +228,7 @@ def alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit("deploy-test: another run is at work in this folder") from None
+            raise SystemExit(f"another run is at work: it holds {path}") from None
         yield
 
 

@@ -48,8 +48,10 @@ def main() -> int:
     if world.inside():
         world.run(["ip", "link", "set", "lo", "up"])
     WORK.mkdir(exist_ok=True)
-    with world.alone(WORK / "lock"):
-        failures = [_failed(run, options) for run in runs]
+    failures = []
+    for run in runs:
+        with world.alone(WORK / f"{'-'.join(run)}.lock"):
+            failures.append(_failed(run, options))
     return int(any(failures))
 
 
@@ -60,7 +62,7 @@ def _failed(run: tuple[str, str, str], options: argparse.Namespace) -> bool:
     if lacks:
         print(f"{name} on {broker} and {store}: skipped, {lacks}", flush=True)
         return bool(os.environ.get("STRICT"))
-    folder = WORK / f"{name}-{broker}-{store}"
+    folder = WORK / "-".join(run)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         result = asyncio.run(_play(run, folder, options))

@@ -49,8 +49,6 @@ class Run:
         # Past the proxies: what looks on is not to be harmed.
         self.project = Project(load(shop.root, {**os.environ, **ground.environment}))
         self.customers = Customers(shop.url, journal, self.chance, f"torture-{seed}")
-        self.fired: dict[str, int] = {}
-        """How often each fault has fired."""
         self._trading: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         self._database: asyncpg.Connection | None = None
@@ -80,7 +78,6 @@ class Run:
         if self._trading is not None and self._trading.done():
             self._trading.result()
         await fault.fire(self)
-        self.fired[fault.name] = self.fired.get(fault.name, 0) + 1
 
     async def drain(self) -> Evidence:
         """Let the customers finish, and wait until all is settled; what there is then."""
@@ -94,6 +91,7 @@ class Run:
             seconds = time.monotonic() - calm
             if evidence is not None and not _open(evidence):
                 self.journal.write("drained", seconds=seconds)
+                await asyncio.sleep(2 * EVERY)  # what the processes use at rest is sampled, too
                 break
             if seconds > DRAINS + LOOK:
                 break
@@ -206,6 +204,8 @@ async def running(
         journal.write("run", seed=seed, broker=ground.broker, store=ground.store)
         run = Run(ground, shop, journal, seed)
         await asyncio.to_thread(shop.start)
+        if ground.disk is not None:
+            ground.disk.flush()
         sampling = asyncio.create_task(run.sample())
         try:
             yield run

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from statistics import median
 from typing import Literal
 
 import msgspec
@@ -27,7 +26,7 @@ SHOWN = 5
 LONG_LIVED = 20
 """Samples of a process that tell whether it grows."""
 GROWTH = {"rss": (1.2, 16 * 2**20), "descriptors": (1.0, 16), "threads": (1.0, 8)}
-"""What a process may grow by from its first third to its last: a factor, and so much more."""
+"""What a process may grow by from its second third to its last: a factor, and so much more."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -311,9 +310,10 @@ def processes_stay_flat(evidence: Evidence) -> Iterator[str]:
             continue
         third = len(samples) // 3
         for what, (factor, more) in GROWTH.items():
-            # The first samples see a process that has not yet done everything once.
-            first = median(sample[what] for sample in samples[third : 2 * third])
-            last = median(sample[what] for sample in samples[2 * third :])
+            # The first third sees a process that has not yet done everything once. The floor
+            # tells a leak from a backlog, which takes connections while it is worked off.
+            first = min(sample[what] for sample in samples[third : 2 * third])
+            last = min(sample[what] for sample in samples[2 * third :])
             if last > first * factor + more:
                 yield f"{what} of {process} ({pid}) from {first:.0f} to {last:.0f}"
 

@@ -48,10 +48,12 @@ class Fault(ABC):
         """Do it, and undo its cause; what there is to say of it."""
 
     async def fire(self, run: Run) -> None:
-        """Strike, and write down that it was done."""
+        """Strike, and write down that it was done, or that it missed."""
         began = time.time()
         told = await self.strike(run) or {}
-        run.journal.write("fault", name=self.name, began=began, **({"ended": time.time()} | told))
+        told.setdefault("ended", time.time())
+        kind = "missed" if told.pop("missed", False) else "fault"
+        run.journal.write(kind, name=self.name, began=began, **told)
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ class ClockMoved(Fault):
 class PowerLost(Fault):
     """The file system of a store or broker is shut down: what was not flushed is gone.
 
-    All that uses it ends with it, the file system is mounted again, and they are started.
+    All that uses it has ended with it, the file system is mounted again, and they are started.
     """
 
     name = "power lost"
@@ -382,28 +384,26 @@ class PowerLost(Fault):
     async def strike(self, run: Run) -> dict[str, object]:
         assert run.disk is not None
         on_disk = run.servers.names
-        if not on_disk:
+        within = False
+        if on_disk:
+            for server in on_disk:
+                await asyncio.to_thread(run.servers.kill, server)
+        else:
             within = await _in_any_transaction(run)
-            run.disk.lose_power()
             await asyncio.to_thread(run.shop.crash)
-            await asyncio.to_thread(run.disk.remount)
-            ended = time.time()
-            await asyncio.to_thread(run.shop.start)
-            return {"inside": within, "ended": ended}
         run.disk.lose_power()
-        for server in on_disk:
-            await asyncio.to_thread(run.servers.kill, server)
-        await asyncio.to_thread(run.disk.remount)
+        run.disk.remount()
+        ended = time.time()
         for server in on_disk:
             await asyncio.to_thread(run.servers.start, server)
-        return {}
+        if not on_disk:
+            await asyncio.to_thread(run.shop.start)
+        return {"inside": within, "ended": ended}
 
 
 async def _in_any_transaction(run: Run) -> bool:
-    """Wait, not for long, until a service is inside a transaction; whether one is."""
-    process = run.chance.choice(SERVICES)
-    pid, within = await _stopped(run, process, AIMED)
-    os.kill(pid, signal.SIGCONT)
+    """Wait, not for long, until a service is inside a transaction, and leave it there frozen."""
+    _, within = await _stopped(run, run.chance.choice(SERVICES), AIMED)
     return within
 
 
@@ -447,6 +447,7 @@ class KillAtSystemCall(Fault):
 
     def __init__(self) -> None:
         self._points: list[Point] | None = None
+        self._again: set[Point] = set()
         self._threads: dict[str, int] = {}
 
     async def strike(self, run: Run) -> dict[str, object]:
@@ -464,18 +465,21 @@ class KillAtSystemCall(Fault):
         ended = time.time()
         if killed:
             await run.respawned(point.process, pid)
+        elif point not in self._again:
+            self._again.add(point)
+            self._points.append(point)
         await order
         await run.settled()
         return {
             "process": point.process,
             "point": f"{point.syscall} {point.nth} of thread {point.thread}",
-            "killed": killed,
+            "missed": not killed,
             "inside": killed and point.syscall in IN_TRANSACTIONS,
             "ended": ended,
         }
 
     patience = 2.0
-    """Seconds for which an order may take to the point; some orders are shorter than the first."""
+    """Seconds that an order has to reach the point; one that makes fewer calls has another go."""
 
     async def _look(self, run: Run) -> list[Point]:
         for process in SERVICES:

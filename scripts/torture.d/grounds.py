@@ -92,6 +92,10 @@ class Disk:
         _run("mkfs.ext4", "-q", "-m", "0", str(image))
         self._mount()
 
+    def flush(self) -> None:
+        """Have all that was written on it, as on a machine that has run for a while."""
+        _run("sync", "--file-system", str(self.place))
+
     def lose_power(self) -> None:
         """Fail all that follows, and forget what was not flushed."""
         folder = os.open(self.place, os.O_RDONLY)
