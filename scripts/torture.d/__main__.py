@@ -38,7 +38,7 @@ def main() -> int:
     """Run what was asked for; the exit code."""
     options = _options()
     if options.page:
-        results.write_page(results.PAGE, options.results)
+        results.write_page(results.PAGE, results.FILE)
         return 0
     runs = _runs(options)
     if os.geteuid() == 0 and not world.inside():

@@ -27,7 +27,7 @@ async def inflict(root: Path, scratch: Path, journal: Journal, seed: int, count:
     whole = await _contents(root)
     for number in range(count):
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(root, scratch, ignore=shutil.ignore_patterns("outside", "dev.log"))
+        shutil.copytree(root, scratch, ignore=shutil.ignore_patterns("outside", "*.bell"))
         what = _flip(scratch / FILE, chance) if number % 2 else _cut(scratch / FILE, chance)
         try:
             became = "harmless" if await _contents(scratch) == whole else "skipped"

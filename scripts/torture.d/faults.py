@@ -434,7 +434,7 @@ class Errors(Fault):
         async with traced(run.pid(process), ",".join(IN_TRANSACTIONS), harm=harm) as log:
             await asyncio.sleep(self.seconds)
         failed = "".join(log).count("(INJECTED)")
-        return {"process": process, "failed": failed}
+        return {"process": process, "failed": failed, "missed": not failed}
 
 
 class KillAtSystemCall(Fault):

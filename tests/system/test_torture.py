@@ -23,7 +23,7 @@ from oyez.config import load
 from oyez.project import Project
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-KILLS = 5
+KILLS = 4
 
 
 class Torture(NamedTuple):
@@ -282,7 +282,8 @@ PLANTED: dict[str, tuple[str, Callable[[Path], None]]] = {
 @pytest.mark.parametrize("bug", PLANTED)
 async def test_a_planted_bug_is_found(torture: Torture, short, bug: str, tmp_path: Path) -> None:
     rule, plant = PLANTED[bug]
-    folder = shutil.copytree(short[0], tmp_path / "copy")
+    # The bells are sockets, of which a killed process has left some.
+    folder = shutil.copytree(short[0], tmp_path / "copy", ignore=shutil.ignore_patterns("*.bell"))
     plant(folder)
     evidence = await torture.evidence.gather(folder, Project(load(folder / "shop", {})))
     found = {problem.rule for problem in torture.checker.judge(evidence).problems}
