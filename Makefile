@@ -10,8 +10,7 @@ GUESTS ?=
 TESTS  ?=
 EXAMPLES = $(patsubst %/run.py,%,$(wildcard examples/*/run.py))
 
-.PHONY: capabilities help demo example deploy-test services services-down observe test check format bench lock clean dist matrix site supply
-.PHONY: capabilities help demo deploy-test services services-down observe test check format bench lock clean dist matrix site supply torture
+.PHONY: capabilities help demo example deploy-test services services-down observe test check format bench lock clean dist matrix site supply torture
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
