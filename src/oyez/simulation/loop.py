@@ -125,7 +125,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.created(task)
         return task
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Add a step, as any loop does; without the checks of others, since all runs here."""
@@ -133,7 +133,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._steps.append(handle)
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: Callable[..., object],
