@@ -197,7 +197,7 @@ class _Transaction(SqliteTransaction):
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         await self._query()
-        self._claims = self._claims or sql == tables.CLAIM
+        self._claims = self._claims or sql in (tables.ACQUIRED, tables.CLAIM)
         return await super().fetch(sql, parameters, before)
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
