@@ -11,9 +11,7 @@ import pytest
 from oyez import After, Context, Event, Retry, Service, Transaction
 from oyez.envelope import parse_time
 from oyez.errors import ConstraintViolated
-from oyez.ports import Parameters, Row
 from oyez.signals import HandlerCalled, Signal
-from oyez.stores.sqlite import SqliteStore
 from oyez.testing import System, running
 
 
@@ -269,33 +267,3 @@ async def test_calls_cost_nothing_while_nobody_listens() -> None:
         await system.settled()
         assert not system.processes["payments"].reports.calls
         assert not any(isinstance(signal, HandlerCalled) for signal in system.signals)
-
-
-async def test_a_quiet_week_costs_few_looks_and_hides_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    service, times, looks = Service("payments"), list[float](), [0]
-    fetch = SqliteStore.fetch
-
-    async def counted(self: SqliteStore, sql: str, parameters: Parameters) -> list[Row]:
-        looks[0] += 1
-        return await fetch(self, sql, parameters)
-
-    @service.on(Placed, retry=Retry(attempts=2, first=86_400.0, longest=86_400.0, jitter=0.0))
-    async def charge(event: Placed, after: After) -> None:
-        times.append(system.ambient.monotonic())
-        if len(times) == 1:
-            raise ValueError("not today")
-
-    monkeypatch.setattr(SqliteStore, "fetch", counted)
-    async with running(service) as system:
-        await system.publish(Placed(order="1"))
-        await system.settled()
-        await system.advance(10.0)
-        looks[0] = 0
-        await system.advance(7 * 86_400.0)
-        assert times == [0.0, 86_400.0]
-        assert looks[0] < 5_000  # in production it is more than a million
-        await system.publish(Placed(order="2"))
-        await system.settled()
-        assert len(times) == 3

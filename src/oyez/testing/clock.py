@@ -14,14 +14,6 @@ from oyez.ambient import Uuid7
 
 START = 1_800_000_000.0
 """The wall-clock time, in seconds since 1970, at which a virtual clock begins."""
-QUIET = 1.2
-"""Seconds after what happened last during which each part looks as often as in production."""
-LONG = 3_600.0
-"""Seconds until it looks again in a quiet time, in which nothing happens and the clock goes on."""
-
-
-class _Pause(float):
-    """The seconds until a part looks whether there is anything to do."""
 
 
 class VirtualAmbient:
@@ -30,23 +22,11 @@ class VirtualAmbient:
     Two with one ``seed`` give the same identifiers and the same chance in the same order.
     """
 
-    def __init__(self, seed: int = 0, *, skips: bool = False) -> None:
-        """With ``skips`` most looks of a quiet time are left out, so that days cost little.
-
-        It is quiet while no other timer goes off, nobody asks for an identifier or a chance, or
-        says by `stir` that something happens. What happens has every part look; and it is not
-        quiet just before the end of an `advance`, so that all is found as in production.
-        """
-        self._skips = skips
-        self._stirred = 0.0
-        self._looks: list[asyncio.Future[None]] = []
-        """What wakes the parts that look no more until something happens."""
+    def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)  # noqa: S311 - repeatable on purpose
         self._ids = Uuid7(self._random)
         self._elapsed = self._set = 0.0
         self._timers: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._pauses: dict[asyncio.Future[None], None] = {}
-        """Those timers at which a part looks."""
         self._order = itertools.count()
 
     def now(self) -> float:
@@ -65,50 +45,27 @@ class VirtualAmbient:
         return _Timeout(self, seconds)
 
     def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
-        if not self._skips:
-            return min(seconds, due)
-        quiet = self._elapsed - self._stirred > QUIET
-        return _Pause(min(max(seconds, LONG) if quiet else seconds, due))
-
-    def stir(self) -> None:
-        """Note that something happens, and have every part look."""
-        self._stirred = self._elapsed
-        if self._looks:
-            looks, self._looks = self._looks, []
-            for look in looks:
-                if not look.done():
-                    look.set_result(None)
+        return min(seconds, due)
 
     def new_id(self) -> str:
-        self.stir()
         return self._ids.next(self.now())
 
     def chance(self) -> float:
-        self.stir()
         return self._random.random()
 
     def bits(self, count: int) -> int:
-        self.stir()
         return self._random.getrandbits(count)
 
     async def advance(self, seconds: float) -> None:
         """Let so many seconds pass: each timer goes off at its time, and what it starts runs."""
         end = self._elapsed + seconds
         await quiescent()
-        await self._until(max(self._elapsed, end - QUIET))
-        self.stir()
-        await quiescent()
-        await self._until(end)
-
-    async def _until(self, end: float) -> None:
         while self._timers and self._timers[0][0] <= end:
             due, _, timer = heapq.heappop(self._timers)
             if timer.done():
                 continue
             self._elapsed = max(self._elapsed, due)
             timer.set_result(None)
-            if timer not in self._pauses:
-                self.stir()
             await quiescent()
         self._elapsed = end
         await quiescent()
@@ -116,18 +73,9 @@ class VirtualAmbient:
     def set_back(self, seconds: float) -> None:
         """Set the wall clock back, as an operator or NTP does; the monotonic one goes on."""
         self._set -= seconds
-        self.stir()
-        for pause in self._pauses:
-            if not pause.done():
-                pause.set_result(None)
 
     def _timer(self, seconds: float) -> asyncio.Future[None]:
         timer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if isinstance(seconds, _Pause):
-            self._pauses[timer] = None
-            timer.add_done_callback(self._pauses.pop)
-            if self._elapsed - self._stirred > QUIET:
-                self._looks.append(timer)
         heapq.heappush(self._timers, (self._elapsed + seconds, next(self._order), timer))
         return timer
 

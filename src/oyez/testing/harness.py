@@ -84,7 +84,6 @@ class System:
         key: str | None = None,
     ) -> None:
         """Publish a record unchanged, even an invalid one."""
-        self.ambient.stir()
         stream = f"{self.name}.{service}"
         await self.broker.publish(
             [Record(stream=stream, key=key, headers=dict(headers), data=data)]
@@ -270,7 +269,7 @@ async def running(
     service. With the same ``seed`` and handlers without
     input or output of their own, two runs have the same history.
     """
-    ambient = VirtualAmbient(seed, skips=True)
+    ambient = VirtualAmbient(seed)
     broker = MemoryBroker(ambient, partitions=partitions)
     made = System(system, ambient, broker)
     made.bus.listen(made.signals.append)
@@ -291,7 +290,6 @@ async def running(
                 tracer=None if tracer is None else tracer(service.name, ambient),
             )
             await process.start()
-            store.on_commit(ambient.stir)
             stack.push_async_callback(process.drain)
             made.processes[service.name] = process
         yield made
