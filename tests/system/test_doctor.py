@@ -63,7 +63,7 @@ class Doctored:
             cwd=self.root,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,  # RabbitMQ tells of its streams one by one, and other tests leave hundreds
             check=False,
         )
         assert ran.stdout, ran.stderr
