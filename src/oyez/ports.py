@@ -427,8 +427,12 @@ class Store(Protocol):
         """
         ...
 
-    def begin(self) -> StoreTransaction:
-        """Return a new transaction."""
+    def begin(self, *, claims: bool = False) -> StoreTransaction:
+        """Return a new transaction.
+
+        One that ``claims`` partitions, and does nothing else, reads once and needs not wait for
+        others that read: rows of claims are guarded by their epochs.
+        """
         ...
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:

@@ -710,7 +710,7 @@ async def test_a_claim_waits_for_no_transaction_that_runs_alone(database: Databa
 
     async def claim(store: PostgresStore, owner: str) -> list[Row]:
         await store.keep(owner, 600.0, "")
-        begun = store.begin()
+        begun = store.begin(claims=True)
         now = time.time()
         before: Writes = [
             (tables.ADD_CURSOR, [place]),

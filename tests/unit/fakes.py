@@ -321,7 +321,7 @@ class FakeStore:
         self.contents.marks.update(new)
         return [name for name, _ in new]
 
-    def begin(self) -> FakeTransaction:
+    def begin(self, *, claims: bool = False) -> FakeTransaction:
         """See `Store.begin`."""
         return FakeTransaction(self)
 

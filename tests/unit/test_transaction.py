@@ -34,7 +34,7 @@ class Recorder:
         self.committed: Changes | None = None
         self.rolled_back = 0
 
-    def begin(self) -> Recorder:
+    def begin(self, *, claims: bool = False) -> Recorder:
         return self
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:

@@ -268,7 +268,7 @@ class Claims:
             (tables.ADD_CURSOR, cursors),
             (tables.ACQUIRE, asked),
         ]
-        begun = self._store.begin()
+        begun = self._store.begin(claims=True)
         try:
             mine = {"reader": self._reader, "owner": self._owner}
             rows = await begun.fetch(tables.ACQUIRED, mine, before)

@@ -96,10 +96,10 @@ class SimStore(SqliteStore):
     async def close(self) -> None:
         pass  # others use the database
 
-    def begin(self) -> SqliteTransaction:
+    def begin(self, *, claims: bool = False) -> SqliteTransaction:
         if self._node is None:
             return SqliteTransaction(self._file)
-        return _Transaction(self._database, self._node, self._open)
+        return _Transaction(self._database, self._node, self._open, claims)
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         await self._read()
@@ -186,18 +186,20 @@ class _Transaction(SqliteTransaction):
     """A transaction of a node."""
 
     def __init__(
-        self, database: Database, node: Node, opened: dict[SqliteTransaction, None]
+        self,
+        database: Database,
+        node: Node,
+        opened: dict[SqliteTransaction, None],
+        claims: bool,
     ) -> None:
         super().__init__(database.file)
         self._database = database
         self._node = node
         self._opened = opened
-        self._claims = False
-        """Whether it may claim something."""
+        self._claims = claims
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
         await self._query()
-        self._claims = self._claims or sql in (tables.ACQUIRED, tables.CLAIM)
         return await super().fetch(sql, parameters, before)
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:

@@ -283,7 +283,7 @@ class SqliteStore:
                 done.append(name)
         return done
 
-    def begin(self) -> SqliteTransaction:
+    def begin(self, *, claims: bool = False) -> SqliteTransaction:
         return SqliteTransaction(self._file)
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from asyncpg import exceptions as pg
 
-from oyez import tables
 from oyez.ambient import Ambient
 from oyez.endpoint import Endpoint, limits
 from oyez.errors import (
@@ -178,8 +177,8 @@ class PostgresStore:
     async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
         return [name for name, sql in scripts if await self._migrate(name, sql)]
 
-    def begin(self) -> PostgresTransaction:
-        return PostgresTransaction(self)
+    def begin(self, *, claims: bool = False) -> PostgresTransaction:
+        return PostgresTransaction(self, free=claims)
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
         async with self._reads.connection() as connection:
@@ -440,8 +439,10 @@ class PostgresTransaction:
 
     dialect = "postgresql"
 
-    def __init__(self, store: PostgresStore) -> None:
+    def __init__(self, store: PostgresStore, *, free: bool = False) -> None:
+        """One that is ``free`` takes no turn: who hands partitions over waits for no handler."""
         self._store = store
+        self._free = free
         self._connection: Connection | None = None
         self._has_turn = False
         self._shared = False
@@ -452,11 +453,7 @@ class PostgresTransaction:
         self._step = asyncio.Lock()
 
     async def fetch(self, sql: str, parameters: Parameters, before: Writes) -> list[Row]:
-        # Claims are guarded by their rows: whoever hands partitions over waits for no handler.
-        free = sql is tables.ACQUIRED
-        return await self._do(
-            before, lambda connection: query(connection, sql, parameters), free=free
-        )
+        return await self._do(before, lambda connection: query(connection, sql, parameters))
 
     async def run(self, sql: str, sets: Sequence[Sequence[Any]], before: Writes) -> Answer:
         return await self._do(before, lambda connection: answer(connection, sql, sets))
@@ -500,9 +497,7 @@ class PostgresTransaction:
     async def rollback(self) -> None:
         self._fail(StoreUnavailable("the transaction has ended"))
 
-    async def _do(
-        self, before: Writes, work: Callable[[Connection], Awaitable[T]], *, free: bool = False
-    ) -> T:
+    async def _do(self, before: Writes, work: Callable[[Connection], Awaitable[T]]) -> T:
         async with self._step:
             self._check()
             try:
@@ -511,7 +506,7 @@ class PostgresTransaction:
                         raise StoreRefused(
                             "a transaction that loaded state or claimed beside others can't read"
                         )
-                    connection = self._connection or await self._begin(free=free)
+                    connection = self._connection or await self._begin()
                     await write(connection, before)
                     return await work(connection)
             except (ConstraintViolated, StoreRefused) as error:
@@ -521,8 +516,8 @@ class PostgresTransaction:
                 self._fail(error)
                 raise
 
-    async def _begin(self, *, exclusive: bool = True, free: bool = False) -> Connection:
-        store = self._store
+    async def _begin(self, *, exclusive: bool = True) -> Connection:
+        store, free = self._store, self._free
         if store.alone and exclusive and not free:
             await store.turn.acquire()
             self._has_turn = True
