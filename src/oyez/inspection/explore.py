@@ -204,7 +204,7 @@ async def explore(
     chosen = _partitions(count, wanted, partition, at)
     if len(chosen) > PARTITIONS:
         return Page(partitions=count, choose=True)
-    ends, starts = await carrier.ends(stream), await carrier.starts(stream)
+    starts, ends = await history.extent(carrier, stream)
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def one(number: int) -> _Scan:
@@ -259,7 +259,7 @@ async def arrivals(
 
 async def find(broker: Broker, stream: str, partition: int, position: Position) -> Record:
     """Return the record at a position. Raises NotThere, and BrokerError."""
-    ends, starts = await broker.ends(stream), await broker.starts(stream)
+    starts, ends = await history.extent(broker, stream)
     missing = NotThere(f"{stream}[{partition}] keeps no event at {position}")
     if not 0 <= partition < min(len(ends), len(starts)):
         raise missing

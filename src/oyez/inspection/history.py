@@ -46,6 +46,14 @@ async def ends(broker: Broker, streams: Iterable[str]) -> dict[Place, Position]:
     }
 
 
+async def extent(broker: Broker, stream: str) -> tuple[Sequence[Position], Sequence[Position]]:
+    """Return where each partition of a stream begins, and where it ends at present.
+
+    Both are asked for at once, since a broker may take a while to tell of an empty partition.
+    """
+    return await asyncio.gather(broker.starts(stream), broker.ends(stream))
+
+
 async def read(
     broker: Broker,
     place: Place,
@@ -143,11 +151,11 @@ async def look_back(
             found = [each for each in await broker.streams() if not is_own(each)]
             names = sorted(found, key=lambda each: not each.startswith(prefix))
             read_ones = names[:streams]
-            extents = await asyncio.gather(*(_extent(broker, name) for name in read_ones))
+            extents = await asyncio.gather(*(_bounds(broker, name) for name in read_ones))
     except TimeoutError as error:
         raise BrokerUnavailable(f"its streams were not told within {seconds:g} s") from error
-    extent = {place: found for each in extents for place, found in each.items()}
-    back = _Back(broker, look, seconds / 3, now, extent, after or {})
+    places = {place: found for each in extents for place, found in each.items()}
+    back = _Back(broker, look, seconds / 3, now, places, after or {})
     unread = back.short
     try:
         async with asyncio.timeout_at(deadline):
@@ -155,15 +163,15 @@ async def look_back(
     except TimeoutError:
         unread = [*unread, *back.left]
     return Seen(
-        ends={place: end for place, (_, end) in extent.items()},
+        ends={place: end for place, (_, end) in places.items()},
         since=max((back.oldest[place] for place in unread), default=None),
         unread=len(names) - len(read_ones),
     )
 
 
-async def _extent(broker: Broker, stream: str) -> dict[Place, tuple[Position, Position]]:
+async def _bounds(broker: Broker, stream: str) -> dict[Place, tuple[Position, Position]]:
     """Return start and end of each partition of a stream."""
-    last, first = await broker.ends(stream), await broker.starts(stream)
+    first, last = await extent(broker, stream)
     return {
         (stream, partition): (first[partition] if partition < len(first) else end, end)
         for partition, end in enumerate(last)

@@ -6,7 +6,7 @@ bound to the direct exchange ``STREAM`` under the routing key P.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pamqp import commands
@@ -62,6 +62,20 @@ async def declare(link: Link, queue: str, arguments: Arguments) -> str:
     finally:
         channel.discard()
     return ""
+
+
+async def alike(link: Link, queues: Mapping[str, Arguments]) -> bool:
+    """Make the queues that are missing; false if one of them differs, and nobody knows which.
+
+    Raises AmqpError for what is not about their arguments.
+    """
+    try:
+        await _ask_all(link, [_queue(queue, arguments) for queue, arguments in queues.items()])
+    except AmqpError as error:
+        if error.code != PRECONDITION_FAILED:
+            raise
+        return False
+    return True
 
 
 async def make(
