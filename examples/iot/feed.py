@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import httpx
 import msgspec
-from trial import events, post
+from trial import Gateway
 
 TYPE = "iot.reading.sent"
 SENSORS = 10_000
@@ -31,8 +29,6 @@ HEAT = (None, 34.0, 34.0, 29.0, 29.0, 34.0, 34.0, None)
 """A heat wave: seconds, and degrees at them; it dips in between, which ends no alert."""
 CHUNK = 2_000
 """Readings that are sent before any later one is."""
-BATCH = 500
-"""Readings of a request, at most."""
 
 
 class Reading(NamedTuple):
@@ -125,36 +121,26 @@ def _spoil(plan: Plan, chance: random.Random, told: dict[str, Any], early: bool)
 
 
 async def send(
-    plan: Plan,
-    gateway: str,
-    keys: dict[str, str],
-    publish: Callable[[str, list[bytes]], None] | None,
-    sent: Callable[[int], object],
-    rate: float,
+    plan: Plan, gateway: Gateway, publish: Callable[[str, list[bytes]], None] | None
 ) -> None:
-    """Send all readings, in order and each until it is taken; ``rate`` is of a second, 0 for any.
+    """Send all readings, in order and each until it is taken.
 
     ``publish`` sends those of a tenth of the sites, over MQTT.
     """
-    chunk = round(rate * 2) or CHUNK
-    async with httpx.AsyncClient(base_url=gateway, timeout=20.0) as client:
-        for begin in range(0, len(plan.readings), chunk):
-            next_turn = time.monotonic() + (chunk / rate if rate else 0)
-            sites: dict[str, list[Reading]] = defaultdict(list)
-            for reading in plan.readings[begin : begin + chunk]:
-                sites[reading.site].append(reading)
-            turns = asyncio.Semaphore(16)
+    turns = asyncio.Semaphore(16)
 
-            async def of(site: str, readings: list[Reading], turns: asyncio.Semaphore) -> None:
-                if publish is not None and site.endswith("3"):
-                    lines = [msgspec.json.encode({"id": r.id, "data": r.data}) for r in readings]
-                    await asyncio.to_thread(publish, site, lines)
-                    return
-                told = events(f"/sites/{site}", ((TYPE, each.id, each.data) for each in readings))
-                async with turns:
-                    for first in range(0, len(told), BATCH):
-                        await post(client, keys[site], told[first : first + BATCH])
+    async def of(site: str, readings: list[Reading]) -> None:
+        if publish is not None and site.endswith("3"):
+            lines = [msgspec.json.encode({"id": r.id, "data": r.data}) for r in readings]
+            await asyncio.to_thread(publish, site, lines)
+            return
+        async with turns:
+            told = [(TYPE, each.id, each.data) for each in readings]
+            await gateway.post(site, told, source=f"/sites/{site}")
 
-            await asyncio.gather(*(of(site, each, turns) for site, each in sites.items()))
-            sent(min(begin + chunk, len(plan.readings)))
-            await asyncio.sleep(max(0.0, next_turn - time.monotonic()))
+    async for part in gateway.parts(plan.readings, CHUNK):
+        sites: dict[str, list[Reading]] = defaultdict(list)
+        for reading in part:
+            sites[reading.site].append(reading)
+        await asyncio.gather(*(of(site, each) for site, each in sites.items()))
+        gateway.sent(len(part))

@@ -10,10 +10,9 @@ import atexit
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import trial
@@ -23,52 +22,50 @@ from feed import make_plan, send
 from mqtt import speaking
 from oyez.project import Project
 
-HERE = Path(__file__).resolve().parent
 LIVE = 20_000
 """The readings that are played where nobody says how many."""
 
 
-class Sensors:
-    """A `trial.Example`: what a seed has all sensors send."""
+class Sensors(trial.Example):
+    """What a seed has all sensors send."""
+
+    tables, panels = TABLES, 2
 
     def __init__(self, project: Project, events: int, seed: int) -> None:
         self.plan = make_plan(events, seed, time.time())
-        self.total = len(self.plan.readings)
-        self.keys = trial.write_keys(HERE, [*self.plan.sites, "mqtt"])
-        self.rows: dict[str, trial.Rows] = {}
-        self.project, self.shown, self.panels = project, "", 2
+        super().__init__(project, len(self.plan.readings), *self.plan.sites, "mqtt")
         self._until_the_end = ExitStack()
         atexit.register(self._until_the_end.close)
 
-    async def feed(self, gateway: str, sent: Callable[[int], object], rate: float) -> None:
+    async def feed(self, gateway: trial.Gateway) -> None:
         """See `trial.Example.feed`."""
         # Until the end: what the MQTT broker has taken is not yet with the gateway.
-        bridge = speaking(HERE / ".oyez", gateway, self.keys["mqtt"])
+        folder = self.project.config.root / ".oyez"
+        bridge = speaking(folder, str(gateway.client.base_url), self.keys["mqtt"])
         publish = self._until_the_end.enter_context(bridge)
-        await send(self.plan, gateway, self.keys, publish, sent, rate)
+        await send(self.plan, gateway, publish)
 
-    async def audit(self) -> trial.Findings:
-        """See `trial.Example.audit`."""
-        self.rows, problems = await trial.read(self.project, TABLES)
-        problems += judge(self.rows, self.plan)
-        readings = self.rows["readings"]
+    async def judge(self) -> Iterable[str]:
+        """See `trial.Example.judge`."""
+        self.effects = [
+            (_seconds(row["sent_at"]), _seconds(row["accepted_at"]))
+            for row in self.rows["readings"]
+        ]
+        return judge(self.rows, self.plan)
+
+    def figures(self) -> dict[str, object]:
+        """See `trial.Example.figures`."""
         late = Counter(row["size"] for row in self.rows["late"])
-        return trial.Findings(
-            problems=problems,
-            settled=sum(row["readings"] for row in self.rows["tens"]) + late[10],
-            figures={
-                "sensors": self.plan.sensors,
-                "readings sent": self.total,
-                "accepted, each once": len(readings),
-                "windows of ten seconds, of a minute": f"{len(self.rows['tens'])}, "
-                f"{len(self.rows['minutes'])}",
-                "readings late for them": f"{late[10]}, {late[60]}",
-                "alerts raised and cleared": len(self.rows["alerts"]),
-                "silent sensors": len(self.rows["silences"]),
-            },
-            delays=[_seconds(row["accepted_at"]) - _seconds(row["sent_at"]) for row in readings],
-            last=max((_seconds(row["accepted_at"]) for row in readings), default=0.0),
-        )
+        tens, minutes = len(self.rows["tens"]), len(self.rows["minutes"])
+        return {
+            "sensors": self.plan.sensors,
+            "readings sent": self.total,
+            "accepted, each once": len(self.rows["readings"]),
+            "windows of ten seconds, of a minute": f"{tens}, {minutes}",
+            "readings late for them": f"{late[10]}, {late[60]}",
+            "alerts raised and cleared": len(self.rows["alerts"]),
+            "silent sensors": len(self.rows["silences"]),
+        }
 
     def draw(self, *axes: Any) -> None:
         """See `trial.Example.draw`."""
@@ -92,4 +89,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(trial.run("iot", HERE, Sensors, LIVE))
+    sys.exit(trial.run("iot", Sensors, LIVE))

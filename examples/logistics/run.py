@@ -13,12 +13,10 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-import httpx
 import msgspec
 import trial
 
@@ -30,7 +28,6 @@ from routing.events import VanFailed
 from tracking.events import ParcelScanned
 from warehouse.service import DOCKS
 
-HERE = Path(__file__).resolve().parent
 LIVE = 3_000
 """The events that are played where nobody says how many."""
 BATCH, AT_ONCE = 50, 4
@@ -43,44 +40,39 @@ Sent = list[tuple[str, Any]]
 """Events, each with its id."""
 
 
-class Parcels:
-    """A `trial.Example`: a world on its way through the system."""
+class Parcels(trial.Example):
+    """A world on its way through the system."""
+
+    tables, panels = TABLES, 3
 
     def __init__(self, project: Project, events: int, seed: int) -> None:
         os.environ["LOGISTICS_HURRY"] = "1"
-        self.project, self.shown, self.panels = project, "", 3
         self.world: World = world(events, seed)
         self.events: Sent = [(each.round_id, each) for each in self.world.rounds]
         self.events += disorder(self.world, seed)
-        self.total = len(self.events) + len(self.world.scans)
-        self.rows: dict[str, trial.Rows] = {}
-        self._key = trial.write_keys(HERE, ["scanners"])["scanners"]
-        self._source = f"/{project.config.system.name}/gateway/key:scanners"
-        self._delays: list[float] = []
-        self._count = 0
+        super().__init__(project, len(self.events) + len(self.world.scans), "scanners")
         self._newest: ParcelScanned | None = None
+        self._driven = False
 
-    async def feed(self, gateway: str, sent: Callable[[int], object], rate: float) -> None:
+    async def feed(self, gateway: trial.Gateway) -> None:
         """See `trial.Example.feed`."""
-        together = BATCH * AT_ONCE
-        async with httpx.AsyncClient(
-            base_url=gateway, timeout=30.0, headers={"X-Api-Key": self._key}
-        ) as client:
-            looking = asyncio.create_task(self._look(client))
-            for first in range(0, len(self.events), together):
-                await self._send(client, self.events[first : first + together])
-                sent(self._count)
-                await asyncio.sleep(together / rate if rate else 0)
-            await self._drive(client, sent)
-            looking.cancel()
+        looking = asyncio.create_task(self._look(gateway))
+        async for part in gateway.parts(self.events, BATCH * AT_ONCE):
+            await self._send(gateway, part)
+            gateway.sent(len(part))
+        await self._drive(gateway)
+        self._driven = True
+        await looking
 
-    async def audit(self) -> trial.Findings:
-        """See `trial.Example.audit`."""
-        self.rows, problems = await trial.read(self.project, TABLES)
-        problems += judge(self.rows, self.world)
+    async def judge(self) -> Iterable[str]:
+        """See `trial.Example.judge`."""
+        return judge(self.rows, self.world)
+
+    def figures(self) -> dict[str, object]:
+        """See `trial.Example.figures`."""
         given = sum(row["change"] == 1 for row in self.rows["docks"])
         ours, timetable = errors(self.rows["predictions"])
-        figures = {
+        return {
             "parcels at their doors": len(self.rows["board"]),
             "tasks, each assigned once": len(self.rows["tasks"]),
             "docks given, of them again": f"{given}, {given - len(self.world.rounds)}",
@@ -90,8 +82,6 @@ class Parcels:
             "plans driven, for rounds": f"{len(self.rows['plans'])}, {len(self.world.rounds)}",
             "mean error of predictions, of the timetable": f"{ours:.1f}, {timetable:.1f} min",
         }
-        settled = self._count * (not problems)
-        return trial.Findings(problems, settled, figures, self._delays)
 
     def draw(self, *axes: Any) -> None:
         """See `trial.Example.draw`; coordinates are longitude and latitude."""
@@ -120,37 +110,37 @@ class Parcels:
         off.set(title="error of the arrival", xlabel="minutes", ylabel="legs", xlim=(0, 120))
         off.legend()
 
-    async def _send(self, client: httpx.AsyncClient, events: Sent) -> None:
-        told = trial.events(self._source, (
-            (describe(type(event)).name, name, msgspec.to_builtins(event))
-            for name, event in events
-        ))  # fmt: skip
+    async def _send(self, gateway: trial.Gateway, events: Sequence[tuple[str, Any]]) -> None:
+        told = [
+            (describe(type(event)).name, name, msgspec.to_builtins(event)) for name, event in events
+        ]
         parts = [told[first : first + BATCH] for first in range(0, len(told), BATCH)]
-        await asyncio.gather(*(trial.post(client, self._key, part) for part in parts))
-        self._count += len(events)
+        await asyncio.gather(*(gateway.post("scanners", part) for part in parts))
         scans = [event for _, event in events if isinstance(event, ParcelScanned)]
         self._newest = scans[-1] if scans else None
 
-    async def _look(self, client: httpx.AsyncClient) -> None:
+    async def _look(self, gateway: trial.Gateway) -> None:
         """Measure the time from a scan to the board, of one scan after the other."""
-        while True:
-            scan, begun, self._newest = self._newest, time.monotonic(), None
-            while scan is not None:
-                row = await _get(client, f"/parcels/{scan.parcel_id}")
-                if row and (scan.stage != "delivered" or row["stage"] == "delivered"):
-                    self._delays.append(time.monotonic() - begun)
-                    break
-                await asyncio.sleep(0.02)
+        while self._newest or not self._driven:
+            scan, begun, self._newest = self._newest, time.time(), None
+            if scan is not None:
+                await trial.until(partial(self._shown, gateway, scan), every=0.02)
+                self.effects.append((begun, time.time()))
             await asyncio.sleep(0.02)
 
-    async def _drive(self, client: httpx.AsyncClient, sent: Callable[[int], object]) -> None:
+    async def _shown(self, gateway: trial.Gateway, scan: ParcelScanned) -> bool:
+        row = await _get(gateway, f"/parcels/{scan.parcel_id}")
+        return bool(row) and (scan.stage != "delivered" or row["stage"] == "delivered")
+
+    async def _drive(self, gateway: trial.Gateway) -> None:
         """Drive the tours as the newest plan says; on one round of 10 the first van fails."""
         doors: set[str] = set()
         broken: dict[str, int] = {}
         end = time.monotonic() + PATIENCE
         while len(doors) < len(self.world.scans) and time.monotonic() < end:
             events: Sent = []
-            for tour in await _get(client, "/tours") or ():
+            before = len(doors)
+            for tour in await _get(gateway, "/tours") or ():
                 name, routes = tour["round_id"], tour["routes"]
                 if tour["version"] <= broken.get(name, 0):
                     continue
@@ -162,8 +152,8 @@ class Parcels:
                 events += [scan for each in sorted(parcels) for scan in self._delivery(each)]
             end = time.monotonic() + PATIENCE if events else end
             for first in range(0, len(events), BATCH * AT_ONCE):
-                await self._send(client, events[first : first + BATCH * AT_ONCE])
-            sent(len(self.events) + len(doors))
+                await self._send(gateway, events[first : first + BATCH * AT_ONCE])
+            gateway.sent(len(doors) - before)
             await asyncio.sleep(0.2)
 
     def _delivery(self, parcel: str) -> Sent:
@@ -175,12 +165,10 @@ class Parcels:
         return [(f"{parcel}-delivered", scan), *more.get(lot, ())]
 
 
-async def _get(client: httpx.AsyncClient, path: str) -> Any:
-    """Return what is there, or None: also while the service is away."""
-    with suppress(httpx.TransportError):
-        answer = await client.get(path)
-        return answer.json() if answer.status_code == 200 else None
+async def _get(gateway: trial.Gateway, path: str) -> Any:
+    """Return what is there, or None."""
+    return (await gateway.ask("GET", path, 200, 404, key="scanners")).json()
 
 
 if __name__ == "__main__":
-    sys.exit(trial.run("logistics", HERE, Parcels, LIVE))
+    sys.exit(trial.run("logistics", Parcels, LIVE))

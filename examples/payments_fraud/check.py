@@ -26,14 +26,16 @@ RECALL, PRECISION = 0.9, 0.8
 PAUSE = timedelta(minutes=10)
 
 MOMENT = {
-    "the entries do not add up to zero": "select sum(cents) from entry having sum(cents) <> 0",
-    "bookings do not add up to zero": """select booking from entry group by booking
-      having sum(cents) <> 0 or count(*) <> 2""",
-    "accounts are below their limits": """select account from accounts
-      where balance - held < least or held < 0""",
-    "accounts do not have what was booked": """select accounts.account from accounts
-      left join entry on entry.account = accounts.account
-      group by accounts.account, balance having balance <> coalesce(sum(cents), 0)""",
+    "accounts": {
+        "the entries do not add up to zero": "select sum(cents) from entry having sum(cents) <> 0",
+        "bookings do not add up to zero": """select booking from entry group by booking
+          having sum(cents) <> 0 or count(*) <> 2""",
+        "accounts are below their limits": """select account from accounts
+          where balance - held < least or held < 0""",
+        "accounts do not have what was booked": """select accounts.account from accounts
+          left join entry on entry.account = accounts.account
+          group by accounts.account, balance having balance <> coalesce(sum(cents), 0)""",
+    }
 }
 TABLES = {
     "accounts": {

@@ -6,15 +6,13 @@ not, 2 for wrong usage.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
-import httpx
 import trial
 
 from analytics.service import summarize, write
@@ -24,79 +22,70 @@ from fraud.rules import LIMIT
 from oyez.project import Project
 from oyez.saga import read_progress
 
-HERE = Path(__file__).resolve().parent
 LIVE = 5_000
 """The transfers that are played where nobody says how many."""
 TOGETHER, OPEN = 100, 500
 """Events in one request; transfers that have not ended, above which no more are sent. Both are
 less for a short run, so that two hours of five days are never under way: windows wait no longer."""
-LOOK = 1.0
-"""Seconds between two looks at the whole ledger."""
-_ENDED = "select count(*) as ended from oyez_saga where status = 'ended'"
+_ENDED = "select count(*) as found from oyez_saga where status = 'ended'"
+_OPENED = "select count(*) as found from accounts"
 
 
-class Bank:
-    """A `trial.Example`: what a seed has customers, thieves and clerks do."""
+class Bank(trial.Example):
+    """What a seed has customers, thieves and clerks do."""
+
+    tables, never = TABLES, MOMENT
 
     def __init__(self, project: Project, events: int, seed: int) -> None:
-        self.project, self.shown, self.panels = project, "", 1
         self.plan = plan(events, seed, datetime.now(UTC) - timedelta(days=1))
-        self.total = self.plan.transfers
-        self.rows: dict[str, trial.Rows] = {}
-        self._key = trial.write_keys(HERE, ["feed"])["feed"]
-        self._source = f"/{project.config.system.name}/gateway/key:feed"
+        super().__init__(project, self.plan.transfers, "feed")
         self._sent: dict[str, float] = {}
-        self._wrong, self._looks, self._looked = set[str](), 0, 0.0
-        self._delays: list[float] = []
 
-    async def feed(self, gateway: str, sent: Callable[[int], object], rate: float) -> None:
+    async def feed(self, gateway: trial.Gateway) -> None:
         """See `trial.Example.feed`."""
-        async with httpx.AsyncClient(base_url=gateway, timeout=20.0) as client:
-            items = [("bank.account.opened", each) for each in self.plan.accounts]
-            await self._send(client, items)
-            # Money comes from one account more, so there is one more when all are open.
-            while await self._count("accounts", "select count(*) from accounts") <= len(items):
-                await asyncio.sleep(0.1)
-            together = max(1, min(self.total // 200, TOGETHER // 10 if rate else TOGETHER))
-            most = max(1, min(self.total // 100, OPEN))
-            for first in range(0, len(self.plan.items), together):
-                await self._send(client, self.plan.items[first : first + together])
-                sent(len(self._sent))
-                while len(self._sent) - await self._count("transfers", _ENDED) > most:
-                    await self._look()
-                    await asyncio.sleep(0.1)
-                await asyncio.sleep(together / rate if rate else 0)
+        accounts: list[Item] = [("bank.account.opened", each) for each in self.plan.accounts]
+        async for part in gateway.parts(accounts, TOGETHER):
+            await self._send(gateway, part)
+        # Money comes from one account more, so there is one more when all are open.
+        await trial.until(lambda: self._has("accounts", _OPENED, len(accounts) + 1))
+        together = max(1, min(self.total // 200, TOGETHER))
+        most = max(1, min(self.total // 100, OPEN))
+        async for part in gateway.parts(self.plan.items, together):
+            before = len(self._sent)
+            await self._send(gateway, part)
+            gateway.sent(len(self._sent) - before)
+            await trial.until(lambda: self._has("transfers", _ENDED, len(self._sent) - most))
 
-    async def audit(self) -> trial.Findings:
-        """See `trial.Example.audit`."""
-        await self._look()
-        self.rows, problems = await trial.read(self.project, TABLES)
+    async def judge(self) -> Iterable[str]:
+        """See `trial.Example.judge`."""
         for row in self.rows["sagas"]:
             row["end"] = read_progress(row.pop("data")).end
-        problems += [*judge(self.rows, self.plan), *sorted(self._wrong)]
         file = self.project.config.root / "out" / "volume.parquet"
         file.parent.mkdir(exist_ok=True)
         write(self.rows["volume"], file)
         sums = sum(row["cents"] for row in summarize(file))
-        problems += trial.differ("cents in the file", {sums}, {sum(self._moved())})
         ended = {row["key"]: row["ended"] for row in self.rows["sagas"] if row["ended"]}
-        self._delays = [at - self._sent[name] for name, at in ended.items() if name in self._sent]
-        cases = self.rows["cases"]
-        recall, precision = quality(cases, self.plan.culprits, LIMIT)
-        refused, planted = sum(row["refused"] for row in cases), self.plan.culprits
-        figures = {
+        self.effects = [(self._sent[name], at) for name, at in ended.items() if name in self._sent]
+        return chain(
+            judge(self.rows, self.plan),
+            trial.differ("cents in the file", {sums}, {sum(self._moved())}),
+        )
+
+    def figures(self) -> dict[str, object]:
+        """See `trial.Example.figures`."""
+        cases, planted = self.rows["cases"], self.plan.culprits
+        recall, precision = quality(cases, planted, LIMIT)
+        refused, moved = sum(row["refused"] for row in cases), len(self._moved())
+        return {
             "transfers": self.total,
-            "completed": len(self._moved()),
+            "completed": moved,
             "refused as fraud": refused,
-            "refused, not enough money": len(ended) - len(self._moved()) - refused,
+            "refused, not enough money": len(self.effects) - moved - refused,
             "planted, and looked at": sum(row["transfer_id"] in planted for row in cases),
             "recall, precision": f"{recall:.3f}, {precision:.3f}",
             "versions of the model": max((row["model"] for row in cases), default=0),
             "decisions made again": len(cases),
-            "looks at the ledger meanwhile": self._looks,
         }
-        last = max(ended.values(), default=0.0)
-        return trial.Findings(problems, len(ended), figures, self._delays, last)
 
     def draw(self, *axes: Any) -> None:
         """See `trial.Example.draw`."""
@@ -114,30 +103,20 @@ class Bank:
         sent = (each for _, each in self.plan.items if "cents" in each)
         return [each["cents"] for each in sent if each["transfer_id"] in names]
 
-    async def _send(self, client: httpx.AsyncClient, items: list[Item]) -> None:
-        for first in range(0, len(items), TOGETHER):
-            part = items[first : first + TOGETHER]
-            for kind, data in part:
-                if kind == "bank.transfer.requested":
-                    self._sent[data["transfer_id"]] = time.time()
-            told = (
-                (kind, f"{kind}/{data.get('transfer_id') or data['account']}", data)
-                for kind, data in part
-            )
-            await trial.post(client, self._key, trial.events(self._source, told))
+    async def _send(self, gateway: trial.Gateway, items: Sequence[Item]) -> None:
+        for kind, data in items:
+            if kind == "bank.transfer.requested":
+                self._sent[data["transfer_id"]] = time.time()
+        told = [
+            (kind, f"{kind}/{data.get('transfer_id') or data['account']}", data)
+            for kind, data in items
+        ]
+        await gateway.post("feed", told)
 
-    async def _count(self, service: str, sql: str) -> int:
-        ((_, count),) = (await trial.fetch(self.project, service, sql))[0].items()
-        return int(count)
-
-    async def _look(self) -> None:
-        """Look at the ledger as it is at this moment."""
-        if time.monotonic() - self._looked > LOOK:
-            self._looked, self._looks = time.monotonic(), self._looks + 1
-            for what, sql in MOMENT.items():
-                if rows := await trial.fetch(self.project, "accounts", sql):
-                    self._wrong.add(f"{what}: {rows[:3]}")
+    async def _has(self, service: str, sql: str, count: int) -> bool:
+        (row,) = await trial.fetch(self.project, service, sql)
+        return bool(row["found"] >= count)
 
 
 if __name__ == "__main__":
-    sys.exit(trial.run("payments_fraud", HERE, Bank, LIVE))
+    sys.exit(trial.run("payments_fraud", Bank, LIVE))

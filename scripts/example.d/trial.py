@@ -4,6 +4,9 @@
 ``--events N`` it kills processes on the way by SIGKILL, waits until the example finds everything
 settled and right, makes each view once more from history, prints what was measured and has it drawn
 to out/NAME.svg. Without, it stays up.
+
+An example is a subclass of `Example`: what it feeds through a `Gateway`, the queries of its stores,
+what has to be true of their rows, and its picture.
 """
 
 from __future__ import annotations
@@ -20,11 +23,20 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 import msgspec
@@ -49,6 +61,10 @@ REPEATED = 120.0
 """Seconds for which a request is repeated."""
 BETWEEN, MOST = 10_000, 5
 """Events after which one process more is killed, and how many at most."""
+LIVE = 100.0
+"""Events in a second, where an example is not tried but shown."""
+LOOK = 1.0
+"""Seconds between two looks for what is never to be found."""
 ALL = 100_000_000
 """More rows than any view has."""
 SHOWN = 5
@@ -60,48 +76,103 @@ _UNFINISHED = """select (select count(*) from oyez_outbox where due = 0) as anno
 _TIMERS = """select count(*) as timers from oyez_timer
  where due < :soon and kind <> :every"""
 
-
-class Findings(msgspec.Struct):
-    """What an example found in the stores."""
-
-    problems: list[str] = []
-    """What does not hold; empty when all is settled and right."""
-    settled: int = 0
-    """How many of the events that were fed have had their effect."""
-    figures: Mapping[str, int | float | str] = {}
-    """What the table shows besides."""
-    delays: list[float] = []
-    """Seconds from each event to its effect."""
-    last: float = 0.0
-    """When the last effect was, in seconds since 1970; 0 for when it was found."""
+T = TypeVar("T")
+Rows = list[dict[str, Any]]
+Queries = Mapping[str, Mapping[str, str]]
+"""SQL of each service, by the name of the rows."""
 
 
-class Example(Protocol):
-    """What is fed to a system, and what has to become of it."""
+class Gateway:
+    """The gateway of the system that is fed: it keeps the speed, and tells how far it is."""
 
-    project: Project
-    """Where it is fed."""
-    total: int
-    """How many events it feeds."""
-    shown: str
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        example: Example,
+        rate: float = 0.0,
+        sent: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self.client = client
+        self.rate = rate
+        """Events in a second; 0 for as many as it takes."""
+        self._keys = example.keys
+        self._source = f"/{example.project.config.system.name}/gateway/key:"
+        self._tell = sent
+        self._count = 0
+
+    async def parts(self, items: Sequence[T], size: int) -> AsyncIterator[Sequence[T]]:
+        """Yield the items in their order, so many together or fewer, at the speed."""
+        size = min(size, max(1, int(self.rate / 2))) if self.rate else size
+        for first in range(0, len(items), size):
+            turn = time.monotonic() + (size / self.rate if self.rate else 0)
+            yield items[first : first + size]
+            await asyncio.sleep(max(0.0, turn - time.monotonic()))
+
+    def sent(self, count: int) -> None:
+        """Tell that so many events more were sent."""
+        self._count += count
+        self._tell(self._count)
+
+    async def post(
+        self, key: str, told: Sequence[tuple[str, str, Any]], *, source: str = "", size: int = 500
+    ) -> None:
+        """Send events, each a type, an id and data, until they are taken; ``size`` in a request.
+
+        ``key`` is the name of the key, which is the source as well if none is given. Raises what
+        `ask` raises.
+        """
+        head = {"specversion": "1.0", "source": source or f"{self._source}{key}"}
+        events = [{**head, "type": kind, "id": name, "data": data} for kind, name, data in told]
+        for first in range(0, len(events), size):
+            await post(self.client, self._keys[key], events[first : first + size])
+
+    async def ask(
+        self, method: str, path: str, *wanted: int, key: str = "", **more: Any
+    ) -> httpx.Response:
+        """Send a request, with a key if one is named, as `ask` does."""
+        headers = {**more.pop("headers", {}), **({"X-Api-Key": self._keys[key]} if key else {})}
+        return await ask(self.client, method, path, *wanted, headers=headers, **more)
+
+
+class Example(ABC):
+    """What is fed to a system, what has to become of it, and its picture."""
+
+    tables: ClassVar[Queries] = {}
+    """What `judge` needs of the stores: its rows are in ``rows``."""
+    never: ClassVar[Queries] = {}
+    """What is not to be found at any moment, by what a row means: looked for once in a second."""
+    panels = 1
+    """How many pictures `draw` draws."""
+    shown = ""
     """What the address of its page ends in."""
-    panels: int
-    """How many pictures it draws."""
 
-    async def feed(self, gateway: str, sent: Callable[[int], object], rate: float) -> None:
-        """Feed all events, telling how many so far; ``rate`` is of a second, 0 for no limit."""
-        ...
+    def __init__(
+        self, project: Project, total: int, *keys: str, scopes: Iterable[str] = ()
+    ) -> None:
+        """``total`` is how many events it feeds, ``keys`` are the names of its API keys."""
+        self.project = project
+        self.total = total
+        self.keys = write_keys(project.config.root, keys, scopes)
+        """The API keys by name."""
+        self.rows: dict[str, Rows] = {}
+        self.effects: list[tuple[float, float]] = []
+        """When events were fed, and when each had its effect: the last one, and any others."""
 
-    async def audit(self) -> Findings:
-        """Look at the stores once."""
-        ...
+    @abstractmethod
+    async def feed(self, gateway: Gateway) -> None:
+        """Feed all events."""
 
+    @abstractmethod
+    async def judge(self) -> Iterable[str]:
+        """Return what does not hold, or not yet, and fill ``effects``."""
+
+    @abstractmethod
+    def figures(self) -> Mapping[str, object]:
+        """Return what the table shows besides, once it was judged."""
+
+    @abstractmethod
     def draw(self, *axes: Any) -> None:
         """Draw what was found last, on ``panels`` axes of matplotlib."""
-        ...
-
-
-Rows = list[dict[str, Any]]
 
 
 def write_keys(root: Path, names: Iterable[str], scopes: Iterable[str] = ()) -> dict[str, str]:
@@ -140,12 +211,6 @@ async def ask(
         await asyncio.sleep(wait)
 
 
-def events(source: str, told: Iterable[tuple[str, str, Any]]) -> list[dict[str, Any]]:
-    """Return CloudEvents of a source, each made of its type, its id and its data."""
-    head = {"specversion": "1.0", "source": source}
-    return [{**head, "type": kind, "id": name, "data": data} for kind, name, data in told]
-
-
 async def post(client: httpx.AsyncClient, key: str, events: list[dict[str, Any]]) -> None:
     """Send CloudEvents to the gateway until it has taken them, under the ids that they have.
 
@@ -156,13 +221,10 @@ async def post(client: httpx.AsyncClient, key: str, events: list[dict[str, Any]]
     await ask(client, "POST", "/events", 202, content=body, headers=headers)
 
 
-async def read(
-    project: Project, tables: Mapping[str, Mapping[str, str]]
-) -> tuple[dict[str, Rows], list[str]]:
+async def read(project: Project, tables: Queries) -> tuple[dict[str, Rows], list[str]]:
     """Return the rows of the stores by the name of their query, and what is not finished.
 
-    ``tables`` are the queries of each service, by name. Not finished is what a service has yet to
-    publish, what waits for a retry, and dead letters.
+    Not finished is what a service has yet to publish, what waits for a retry, and dead letters.
     """
     rows: dict[str, Rows] = {}
     unfinished = []
@@ -175,10 +237,41 @@ async def read(
     return rows, unfinished
 
 
+class Watch:
+    """Looks, again and again, for what is never to be found (`Example.never`)."""
+
+    def __init__(self, example: Example) -> None:
+        self.found: set[str] = set()
+        """What was found, with the first rows."""
+        self.looks = 0
+        self._example = example
+
+    async def go_on(self) -> None:
+        """Look once in a second, for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK)
+
+    async def look(self) -> None:
+        """Look once."""
+        for service, queries in self._example.never.items():
+            for what, sql in queries.items():
+                if rows := await fetch(self._example.project, service, sql):
+                    self.found.add(f"{what}: {rows[:SHOWN]}")
+        self.looks += 1
+
+
 async def fetch(project: Project, service: str, sql: str, **values: Any) -> Rows:
     """Return rows of a service's store."""
     async with project.opened_store(service) as store:
         return [dict(row) for row in await store.fetch(sql, values)]
+
+
+async def until(true: Callable[[], Awaitable[bool]], every: float = 0.1) -> None:
+    """Wait until it is true, looking again after so many seconds. Raises TimeoutError."""
+    async with asyncio.timeout(PATIENCE):
+        while not await true():
+            await asyncio.sleep(every)
 
 
 async def under_way(project: Project, service: str) -> tuple[int, int]:
@@ -210,7 +303,7 @@ async def recompute(project: Project) -> tuple[int, list[str]]:
     return rows, problems
 
 
-def differ(what: str, found: Any, wanted: Any) -> Iterator[str]:
+def differ(what: str, found: Any, wanted: Any = frozenset()) -> Iterator[str]:
     """Yield how two sets differ, or two counts by name; nothing where they are equal."""
     if isinstance(wanted, dict):
         found, wanted = set((+Counter(found)).items()), set((+Counter(wanted)).items())
@@ -267,8 +360,8 @@ class Supervised:
         return self._peaks
 
 
-def run(name: str, root: Path, make: Callable[[Project, int, int], Example], live: int) -> int:
-    """Run an example as its command line says; returns the exit code.
+def run(name: str, make: Callable[[Project, int, int], Example], live: int) -> int:
+    """Run an example as its command line says, in the folder of the script; the exit code.
 
     ``make`` is called with the project, how many events, and the seed, before anything starts;
     ``live`` is how many events are played, a hundred in a second, where none are asked for.
@@ -280,6 +373,7 @@ def run(name: str, root: Path, make: Callable[[Project, int, int], Example], liv
     options = parser.parse_args()
     if min(options.events, options.live) < 0:
         parser.error("--events, --live: expected 0 or more")
+    root = Path(sys.argv[0]).resolve().parent
     os.chdir(root)
     try:
         if options.events:  # runs stand beside each other; a page has a known address
@@ -293,7 +387,7 @@ def run(name: str, root: Path, make: Callable[[Project, int, int], Example], liv
             if options.events:
                 return asyncio.run(_trial(name, root, example, base, system, options.seed))
             print(f"the page: {base}/{example.shown}  (Ctrl-C stops it)", flush=True)
-            asyncio.run(example.feed(base, lambda count: None, 100.0))
+            asyncio.run(_show(example, base))
             signal.pause()
     except ConfigurationError as error:
         print(f"run: {error}", file=sys.stderr)
@@ -320,6 +414,11 @@ def running(root: Path) -> Iterator[Supervised]:
             process.wait(60)
 
 
+async def _show(example: Example, base: str) -> None:
+    async with httpx.AsyncClient(base_url=base, timeout=30.0) as client:
+        await example.feed(Gateway(client, example, LIVE))
+
+
 async def _trial(
     name: str, root: Path, example: Example, base: str, system: Supervised, seed: int
 ) -> int:
@@ -329,40 +428,52 @@ async def _trial(
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        sending = progress.add_task("events sent   ", total=example.total)
-        settling = progress.add_task("events settled", total=example.total)
+    async with (
+        asyncio.TaskGroup() as group,
+        httpx.AsyncClient(base_url=base, timeout=30.0) as client,
+    ):
+        watch = Watch(example)
+        watching = group.create_task(watch.go_on())
+        with Progress(*columns, console=console) as progress:
+            sending = progress.add_task("events sent   ", total=example.total)
+            settling = progress.add_task("events settled", total=example.total)
 
-        def sent(count: int) -> None:
-            progress.update(sending, completed=count)
-            if moments and count >= moments[0]:
-                del moments[0]
-                system.kill(chance)
+            def sent(count: int) -> None:
+                progress.update(sending, completed=count)
+                if moments and count >= moments[0]:
+                    del moments[0]
+                    system.kill(chance)
 
-        started = time.time()
-        await example.feed(base, sent, 0.0)
-        end = time.monotonic() + PATIENCE
-        while True:
-            found = await example.audit()
-            progress.update(settling, completed=found.settled)
-            if not found.problems or time.monotonic() > end:
-                break
-            await asyncio.sleep(2.0)
-    took, peaks = (found.last or time.time()) - started, system.peaks()
+            started = time.time()
+            await example.feed(Gateway(client, example, 0.0, sent))
+            end = time.monotonic() + PATIENCE
+            while True:
+                example.rows, problems = await read(example.project, example.tables)
+                problems += await example.judge()
+                settled = len(example.effects) if problems else example.total
+                progress.update(settling, completed=min(settled, example.total))
+                if not problems or time.monotonic() > end:
+                    break
+                await asyncio.sleep(2.0)
+        watching.cancel()
+    await watch.look()
+    last = max((at for _, at in example.effects), default=time.time())
+    took, peaks = last - started, system.peaks()
     rows, differences = await recompute(example.project)
-    found.problems += differences
-    found.problems += [
+    problems += [*sorted(watch.found), *differences]
+    problems += [
         f"{each} was killed and not started again"
         for each, pid in system.killed.items()
         if system.pids()[each] == pid
     ]
-    delays = sorted(found.delays) or [0.0]
+    delays = sorted(at - fed for fed, at in example.effects) or [0.0]
     p50, p99 = (delays[int(len(delays) * share)] * 1000 for share in (0.5, 0.99))
     largest = max(peaks, key=peaks.__getitem__)
     table = Table("", "", title=name, show_header=False)
     table.columns[1].justify = "right"
     for what, figure in {
-        **found.figures,
+        **example.figures(),
+        **({"looks at the stores meanwhile": watch.looks} if example.never else {}),
         "killed on the way": f"{kills}: {', '.join(system.killed)}",
         "rows of views, the same from history": rows,
         "events/s": f"{example.total / took:.0f}",
@@ -372,12 +483,12 @@ async def _trial(
     }.items():
         table.add_row(what, str(figure))
     console.print(table)
-    for problem in found.problems:
+    for problem in problems:
         console.print(f"[bold red]does not hold:[/] {escape(problem)}", highlight=False)
-    if not found.problems:
+    if not problems:
         console.print(f"[bold green]The invariant holds.[/] See out/{name}.svg.")
     _draw(example, delays, root / "out" / f"{name}.svg")
-    return 1 if found.problems else 0
+    return 1 if problems else 0
 
 
 def _draw(example: Example, delays: list[float], path: Path) -> None:
