@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_type_hints, overload
 
 import msgspec
 
@@ -23,6 +23,9 @@ from oyez.state import By, Keyed, S, kind_of
 from oyez.transaction import Announcer, Transaction, UnitOfWork, committed_here, origin
 from oyez.view import View, ViewType, compile_view, is_view, view_of
 from oyez.window import Window, compile_window
+
+if TYPE_CHECKING:
+    from oyez.reads import Reads
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound=type[View])
@@ -80,9 +83,10 @@ class Backfill(msgspec.Struct, frozen=True):
 class Service:
     """A service: an independently deployed process with its own store, handlers and HTTP side.
 
-    ``http`` is any ASGI app, served on the address that ``oyez.toml`` gives. ``migrations`` is a
-    folder of numbered SQL files, relative to the project, each run once. ``publishes`` names
-    events that the HTTP side publishes, for the topology.
+    ``http`` is any ASGI app, served on the address that ``oyez.toml`` gives; a service that only
+    shows what it has needs none (`get`, `live`). ``migrations`` is a folder of numbered SQL files,
+    relative to the project, each run once. ``publishes`` names events that the HTTP side publishes,
+    for the topology.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Service:
         """What it can announce anew, by type of event."""
         self.providers: list[Provider] = []
         self._publishes = tuple(describe(cls) for cls in publishes)
+        self._reads: Reads | None = None
         self._bound: Bound | None = None
 
     @property
@@ -333,6 +338,34 @@ class Service:
         self.providers.append(Provider(annotation, function))
         return function
 
+    def get(self, path: str) -> Callable[[F], F]:
+        """Answer ``GET path`` on the HTTP side with the JSON of what the function returns.
+
+        The decorated ``async def`` takes the parts of the path that are named in braces, each a
+        str. None is answered with 404. Raises DeclarationError, also for a service with an app of
+        its own (``http``): that has routes.
+        """
+
+        def show(function: F) -> F:
+            self._showing().get(path, function)
+            return function
+
+        return show
+
+    def live(self, path: str, *, pause: float = 0.5) -> Callable[[F], F]:
+        """Show what the function returns live on the HTTP side, as server-sent events.
+
+        It is called after commits (`changes`), for each that follows the page, and not again within
+        ``pause`` seconds; its JSON is sent when it has changed. The rest is as for `get`. Behind
+        the gateway the route needs ``stream = true``. Raises DeclarationError.
+        """
+
+        def show(function: F) -> F:
+            self._showing().live(path, function, pause)
+            return function
+
+        return show
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Open a transaction for an HTTP handler: writes and events in one commit.
@@ -492,6 +525,17 @@ class Service:
         """Let go of a process that ends, unless another has taken its place; for the runtime."""
         if self._bound is bound:
             self._bound = None
+
+    def _showing(self) -> Reads:
+        if self._reads is None:
+            if self.http is not None:
+                raise DeclarationError(
+                    f"service {self.name} has an HTTP app of its own (http=…): add a route there"
+                )
+            from oyez.reads import Reads  # a service that shows nothing starts without it
+
+            self._reads = self.http = Reads(self.name, lambda every: self.changes(every=every))
+        return self._reads
 
     def _add(self, handler: Handler) -> None:
         if any(handler.name == other.name for other in self.handlers):
