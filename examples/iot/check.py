@@ -11,18 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from trial import Rows, differ
+from trial import Rows, counts, differ
 
 from feed import Plan
 
 TABLES = {
     "ingest": {"readings": "select * from reading", "refused": "select why from refused"},
-    "alerts": {"alerts": "select * from alert", "silences": "select * from silence"},
+    "alerts": {
+        "alerts": "select * from alert",
+        "silences": "select sensor_id from silence where ended_at is null",
+    },
     "dashboard": {
         "tens": "select * from ten order by start",
         "minutes": "select * from minute",
         "late": "select * from late",
-        "sensors": "select * from sensors",
+        "sensors": "select sensor_id, readings, alerts, hot, silent from sensors",
     },
 }
 
@@ -32,14 +35,11 @@ def judge(rows: Mapping[str, Rows], plan: Plan) -> Iterator[str]:
     readings = {_id(row): row for row in rows["readings"]}
     late = {size: {_id(row) for row in rows["late"] if row["size"] == size} for size in (10, 60)}
     yield from differ("accepted readings", set(readings), plan.good)
-    refused = Counter(row["why"] for row in rows["refused"])
-    yield from differ(
-        "refused", refused, {"repeated": plan.repeated, "can't be measured": plan.broken}
-    )
-    yield from differ(
-        "late readings that were not accepted", (late[10] | late[60]) - set(readings), set()
-    )
-    yield from differ("delayed readings that were not late", plan.delayed - late[60], set())
+    refused = {"repeated": plan.repeated, "can't be measured": plan.broken}
+    yield from differ("refused", counts(rows["refused"], "why"), refused)
+    missed = (late[10] | late[60]) - readings.keys()
+    yield from differ("late readings that were not accepted", missed)
+    yield from differ("delayed readings that were not late", plan.delayed - late[60])
 
     tens, minutes = defaultdict(list), defaultdict(list)
     for key, row in readings.items():
@@ -60,16 +60,14 @@ def judge(rows: Mapping[str, Rows], plan: Plan) -> Iterator[str]:
         means[row["sensor_id"]].append((row["start"], row["mean"]))
     crossed = {(name, *each) for name, found in means.items() for each in crossings(found)}
     yield from differ("alerts", _tuples(rows["alerts"]), crossed)
-    yield from differ("alerts that are open", {each for each in crossed if each[3] is None}, set())
-    waves = Counter(row["sensor_id"] for row in rows["alerts"])
+    yield from differ("alerts that are open", {each for each in crossed if each[3] is None})
+    waves = counts(rows["alerts"], "sensor_id")
     yield from differ("heat waves", waves, plan.waves)
-    silent = Counter(row["sensor_id"] for row in rows["silences"] if row["ended_at"] is None)
+    silent = counts(rows["silences"], "sensor_id")
     yield from differ("silent sensors", silent, dict.fromkeys(plan.silent, 1))
-    columns = ("sensor_id", "readings", "alerts", "hot", "silent")
-    shown = {tuple(row[each] for each in columns) for row in rows["sensors"]}
-    counts = Counter(name for name, _ in readings)
-    wanted = {(name, n, waves[name], 0, silent[name]) for name, n in counts.items()}
-    yield from differ("rows of the view", shown, wanted)
+    sent = Counter(name for name, _ in readings)
+    wanted = {(name, n, waves[name], 0, silent[name]) for name, n in sent.items()}
+    yield from differ("rows of the view", _tuples(rows["sensors"]), wanted)
 
 
 def crossings(means: Sequence[tuple[float, float]]) -> list[tuple[int, float, float | None]]:

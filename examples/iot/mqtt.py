@@ -11,21 +11,21 @@ import json
 import os
 import queue
 import shutil
-import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from time import monotonic, sleep
+from collections.abc import Callable
 from typing import Any
 
 import httpx
-from trial import free_address, post
+from trial import Example, free_address, post
 
 from feed import TYPE
 
 TOPIC = "sites/{}/readings"
+SETTINGS = """listener {} {}
+allow_anonymous true
+max_queued_messages 0
+max_inflight_messages 0
+"""
 BATCH = 500
 Publish = Callable[[str, list[bytes]], None]
 
@@ -71,54 +71,34 @@ def event(topic: str, payload: bytes) -> dict[str, Any]:
     said = json.loads(payload)
     if not isinstance(said, dict) or said.keys() != {"id", "data"}:
         raise ValueError("expected an id and data")
-    source = f"/mqtt/{topic.split('/')[1]}"
-    return {"specversion": "1.0", "type": TYPE, "source": source, **said}
+    return {"specversion": "1.0", "type": TYPE, "source": f"/mqtt/{topic.split('/')[1]}", **said}
 
 
-@contextmanager
-def speaking(folder: Path, gateway: str, key: str) -> Iterator[Publish | None]:
+def speak(example: Example, gateway: str) -> Publish | None:
     """Run an MQTT broker, if mosquitto is installed, and the bridge: what publishes for a site."""
     found = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
         print("mosquitto is not installed (apt-get install mosquitto): all readings go by HTTP")
-        yield None
-        return
+        return None
     from paho.mqtt import client as mqtt
 
     address = free_address()
-    host, port = address.split(":")[0], int(address.split(":")[1])
-    listen = f"listener {port} {host}\nallow_anonymous true\n"
-    settings, log = folder / "mosquitto.conf", folder / "mqtt.log"
-    settings.write_text(listen + "max_queued_messages 0\nmax_inflight_messages 0\n")
-    with log.open("w") as output, ExitStack() as stack:
+    host, _, port = address.rpartition(":")
+    settings = example.project.config.root / ".oyez" / "mosquitto.conf"
+    settings.write_text(SETTINGS.format(port, host))
+    example.beside(found, "-c", str(settings), up="running")
+    bridge = (sys.executable, __file__, address, gateway)
+    example.beside(*bridge, up="the bridge is up", IOT_KEY=example.keys["mqtt"])
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.connect(host, int(port))
+    client.loop_start()
+    example.processes.callback(client.loop_stop)
 
-        def start(command: list[str], there: Callable[[], bool]) -> None:
-            environment = {**os.environ, "IOT_KEY": key}
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-            stack.callback(process.wait, 30)
-            stack.callback(process.terminate)
-            end = monotonic() + 30
-            while not there():
-                if process.poll() is not None or monotonic() > end:
-                    raise SystemExit(f"run: {command[0]} did not start; see {log}")
-                sleep(0.05)
+    def publish(site: str, lines: list[bytes]) -> None:
+        for each in [client.publish(TOPIC.format(site), line, qos=1) for line in lines]:
+            each.wait_for_publish(60)
 
-        start(
-            [found, "-c", str(settings)],
-            lambda: socket.socket().connect_ex((host, port)) == 0,
-        )
-        bridge = [sys.executable, __file__, address, gateway]
-        start(bridge, lambda: "the bridge is up" in log.read_text())
-        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-        client.connect(host, port)
-        client.loop_start()
-        stack.callback(client.loop_stop)
-
-        def publish(site: str, lines: list[bytes]) -> None:
-            for each in [client.publish(TOPIC.format(site), line, qos=1) for line in lines]:
-                each.wait_for_publish(60)
-
-        yield publish
+    return publish
 
 
 if __name__ == "__main__":

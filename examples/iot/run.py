@@ -6,12 +6,9 @@ wrong usage.
 
 from __future__ import annotations
 
-import atexit
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +16,7 @@ import trial
 
 from check import TABLES, judge
 from feed import make_plan, send
-from mqtt import speaking
+from mqtt import speak
 from oyez.project import Project
 
 LIVE = 20_000
@@ -34,16 +31,10 @@ class Sensors(trial.Example):
     def __init__(self, project: Project, events: int, seed: int) -> None:
         self.plan = make_plan(events, seed, time.time())
         super().__init__(project, len(self.plan.readings), *self.plan.sites, "mqtt")
-        self._until_the_end = ExitStack()
-        atexit.register(self._until_the_end.close)
 
     async def feed(self, gateway: trial.Gateway) -> None:
         """See `trial.Example.feed`."""
-        # Until the end: what the MQTT broker has taken is not yet with the gateway.
-        folder = self.project.config.root / ".oyez"
-        bridge = speaking(folder, str(gateway.client.base_url), self.keys["mqtt"])
-        publish = self._until_the_end.enter_context(bridge)
-        await send(self.plan, gateway, publish)
+        await send(self.plan, gateway, speak(self, str(gateway.client.base_url)))
 
     async def judge(self) -> Iterable[str]:
         """See `trial.Example.judge`."""
@@ -55,7 +46,7 @@ class Sensors(trial.Example):
 
     def figures(self) -> dict[str, object]:
         """See `trial.Example.figures`."""
-        late = Counter(row["size"] for row in self.rows["late"])
+        late = trial.counts(self.rows["late"], "size")
         tens, minutes = len(self.rows["tens"]), len(self.rows["minutes"])
         return {
             "sensors": self.plan.sensors,
@@ -70,15 +61,11 @@ class Sensors(trial.Example):
     def draw(self, *axes: Any) -> None:
         """See `trial.Example.draw`."""
         rate, warm = axes
-        seconds = Counter(int(_seconds(row["accepted_at"])) for row in self.rows["readings"])
-        begin, end = min(seconds, default=0), max(seconds, default=0)
-        rate.plot([seconds[each] for each in range(begin, end + 1)])
-        rate.set(title="Readings accepted", xlabel="second of the run", ylabel="in a second")
+        rate.hist([at - self.effects[0][1] for _, at in self.effects], bins=60)
+        rate.set(title="Readings accepted", xlabel="second of the run", ylabel="readings")
         name = next((row["sensor_id"] for row in self.rows["alerts"]), "")
-        tens = [
-            (row["start"], row["mean"]) for row in self.rows["tens"] if row["sensor_id"] == name
-        ]
-        warm.plot([at - tens[0][0] for at, _ in tens], [mean for _, mean in tens], ".-")
+        tens = [row for row in self.rows["tens"] if row["sensor_id"] == name]
+        warm.plot([row["start"] - tens[0]["start"] for row in tens], [row["mean"] for row in tens])
         warm.axhline(30, color="C3", linestyle="--")
         warm.axhline(28, color="C2", linestyle="--")
         warm.set(title=f"{name}: raised above 30, cleared below 28", xlabel="s", ylabel="°C")

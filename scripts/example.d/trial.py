@@ -34,7 +34,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -157,6 +157,26 @@ class Example(ABC):
         self.rows: dict[str, Rows] = {}
         self.effects: list[tuple[float, float]] = []
         """When events were fed, and when each had its effect: the last one, and any others."""
+        self.processes = ExitStack()
+        """What ends with the run."""
+
+    def beside(self, *command: str, up: str, **variables: str) -> None:
+        """Run a process beside the system, from when its output has the text ``up``.
+
+        Raises SystemExit when it does not start.
+        """
+        log = self.project.config.root / ".oyez" / f"{Path(command[0]).name}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env={**os.environ, **variables}
+            )
+        self.processes.callback(process.wait, 30)
+        self.processes.callback(process.terminate)
+        end = time.monotonic() + UP
+        while up not in log.read_text():
+            if process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"run: {command[0]} did not start; see {log}")
+            time.sleep(0.05)
 
     @abstractmethod
     async def feed(self, gateway: Gateway) -> None:
@@ -303,6 +323,11 @@ async def recompute(project: Project) -> tuple[int, list[str]]:
     return rows, problems
 
 
+def counts(rows: Rows, column: str) -> Counter[Any]:
+    """Return how many rows have each value of a column."""
+    return Counter(row[column] for row in rows)
+
+
 def differ(what: str, found: Any, wanted: Any = frozenset()) -> Iterator[str]:
     """Yield how two sets differ, or two counts by name; nothing where they are equal."""
     if isinstance(wanted, dict):
@@ -383,7 +408,7 @@ def run(name: str, make: Callable[[Project, int, int], Example], live: int) -> i
         assert project.config.gateway is not None
         base = f"http://{project.config.gateway.listen}"
         example = make(project, options.events or options.live, options.seed)
-        with running(root) as system:
+        with running(root) as system, example.processes:
             if options.events:
                 return asyncio.run(_trial(name, root, example, base, system, options.seed))
             print(f"the page: {base}/{example.shown}  (Ctrl-C stops it)", flush=True)

@@ -1,16 +1,29 @@
-"""Dashboard keeps the last word of each sensor as a view, and the windows for its charts."""
+"""Dashboard keeps the last word of each sensor as a view, and windows; it shows the fleet live."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from msgspec.structs import asdict
 
 from dashboard import events
-from dashboard.http import app
 from oyez import Service, Transaction, View, applies
 
-service = Service("dashboard", http=app, migrations="dashboard/migrations")
-app.state.service = service
+service = Service("dashboard", migrations="dashboard/migrations")
 
+_SITES = """select site_id, count(*) as sensors,
+ cast(sum(readings) as bigint) as readings, cast(sum(hot) as bigint) as hot,
+ cast(sum(silent) as bigint) as silent, avg(celsius) as celsius
+ from sensors where site_id <> '' group by site_id order by site_id"""
+_TROUBLE = """select sensor_id, celsius, measured_at, hot, silent, alerts from sensors
+ where hot = 1 or silent = 1 or alerts > 0
+ order by hot desc, silent desc, measured_at desc, sensor_id limit 12"""
+_CURVES = {
+    "sites": """select start, mean, median, p95 from minute where site_id = :key
+ order by start desc limit 360""",
+    "sensors": """select start, mean, highest from ten where sensor_id = :key
+ order by start desc limit 360""",
+}
 _KEEP = {
     events.TenMeasured: "insert into ten values (:sensor_id, :start, :readings, :mean, :highest)",
     events.MinuteMeasured: """insert into minute
@@ -68,3 +81,18 @@ async def keep(
 ) -> None:
     """Keep a window, or which reading is in none."""
     tx.execute(_KEEP[type(event)], **asdict(event))
+
+
+@service.live("/fleet/events", pause=1.0)
+async def fleet() -> dict[str, Any]:
+    """Show all sites, their sums, and the sensors that are or were too warm, or are silent."""
+    sites, trouble = await service.fetch(_SITES), await service.fetch(_TROUBLE)
+    totals = {name: sum(each[name] for each in sites) for name in ("sensors", "readings")}
+    return {**totals, "sites": sites, "trouble": trouble}
+
+
+@service.get("/fleet/{kind}/{key}")
+async def curve(kind: str, key: str) -> dict[str, Any] | None:
+    """Show the windows of one of the sites or of the sensors, the oldest first."""
+    sql = _CURVES.get(kind)
+    return {"windows": (await service.fetch(sql, key=key))[::-1]} if sql else None

@@ -122,6 +122,6 @@ const say = word => {
   $("connection").textContent = word;
   $("connection").dataset.is = word;
 };
-source.addEventListener("fleet", event => show(JSON.parse(event.data)));
+source.onmessage = event => show(JSON.parse(event.data));
 source.addEventListener("open", () => say("live"));
 source.addEventListener("error", () => say("connecting"));

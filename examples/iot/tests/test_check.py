@@ -33,13 +33,11 @@ def settled() -> tuple[Rows, Plan]:
     rows["minutes"] = [{"site_id": "s", **window}]
     rows["late"] = [{"size": 60, "sensor_id": "s.1", "number": 6}]
     rows["alerts"] = [{"sensor_id": "s.1", "number": 1, "raised_at": 80.0, "cleared_at": 110.0}]
-    rows["silences"] = [{"sensor_id": "s.2", "since": 60.0, "ended_at": None}]
+    rows["silences"] = [{"sensor_id": "s.2"}]
     rows["refused"] = [{"why": "repeated"}]
-    state = {"hot": 0, "celsius": 20.0}
-    rows["sensors"] = [
-        {"sensor_id": "s.1", "readings": 7, "alerts": 1, "silent": 0, **state},
-        {"sensor_id": "s.2", "readings": 1, "alerts": 0, "silent": 1, **state},
-    ]
+    columns = ("sensor_id", "readings", "alerts", "hot", "silent")
+    shown = (("s.1", 7, 1, 0, 0), ("s.2", 1, 0, 0, 1))
+    rows["sensors"] = [dict(zip(columns, each, strict=True)) for each in shown]
     plan = Plan(sites=["s"], sensors=2, waves={"s.1": 1}, silent={"s.2"}, repeated=1)
     plan.good = {(name, number) for name, number, _, _ in readings}
     plan.delayed = {("s.1", 6)}
@@ -64,7 +62,7 @@ FAULTS: dict[str, Callable[[Rows], object]] = {
     ),
     "alerts that are open": lambda rows: rows["tens"].pop(5) and rows["tens"].pop(5),
     "heat waves": lambda rows: rows["alerts"].clear(),
-    "silent sensors": lambda rows: rows["silences"][0].update(ended_at=90.0),
+    "silent sensors": lambda rows: rows["silences"].clear(),
     "rows of the view": lambda rows: rows["sensors"][0].update(hot=1),
 }
 

@@ -11,8 +11,7 @@ from dashboard.events import (
     SensorSilent,
     TenMeasured,
 )
-from dashboard.http import fleet
-from dashboard.service import Sensors, service
+from dashboard.service import Sensors, fleet, service
 from oyez.testing import Running
 
 
@@ -36,7 +35,7 @@ async def test_the_page_shows_sites_trouble_and_curves(running: Running) -> None
         await system.publish(AlertRaised(sensor_id="s.1", number=1), service="alerts")
         await system.publish(SensorSilent(sensor_id="s.2"), service="alerts")
         await system.settled()
-        shown = await fleet(service)
+        shown = await fleet()
         assert (shown["sensors"], shown["readings"]) == (2, 2)
         site = {"site_id": "s", "sensors": 2, "readings": 2, "hot": 1, "silent": 1, "celsius": 15.0}
         assert shown["sites"] == [site]
@@ -49,7 +48,7 @@ async def test_the_page_shows_sites_trouble_and_curves(running: Running) -> None
         await system.publish(AlertCleared(sensor_id="s.1"), service="alerts")
         await system.publish(SensorHeard(sensor_id="s.2"), service="alerts")
         await system.settled()
-        shown = await fleet(service)
+        shown = await fleet()
         (site,) = shown["sites"]
         assert (site["hot"], site["silent"]) == (0, 0)
         # What was too warm stays in sight; what is merely heard again does not.
