@@ -45,6 +45,7 @@ SERVICE = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
 _ATTRIBUTE = "__oyez_event_type__"
 _UPCASTS = "__oyez_upcasts__"
+_NAMED = "__oyez_named__"
 
 T = TypeVar("T")
 Upcast: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
@@ -112,7 +113,14 @@ class EventMeta(msgspec.StructMeta):
     ) -> Any:
         options.setdefault("kw_only", True)  # msgspec does not inherit it
         cls = super().__new__(mcls, name, bases, namespace, **options)
+        named: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            named |= vars(base).get(_NAMED, {})
+        own = {"key": key, "stream": stream, "to": to}
+        named |= {word: value for word, value in own.items() if value is not None}
+        setattr(cls, _NAMED, named)
         if type is not None:
+            key, stream, to = named.get("key"), named.get("stream"), named.get("to")
             place = f"{cls.__module__}.{cls.__qualname__}"
             if to is None and issubclass(cls, Command):
                 raise DeclarationError(
@@ -134,6 +142,9 @@ class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
     names the field that orders events: events of one key are handled in publish order.
     ``version`` is the contract's major version. ``stream`` is the only stream that a consumer
     reads for the type; by default it reads every stream of the system.
+
+    A class without a ``type`` is no event, but a base of some: they have its fields, and what it
+    names (``key``, ``stream`` and a command's ``to``), unless they name another.
     """
 
     if TYPE_CHECKING:

@@ -222,3 +222,39 @@ class TestCommands:
 
             class Ring(Command, type="test.ring", to="The Desk"):
                 pass
+
+
+class OfOrder(Event, key="order_id", stream="shop.orders"):
+    order_id: str
+
+
+class AskedOf(OfOrder, Command, to="payments"):
+    cents: int
+
+
+def test_what_a_base_names_holds_for_those_made_from_it() -> None:
+    class Packed(OfOrder, type="test.packed"): ...
+
+    class Charge(AskedOf, type="test.charge"): ...
+
+    class Checked(OfOrder, type="test.checked", key="by", stream="shop.checks"):
+        by: str
+
+    class Signed(Checked, type="test.signed"): ...
+
+    packed, charge = describe(Packed), describe(Charge)
+    assert packed.key(Packed(order_id="4711")) == "4711"
+    assert (packed.stream, packed.to) == ("shop.orders", None)
+    assert charge.key(Charge(order_id="4711", cents=1)) == "4711"
+    assert (charge.stream, charge.to) == ("shop.orders", "payments")
+    for each in (describe(Checked), describe(Signed)):
+        assert (each.key_field, each.stream) == ("by", "shop.checks")
+    assert not is_event(OfOrder)
+
+
+def test_a_key_that_a_base_names_must_be_a_field() -> None:
+    class OfNobody(Event, key="who"): ...
+
+    with pytest.raises(DeclarationError, match="key='who' is not a field"):
+
+        class Left(OfNobody, type="test.left"): ...
