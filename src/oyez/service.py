@@ -325,11 +325,10 @@ class Service:
         """Register a function that provides handler parameters of its return type.
 
         It runs once, when the process starts. A function that yields its value instead is resumed
-        after the service has drained, to clean up.
+        after the service has drained, to clean up. A class provides itself: it is called without
+        arguments.
         """
-        annotation = get_type_hints(function).get("return")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            annotation = next(iter(get_args(annotation)), None)
+        annotation = function if isinstance(function, type) else _provided_by(function)
         if not isinstance(annotation, type):
             raise DeclarationError(
                 f"{function.__module__}.{function.__qualname__}: annotate what it returns with a "
@@ -559,3 +558,10 @@ class Service:
                 "a test with oyez.testing.running"
             )
         return self._bound
+
+
+def _provided_by(function: Callable[..., Any]) -> Any:
+    annotation = get_type_hints(function).get("return")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return next(iter(get_args(annotation)), None)
+    return annotation

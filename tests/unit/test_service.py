@@ -269,6 +269,28 @@ async def test_providers_are_made_once_handed_over_by_type_and_closed() -> None:
         assert system.announced(Paid) == [Paid(order="fake-1")]
 
 
+async def test_a_class_provides_itself() -> None:
+    service = Service("provided")
+    made: list[object] = []
+
+    @service.provides
+    class Counter:
+        def __init__(self) -> None:
+            made.append(self)
+
+    async def tell(event: Placed, counter: Counter) -> Paid:
+        return Paid(order=str(made.index(counter)))
+
+    tell.__annotations__ = {"event": Placed, "counter": Counter, "return": Paid}
+    service.on(Placed)(tell)
+    async with running(service) as system:
+        for order in ("1", "2"):
+            await system.publish(Placed(order=order))
+        await system.settled()
+        assert system.announced(Paid) == [Paid(order="0"), Paid(order="0")]
+    assert len(made) == 1
+
+
 async def test_a_handler_whose_parameter_nobody_provides_is_told_at_the_start() -> None:
     service = Service("provided")
 
