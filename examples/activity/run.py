@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -26,8 +25,6 @@ import data
 from oyez.project import Project
 
 SPEED = float(os.environ["ACTIVITY_SPEED"])
-LIVE = 99_000
-"""The clicks that are played where nobody says how many."""
 AT_ONCE = 100
 """Clicks in one request."""
 PROBED = 2
@@ -124,4 +121,4 @@ class Clicks(trial.Example):
 
 
 if __name__ == "__main__":
-    sys.exit(trial.run("activity", Clicks, LIVE))
+    trial.run("activity", Clicks, live=99_000)

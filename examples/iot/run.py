@@ -6,7 +6,6 @@ wrong usage.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -18,9 +17,6 @@ from check import TABLES, judge
 from feed import make_plan, send
 from mqtt import speak
 from oyez.project import Project
-
-LIVE = 20_000
-"""The readings that are played where nobody says how many."""
 
 
 class Sensors(trial.Example):
@@ -76,4 +72,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(trial.run("iot", Sensors, LIVE))
+    trial.run("iot", Sensors, live=20_000)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import time
 import zlib
 from collections import Counter
@@ -28,8 +27,6 @@ from routing.events import VanFailed
 from tracking.events import ParcelScanned
 from warehouse.service import DOCKS
 
-LIVE = 3_000
-"""The events that are played where nobody says how many."""
 BATCH, AT_ONCE = 50, 4
 """Events of a request, and requests at the same time."""
 PATIENCE = 240.0
@@ -171,4 +168,4 @@ async def _get(gateway: trial.Gateway, path: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(trial.run("logistics", Parcels, LIVE))
+    trial.run("logistics", Parcels, live=3_000)

@@ -3,15 +3,18 @@
 No data set of card fraud comes inside a package, and labels of real ones are guesses. Here it is
 known who did it, so recall and precision can be measured. *Rings*: five accounts pass money round
 from one device. *Stolen cards*: ten payments in a few minutes by a device that the customer never
-had, mostly from far away. To be mistaken for them, honest customers travel, buy new phones, make
-large payments and share a device in the family.
+had, mostly from far away. To be mistaken for them, honest customers buy new phones, make large
+payments and share a device in the family.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
+from itertools import cycle, islice, pairwise, repeat
 from math import exp
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -24,7 +27,7 @@ STOLEN = 10
 REVIEWED, REPORTED = 0.1, 0.7
 """The shares of honest transfers and of planted ones that a customer is asked about."""
 
-_HOUR = 3600.0
+_HOUR, _DAY = 3_600.0, 86_400.0
 _CITIES = {
     "NL": (52.37, 4.90), "DE": (52.52, 13.41), "FR": (48.86, 2.35), "ES": (40.42, -3.70),
     "IT": (41.90, 12.50), "PL": (52.23, 21.01), "US": (40.71, -74.01), "BR": (-23.55, -46.63),
@@ -32,157 +35,90 @@ _CITIES = {
 }  # fmt: skip
 _FAR = {"US", "BR", "IN", "JP", "AU", "ZA"}
 
-
-Item = tuple[str, dict[str, Any]]
-"""The type of an event, and its data."""
-
-
-class Customer(msgspec.Struct):
-    """An account with the habits of its owner; times are seconds from the beginning."""
-
-    account: str
-    home: str
-    usual: float
-    devices: tuple[str, str]
-    changes: float
-    """When the second device takes the place of the first."""
-    away: tuple[float, float] | None
-    abroad: str
-    cents: int
-    overdraft: int
+Item = tuple[str, str, dict[str, Any]]
+"""The type of an event, its id and its data."""
+Paid = tuple[float, bool, dict[str, Any]]
+"""A transfer: when, in seconds from the beginning, whether it is planted, and its data."""
 
 
 class Plan(msgspec.Struct):
-    """What is to be sent, in the order of time, and who the culprits are."""
+    """What is to be sent, and who the culprits are."""
 
-    accounts: list[dict[str, Any]]
-    items: list[Item]
-    culprits: dict[str, str]
-    """Planted transfers, each with what it is part of."""
+    accounts: list[Item] = []
+    items: list[Item] = []
+    """Transfers and reviews in the order of time."""
+    transfers: dict[str, dict[str, Any]] = {}
+    culprits: set[str] = set()
+    """Planted transfers."""
 
-    @property
-    def transfers(self) -> int:
-        """How many of the items are transfers."""
-        return sum(kind == "bank.transfer.requested" for kind, _ in self.items)
+
+class Customer:
+    """An account with the habits of its owner; times are seconds from the beginning."""
+
+    def __init__(self, chance: random.Random, number: int) -> None:
+        self.account = f"A{number:05d}"
+        self.home = chance.choice(list(_CITIES))
+        self.usual = exp(chance.gauss(8.3, 0.6))
+        self.opened = {"account": self.account, "cents": 2_000_000 if number % 50 else 5_000}
+        self._phone = f"phone {number - (number % 20 == 1)}"  # some couples share one
+        self._changes = chance.uniform(0, DAYS if chance.random() < 0.05 else 100 * DAYS) * _DAY
+
+    def pay(self, at: float, to: Customer, cents: float, where: str = "", thief: str = "") -> Paid:
+        """Return a transfer, by default from home; ``thief`` is the device of somebody else."""
+        own, country = self._phone + " new" * (at > self._changes), where or self.home
+        sent = {"source": self.account, "target": to.account, "cents": max(round(cents), 1)}
+        place = {"device": thief or own, "country": country, "place": _CITIES[country]}
+        return at, bool(thief), sent | place
+
+
+Pairs = Iterable[tuple[Customer, Customer]]
+"""Who pays whom."""
 
 
 def plan(count: int, seed: int, end: datetime) -> Plan:
     """Return so many transfers of the five days before ``end``: the same ones for a seed."""
     chance = random.Random(seed)
-    customers = [_customer(chance, number) for number in range(max(60, count // 25))]
-    rich = [each for each in customers if each.cents > 100_000]
-    planted: list[tuple[float, str, dict[str, Any]]] = []
+    customers = [Customer(chance, number) for number in range(max(60, count // 25))]
+    rich = [each for number, each in enumerate(customers) if number % 50]
+    paid: list[Paid] = []
     for number in range(max(1, count // 2_500)):
-        planted += _ring(chance, f"ring {number}", rich)
+        ring = cycle(chance.sample(rich, RING))
+        paid += _planted(chance, f"emulator {number}", islice(pairwise(ring), HOPS))
     for number in range(max(2, count * 3 // 5_000)):
-        planted += _stolen(chance, f"card {number}", chance.choice(rich), customers)
-    planted = planted[: count // 2]
-    found = [*planted]
-    while len(found) < count:
-        found.append(_honest(chance, customers))
-    found.sort(key=lambda each: each[0])
-    items: list[tuple[float, str, dict[str, Any]]] = []
-    culprits: dict[str, str] = {}
-    begin = end - timedelta(days=DAYS)
-    for number, (at, culprit, data) in enumerate(found):
-        name = f"T{number:06d}"
-        when = begin + timedelta(seconds=at)
-        sent = {**data, "transfer_id": name, "at": when.isoformat()}
-        items.append((at, "bank.transfer.requested", sent))
-        if culprit:
-            culprits[name] = culprit
-        if chance.random() < (REPORTED if culprit else REVIEWED):
-            said = {"transfer_id": name, "fraud": bool(culprit)}
-            items.append((at + 3 * _HOUR, "bank.transfer.reviewed", said))
-    items.sort(key=lambda each: each[0])
-    return Plan(
-        [
-            {"account": each.account, "cents": each.cents, "overdraft": each.overdraft}
-            for each in customers
-        ],
-        [(kind, data) for _, kind, data in items],
-        culprits,
-    )
+        who, other = chance.sample(rich, 2)
+        where = chance.choice(sorted(_FAR - {who.home})) if chance.random() < 0.8 else who.home
+        paid += _planted(chance, f"burner {number}", repeat((who, other), STOLEN), where)
+    del paid[count // 2 :]
+    paid += [_honest(chance, customers) for _ in range(count - len(paid))]
+    made, begin = Plan(), end - timedelta(days=DAYS)
+    made.accounts = [("bank.account.opened", each.account, each.opened) for each in customers]
+    items: list[tuple[float, Item]] = []
+    for number, (at, planted, data) in enumerate(sorted(paid, key=itemgetter(0))):
+        name, when = f"T{number:06d}", begin + timedelta(seconds=at)
+        sent = made.transfers[name] = {**data, "transfer_id": name, "at": when.isoformat()}
+        items.append((at, ("bank.transfer.requested", name, sent)))
+        if planted:
+            made.culprits.add(name)
+        if chance.random() < (REPORTED if planted else REVIEWED):
+            said = {"transfer_id": name, "fraud": planted}
+            items.append((at + 3 * _HOUR, ("bank.transfer.reviewed", f"review of {name}", said)))
+    made.items = [item for _, item in sorted(items, key=itemgetter(0))]
+    return made
 
 
-def _customer(chance: random.Random, number: int) -> Customer:
-    home = chance.choice(list(_CITIES))
-    leaves = chance.uniform(0.5, DAYS - 1) * 24 * _HOUR
-    own = f"phone {number - 1 if number % 20 == 1 else number}"  # some couples share one
-    return Customer(
-        account=f"A{number:05d}",
-        home=home,
-        usual=exp(chance.gauss(8.3, 0.6)),
-        devices=(own, f"phone {number} new"),
-        changes=chance.uniform(0, DAYS) * 24 * _HOUR if chance.random() < 0.05 else 1e9,
-        away=(leaves, leaves + 48 * _HOUR) if chance.random() < 0.05 else None,
-        abroad=chance.choice(list(_CITIES)),
-        cents=5_000 if chance.random() < 0.02 else 2_000_000,
-        overdraft=chance.choice((0, 50_000)),
-    )
-
-
-def _honest(chance: random.Random, customers: list[Customer]) -> tuple[float, str, dict[str, Any]]:
-    at = (chance.randrange(DAYS) * 24 + min(max(chance.gauss(14, 4), 0), 24)) * _HOUR
-    who = chance.choice(customers)
-    while who.away and min(abs(at - when) for when in who.away) < 24 * _HOUR:
-        who = chance.choice(customers)  # nobody pays on the aeroplane
-    abroad = who.away is not None and who.away[0] < at < who.away[1]
+def _honest(chance: random.Random, customers: list[Customer]) -> Paid:
+    at = chance.randrange(DAYS) * _DAY + min(max(chance.gauss(14, 4), 0), 24) * _HOUR
+    who, other = chance.sample(customers, 2)
     large = 5.0 if chance.random() < 0.03 else 1.0
-    other = chance.choice(customers)
-    while other is who:
-        other = chance.choice(customers)
-    cents = who.usual * exp(chance.gauss(0, 0.5)) * large
-    device = who.devices[at > who.changes]
-    return at, "", _transfer(who, other, cents, device, who.abroad if abroad else who.home)
+    return who.pay(at, other, who.usual * exp(chance.gauss(0, 0.5)) * large)
 
 
-def _ring(
-    chance: random.Random, name: str, rich: list[Customer]
-) -> list[tuple[float, str, dict[str, Any]]]:
-    members = chance.sample(rich, RING)
-    at = chance.uniform(1.2, DAYS - 0.3) * 24 * _HOUR
-    amount = 6 * sum(each.usual for each in members) / RING
-    found = []
-    for hop in range(HOPS):
-        at += chance.uniform(20, 120)
-        who, other = members[hop % RING], members[(hop + 1) % RING]
-        cents = amount * chance.uniform(0.95, 1.05)
-        found.append((at, name, _transfer(who, other, cents, f"emulator of {name}", who.home)))
-    return found
-
-
-def _stolen(
-    chance: random.Random, name: str, who: Customer, customers: list[Customer]
-) -> list[tuple[float, str, dict[str, Any]]]:
-    """Return an honest payment at home, and soon after it those of the thief."""
-    at = chance.uniform(1.2, DAYS - 0.3) * 24 * _HOUR
-    others = [each for each in customers if each is not who]
-    honest = _transfer(
-        who, chance.choice(others), who.usual, who.devices[at > who.changes], who.home
-    )
-    found = [(at, "", honest)]
-    far = chance.choice(sorted(_FAR - {who.home}))
-    where = far if chance.random() < 0.8 else who.home
-    drop = chance.choice(others)
-    at += chance.uniform(1_800, 3_600)
-    for _ in range(STOLEN):
-        at += chance.uniform(15, 60)
-        cents = who.usual * chance.uniform(2, 8)
-        found.append((at, name, _transfer(who, drop, cents, f"device of {name}", where)))
-    return found
-
-
-def _transfer(
-    source: Customer, target: Customer, cents: float, device: str, country: str
-) -> dict[str, Any]:
-    latitude, longitude = _CITIES[country]
-    return {
-        "source": source.account,
-        "target": target.account,
-        "cents": max(round(cents), 1),
-        "device": device,
-        "country": country,
-        "latitude": latitude,
-        "longitude": longitude,
-    }
+def _planted(chance: random.Random, device: str, pairs: Pairs, where: str = "") -> Iterator[Paid]:
+    """Yield an honest payment, and half an hour after it those from the device of a thief."""
+    at = chance.uniform(2, DAYS - 0.3) * _DAY
+    for number, (who, other) in enumerate(pairs):
+        if number == 0:
+            yield who.pay(at, other, who.usual)
+            at += chance.uniform(1_800, 3_600)
+        at += chance.uniform(15, 90)
+        yield who.pay(at, other, who.usual * chance.uniform(4, 8), where, device)

@@ -36,7 +36,7 @@ from collections.abc import (
 )
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import httpx
 import msgspec
@@ -178,6 +178,14 @@ class Example(ABC):
                 raise SystemExit(f"run: {command[0]} did not start; see {log}")
             time.sleep(0.05)
 
+    async def until(self, service: str, sql: str, **values: Any) -> None:
+        """Wait until a query of a service's store finds a row. Raises TimeoutError."""
+
+        async def found() -> bool:
+            return bool(await fetch(self.project, service, sql, **values))
+
+        await until(found)
+
     @abstractmethod
     async def feed(self, gateway: Gateway) -> None:
         """Feed all events."""
@@ -287,7 +295,7 @@ async def fetch(project: Project, service: str, sql: str, **values: Any) -> Rows
         return [dict(row) for row in await store.fetch(sql, values)]
 
 
-async def until(true: Callable[[], Awaitable[bool]], every: float = 0.1) -> None:
+async def until(true: Callable[[], Awaitable[object]], every: float = 0.1) -> None:
     """Wait until it is true, looking again after so many seconds. Raises TimeoutError."""
     async with asyncio.timeout(PATIENCE):
         while not await true():
@@ -385,8 +393,8 @@ class Supervised:
         return self._peaks
 
 
-def run(name: str, make: Callable[[Project, int, int], Example], live: int) -> int:
-    """Run an example as its command line says, in the folder of the script; the exit code.
+def run(name: str, make: Callable[[Project, int, int], Example], live: int) -> NoReturn:
+    """Run an example as its command line says, in the folder of the script, and exit.
 
     ``make`` is called with the project, how many events, and the seed, before anything starts;
     ``live`` is how many events are played, a hundred in a second, where none are asked for.
@@ -410,16 +418,16 @@ def run(name: str, make: Callable[[Project, int, int], Example], live: int) -> i
         example = make(project, options.events or options.live, options.seed)
         with running(root) as system, example.processes:
             if options.events:
-                return asyncio.run(_trial(name, root, example, base, system, options.seed))
+                sys.exit(asyncio.run(_trial(name, root, example, base, system, options.seed)))
             print(f"the page: {base}/{example.shown}  (Ctrl-C stops it)", flush=True)
             asyncio.run(_show(example, base))
             signal.pause()
     except ConfigurationError as error:
         print(f"run: {error}", file=sys.stderr)
-        return 2
+        sys.exit(2)
     except KeyboardInterrupt:
         pass
-    return 0
+    sys.exit()
 
 
 @contextmanager

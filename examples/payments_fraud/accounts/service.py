@@ -5,15 +5,12 @@ Asked again, each handler answers again and does it once: what became of a trans
 
 from __future__ import annotations
 
-from msgspec.structs import asdict
-
 from accounts import events
 from oyez import Service, Transaction
 
-WORLD = "world"
-
 _COVER = """update accounts set held = held + :cents
  where account = :source and balance - held - :cents >= least
+  and account not in ('world', :target)
   and exists (select 1 from accounts as other where other.account = :target)
  returning account"""
 _RELEASE = """update hold set state = 'released' where transfer_id = :transfer_id
@@ -22,6 +19,8 @@ _POST = """update hold set state = 'posted' where transfer_id = :transfer_id
  and state = 'held' returning source, target, cents"""
 _NEVER = """insert into hold (transfer_id, state) values (:transfer_id, 'released')
  on conflict (transfer_id) do nothing"""
+_KEEP = "insert into hold values (:transfer_id, :source, :target, :cents, :state)"
+_FREE = "update accounts set held = held - :cents where account = :source"
 _STATE = "select state from hold where transfer_id = :transfer_id"
 
 service = Service("accounts", migrations="accounts/migrations")
@@ -30,24 +29,21 @@ service = Service("accounts", migrations="accounts/migrations")
 @service.on(events.AccountOpened)
 async def open_account(event: events.AccountOpened, tx: Transaction) -> None:
     """Open the account, and book what was paid in."""
-    sql = "insert into accounts (account, least) values (:account, :least)"
-    tx.execute(sql, account=event.account, least=-event.overdraft)
-    _book(tx, f"opened {event.account}", WORLD, event.account, event.cents)
+    tx.execute("insert into accounts (account) values (:account)", account=event.account)
+    _book(tx, f"opened {event.account}", "world", event.account, event.cents)
 
 
 @service.on(events.HoldFunds)
 async def hold(event: events.HoldFunds, tx: Transaction) -> events.FundsHeld | events.FundsShort:
     """Hold the money, if there is enough above the account's limit."""
     known = await tx.fetch_one(_STATE, transfer_id=event.transfer_id)
-    if known is not None:
-        state = known["state"]
-    else:
-        state = "held" if await _covers(event, tx) else "short"
-        sql = "insert into hold values (:transfer_id, :source, :target, :cents, :state)"
-        tx.execute(sql, **asdict(event), state=state)
-    if state == "held":
+    if known is None:
+        wanted = {"source": event.source, "target": event.target, "cents": event.cents}
+        known = {"state": "held" if await tx.fetch(_COVER, **wanted) else "short"}
+        tx.execute(_KEEP, transfer_id=event.transfer_id, **wanted, **known)
+    if known["state"] == "held":
         return events.FundsHeld(transfer_id=event.transfer_id)
-    return events.FundsShort(transfer_id=event.transfer_id, reason=f"the money is {state}")
+    return events.FundsShort(transfer_id=event.transfer_id, reason=f"the money is {known['state']}")
 
 
 @service.on(events.ReleaseFunds)
@@ -55,7 +51,7 @@ async def release(event: events.ReleaseFunds, tx: Transaction) -> events.FundsRe
     """Free what is held; say so in any case, as the saga waits for it."""
     held = await tx.fetch_one(_RELEASE, transfer_id=event.transfer_id)
     if held is not None:
-        tx.execute("update accounts set held = held - :cents where account = :source", **held)
+        tx.execute(_FREE, **held)
     else:  # keeps a late HoldFunds from holding for ever
         tx.execute(_NEVER, transfer_id=event.transfer_id)
     return events.FundsReleased(transfer_id=event.transfer_id)
@@ -66,20 +62,11 @@ async def post(event: events.PostTransfer, tx: Transaction) -> events.TransferPo
     """Move what is held."""
     held = await tx.fetch_one(_POST, transfer_id=event.transfer_id)
     if held is not None:
-        sql = "update accounts set held = held - :cents where account = :source"
-        tx.execute(sql, source=held["source"], cents=held["cents"])
+        tx.execute(_FREE, source=held["source"], cents=held["cents"])
         _book(tx, event.transfer_id, **held)
-    else:
-        known = await tx.fetch_one(_STATE, transfer_id=event.transfer_id)
-        if known is None or known["state"] != "posted":
-            raise ValueError(f"nothing is held for {event.transfer_id}")
+    elif await tx.fetch_one(_STATE, transfer_id=event.transfer_id) != {"state": "posted"}:
+        raise ValueError(f"nothing is held for {event.transfer_id}")
     return events.TransferPosted(transfer_id=event.transfer_id)
-
-
-async def _covers(event: events.HoldFunds, tx: Transaction) -> bool:
-    if event.source in (WORLD, event.target):
-        return False
-    return bool(await tx.fetch(_COVER, source=event.source, target=event.target, cents=event.cents))
 
 
 def _book(tx: Transaction, booking: str, source: str, target: str, cents: int) -> None:

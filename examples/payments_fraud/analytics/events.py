@@ -7,18 +7,19 @@ from datetime import datetime
 from oyez import Event
 
 
-class TransferCompleted(Event, type="bank.transfer.completed", key="transfer_id"):
+class Ended(Event, key="transfer_id"):
+    """A transfer has ended."""
+
+    transfer_id: str
+    country: str
+    at: datetime
+
+
+class TransferCompleted(Ended, type="bank.transfer.completed"):
     """The money has moved."""
 
-    transfer_id: str
-    country: str
     cents: int
-    at: datetime
 
 
-class TransferRefused(Event, type="bank.transfer.refused", key="transfer_id"):
+class TransferRefused(Ended, type="bank.transfer.refused"):
     """The money is where it was."""
-
-    transfer_id: str
-    country: str
-    at: datetime

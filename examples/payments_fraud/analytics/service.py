@@ -11,33 +11,30 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-
-from analytics.events import TransferCompleted, TransferRefused
+from analytics.events import Ended, TransferCompleted, TransferRefused
 from oyez import Service, Tick, View, applies
 
 FILE = Path(__file__).resolve().parents[1] / ".oyez" / "volume.parquet"
 
-_ROWS = "select minute, country, completed, refused, cents from volume"
-_HOURS = """select substr(minute, 1, 13) as hour, cast(sum(completed) as bigint) as completed,
+ROWS = """select substr(slot, 1, 16) as minute, substr(slot, 18) as country, completed, refused,
+ cents from volume"""
+_HOURS = """select substr(slot, 1, 13) as hour, cast(sum(completed) as bigint) as completed,
  cast(sum(refused) as bigint) as refused from volume
- group by substr(minute, 1, 13) order by 1 desc limit 72"""
+ group by substr(slot, 1, 13) order by 1 desc limit 72"""
+
+service = Service("analytics")
 
 
-def slot_of(event: TransferCompleted | TransferRefused) -> str:
+def slot_of(event: Ended) -> str:
     """Return the minute and the country of a transfer."""
     return f"{event.at.astimezone(UTC):%Y-%m-%dT%H:%M} {event.country}"
 
 
+@service.view
 class Volume(View, table="volume", key="slot"):
     """What was sent in one minute from one country."""
 
     slot: str
-    minute: str = ""
-    country: str = ""
     completed: int = 0
     refused: int = 0
     cents: int = 0
@@ -46,66 +43,50 @@ class Volume(View, table="volume", key="slot"):
     @applies(by=slot_of)
     def on_completed(self, event: TransferCompleted) -> None:
         """One more, and its money."""
-        self.minute, self.country = self.slot.split(" ")
         self.completed += 1
         self.cents += event.cents
 
     @applies(by=slot_of)
     def on_refused(self, event: TransferRefused) -> None:
         """One more that moved nothing."""
-        self.minute, self.country = self.slot.split(" ")
         self.refused += 1
 
 
 def write(rows: list[dict[str, Any]], file: Path) -> None:
-    """Write the rows as a Parquet file, in the place of the former one."""
+    """Write rows, one at least, as a Parquet file, in the place of the former one."""
     import polars  # for those who export alone
 
-    kinds = {"minute": polars.String, "country": polars.String}
-    numbers = dict.fromkeys(("completed", "refused", "cents"), polars.Int64)
     draft = file.with_suffix(".draft")
-    polars.DataFrame(rows, schema={**kinds, **numbers}).write_parquet(draft)
+    polars.DataFrame(rows).write_parquet(draft)
     draft.replace(file)
 
 
 def summarize(file: Path) -> list[dict[str, Any]]:
-    """Return the figures of each country in a Parquet file, the largest volume first."""
+    """Return the figures of each country in a Parquet file, if there is one, by their volume."""
     import polars
 
-    total = polars.col("completed") + polars.col("refused")
-    found: list[dict[str, Any]] = (
-        polars.scan_parquet(file)
-        .group_by("country")
-        .agg(
-            polars.col("completed", "refused", "cents").sum(),
-            busiest=polars.col("minute").sort_by(total).last(),
-        )
-        .sort("cents", descending=True)
-        .collect()
-        .to_dicts()
-    )
-    return found
+    if not file.exists():
+        return []
+    sums = polars.col("completed", "refused", "cents").sum()
+    busiest = polars.col("minute").sort_by(polars.col("completed") + polars.col("refused")).last()
+    countries = polars.scan_parquet(file).group_by("country").agg(sums, busiest=busiest)
+    return list(countries.sort("cents", descending=True).collect().to_dicts())
 
 
-async def volume(request: Request) -> Response:
-    """``GET /volume``: the newest hours."""
-    return JSONResponse({"hours": (await service.fetch(_HOURS))[::-1]})
+@service.get("/volume")
+async def volume() -> dict[str, Any]:
+    """Show the newest hours."""
+    return {"hours": (await service.fetch(_HOURS))[::-1]}
 
 
-async def report(request: Request) -> Response:
-    """``GET /report``: the analyst's figures, from the file of the last export."""
-    known = await asyncio.to_thread(lambda: summarize(FILE) if FILE.exists() else [])
-    return JSONResponse({"countries": known})
-
-
-service = Service(
-    "analytics",
-    http=Starlette(routes=[Route("/volume", volume), Route("/report", report)]),
-)
-service.view(Volume)
+@service.get("/report")
+async def report() -> dict[str, Any]:
+    """Show the analyst's figures, from the file of the last export."""
+    return {"countries": await asyncio.to_thread(summarize, FILE)}
 
 
 @service.every(seconds=10)
 async def export(tick: Tick) -> None:
     """Write the file anew."""
-    await asyncio.to_thread(write, await service.fetch(_ROWS), FILE)
+    if rows := await service.fetch(ROWS):
+        await asyncio.to_thread(write, rows, FILE)

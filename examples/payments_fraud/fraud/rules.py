@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from math import asin, cos, log, radians, sin, sqrt
 
-import msgspec
+from msgspec import field
+from msgspec.structs import asdict
 
-from fraud.events import TransferCounted
+from fraud.events import Case, TransferCounted
+from fraud.model import Model
 from oyez import State
 
 LIMIT = 0.6
 """A transfer with this score, or a higher one, is refused."""
-TRUST = 0.4
-"""What the model alone can add to a score."""
 
 _DAY = 86_400.0
 _AIRLINER = 900.0
@@ -27,45 +27,50 @@ class History(State, key="source"):
     cleared: int = 0
     mean: float = 0.0
     """In cents, of those that were cleared."""
-    devices: dict[str, float] = msgspec.field(default_factory=dict)
+    devices: dict[str, float] = field(default_factory=dict)
     """When each device was seen first, in seconds since 1970."""
-    latitude: float = 0.0
-    longitude: float = 0.0
+    place: tuple[float, float] = (0.0, 0.0)
     at: float = 0.0
-    """The time of the newest one, in seconds since 1970, that latitude and longitude are of."""
+    """The time of the newest one, in seconds since 1970, that the place is of."""
+
+    def decide(self, event: TransferCounted, model: Model) -> Case:
+        """Return the decision on a transfer, and remember it."""
+        facts = self.facts(event)
+        score, reason = judge(facts, model.suspicion(facts))
+        self.seen += 1
+        if score < LIMIT:
+            self.learn(event)
+        told = {"number": self.seen, "facts": facts, "reason": reason, "score": score}
+        return Case(**{**asdict(event), **told, "model": model.version})
 
     def facts(self, event: TransferCounted) -> dict[str, float]:
         """Return what is unusual about a transfer; each fact is 0 where nothing is."""
-        transfer = event.transfer
+        now = event.at.timestamp()
         facts = {"burst": log(event.burst, 2), "sharing": event.sharing - 1.0}
         facts.update(speed=0.0, amount=0.0, device=0.0)
         if self.cleared:
-            hours = max(abs(transfer.at.timestamp() - self.at) / 3600, 1 / 60)
-            here = (transfer.latitude, transfer.longitude)
-            facts["speed"] = _distance((self.latitude, self.longitude), here) / hours / _AIRLINER
-            now = transfer.at.timestamp()
-            strange = now - _DAY < self.devices.get(transfer.device, now) <= now
+            hours = max(abs(now - self.at) / 3600, 1 / 60)
+            facts["speed"] = _distance(self.place, event.place) / hours / _AIRLINER
+            strange = now - _DAY < self.devices.get(event.device, now) <= now
             facts["device"] = float(strange and min(self.devices.values()) <= now - _DAY)
         if self.cleared > 2:
-            facts["amount"] = max(log(transfer.cents / self.mean, 2), 0.0)
+            facts["amount"] = max(log(event.cents / self.mean, 2), 0.0)
         return {name: round(min(fact, 10.0), 6) for name, fact in facts.items()}
 
     def learn(self, event: TransferCounted) -> None:
         """Remember a transfer that was cleared."""
-        transfer = event.transfer
+        now = event.at.timestamp()
         self.cleared += 1
-        self.mean += (transfer.cents - self.mean) / self.cleared
-        first = self.devices.get(transfer.device, transfer.at.timestamp())
-        self.devices[transfer.device] = min(first, transfer.at.timestamp())
+        self.mean += (event.cents - self.mean) / self.cleared
+        self.devices[event.device] = min(now, self.devices.get(event.device, now))
         if len(self.devices) > 5:
             del self.devices[min(self.devices, key=self.devices.__getitem__)]
-        if transfer.at.timestamp() >= self.at:
-            self.at = transfer.at.timestamp()
-            self.latitude, self.longitude = transfer.latitude, transfer.longitude
+        if now >= self.at:
+            self.at, self.place = now, event.place
 
 
-def judge(facts: dict[str, float], suspicion: float) -> tuple[float, list[str]]:
-    """Return a score, and what it is made of, the weightiest first.
+def judge(facts: dict[str, float], suspicion: float) -> tuple[float, str]:
+    """Return a score, and the words for what it is made of, the weightiest first.
 
     ``suspicion`` is the model's probability of fraud, 0 without a model.
     """
@@ -75,10 +80,11 @@ def judge(facts: dict[str, float], suspicion: float) -> tuple[float, list[str]]:
         (0.4, "many transfers in a row", facts["burst"] >= 2),
         (0.3, "four times the usual amount", facts["amount"] > 2),
         (0.3, "a device of less than a day", facts["device"] > 0),
-        (TRUST * suspicion, f"like {suspicion:.0%} of known fraud", suspicion > 0.1),
+        # What the model alone can add.
+        (0.4 * suspicion, f"like {suspicion:.0%} of known fraud", suspicion > 0.1),
     ]
     signs = sorted((sign for sign in found if sign[2]), reverse=True)
-    return round(sum(points for points, _, _ in signs), 6), [words for _, words, _ in signs]
+    return round(sum((sign[0] for sign in signs), 0.0), 6), "; ".join(sign[1] for sign in signs)
 
 
 def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:

@@ -53,7 +53,7 @@ async function refresh() {
     bars(volume.hours);
     rows("cases", found.cases.map((each) => [
       each.transfer_id, each.source, when(each.at), each.country, money(each.cents),
-      each.score.toFixed(2), each.why.slice(0, 3).join("; "), each.model,
+      each.score.toFixed(2), each.reason, each.model,
     ]));
     rows("report", report.countries.map((each) => [
       each.country, each.completed, each.refused, money(each.cents), when(each.busiest),

@@ -10,6 +10,8 @@ from msgspec import Meta
 from oyez import Command, Event
 
 Name = Annotated[str, Meta(min_length=1, max_length=40)]
+Latitude = Annotated[float, Meta(ge=-90, le=90)]
+Longitude = Annotated[float, Meta(ge=-180, le=180)]
 
 
 class TransferRequested(Event, type="bank.transfer.requested", key="transfer_id"):
@@ -21,97 +23,85 @@ class TransferRequested(Event, type="bank.transfer.requested", key="transfer_id"
     cents: Annotated[int, Meta(gt=0, le=1_000_000_000)]
     device: Name
     country: Annotated[str, Meta(min_length=2, max_length=2)]
-    latitude: Annotated[float, Meta(ge=-90, le=90)]
-    longitude: Annotated[float, Meta(ge=-180, le=180)]
+    place: tuple[Latitude, Longitude]
     at: datetime
 
 
-class HoldFunds(Command, type="bank.funds.hold", key="transfer_id", to="accounts"):
-    """Keep the money."""
+class OfTransfer(Event, key="transfer_id"):
+    """What is about one transfer."""
 
     transfer_id: str
+
+
+class HoldFunds(OfTransfer, Command, type="bank.funds.hold", to="accounts"):
+    """Keep the money."""
+
     source: str
     target: str
     cents: int
 
 
-class ReleaseFunds(Command, type="bank.funds.release", key="transfer_id", to="accounts"):
+class ReleaseFunds(OfTransfer, Command, type="bank.funds.release", to="accounts"):
     """Keep it no more."""
 
-    transfer_id: str
 
-
-class Screen(Command, type="bank.transfer.screen", key="transfer_id", to="fraud"):
+class Screen(OfTransfer, Command, type="bank.transfer.screen", to="fraud"):
     """Say whether this looks like fraud."""
 
-    transfer_id: str
     source: str
     cents: int
     device: str
     country: str
-    latitude: float
-    longitude: float
+    place: tuple[float, float]
     at: datetime
 
 
-class PostTransfer(Command, type="bank.transfer.post", key="transfer_id", to="accounts"):
+class PostTransfer(OfTransfer, Command, type="bank.transfer.post", to="accounts"):
     """Move it."""
 
-    transfer_id: str
 
-
-class FundsHeld(Event, type="bank.funds.held", key="transfer_id"):
+class FundsHeld(OfTransfer, type="bank.funds.held"):
     """The money is held."""
 
-    transfer_id: str
 
-
-class FundsShort(Event, type="bank.funds.short", key="transfer_id"):
+class FundsShort(OfTransfer, type="bank.funds.short"):
     """There is not enough."""
 
-    transfer_id: str
     reason: str
 
 
-class FundsReleased(Event, type="bank.funds.released", key="transfer_id"):
+class FundsReleased(OfTransfer, type="bank.funds.released"):
     """It is free again."""
 
-    transfer_id: str
 
-
-class TransferCleared(Event, type="bank.transfer.cleared", key="transfer_id"):
+class TransferCleared(OfTransfer, type="bank.transfer.cleared"):
     """It looks like its customer's."""
 
-    transfer_id: str
 
-
-class TransferFlagged(Event, type="bank.transfer.flagged", key="transfer_id"):
+class TransferFlagged(OfTransfer, type="bank.transfer.flagged"):
     """It looks like fraud, for this ``reason``."""
 
-    transfer_id: str
     reason: str
 
 
-class TransferPosted(Event, type="bank.transfer.posted", key="transfer_id"):
+class TransferPosted(OfTransfer, type="bank.transfer.posted"):
     """It is booked."""
 
-    transfer_id: str
+
+class Ended(OfTransfer):
+    """A transfer has ended."""
+
+    country: str
+    at: datetime
 
 
-class TransferCompleted(Event, type="bank.transfer.completed", key="transfer_id"):
+class TransferCompleted(Ended, type="bank.transfer.completed"):
     """The money has moved."""
 
-    transfer_id: str
-    country: str
     cents: int
-    at: datetime
 
 
-class TransferRefused(Event, type="bank.transfer.refused", key="transfer_id"):
+class TransferRefused(Ended, type="bank.transfer.refused"):
     """The money is where it was, for this ``reason``."""
 
-    transfer_id: str
-    country: str
-    cents: int
-    at: datetime
     reason: str

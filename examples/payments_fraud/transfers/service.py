@@ -19,22 +19,16 @@ WITHIN = 300.0
 service = Service("transfers")
 
 
-@service.saga(
-    allow={
-        "E10": "the window that takes Screen calls nobody, so it can't hang",
-    }
-)
+@service.saga(allow={"E10": "the window that takes Screen calls nobody, so it can't hang"})
 class Transfer(Saga, key="transfer_id", ends=("completed", "refused")):
     """Where one transfer stands."""
 
-    transfer_id: str = ""
     source: str = ""
     target: str = ""
     cents: int = 0
     device: str = ""
     country: str = ""
-    latitude: float = 0.0
-    longitude: float = 0.0
+    place: tuple[float, float] = (0.0, 0.0)
     at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
 
     @starts

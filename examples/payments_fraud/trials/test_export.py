@@ -23,5 +23,3 @@ def test_the_analyst_reads_what_was_written(tmp_path: Path) -> None:
     assert dutch == {
         "country": "NL", "completed": 8, "refused": 2, "cents": 400, "busiest": "2026-11-01T12:31"
     }  # fmt: skip
-    write([], file)
-    assert summarize(file) == []

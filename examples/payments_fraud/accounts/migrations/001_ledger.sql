@@ -3,7 +3,7 @@ create table accounts (
   account text primary key,
   balance bigint not null default 0,
   held bigint not null default 0 check (held >= 0),
-  least bigint not null,
+  least bigint not null default 0,
   check (balance - held >= least)
 );
 create table hold (

@@ -18,7 +18,7 @@ from oyez.testing import Running, System
 
 async def opened(system: System) -> None:
     for account in ("ada", "bob"):
-        await tell(system, AccountOpened(account=account, cents=1_000, overdraft=100))
+        await tell(system, AccountOpened(account=account, cents=1_000))
 
 
 async def tell(system: System, *events: object) -> None:
@@ -57,7 +57,7 @@ async def test_what_is_held_is_moved_once(running: Running) -> None:
 async def test_money_is_not_held_twice(running: Running) -> None:
     async with running(service) as system:
         await opened(system)
-        await tell(system, asked(1, 1_100), asked(2, 1))
+        await tell(system, asked(1, 1_000), asked(2, 1))
         assert system.announced(FundsHeld) == [FundsHeld(transfer_id="1")]
         assert [each.transfer_id for each in system.announced(FundsShort)] == ["2"]
 

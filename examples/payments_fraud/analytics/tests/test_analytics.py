@@ -9,6 +9,7 @@ from analytics.service import service
 from oyez.testing import Running
 
 NOON = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
+MINUTE = "2026-11-01T12:30"
 
 
 async def test_transfers_are_counted_by_minute_and_country(running: Running) -> None:
@@ -23,9 +24,12 @@ async def test_transfers_are_counted_by_minute_and_country(running: Running) -> 
         )
         await system.settled()
         rows = await service.fetch(
-            "select country, completed, refused, cents from volume order by country"
+            "select slot, completed, refused, cents from volume order by slot"
         )
-        assert [tuple(row.values()) for row in rows] == [("FR", 1, 0, 100), ("NL", 2, 1, 200)]
+        assert [tuple(row.values()) for row in rows] == [
+            (f"{MINUTE} FR", 1, 0, 100),
+            (f"{MINUTE} NL", 2, 1, 200),
+        ]
         async with system.http("analytics") as client:
             hours = (await client.get("/volume")).json()["hours"]
         assert hours == [{"hour": "2026-11-01T12", "completed": 3, "refused": 1}]

@@ -29,8 +29,7 @@ REQUESTED = TransferRequested(
     cents=900,
     device="phone",
     country="NL",
-    latitude=52.4,
-    longitude=4.9,
+    place=(52.4, 4.9),
     at=datetime(2026, 11, 1, 12, 30, tzinfo=UTC),
 )
 HELD, RELEASED = FundsHeld(transfer_id="1"), FundsReleased(transfer_id="1")
@@ -71,6 +70,6 @@ def test_a_screening_that_dies_refuses() -> None:
 
 
 def test_a_booking_without_an_answer_is_asked_again_and_never_undone() -> None:
-    silent = given(Transfer, done=["hold", "screen"], asked=["post"], transfer_id="1")
+    silent = given(Transfer, done=["hold", "screen"], asked=["post"])
     silent.after(WITHIN).then(asks=[PostTransfer], status="running")
     silent.when(POSTED).then(asks=[], ends="completed")

@@ -1,4 +1,4 @@
--- What customers said, and the version of the model that learnt it; 0 while none has.
+-- What customers said, and the version of the model that it belongs to; 0 while to none.
 create table label (
   transfer_id text primary key,
   id text not null,
@@ -6,4 +6,3 @@ create table label (
   version integer not null default 0
 );
 create index label_by_version on label (version, id);
-create table model (version integer primary key, weights text not null);
