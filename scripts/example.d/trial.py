@@ -35,6 +35,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -47,9 +48,13 @@ from rich.table import Table
 
 from oyez.cli.dev import check_addresses
 from oyez.config import load
+from oyez.envelope import Envelope, open_record
 from oyez.errors import ConfigurationError
+from oyez.event import describe
+from oyez.inspection import history
 from oyez.inspection.drift import verify
 from oyez.inspection.lag import measure_all
+from oyez.ports import Record
 from oyez.project import Project
 from oyez.schedule import EVERY
 
@@ -76,6 +81,11 @@ _UNFINISHED = """select (select count(*) from oyez_outbox where due = 0) as anno
 _TIMERS = """select count(*) as timers from oyez_timer
  where due < :soon and kind <> :every"""
 
+_SQLITE_TABLES = """select name from sqlite_master where type in ('table', 'view')
+ and name not like 'sqlite_%'"""
+_POSTGRESQL_TABLES = """select table_name as name from information_schema.tables
+ where table_schema = current_schema()"""
+
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
 Queries = Mapping[str, Mapping[str, str]]
@@ -99,6 +109,9 @@ class Gateway:
         self._source = f"/{example.project.config.system.name}/gateway/key:"
         self._tell = sent
         self._count = 0
+        self._effects = example.effects
+        self._measuring: asyncio.Task[None] | None = None
+        self._unmeasured: Callable[[], Awaitable[None]] | None = None
 
     async def parts(self, items: Sequence[T], size: int) -> AsyncIterator[Sequence[T]]:
         """Yield the items in their order, so many together or fewer, at the speed."""
@@ -113,6 +126,30 @@ class Gateway:
         self._count += count
         self._tell(self._count)
 
+    def follow(self, shown: Callable[[], Awaitable[bool]]) -> None:
+        """Measure how long it takes from now until something is shown.
+
+        One is measured after the other, so some are left out, but never the last one.
+        """
+        self._unmeasured = partial(self._measure, shown, time.time())
+        if self._measuring is None or self._measuring.done():
+            if self._measuring is not None:
+                self._measuring.result()
+            self._measuring = asyncio.create_task(self._measure(shown, time.time()))
+            self._unmeasured = None
+
+    async def _measure(self, shown: Callable[[], Awaitable[bool]], since: float) -> None:
+        await until(shown, every=0.02)
+        self._effects.append((since, time.time()))
+
+    async def followed(self) -> None:
+        """Wait until all that is measured is shown."""
+        if self._measuring is not None:
+            await self._measuring
+        left, self._unmeasured = self._unmeasured, None
+        if left is not None:
+            await left()
+
     async def post(
         self, key: str, told: Sequence[tuple[str, str, Any]], *, source: str = "", size: int = 500
     ) -> None:
@@ -125,6 +162,13 @@ class Gateway:
         events = [{**head, "type": kind, "id": name, "data": data} for kind, name, data in told]
         for first in range(0, len(events), size):
             await post(self.client, self._keys[key], events[first : first + size])
+
+    async def tell(
+        self, key: str, events: Iterable[tuple[str, object]], *, size: int = 500
+    ) -> None:
+        """Send events of event classes, each with its id, as `post` does."""
+        told = [(describe(type(event)).name, name, event) for name, event in events]
+        await self.post(key, told, size=size)
 
     async def ask(
         self, method: str, path: str, *wanted: int, key: str = "", **more: Any
@@ -295,7 +339,18 @@ async def fetch(project: Project, service: str, sql: str, **values: Any) -> Rows
         return [dict(row) for row in await store.fetch(sql, values)]
 
 
-async def until(true: Callable[[], Awaitable[object]], every: float = 0.1) -> None:
+async def tables(project: Project, service: str) -> dict[str, Rows]:
+    """Return all rows of all tables and SQL views of a service's store, by name."""
+    async with project.opened_store(service) as store:
+        if project.store_file(service):
+            found = await store.fetch(_SQLITE_TABLES, {})
+        else:
+            found = await store.fetch(_POSTGRESQL_TABLES, {})
+        names = [row["name"] for row in found]
+        return {name: await store.fetch(f"select * from {name}", {}) for name in names}
+
+
+async def until(true: Callable[[], Awaitable[bool]], every: float = 0.1) -> None:
     """Wait until it is true, looking again after so many seconds. Raises TimeoutError."""
     async with asyncio.timeout(PATIENCE):
         while not await true():
@@ -315,6 +370,44 @@ async def under_way(project: Project, service: str) -> tuple[int, int]:
         rows = await fetch(project, name, _TIMERS, soon=time.time() + 86_400, every=EVERY)
         rest += rows[0]["timers"]
     return first, rest
+
+
+class History(list[Any]):
+    """Events, those of one key in their order."""
+
+    def of(self, cls: type[T]) -> list[T]:
+        """Return those of a class."""
+        return [event for event in self if isinstance(event, cls)]
+
+
+async def told(
+    project: Project, *classes: type[Any], look: Callable[[Envelope], object] = lambda event: None
+) -> History:
+    """Return the events of these classes in all of history, each once.
+
+    ``look`` is called with every event there is, whatever its class.
+    """
+    kinds = {describe(cls).name: describe(cls) for cls in classes}
+    known: set[tuple[str, str]] = set()
+    found = History()
+
+    def add(record: Record) -> None:
+        event = open_record(record.headers, record.data)
+        if (event.source, event.id) not in known:  # a relay that died has sent some twice
+            known.add((event.source, event.id))
+            look(event)
+            if event.type in kinds:
+                found.append(kinds[event.type].decode(event.data))
+
+    async with project.opened_broker() as broker:
+        await history.scan(broker, await history.ends(broker, await history.streams(broker)), add)
+    return found
+
+
+async def unsettled(project: Project) -> list[str]:
+    """Return how many events are on their way and how many timers are to come; empty for none."""
+    _, rest = await under_way(project, "")
+    return [f"{rest} events or timers are on their way"] if rest else []
 
 
 async def recompute(project: Project) -> tuple[int, list[str]]:
@@ -478,7 +571,9 @@ async def _trial(
                     system.kill(chance)
 
             started = time.time()
-            await example.feed(Gateway(client, example, 0.0, sent))
+            gateway = Gateway(client, example, 0.0, sent)
+            await example.feed(gateway)
+            await gateway.followed()
             end = time.monotonic() + PATIENCE
             while True:
                 example.rows, problems = await read(example.project, example.tables)
