@@ -1,4 +1,4 @@
-"""What must be true once all is delivered, proved from the stores and the world alone.
+"""What must be true once all is delivered, proved from the board, from history and the world.
 
 Each parcel is in one place, none is lost or delivered twice, and none moves after its delivery;
 each task was assigned once; no depot ever used more docks than it has; in each plan each stop is on
@@ -7,80 +7,84 @@ one route, no van carries too much, and versions only grow; predictions beat the
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import product
 from statistics import fmean
 
-from trial import Rows, differ
+from trial import History, Rows, differ
 
 from flights import World
+from routing.events import TourPlanned
 from routing.planner import CAPACITY
+from tracking.events import ParcelDelivered, ParcelMoved
+from warehouse.events import DockFreed, DockGiven, TaskAssigned, TaskDone
 from warehouse.service import DOCKS
 
-TABLES = {
-    "map": {"board": "select * from board", "rounds": "select * from round"},
-    "warehouse": {
-        "tasks": "select * from task",
-        "docks": """select depot, change,
-          cast(sum(change) over (partition by depot order by number) as integer) as used,
-          cast(sum(change) over (partition by depot) as integer) as left_over from dock_log""",
-    },
-    "routing": {"plans": "select * from plan order by round_id, version"},
-    "eta": {"predictions": "select * from prediction where eta <> 0 and landed <> 0"},
-}
+TABLES = {"map": {"board": "select * from board"}}
+TOLD = (ParcelMoved, ParcelDelivered, TaskAssigned, TaskDone, DockGiven, DockFreed, TourPlanned)
+"""What of history is needed: all of one key is in its order."""
 
 
-def judge(rows: Mapping[str, Rows], world: World) -> Iterator[str]:
+def judge(board: Rows, told: History, world: World) -> Iterator[str]:
     """Yield what is wrong."""
-    board = {row["parcel_id"]: row for row in rows["board"]}
-    yield from differ("parcels", set(board), set(world.scans))
-    for what, column, right in (
-        ("that are not at a door", "stage", "delivered"),
-        ("that were not delivered once", "delivered", 1),
-        ("that moved after their delivery", "strayed", 0),
-    ):
-        wrong = {name for name, row in board.items() if row[column] != right}
-        yield from differ(f"parcels {what}", wrong, set())
-
-    tasks = {(row["task_id"], row["assigned"], row["done"]) for row in rows["tasks"]}
-    wanted = {f"{name}/{kind}" for name in world.scans for kind in ("pick", "pack", "load")}
-    yield from differ("tasks, assigned and done", tasks, {(name, 1, 1) for name in wanted})
-    over = {row["depot"] for row in rows["docks"] if row["used"] > DOCKS}
-    yield from differ("depots that used more docks than they have", over, set())
-    used = {row["depot"] for row in rows["docks"] if row["left_over"]}
-    yield from differ("depots with docks in use", used, set())
-
-    yield from _plans(rows["plans"], world)
-    shrunk = {row["round_id"] for row in rows["rounds"] if row["shrunk"]}
-    yield from differ("rounds whose plan's version did not grow", shrunk, set())
-    ours, timetable = errors(rows["predictions"])
-    if not ours < timetable:
-        yield f"predictions are off by {ours:.1f} min, the timetable by {timetable:.1f} min"
+    here = {(row["parcel_id"], row["stage"]) for row in board}
+    yield from differ("parcels on the board", here, {(name, "delivered") for name in world.scans})
+    once = dict.fromkeys(world.scans, 1)
+    delivered = Counter(each.parcel_id for each in told.of(ParcelDelivered))
+    yield from differ("deliveries", delivered, once)
+    # Where the last move is one of these, and there was one alone, there is none behind it.
+    moved = Counter(each.parcel_id for each in told.of(ParcelMoved) if each.stage == "delivered")
+    yield from differ("moves to the door", moved, once)
+    wanted = dict.fromkeys(product(world.scans, ("pick", "pack", "load")), 1)
+    for what, cls in (("assigned", TaskAssigned), ("done", TaskDone)):
+        tasks = Counter((each.parcel_id, each.kind) for each in told.of(cls))
+        yield from differ(f"tasks {what}", tasks, wanted)
+    yield from _docks(told)
+    yield from _plans(told.of(TourPlanned), world)
+    ours, timetable = off(board, world)
+    if fmean(ours) >= fmean(timetable):
+        yield f"predictions are off by {fmean(ours):.1f}, the timetable by {fmean(timetable):.1f}"
 
 
-def _plans(plans: Rows, world: World) -> Iterator[str]:
-    weights = {stop.parcel_id: stop.weight for each in world.rounds for stop in each.stops}
-    booked = {each.round_id: {stop.parcel_id for stop in each.stops} for each in world.rounds}
-    twice, heavy, other = set(), set(), set()
-    for row in plans:
-        routes = [route["parcels"] for route in json.loads(row["routes"])]
+def off(board: Rows, world: World) -> tuple[list[float], list[float]]:
+    """Return by how many minutes predictions were off, and the timetable of the same parcels."""
+    legs = [(row["eta"], world.scans[row["parcel_id"]][1]) for row in board if row["eta"]]
+    ours = [abs(came.at - eta) / 60 for eta, came in legs]
+    return ours, [abs(came.at - came.lands) / 60 for _, came in legs]
+
+
+def _docks(told: History) -> Iterator[str]:
+    used: dict[str, set[str]] = defaultdict(set)
+    over = set()
+    for each in told:
+        if isinstance(each, DockGiven):
+            used[each.depot].add(each.round_id)
+            if len(used[each.depot]) > DOCKS:
+                over.add(each.depot)
+        elif isinstance(each, DockFreed):
+            used[each.depot].discard(each.round_id)
+    yield from differ("depots that used more docks than they have", over)
+    yield from differ("depots with docks in use", {depot for depot in used if used[depot]})
+
+
+def _plans(plans: list[TourPlanned], world: World) -> Iterator[str]:
+    newest = dict.fromkeys(world.rounds, 0)
+    wrong = defaultdict(set)
+    for plan in plans:
+        name = plan.round_id
+        booked = world.rounds[name].stops
+        routes = plan.routes.values()
         stops = [parcel for route in routes for parcel in route]
         if len({*stops}) != len(stops):
-            twice.add(row["plan_id"])
-        if any(sum(weights[parcel] for parcel in route) > CAPACITY for route in routes):
-            heavy.add(row["plan_id"])
-        if {*stops, *json.loads(row["done"])} != booked[row["round_id"]]:
-            other.add(row["plan_id"])
-    yield from differ("plans with a stop on two routes", twice, set())
-    yield from differ("plans with a van that carries too much", heavy, set())
-    yield from differ("plans with a stop too few or too many", other, set())
-    yield from differ("rounds with a plan", {row["round_id"] for row in plans}, set(booked))
-
-
-def errors(predictions: Rows) -> tuple[float, float]:
-    """Return by how many minutes we were off in the mean, and the timetable."""
-    ours, timetable = (
-        fmean([abs(row["landed"] - row[by]) / 60 for row in predictions] or [0.0])
-        for by in ("eta", "lands")
-    )
-    return ours, timetable
+            wrong["a stop on two routes"].add(name)
+        if any(sum(booked[each].weight for each in route) > CAPACITY for route in routes):
+            wrong["a van that carries too much"].add(name)
+        if {*stops, *plan.done} != booked.keys():
+            wrong["a stop too few or too many"].add(name)
+        if plan.version <= newest[name]:
+            wrong["a version that did not grow"].add(name)
+        newest[name] = plan.version
+    wrong["no plan"] |= {name for name, version in newest.items() if not version}
+    for what, names in wrong.items():
+        yield from differ(f"rounds with {what}", names)

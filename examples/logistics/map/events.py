@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from oyez import Event
 
 
-class RoundBooked(Event, type="logistics.round.booked", key="round_id"):
-    """The parcels that leave one depot together."""
+class OfRound(Event, key="round_id"):
+    """The base of what is of a round."""
 
     round_id: str
+
+
+class RoundBooked(OfRound, type="logistics.round.booked"):
+    """The parcels that leave one depot together."""
+
     depot: str
     lat: float
     lon: float
-    stops: list[dict[str, Any]]
+    stops: dict[str, dict[str, float]]
 
 
-class TourPlanned(Event, type="logistics.tour.planned", key="round_id"):
+class TourPlanned(OfRound, type="logistics.tour.planned"):
     """This is what is driven from now on."""
 
-    round_id: str
     version: int
-    routes: list[dict[str, Any]]
+    routes: dict[str, list[str]]
 
 
-class RoundLoaded(Event, type="logistics.round.loaded", key="round_id"):
+class RoundLoaded(OfRound, type="logistics.round.loaded"):
     """The vans may leave."""
 
-    round_id: str
 
-
-class ParcelMoved(Event, type="logistics.parcel.moved", key="parcel_id"):
+class ParcelMoved(OfRound, type="logistics.parcel.moved", key="parcel_id"):
     """A parcel is somewhere else."""
 
     parcel_id: str
-    round_id: str
     stage: str
     at: int
 
 
-class ParcelDelivered(Event, type="logistics.parcel.delivered", key="parcel_id"):
-    """A parcel is at its door."""
+class EtaPredicted(OfRound, type="logistics.eta.predicted", key="parcel_id"):
+    """A parcel in the air will land at ``eta``."""
 
     parcel_id: str
+    eta: int

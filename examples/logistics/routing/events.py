@@ -10,77 +10,73 @@ from oyez import Event
 class Stop(msgspec.Struct, frozen=True):
     """A door to which one parcel goes, which is at the depot at ``ready``."""
 
-    parcel_id: str
     lat: float
     lon: float
     weight: int
     ready: int
 
 
-class Route(msgspec.Struct, frozen=True):
-    """What one van visits, in this order."""
-
-    van: str
-    parcels: list[str]
-
-
-class RoundBooked(Event, type="logistics.round.booked", key="round_id"):
-    """The parcels that leave one depot together, and the vans for them."""
+class OfRound(Event, key="round_id"):
+    """The base of what is of a round."""
 
     round_id: str
-    depot: str
+
+
+class OfParcel(OfRound, key="parcel_id"):
+    """The base of what is of a parcel of a round."""
+
+    parcel_id: str
+
+
+class ToPlan(OfRound):
+    """The base of what is planned: parcels with their stops, and the vans for them, at a depot."""
+
     lat: float
     lon: float
     vans: list[str]
-    stops: list[Stop]
+    stops: dict[str, Stop]
 
 
-class LegDelayed(Event, type="logistics.leg.delayed", key="parcel_id"):
+class RoundBooked(ToPlan, type="logistics.round.booked"):
+    """They leave one depot together."""
+
+    depot: str
+
+
+class LegDelayed(OfParcel, type="logistics.leg.delayed"):
     """A parcel is at the depot later than was said."""
 
-    parcel_id: str
-    round_id: str
     ready: int
 
 
-class VanFailed(Event, type="logistics.van.failed", key="round_id"):
+class VanFailed(OfRound, type="logistics.van.failed"):
     """A van drives no more on this round."""
 
-    round_id: str
     van: str
 
 
-class ParcelDelivered(Event, type="logistics.parcel.delivered", key="parcel_id"):
+class ParcelDelivered(OfParcel, type="logistics.parcel.delivered"):
     """A parcel is at its door."""
 
-    parcel_id: str
-    round_id: str
 
-
-class PlanWanted(Event, type="logistics.plan.wanted", key="round_id"):
+class PlanWanted(ToPlan, type="logistics.plan.wanted"):
     """The tours of these stops are to be computed."""
 
-    round_id: str
     version: int
-    lat: float
-    lon: float
-    vans: list[str]
-    stops: list[Stop]
 
 
-class PlanMade(Event, type="logistics.plan.made", key="round_id"):
-    """They are computed; by now they may be stale."""
+class OfPlan(OfRound):
+    """The base of what is of a plan: the parcels of each van, in their order."""
 
-    round_id: str
     version: int
-    routes: list[Route]
+    routes: dict[str, list[str]]
 
 
-class TourPlanned(Event, type="logistics.tour.planned", key="round_id"):
+class PlanMade(OfPlan, type="logistics.plan.made"):
+    """It is computed; by now it may be stale."""
+
+
+class TourPlanned(OfPlan, type="logistics.tour.planned"):
     """This is what is driven from now on, by the version: what is ``done`` is in no route."""
 
-    plan_id: str
-    round_id: str
-    version: int
-    routes: list[Route]
     done: list[str]

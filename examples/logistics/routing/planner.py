@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
+from itertools import permutations
 
-from routing.events import PlanWanted, Route
+from routing.events import PlanWanted
 
 CAPACITY = 20
 """What a van carries, in the unit of a stop's weight."""
@@ -18,38 +19,29 @@ SPEED = 8
 """Metres a second."""
 
 
-def plan(wanted: PlanWanted) -> list[Route]:
-    """Return the routes that are driven soonest and shortest. Raises ValueError without any."""
+def plan(wanted: PlanWanted) -> dict[str, list[str]]:
+    """Return the parcels of each van, soonest and shortest. Raises ValueError without any tours."""
     from pyvrp import Model  # its arrays cost a process 150 ms: only where tours are computed
     from pyvrp.stop import MaxIterations
 
-    model = Model()
+    model, parcels, stops = Model(), list(wanted.stops), list(wanted.stops.values())
     degree = math.tau * 6_371_000 / 360
     narrow = degree * math.cos(math.radians(wanted.lat))
-    points = [(0.0, 0.0)] + [
-        ((stop.lon - wanted.lon) * narrow, (stop.lat - wanted.lat) * degree)
-        for stop in wanted.stops
-    ]
-    places = [model.add_location(x, y) for x, y in points]
+    places = [model.add_location(at.lon * narrow, at.lat * degree) for at in (wanted, *stops)]
     depot = model.add_depot(places[0])
-    first = min(stop.ready for stop in wanted.stops)
-    for stop, place in zip(wanted.stops, places[1:], strict=True):
+    first = min(stop.ready for stop in stops)
+    for stop, place in zip(stops, places[1:], strict=True):
         model.add_client(place, delivery=stop.weight, release_time=stop.ready - first)
     for van in wanted.vans:
         model.add_vehicle_type(1, CAPACITY, depot, depot, unit_duration_cost=1, name=van)
-    for one, here in zip(places, points, strict=True):
-        for other, there in zip(places, points, strict=True):
-            if one is not other:
-                metres = round(math.dist(here, there))
-                model.add_edge(one, other, metres, metres // SPEED)
+    for one, other in permutations(places, 2):
+        metres = round(math.dist((one.x, one.y), (other.x, other.y)))
+        model.add_edge(one, other, metres, metres // SPEED)
     seed = zlib.crc32(f"{wanted.round_id}/{wanted.version}".encode())
     best = model.solve(MaxIterations(ITERATIONS), seed, collect_stats=False, display=False).best
     if not best.is_feasible():
-        raise ValueError(f"{wanted.round_id}: no tours for {len(wanted.stops)} stops")
-    return [
-        Route(
-            wanted.vans[route.vehicle_type()],
-            [wanted.stops[each.idx].parcel_id for each in route if each.is_client()],
-        )
+        raise ValueError(f"{wanted.round_id}: no tours for {len(stops)} stops")
+    return {
+        wanted.vans[route.vehicle_type()]: [parcels[each.idx] for each in route if each.is_client()]
         for route in best.routes()
-    ]
+    }

@@ -12,7 +12,7 @@ import os
 
 from msgspec.structs import replace
 
-from oyez import Saga, Service, View, applies
+from oyez import Saga, Service
 from oyez.saga import on, starts, timer
 from routing import events
 from routing.planner import plan
@@ -30,7 +30,7 @@ class Round(Saga, key="round_id", ends=("driven",)):
     lat: float = 0.0
     lon: float = 0.0
     vans: list[str] = []
-    stops: list[events.Stop] = []
+    stops: dict[str, events.Stop] = {}
     done: list[str] = []
     wanted: int = 0
     """The version of the newest plan that was asked for."""
@@ -48,10 +48,7 @@ class Round(Saga, key="round_id", ends=("driven",)):
     @on(events.LegDelayed)
     def late(self, event: events.LegDelayed) -> events.PlanWanted | None:
         """A parcel is not there when it was to leave."""
-        self.stops = [
-            replace(each, ready=event.ready) if each.parcel_id == event.parcel_id else each
-            for each in self.stops
-        ]
+        self.stops[event.parcel_id] = replace(self.stops[event.parcel_id], ready=event.ready)
         return self.plan()
 
     @on(events.VanFailed)
@@ -63,8 +60,7 @@ class Round(Saga, key="round_id", ends=("driven",)):
     @on(events.ParcelDelivered)
     def delivered(self, event: events.ParcelDelivered) -> None:
         """One door less."""
-        if event.parcel_id not in self.done:
-            self.done.append(event.parcel_id)
+        self.done.append(event.parcel_id)
         if len(self.done) == len(self.stops):
             self.ending("driven")
 
@@ -80,13 +76,12 @@ class Round(Saga, key="round_id", ends=("driven",)):
         if event.version < self.wanted or event.version <= self.version:
             return None
         self.version = event.version
-        name = f"{self.key}/{event.version}"
-        return self.make(events.TourPlanned, plan_id=name, routes=event.routes)
+        return self.make(events.TourPlanned, routes=event.routes)
 
     def plan(self) -> events.PlanWanted | None:
         """Ask for a plan of what is left, now or when the pause is over."""
         self.changed = self.rests
-        left = [each for each in self.stops if each.parcel_id not in self.done]
+        left = {name: stop for name, stop in self.stops.items() if name not in self.done}
         if self.rests or not left:
             return None
         self.rests = True
@@ -100,19 +95,3 @@ async def compute(event: events.PlanWanted) -> events.PlanMade:
     """Compute the tours on a thread: nothing else of this process waits for it."""
     routes = await asyncio.to_thread(plan, event)
     return events.PlanMade(round_id=event.round_id, version=event.version, routes=routes)
-
-
-@service.view
-class Plans(View, table="plan", key="plan_id"):
-    """Every plan that was driven."""
-
-    plan_id: str
-    round_id: str = ""
-    version: int = 0
-    routes: list[events.Route] = []
-    done: list[str] = []
-
-    @applies
-    def planned(self, event: events.TourPlanned) -> None:
-        """As it was announced."""
-        self.take(event)

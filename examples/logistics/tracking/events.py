@@ -9,11 +9,16 @@ from oyez import Event
 Stage = Literal["departed", "arrived", "delivered"]
 
 
-class ParcelScanned(Event, type="logistics.parcel.scanned", key="parcel_id"):
-    """A scanner saw a parcel ``at`` a time; its label has the flight's ``due`` and ``lands``."""
+class OfParcel(Event, key="parcel_id"):
+    """The base of what is of a parcel."""
 
     parcel_id: str
     round_id: str
+
+
+class ParcelScanned(OfParcel, type="logistics.parcel.scanned"):
+    """A scanner saw a parcel ``at`` a time; its label has the flight's ``due`` and ``lands``."""
+
     stage: Stage
     at: int
     route: str
@@ -21,35 +26,24 @@ class ParcelScanned(Event, type="logistics.parcel.scanned", key="parcel_id"):
     lands: int
 
 
-class ParcelMoved(Event, type="logistics.parcel.moved", key="parcel_id"):
+class ParcelMoved(OfParcel, type="logistics.parcel.moved"):
     """The parcel is somewhere else: only Tracking says where one is."""
 
-    parcel_id: str
-    round_id: str
     stage: str
     at: int
 
 
-class ParcelDelivered(Event, type="logistics.parcel.delivered", key="parcel_id"):
+class ParcelDelivered(OfParcel, type="logistics.parcel.delivered"):
     """It is at its door, for good."""
 
-    parcel_id: str
-    round_id: str
+
+class EtaPredicted(OfParcel, type="logistics.eta.predicted"):
+    """It has left, and will land at ``eta``."""
+
+    eta: int
 
 
-class LegSeen(Event, type="logistics.leg.seen", key="parcel_id"):
-    """It left ``late`` seconds after the timetable's time; ``landed`` is 0 in the air."""
-
-    parcel_id: str
-    route: str
-    lands: int
-    late: int
-    landed: int
-
-
-class LegDelayed(Event, type="logistics.leg.delayed", key="parcel_id"):
+class LegDelayed(OfParcel, type="logistics.leg.delayed"):
     """It is at the depot at ``ready``: half an hour or more after what was said before."""
 
-    parcel_id: str
-    round_id: str
     ready: int

@@ -1,91 +1,83 @@
-"""What Warehouse reads, asks of itself, and announces."""
+"""What Warehouse reads, asks of itself, and announces.
+
+What is told of docks has the depot as its key: so it comes in the order in which it was done.
+"""
 
 from __future__ import annotations
 
 from oyez import Command, Event
 
 
-class RoundBooked(Event, type="logistics.round.booked", key="round_id"):
-    """The parcels that leave one depot together; only their number counts here."""
+class OfRound(Event, key="round_id"):
+    """The base of what is of a round."""
 
     round_id: str
+
+
+class RoundBooked(OfRound, type="logistics.round.booked"):
+    """The parcels that leave one depot together; only their number counts here."""
+
     depot: str
-    stops: list[object]
+    stops: dict[str, object]
 
 
-class ParcelMoved(Event, type="logistics.parcel.moved", key="parcel_id"):
+class ParcelMoved(OfRound, type="logistics.parcel.moved", key="parcel_id"):
     """A parcel is in another place."""
 
     parcel_id: str
-    round_id: str
     stage: str
 
 
-class TaskAssigned(Event, type="logistics.task.assigned", key="round_id"):
-    """A worker shall pick, pack or load a parcel: ``task_id`` is ``PARCEL/KIND``."""
+class OfTask(OfRound):
+    """The base of what is of a task: to pick, pack or load a parcel."""
 
-    task_id: str
-    round_id: str
+    parcel_id: str
+    kind: str
+
+
+class TaskAssigned(OfTask, type="logistics.task.assigned"):
+    """This worker shall do it."""
+
     worker: str
 
 
-class TaskDone(Event, type="logistics.task.done", key="round_id"):
-    """The worker has done it."""
-
-    task_id: str
-    round_id: str
+class TaskDone(OfTask, type="logistics.task.done"):
+    """It is done."""
 
 
-class RoundPacked(Event, type="logistics.round.packed", key="round_id"):
+class OfDepot(OfRound):
+    """The base of what is of a round at its depot."""
+
+    depot: str
+
+
+class RoundPacked(OfDepot, type="logistics.round.packed"):
     """All parcels of a round wait for a dock, for the first time or again."""
 
-    round_id: str
-    depot: str
-    attempt: int
 
-
-class WantDock(Command, type="logistics.dock.want", key="round_id", to="warehouse"):
+class WantDock(OfDepot, Command, type="logistics.dock.want", to="warehouse"):
     """A round needs a dock."""
 
-    round_id: str
-    depot: str
+
+class DockGiven(OfDepot, type="logistics.dock.given", key="depot"):
+    """The round has one until it is freed."""
 
 
-class DockGiven(Event, type="logistics.dock.given", key="round_id"):
-    """The round has it until it is freed."""
-
-    round_id: str
-    dock: int
-
-
-class FreeDock(Command, type="logistics.dock.free", key="round_id", to="warehouse"):
+class FreeDock(OfDepot, Command, type="logistics.dock.free", to="warehouse"):
     """The round needs no dock any more."""
 
-    round_id: str
-    depot: str
 
-
-class DockFreed(Event, type="logistics.dock.freed", key="round_id"):
+class DockFreed(OfDepot, type="logistics.dock.freed", key="depot"):
     """The round has none, and waits for none."""
 
-    round_id: str
 
-
-class LoadVans(Command, type="logistics.vans.load", key="round_id", to="warehouse"):
+class LoadVans(OfRound, Command, type="logistics.vans.load", to="warehouse"):
     """Load the parcels of the round."""
 
-    round_id: str
-    attempt: int
 
-
-class VansLoaded(Event, type="logistics.vans.loaded", key="round_id"):
+class VansLoaded(OfRound, type="logistics.vans.loaded"):
     """All parcels of the round are in the vans."""
 
-    round_id: str
 
-
-class RoundLoaded(Event, type="logistics.round.loaded", key="round_id"):
+class RoundLoaded(OfDepot, type="logistics.round.loaded"):
     """The vans may leave."""
-
-    round_id: str
-    depot: str

@@ -43,18 +43,18 @@ function legs(depots) {
 }
 
 function tour(round) {
-  const stops = new Map(round.stops.map((stop) => [stop.parcel_id, [stop.lat, stop.lon]]));
+  const stops = new Map(Object.entries(round.stops).map(([parcel, stop]) => [parcel, [stop.lat, stop.lon]]));
   const home = [round.lat, round.lon];
   const at = projection([home, ...stops.values()], 300, 240, 12);
-  const lines = round.routes.map((route, index) => make("polyline", {
-    points: [home, ...route.parcels.map((parcel) => stops.get(parcel)), home].map((place) => at(place).join(",")).join(" "),
-    fill: "none", stroke: VANS[index % VANS.length], "stroke-width": 1.5 }, make("title", {}, route.van)));
+  const lines = Object.entries(round.routes).map(([van, parcels], index) => make("polyline", {
+    points: [home, ...parcels.map((parcel) => stops.get(parcel)), home].map((place) => at(place).join(",")).join(" "),
+    fill: "none", stroke: VANS[index % VANS.length], "stroke-width": 1.5 }, make("title", {}, van)));
   const doors = [...stops.values()].map(at).map(([cx, cy]) => make("circle", { cx, cy, r: 2, fill: "var(--ink)" }));
   const [x, y] = at(home);
   const picture = make("svg", { viewBox: "0 0 300 240", role: "img", "aria-label": `Tours of ${round.round_id}` },
     ...lines, ...doors, make("rect", { x: x - 4, y: y - 4, width: 8, height: 8, fill: "var(--ink)" }));
-  const doing = `${round.routes.length} vans, plan ${round.version}`;
-  return make("figure", {}, picture, make("figcaption", {}, `${round.round_id}: ${round.stops.length} stops, ${doing}`));
+  const doing = `${lines.length} vans, plan ${round.version}`;
+  return make("figure", {}, picture, make("figcaption", {}, `${round.round_id}: ${stops.size} stops, ${doing}`));
 }
 
 function show(board) {
@@ -67,4 +67,4 @@ function show(board) {
 const source = new EventSource("/board");
 source.addEventListener("open", () => { $("state").textContent = "live"; });
 source.addEventListener("error", () => { $("state").textContent = "out of reach, trying again …"; });
-source.addEventListener("board", (event) => show(JSON.parse(event.data)));
+source.addEventListener("message", (event) => show(JSON.parse(event.data)));
