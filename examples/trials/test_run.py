@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).resolve().parents[1]
 NAME = os.environ["EXAMPLE"]
 EVENTS = {"activity": "1200", "logistics": "300"}
 """How many are fed, where a thousand are too many, or too few to compare guesses."""
-SETTINGS = {"ACTIVITY_DATA": "made", "ACTIVITY_SPEED": "120", "ACTIVITY_NIGHT": "5"}
+SETTINGS = {"ACTIVITY_SPEED": "120", "ACTIVITY_NIGHT": "5"}
 SAID = (
     "The invariant holds",
     "killed on the way",

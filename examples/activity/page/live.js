@@ -53,7 +53,7 @@ $("who").addEventListener("submit", async (event) => {
   const [status, person] = await ask("GET");
   $("person").hidden = status !== 200;
   if (status !== 200) {
-    $("said").textContent = person.detail ?? person.title ?? `The server answered ${status}.`;
+    $("said").textContent = status === 404 ? "Nobody of this name is known here" : person.detail ?? `The server answered ${status}.`;
     return;
   }
   $("said").textContent = `${person.clicks} clicks, ${person.bought} bought`;

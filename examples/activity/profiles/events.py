@@ -23,25 +23,28 @@ class CustomerErased(Event, type="activity.customer.erased", key="person"):
     person: str
 
 
-class ItemViewed(Event, type="activity.item.viewed", key="item"):
-    """What an item is called."""
+class OfItem(Event, key="item"):
+    """The base of what is of an item."""
 
     item: str
+
+
+class ItemViewed(OfItem, type="activity.item.viewed"):
+    """What an item is called."""
+
     title: str
 
 
-class HourCounted(Event, type="activity.hour.counted", key="item"):
+class HourCounted(OfItem, type="activity.hour.counted"):
     """How often an item was looked at in an hour."""
 
-    item: str
     end: datetime
     views: int
 
 
-class CompanionsFound(Event, type="activity.companions.found", key="item"):
+class CompanionsFound(OfItem, type="activity.companions.found"):
     """What is seen together with an item."""
 
-    item: str
     visits: float
     companions: dict[str, float]
 
@@ -50,5 +53,4 @@ class ModelTrained(Event, type="activity.model.trained", key="version"):
     """What is like each item, as a model has learned."""
 
     version: str
-    trained_on: int
     similar: dict[str, dict[str, float]]

@@ -6,24 +6,21 @@ searched for stays sealed in it; the key is asked for with each page, and kept n
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import httpx
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from cryptography.fernet import Fernet
+from starlette.exceptions import HTTPException
 
 from oyez import GONE, Gone, Personal, Service, View, applies
 from profiles import events
+
+service = Service("profiles")
 
 SPEED = float(os.environ.get("ACTIVITY_SPEED", "1"))
 """How many times faster than a clock the time of this shop is."""
@@ -36,6 +33,7 @@ CHALLENGED = 10
 Neighbours = Mapping[str, Mapping[str, float]]
 
 
+@service.view
 class Person(View, table="person", key="person"):
     """What somebody looked at."""
 
@@ -62,6 +60,7 @@ class Person(View, table="person", key="person"):
         return GONE
 
 
+@service.view
 class Item(View, table="item", key="item", index=("hour",)):
     """An item; each of three services writes columns of its own."""
 
@@ -90,11 +89,11 @@ class Item(View, table="item", key="item", index=("hour",)):
         self.visits, self.companions = event.visits, event.companions
 
 
+@service.view
 class Model(View, table="model", key="version"):
     """A model."""
 
     version: str
-    trained_on: int = 0
     similar: dict[str, dict[str, float]] = {}
 
     @applies
@@ -105,14 +104,13 @@ class Model(View, table="model", key="version"):
 
 def cosine(companions: Neighbours, visits: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Return how alike items are: how often seen together, for how often each is seen."""
-    return {
-        item: {
-            other: count / math.sqrt(visits[item] * visits[other])
-            for other, count in others.items()
-            if visits.get(other)
+    alike = {}
+    for item, others in companions.items():
+        known = {other: count for other, count in others.items() if visits.get(other)}
+        alike[item] = {
+            other: count / math.sqrt(visits[item] * visits[other]) for other, count in known.items()
         }
-        for item, others in companions.items()
-    }
+    return alike
 
 
 def best(neighbours: Neighbours, seen: Sequence[str], count: int = SHOWN) -> list[str]:
@@ -120,9 +118,7 @@ def best(neighbours: Neighbours, seen: Sequence[str], count: int = SHOWN) -> lis
     scores: Counter[str] = Counter()
     for item in seen[-RECENT:]:
         scores.update(neighbours.get(item, {}))
-    for item in seen:
-        del scores[item]
-    return sorted(scores, key=lambda item: (-scores[item], item))[:count]
+    return sorted(scores.keys() - {*seen}, key=lambda item: (-scores[item], item))[:count]
 
 
 async def key_of(name: str) -> dict[str, str] | None:
@@ -132,56 +128,38 @@ async def key_of(name: str) -> dict[str, str] | None:
         return found
 
 
-def unseal(key: str, person: str, sealed: str) -> str:
-    """Return a text that the key of the person opens."""
-    raw = base64.b64decode(sealed)
-    return AESGCM(bytes.fromhex(key)).decrypt(raw[:12], raw[12:], person.encode()).decode()
-
-
-async def page(request: Request) -> Response:
-    """``GET /people/{name}``: what the page of a person shows."""
+@service.get("/people/{name}")
+async def page(name: str) -> dict[str, Any] | None:
+    """What the page of a person shows; nothing for who is not known here."""
     try:
-        known = await key_of(request.path_params["name"])
-    except httpx.TransportError:
-        return JSONResponse({"title": "The keys are out of reach"}, 503, {"retry-after": "1"})
+        known = await key_of(name)
+    except httpx.TransportError as error:
+        raise HTTPException(503, "The keys are out of reach", {"retry-after": "1"}) from error
     if known is None:
-        return JSONResponse({"title": "Nobody of this name is known here"}, 404)
-    person, after = known["person"], request.headers.get("oyez-after", "")
-    row = await service.read(Person, person, after=after, wait=20.0) or Person(person=person)
+        return None
+    row = await service.read(Person, known["person"]) or Person(person=known["person"])
+    items = await service.fetch("select item, title, visits from item")
+    titles = {each["item"]: each["title"] or each["item"] for each in items}
     recent = row.seen[: -RECENT - 1 : -1]
-    model = None
-    if zlib.crc32(person.encode()) % CHALLENGED == 0:
-        model = await _newest_model()
-    found = best(model.similar if model else await _alike(recent), row.seen)
-    titles = await _titles([*recent, *found])
-    return JSONResponse(
-        {
-            "clicks": row.clicks,
-            "bought": row.bought,
-            "recent": [titles[item] for item in recent],
-            "searches": [unseal(known["key"], person, text) for text in row.searches],
-            "also": [titles[item] for item in found],
-            "by": f"the model of {model.version}" if model else "what is seen together",
-        }
-    )
+    model = await _newest_model() if zlib.crc32(row.person.encode()) % CHALLENGED == 0 else None
+    if model is None:
+        found = [each for item in recent if (each := await service.read(Item, item))]
+        companions = {each.item: each.companions for each in found}
+        alike = cosine(companions, {each["item"]: each["visits"] for each in items})
+    also = best(model.similar if model else alike, row.seen)
+    return {
+        "clicks": row.clicks,
+        "bought": row.bought,
+        "recent": [titles.get(item, item) for item in recent],
+        "searches": [Fernet(known["key"]).decrypt(text).decode() for text in row.searches],
+        "also": [titles.get(item, item) for item in also],
+        "by": f"the model of {model.version}" if model else "what is seen together",
+    }
 
 
-async def live(request: Request) -> Response:
-    """``GET /live``: what happens now, as server-sent events."""
-    changes = service.changes(every=15.0)
-
-    async def told() -> AsyncIterator[str]:
-        shown: dict[str, Any] = {}
-        async for _ in changes:
-            now = await _now()
-            yield ": still here\n\n" if now == shown else f"data: {json.dumps(now)}\n\n"
-            shown = now
-
-    return StreamingResponse(told(), media_type="text/event-stream")
-
-
-async def _now() -> dict[str, Any]:
-    """Return what happens by the clock of the clicks: the newest one is now."""
+@service.live("/live")
+async def now() -> dict[str, Any]:
+    """What happens by the clock of the clicks: the newest one is now."""
     (totals,) = await service.fetch(_TOTALS, visit=1_800 / SPEED)
     trending = await service.fetch(_TRENDING, newest=totals["newest"] or 0.0, hour=3_600 / SPEED)
     model = await _newest_model()
@@ -193,27 +171,9 @@ async def _newest_model() -> Model | None:
     return await service.read(Model, rows[0]["version"]) if rows[0]["version"] else None
 
 
-async def _alike(items: Sequence[str]) -> Neighbours:
-    rows = await service.fetch("select item, visits from item")
-    found = [each for item in items if (each := await service.read(Item, item))]
-    visits = {row["item"]: row["visits"] for row in rows}
-    return cosine({each.item: each.companions for each in found}, visits)
-
-
-async def _titles(items: Sequence[str]) -> dict[str, str]:
-    found = {item: await service.read(Item, item) for item in items}
-    return {item: (row.title or item) if row else item for item, row in found.items()}
-
-
 _TOTALS = """select count(*) as people, sum(clicks) as clicks, sum(bought) as bought,
  max(at) as newest,
  (select count(*) from person where at > (select max(at) from person) - :visit) as live
  from person"""
 _TRENDING = """select title, views from item where hour > :newest - 2 * :hour and views > 0
  order by views desc, hour desc, item limit 10"""
-
-routes = [Route("/people/{name}", page), Route("/live", live)]
-service = Service("profiles", http=Starlette(routes=routes))
-service.view(Person)
-service.view(Item)
-service.view(Model)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-FACTORS = 32
-LIKE = 20
-"""Similar items of each one that are kept."""
+FACTORS, LIKE = 32, 20
+"""What each item is described by, and the similar items of each one that are kept."""
 
 
 def similar(pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
@@ -16,19 +15,17 @@ def similar(pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
     from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits
 
-    people, rows = np.unique([person for person, _ in pairs], return_inverse=True)
+    _, people = np.unique([person for person, _ in pairs], return_inverse=True)
     items, columns = np.unique([item for _, item in pairs], return_inverse=True)
-    shape = (len(people), len(items))
-    ones = np.ones(len(pairs), dtype=np.float32)
+    seen = csr_matrix((np.ones(len(pairs), dtype=np.float32), (people, columns)))
     with threadpool_limits(1, "blas"):
         model = AlternatingLeastSquares(factors=FACTORS, random_state=1, num_threads=1)
-        model.fit(csr_matrix((ones, (rows, columns)), shape), show_progress=False)
+        model.fit(seen, show_progress=False)
         found, scores = model.similar_items(np.arange(len(items)), N=min(LIKE + 1, len(items)))
-    return {
-        str(items[item]): {
-            str(items[other]): round(float(score), 4)
-            for other, score in zip(found[item], scores[item], strict=True)
-            if other != item and score > 0
-        }
-        for item in range(len(items))
-    }
+    near: dict[str, dict[str, float]] = {}
+    rows = zip(items.tolist(), items[found].tolist(), scores.tolist(), strict=True)
+    for item, others, likes in rows:
+        likely = dict(zip(others, likes, strict=True))
+        near[item] = {each: round(like, 4) for each, like in likely.items() if like > 0}
+        near[item].pop(item, None)
+    return near

@@ -42,6 +42,4 @@ class ModelTrained(Event, type="activity.model.trained", key="version"):
     """A model of the night: the items that are most like each item, by its factors."""
 
     version: str
-    trained_on: int
-    """Pairs of a person and an item."""
     similar: dict[str, dict[str, float]]

@@ -38,8 +38,7 @@ class Companions(State, key="item"):
         at = max(self.at, time)
         aged, weight = 0.5 ** ((at - self.at) / HALF), 0.5 ** ((at - time) / HALF)
         self.at, self.visits = at, self.visits * aged + weight
-        if aged < 1:
-            self.counts = {other: count * aged for other, count in self.counts.items()}
+        self.counts = {other: count * aged for other, count in self.counts.items()}
         for other in event.others:
             self.counts[other] = self.counts.get(other, 0.0) + weight
         self.news += 1
@@ -83,6 +82,5 @@ async def train(tick: Tick, after: After) -> ModelTrained | None:
         return None
     found = await asyncio.to_thread(similar, [(row["person"], row["item"]) for row in pairs])
     version = f"{tick.scheduled:%Y-%m-%dT%H:%M:%S}"
-    sql = "insert into model values (:version, :pairs)"
-    after.execute(sql, version=version, pairs=len(pairs))
-    return ModelTrained(version=version, trained_on=len(pairs), similar=found)
+    after.execute("insert into model values (:name, :pairs)", name=version, pairs=len(pairs))
+    return ModelTrained(version=version, similar=found)

@@ -7,25 +7,28 @@ from datetime import datetime
 from oyez import Event
 
 
-class Clicked(Event, type="activity.clicked", key="person"):
-    """Somebody looked at an item, or bought it."""
+class OfPerson(Event, key="person"):
+    """The base of what is of a person."""
 
     person: str
+
+
+class Clicked(OfPerson, type="activity.clicked"):
+    """Somebody looked at an item, or bought it."""
+
     item: str
     at: datetime
 
 
-class CustomerErased(Event, type="activity.customer.erased", key="person"):
+class CustomerErased(OfPerson, type="activity.customer.erased"):
     """A person is to be forgotten."""
 
-    person: str
     at: datetime
 
 
-class VisitEnded(Event, type="activity.visit.ended", key="person"):
+class VisitEnded(OfPerson, type="activity.visit.ended"):
     """Half an hour without a click has passed."""
 
-    person: str
     start: datetime
     end: datetime
     clicks: int
@@ -33,7 +36,21 @@ class VisitEnded(Event, type="activity.visit.ended", key="person"):
     """What was looked at, each item once, the first 100."""
 
 
-class VisitsErased(Event, type="activity.visits.erased", key="person"):
+class VisitsErased(OfPerson, type="activity.visits.erased"):
     """All visits of a person are to be forgotten; none of them follows."""
 
-    person: str
+
+class ItemViewed(Event, type="activity.item.viewed", key="item"):
+    """Somebody looked at an item."""
+
+    item: str
+    at: datetime
+
+
+class HourCounted(Event, type="activity.hour.counted", key="item"):
+    """How often an item was looked at in an hour; an hour begins every five minutes."""
+
+    item: str
+    start: datetime
+    end: datetime
+    views: int

@@ -1,4 +1,7 @@
-"""Sessions makes visits of clicks, by the time at which they were clicked.
+"""Sessions makes visits and hours of clicks, by the time at which they were clicked.
+
+A click is told in the order of its person, and hours count by item: so Clicks tells each a second
+time, under the item.
 
 To forget a person travels the same road as what is known of them: it is announced behind the
 person's visits, in their stream and under their key, so no visit can come after it.
@@ -7,16 +10,17 @@ person's visits, in their stream and under their key, so no visit can come after
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Annotated
 
 from oyez import Personal, Service, Window
-from sessions.events import Clicked, CustomerErased, VisitEnded, VisitsErased
+from sessions import events
 
 SPEED = float(os.environ.get("ACTIVITY_SPEED", "1"))
 """How many times faster than a clock the time of this shop is."""
 MOST = 100
 """Items of a visit that count: who looks at a thousand is a program, and makes a million pairs."""
+LEAST = 2
+"""Views of an hour that are told: most items are looked at once in one, which is no trend."""
 
 service = Service("sessions")
 
@@ -27,11 +31,10 @@ class Visit(Window, key="person", gap=1_800 / SPEED, late=900 / SPEED):
     clicks: int = 0
     items: Annotated[list[str], Personal] = []
     erased: bool = False
-    told: bool = False
 
-    def add(self, event: Clicked | CustomerErased) -> None:
+    def add(self, event: events.Clicked | events.CustomerErased) -> None:
         """Count a click, or forget all of them."""
-        if isinstance(event, CustomerErased):
+        if isinstance(event, events.CustomerErased):
             self.forget()
         elif not self.erased:
             self.clicks += 1
@@ -41,8 +44,7 @@ class Visit(Window, key="person", gap=1_800 / SPEED, late=900 / SPEED):
     def join(self, other: Visit) -> None:
         """Add a later one that became part of this one."""
         self.clicks += other.clicks
-        self.items += [item for item in other.items if item not in self.items]
-        self.told |= other.told
+        self.items = [*dict.fromkeys([*self.items, *other.items])][:MOST]
         if self.erased or other.erased:
             self.forget()
 
@@ -50,27 +52,38 @@ class Visit(Window, key="person", gap=1_800 / SPEED, late=900 / SPEED):
         """Keep nothing of the person."""
         self.erased, self.clicks, self.items = True, 0, []
 
-    def early(self) -> Iterable[VisitsErased]:
-        """Tell at once that the person is forgotten, behind all visits that were told."""
-        if self.erased and not self.told:
-            self.told = True
-            yield VisitsErased(person=self.key)
-
-    def late(self, event: Clicked | CustomerErased) -> VisitsErased | None:
+    def late(self, event: events.Clicked | events.CustomerErased) -> events.VisitsErased | None:
         """A person is forgotten however late that is heard."""
-        return VisitsErased(person=self.key) if isinstance(event, CustomerErased) else None
+        if isinstance(event, events.CustomerErased):
+            return events.VisitsErased(person=self.key)
+        return None
 
-    def close(self) -> VisitEnded | None:
-        """Tell the visit."""
+    def close(self) -> events.VisitEnded | events.VisitsErased:
+        """Tell the visit; or, behind all that were told, that they are to be forgotten."""
         if self.erased:
-            return None
-        return VisitEnded(
-            person=self.key,
-            start=self.start,
-            end=self.end,
-            clicks=self.clicks,
-            items=self.items[:MOST],
+            return events.VisitsErased(person=self.key)
+        return events.VisitEnded(
+            person=self.key, start=self.start, end=self.end, clicks=self.clicks, items=self.items
         )
 
 
-service.window(Visit, Clicked, CustomerErased, time="at")
+service.window(Visit, events.Clicked, events.CustomerErased, time="at")
+
+
+class Hour(Window, key="item", size=3_600 / SPEED, step=300 / SPEED, late=900 / SPEED):
+    """The views of an item in one hour."""
+
+    views: int = 0
+
+    def add(self, event: events.ItemViewed) -> None:
+        """Count one."""
+        self.views += 1
+
+    def close(self) -> events.HourCounted | None:
+        """Tell it, if it is more than one."""
+        if self.views < LEAST:
+            return None
+        return events.HourCounted(item=self.key, start=self.start, end=self.end, views=self.views)
+
+
+service.window(Hour, events.ItemViewed, time="at")

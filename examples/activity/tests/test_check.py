@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
+from trial import History
 
-from check import Books, Fed, hit_rates, judge
+from check import Books, hit_rates, judge
+from clicks.events import Clicked, CustomerErased, ItemViewed
+from sessions.events import HourCounted, VisitEnded
 
 
-def at(minute: int) -> str:
+def at(minute: int) -> datetime:
     """So many minutes after noon."""
-    return f"2026-11-01T{12 + minute // 60:02d}:{minute % 60:02d}:00Z"
+    return datetime(2026, 11, 1, 12, tzinfo=UTC) + timedelta(minutes=minute)
+
+
+def visit(minute: int, clicks: int) -> VisitEnded:
+    return VisitEnded(person="p", start=at(minute), end=at(minute), clicks=clicks, items=[])
+
+
+def hour(minute: int, views: int) -> HourCounted:
+    return HourCounted(item="bell", start=at(minute), end=at(minute + 60), views=views)
 
 
 def books() -> Books:
     """Two people in order: one of two visits, one who was erased; an hour with two views."""
     clicks = [("p", "bell", 0), ("p", "boots", 2), ("p", "bell", 40), ("q", "bell", 41)]
-    hours = [
-        {"item": "bell", "start": at(minute), "views": 3 if minute <= 0 else 2}
-        for minute in range(-15, 41, 5)
-    ]
+    events = History()
+    for person, item, minute in clicks:
+        events.append(Clicked(person=person, item=item, kind="view", at=at(minute)))
+        events.append(ItemViewed(item=item, title="", at=at(minute)))
+    events += [visit(0, 2), visit(40, 1)]
+    events += [hour(minute, 3 if minute <= 0 else 2) for minute in range(-15, 41, 5)]
+    events.append(CustomerErased(person="q", at=at(60)))
     state = {"item": "bell", "visits": 2.0, "at": 0.0, "news": 0}
     rows = [
         {"key": item, "data": msgspec.msgpack.encode({**state, "counts": {other: 1.5}})}
@@ -31,30 +46,17 @@ def books() -> Books:
     ]
     empty: dict[str, list[dict[str, Any]]] = {"oyez_inbox": [], "oyez_outbox": [], "oyez_dead": []}
     return Books(
-        Fed(1.0, ["eve@example.org"], {}),
-        {
-            "activity.clicked": [
-                {"person": person, "item": item, "at": at(minute)}
-                for person, item, minute in clicks
-            ],
-            "activity.item.viewed": [
-                {"item": item, "at": at(minute)} for _, item, minute in clicks
-            ],
-            "activity.visit.ended": [
-                {"person": "p", "start": at(0), "clicks": 2},
-                {"person": "p", "start": at(40), "clicks": 1},
-            ],
-            "activity.hour.counted": hours,
-            "activity.customer.erased": [{"person": "q"}],
-        },
-        {
+        speed=1.0,
+        erased=["eve@example.org"],
+        held={},
+        events=events,
+        tables={
             "clicks": {
                 **deepcopy(empty),
                 "click": [{"id": str(n)} for n in range(4)],
                 "person": [{"name": "ada@example.org", "person": "p"}],
             },
             "sessions": {**deepcopy(empty), "oyez_state": []},
-            "trending": deepcopy(empty),
             "recommend": {**deepcopy(empty), "oyez_state": rows},
             "profiles": {
                 **deepcopy(empty),
@@ -63,27 +65,33 @@ def books() -> Books:
                 "model": [],
             },
         },
+        named=0,
     )
+
+
+def drop(event: Any) -> Callable[[Books], object]:
+    return lambda found: found.events.remove(event)
+
+
+def add(event: Any) -> Callable[[Books], object]:
+    return lambda found: found.events.append(event)
 
 
 def test_what_is_in_order_has_no_problem() -> None:
     assert list(judge(books())) == []
-    assert len(books().events["activity.hour.counted"]) == 12
+    assert len(books().events.of(HourCounted)) == 12
 
 
 FAULTS: dict[str, tuple[Callable[[Books], object], str]] = {
-    "a visit is lost": (lambda b: b.events["activity.visit.ended"].pop(), "visits: 1 missing"),
-    "a visit is told twice": (
-        lambda b: b.events["activity.visit.ended"].append(b.events["activity.visit.ended"][0]),
-        "visits: 1 unexpected",
-    ),
+    "a visit is lost": (drop(visit(40, 1)), "visits: 1 missing"),
+    "a visit is told twice": (add(visit(0, 2)), "visits: 1 unexpected"),
     "a visit lacks a click": (
-        lambda b: b.events["activity.visit.ended"][0].update(clicks=1),
+        lambda found: (drop(visit(0, 2))(found), add(visit(0, 1))(found)),
         "visits: 1 missing",
     ),
-    "an hour is lost": (lambda b: b.events["activity.hour.counted"].pop(), "hours: 1 missing"),
+    "an hour is lost": (drop(hour(40, 2)), "hours: 1 missing"),
     "an hour counts one more": (
-        lambda b: b.events["activity.hour.counted"][0].update(views=9),
+        lambda found: (drop(hour(40, 2))(found), add(hour(40, 9))(found)),
         "hours: 1 unexpected",
     ),
     "a click is stored twice": (
@@ -102,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[Books], object], str]] = {
         lambda b: b.tables["profiles"]["item"].append(
             {"item": "x", "visits": 1, "companions": "{}", "title": "for eve@example.org"}
         ),
-        "profiles.item names eve@example.org",
+        "profiles.item has eve@example.org",
     ),
     "a view has who was erased": (
         lambda b: b.tables["profiles"]["person"].append({"person": "q", "seen": "[]"}),
@@ -115,7 +123,7 @@ FAULTS: dict[str, tuple[Callable[[Books], object], str]] = {
         "sessions.oyez_state has q",
     ),
     "nobody was erased": (
-        lambda b: b.events.update({"activity.customer.erased": []}),
+        drop(CustomerErased(person="q", at=at(60))),
         "0 of 1 people were erased",
     ),
 }
@@ -141,7 +149,7 @@ def test_guessing_no_better_than_what_is_popular_is_a_problem() -> None:
     found = books()
     for n in range(60):
         name, person = f"n{n}", f"m{n}"
-        found.fed.held[name] = "bell"
+        found.held[name] = "bell"
         found.tables["clicks"]["person"].append({"name": name, "person": person})
         found.tables["profiles"]["person"].append({"person": person, "seen": '["boots"]'})
     assert "guesses no better" in str(list(judge(found)))

@@ -20,8 +20,8 @@ PATIENCE = 60_000
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the page, with its key."""
-    folder, made = tmp_path_factory.mktemp("shop"), {"ACTIVITY_DATA": "made"}
-    with showing("activity", folder, 20_000, "clicks", "profiles", **made) as address:
+    folder = tmp_path_factory.mktemp("shop")
+    with showing("activity", folder, 20_000, "clicks", "profiles") as address:
         yield address
 
 

@@ -1,4 +1,4 @@
-"""Trending alone: twelve hours have a view, and one view is no trend."""
+"""Hours: twelve have a view, and one view is no trend."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from oyez.testing import Running
 from oyez.window import window_type
-from trending.events import HourCounted, ItemViewed
-from trending.service import Hour, service
+from sessions.events import HourCounted, ItemViewed
+from sessions.service import Hour, service
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 

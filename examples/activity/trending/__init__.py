@@ -1,1 +1,0 @@
-"""Trending: what is looked at more often than other things just now."""
