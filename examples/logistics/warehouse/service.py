@@ -114,7 +114,8 @@ async def load(event: events.LoadVans, known: Round) -> list[News]:
 @service.on(events.WantDock)
 async def want(event: events.WantDock, docks: Docks) -> list[events.DockGiven]:
     """Give a dock, now or when it is the round's turn."""
-    docks.waiting.append(event.round_id)
+    if event.round_id not in (*docks.used, *docks.waiting):
+        docks.waiting.append(event.round_id)
     return docks.give()
 
 

@@ -88,6 +88,7 @@ async def test_docks_are_given_in_turn_to_those_who_still_wait(running: Running)
         assert first == ["a", "b"]
         assert await ask(FreeDock, "c") == first
         assert await ask(FreeDock, "a") == [*first, "d"]
+        assert await ask(WantDock, "d") == [*first, "d"]
         assert [each.round_id for each in system.announced(DockFreed)] == ["c", "a"]
 
 
