@@ -86,7 +86,7 @@ class Clicks(trial.Example):
     async def _shown(self, gateway: trial.Gateway, name: str, clicks: int) -> bool:
         """Return whether the page of a person has so many clicks."""
         answer = await gateway.ask("GET", f"/people/{name}", 200, 404, key="shop")
-        return answer.json().get("clicks", 0) >= clicks
+        return bool(answer.json().get("clicks", 0) >= clicks)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Parcels(trial.Example):
     async def _delivered(self, gateway: trial.Gateway, parcel: str) -> bool:
         """Return whether the board has it at its door."""
         answer = await gateway.ask("GET", f"/parcels/{parcel}", 200, key="scanners")
-        return answer.json()["stage"] == "delivered"
+        return bool(answer.json()["stage"] == "delivered")
 
 
 if __name__ == "__main__":

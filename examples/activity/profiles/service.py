@@ -142,11 +142,13 @@ async def page(name: str) -> dict[str, Any] | None:
     titles = {each["item"]: each["title"] or each["item"] for each in items}
     recent = row.seen[: -RECENT - 1 : -1]
     model = await _newest_model() if zlib.crc32(row.person.encode()) % CHALLENGED == 0 else None
-    if model is None:
+    if model:
+        alike: Neighbours = model.similar
+    else:
         found = [each for item in recent if (each := await service.read(Item, item))]
         companions = {each.item: each.companions for each in found}
         alike = cosine(companions, {each["item"]: each["visits"] for each in items})
-    also = best(model.similar if model else alike, row.seen)
+    also = best(alike, row.seen)
     return {
         "clicks": row.clicks,
         "bought": row.bought,

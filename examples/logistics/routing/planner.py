@@ -10,7 +10,7 @@ import math
 import zlib
 from itertools import permutations
 
-from routing.events import PlanWanted
+from routing.events import PlanWanted, Stop
 
 CAPACITY = 20
 """What a van carries, in the unit of a stop's weight."""
@@ -27,7 +27,8 @@ def plan(wanted: PlanWanted) -> dict[str, list[str]]:
     model, parcels, stops = Model(), list(wanted.stops), list(wanted.stops.values())
     degree = math.tau * 6_371_000 / 360
     narrow = degree * math.cos(math.radians(wanted.lat))
-    places = [model.add_location(at.lon * narrow, at.lat * degree) for at in (wanted, *stops)]
+    wheres: list[PlanWanted | Stop] = [wanted, *stops]
+    places = [model.add_location(at.lon * narrow, at.lat * degree) for at in wheres]
     depot = model.add_depot(places[0])
     first = min(stop.ready for stop in stops)
     for stop, place in zip(stops, places[1:], strict=True):

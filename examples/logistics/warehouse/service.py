@@ -41,7 +41,7 @@ class Round(State, key="round_id"):
         assigned = self.assigned.setdefault(kind, [])
         new = [each for each in parcels if each not in assigned]
         task = {"round_id": self.key, "kind": kind}
-        told = [
+        told: list[News] = [
             events.TaskAssigned(**task, parcel_id=each, worker=f"{self.key}#{number % HANDS}")
             for number, each in enumerate(new, len(assigned))
         ]
