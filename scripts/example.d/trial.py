@@ -399,8 +399,10 @@ async def told(
             if event.type in kinds:
                 found.append(kinds[event.type].decode(event.data))
 
+    system = f"{project.config.system.name}."
     async with project.opened_broker() as broker:
-        await history.scan(broker, await history.ends(broker, await history.streams(broker)), add)
+        streams = [each for each in await history.streams(broker) if each.startswith(system)]
+        await history.scan(broker, await history.ends(broker, streams), add)
     return found
 
 
