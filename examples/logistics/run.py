@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import zlib
 from collections.abc import Iterable
 from functools import partial
@@ -22,8 +21,6 @@ from oyez.project import Project
 from routing.events import TourPlanned, VanFailed
 from warehouse.events import DockGiven
 
-LIVE = 3_000
-"""The events that are played where nobody says how many."""
 BATCH = 100
 """Events of a request."""
 FAILS = 70

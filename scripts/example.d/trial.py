@@ -350,7 +350,7 @@ async def tables(project: Project, service: str) -> dict[str, Rows]:
         return {name: await store.fetch(f"select * from {name}", {}) for name in names}
 
 
-async def until(true: Callable[[], Awaitable[bool]], every: float = 0.1) -> None:
+async def until(true: Callable[[], Awaitable[object]], every: float = 0.1) -> None:
     """Wait until it is true, looking again after so many seconds. Raises TimeoutError."""
     async with asyncio.timeout(PATIENCE):
         while not await true():

@@ -42,8 +42,7 @@ def lines_of(source: str) -> int:
     return len(lines - besides)
 
 
-# Not held to it: payments_fraud.
-@pytest.mark.parametrize("name", ["activity", "iot", "logistics"])
+@pytest.mark.parametrize("name", ["activity", "iot", "logistics", "payments_fraud"])
 def test_an_example_is_short(name: str) -> None:
     folder = EXAMPLES / name
     counts = {
