@@ -328,7 +328,7 @@ class Service:
         after the service has drained, to clean up. A class provides itself: it is called without
         arguments.
         """
-        annotation = function if isinstance(function, type) else _provided_by(function)
+        annotation = _provided_by(function)
         if not isinstance(annotation, type):
             raise DeclarationError(
                 f"{function.__module__}.{function.__qualname__}: annotate what it returns with a "
@@ -561,6 +561,8 @@ class Service:
 
 
 def _provided_by(function: Callable[..., Any]) -> Any:
+    if isinstance(function, type):
+        return function
     annotation = get_type_hints(function).get("return")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return next(iter(get_args(annotation)), None)

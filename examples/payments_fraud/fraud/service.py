@@ -42,8 +42,8 @@ class Burst(Window, key="device", gap=600, late=7_200):
         self.count += 1
         if event.source not in self.sources and len(self.sources) < 10:
             self.sources.append(event.source)
-        counted = {"burst": self.count, "sharing": len(self.sources)}
-        self.newest = events.TransferCounted(**asdict(event), **counted)
+        sharing = len(self.sources)
+        self.newest = events.TransferCounted(**asdict(event), burst=self.count, sharing=sharing)
 
     def join(self, other: Burst) -> None:
         """Take over a later session that an event has connected with this one."""

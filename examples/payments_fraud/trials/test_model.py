@@ -26,7 +26,13 @@ def asked(number: int, minutes: float, *, source: str, device: str) -> Screen:
 
 def label(number: int, version: int) -> dict[str, Any]:
     facts = {"burst": float(number % 5), "speed": number / 10}
-    told = {"number": number, "facts": facts, "reason": "", "score": 0.0, "model": 0}
+    told: dict[str, Any] = {
+        "number": number,
+        "facts": facts,
+        "reason": "",
+        "score": 0.0,
+        "model": 0,
+    }
     transfer = asdict(asked(number, 0.0, source="ada", device="phone"))
     case = Case(**transfer, burst=1, sharing=1, **told)
     return {"version": version, "decision": json.encode(case), "fraud": number % 3 == 0}
