@@ -199,7 +199,8 @@ class Claims:
         if self._owner in alive:
             await self._take(taken, now)
         # Last, and together: a place that changes hands waits for nothing else.
-        await asyncio.gather(*(lane.save() for lane in self.lanes.values() if lane.idle))
+        lanes = [lane for lane in self.lanes.values() if lane.idle and lane.unsaved]
+        await asyncio.gather(*(lane.save() for lane in lanes))
         self.swept = self._ambient.monotonic()
 
     async def _wanted(self) -> list[Place]:

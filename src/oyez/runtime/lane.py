@@ -193,9 +193,14 @@ class Lane:
         if position is not None and position > self._saved:
             await self.commit(Changes(claim=self.claim), position)
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether its position has moved without a commit, and may be stored."""
+        return self.position != self._saved and not self.fenced
+
     async def save(self) -> None:
         """Store a position that moved without a commit. Errors are reported."""
-        if self.position == self._saved or self.fenced:
+        if not self.unsaved:
             return
         try:
             await self.commit(Changes(claim=self.claim), self.position)
