@@ -15,6 +15,8 @@ MOST = 250
 """The limit of runs that are made to shrink a failure."""
 SECONDS = 40.0
 """The limit of real seconds that they take together."""
+PORTS = ("commit", "publish", "outside")
+"""The labels of the choices that matter most."""
 
 
 def shrink(found: Result, again: Again, *, most: int = MOST) -> Result:
@@ -23,7 +25,7 @@ def shrink(found: Result, again: Again, *, most: int = MOST) -> Result:
 
 
 class _Shrinking:
-    """Tries tapes with more zeros: whole labels first, then halves of what is left, then each."""
+    """Tries tapes with more zeros: whole labels, all but one choice, halves, and each choice."""
 
     def __init__(self, found: Result, again: Again, most: int) -> None:
         self._found = found
@@ -37,12 +39,26 @@ class _Shrinking:
         for label in sorted(self._found.tape, key=lambda each: each != "next"):
             if any(self._found.tape.get(label, ())):
                 self._try({**self._found.tape, label: []})
+        self._alone(self._left // 2)
         changed = True
         while changed and self._left > 0:
             changed = False
             for label in list(self._found.tape):
                 changed = self._halve(label) or changed
         return self._found
+
+    def _alone(self, most: int) -> None:
+        """Try each choice that is left as the only one, at each place, with at most so many runs.
+
+        Without the faults before it, what must be hit for this failure stands at another place.
+        """
+        least = self._left - most
+        tape = self._found.tape
+        for label in sorted(tape, key=lambda each: (each not in PORTS, len(tape[each]))):
+            for value in sorted({*tape[label]} - {0}):
+                for index in range(len(tape[label])):
+                    if self._left <= least or self._try({label: [0] * index + [value]}):
+                        return
 
     def _halve(self, label: str) -> bool:
         changed = False
