@@ -30,6 +30,7 @@ QUICK = {
     "outbox_reversed",
     "removed_before_published",
     "retry_forgets",
+    "no_fence",
     "the_dead_keep_their_lease",
 }
 TOOK: dict[str, int] = {}

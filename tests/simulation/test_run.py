@@ -248,6 +248,21 @@ def test_each_kind_of_broker_is_run() -> None:
         assert result.failures == []
 
 
+def test_a_replica_that_lost_a_partition_tries_to_commit() -> None:
+    ways = {"freeze": "stands still", "lapse": "its lease has run out"}
+    for fault, told in ways.items():
+        plan = msgspec.structs.replace(sound(), faults=("slow", fault))
+        for seed in range(100):
+            result = run(plan, seed)
+            assert result.failures == []
+            what = [each.what for each in result.story]
+            if any("is no longer owned by" in each for each in what):
+                break
+        else:
+            pytest.fail(f"no commit was refused because of {fault}")
+        assert any(told in each for each in what)
+
+
 def test_what_no_seed_reaches_fails_the_test() -> None:
     plan = sound()
 

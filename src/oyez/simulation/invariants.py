@@ -69,14 +69,22 @@ class Invariants:
                 if changes.stored is not None and each.key is not None:
                     rows = self._rows.setdefault((each.stream, each.key), [])
                     rows.append((changes.stored + number, each.headers["id"]))
+        claim = changes.claim
+        if claim is not None:
+            epochs = run.databases[node.service].epochs
+            if claim.epoch < epochs.get((claim.stream, claim.partition, claim.reader), 0):
+                self.failures.append(
+                    f"a replica of {node.service} committed for {claim.stream}[{claim.partition}], "
+                    "which another had taken over"
+                )
         doing = here.get()
         inside = isinstance(doing, Transaction) and doing.cause is not None
-        if changes.claim is None and inside and "own commit" not in self._allowed:
+        if claim is None and inside and "own commit" not in self._allowed:
             self.failures.append(
                 f"a handler of {node.service} commits a transaction of its own: when it is "
                 "repeated, that is done twice; take a Transaction or an After as a parameter"
             )
-        if changes.claim is None or not changes.claim.reader:
+        if claim is None or not claim.reader:
             done = [(event_id, handler) for event_id, _, handler in changes.handled]
             done += [(each.event_id, each.handler) for each in changes.settled]
             for event_id, handler in done:

@@ -43,6 +43,7 @@ LEASE = 3.0
 _FOR_EVER = 1e12
 
 _END = "update oyez_replica set until = ? where owner = ?"
+_EPOCHS = "select stream, partition, reader, epoch from oyez_cursor"
 
 
 class Database:
@@ -53,6 +54,8 @@ class Database:
         self.file = _File(name, image, None if world is None else world.context)
         self.committed: Callable[[Node | None, Changes], None] = lambda node, changes: None
         """Called after each commit that took effect."""
+        self.epochs: dict[tuple[str, int, str], int] = {}
+        """How often each place was claimed, by stream, partition and reader."""
 
     def image(self) -> bytes:
         """Return all data, as it is committed."""
@@ -62,6 +65,11 @@ class Database:
         """Return the rows of a query, at once."""
 
         return self.file.look(lambda connection: bind(connection, sql, parameters or {}))
+
+    def count_claims(self) -> None:
+        """Set the epochs, after places were claimed."""
+        rows = self.file.look(lambda connection: connection.execute(_EPOCHS).fetchall())
+        self.epochs = {(stream, part, reader): epoch for stream, part, reader, epoch in rows}
 
     def run(self, sql: str, *values: Any) -> None:
         """Change the data from outside, as the server itself does."""
@@ -89,6 +97,7 @@ class SimStore(SqliteStore):
         if node is not None:
             node.on_death.append(self._disconnect)
             node.on_freeze.append(self._stand_still)
+            node.on_lapse.append(self._lapse)
 
     async def open(self, *, create: bool = True) -> None:
         await self._file.open(upgrade=create)
@@ -173,13 +182,20 @@ class SimStore(SqliteStore):
         world = self._node.world
         if seconds > LEASE:
             world.loop.call_later(LEASE, self._end_lease, context=world.context)
+        world.loop.call_later(max(seconds, LEASE) + 0.01, self._renew, context=world.context)
 
-        def renew() -> None:
-            if self._node is not None and not self._node.dead:
-                self._database.run(_END, _FOR_EVER, self._owner)
-                world.shake(self._node.service)
+    def _lapse(self, seconds: float) -> None:
+        """End the lease of a client whose renewals don't arrive, until they do again."""
+        assert self._node is not None
+        world = self._node.world
+        self._end_lease()
+        world.loop.call_later(seconds, self._renew, context=world.context)
 
-        world.loop.call_later(max(seconds, LEASE) + 0.01, renew, context=world.context)
+    def _renew(self) -> None:
+        assert self._node is not None
+        if not self._node.dead:
+            self._database.run(_END, _FOR_EVER, self._owner)
+            self._node.world.shake(self._node.service)
 
 
 class _Transaction(SqliteTransaction):
@@ -219,7 +235,8 @@ class _Transaction(SqliteTransaction):
             file.tell(changes, lambda: context.run(self._committed, changes))
             try:
                 await super(_Transaction, self).commit(changes)
-            except Fenced:
+            except Fenced as error:
+                node.world.tell(node.name, f"can't commit: {error}")
                 node.world.shake(node.service)
                 raise
             self._opened.pop(self, None)
@@ -228,6 +245,8 @@ class _Transaction(SqliteTransaction):
 
     def _committed(self, changes: Changes) -> None:
         node = self._node
+        if self._claims:
+            self._database.count_claims()
         if self._claims or any(sql == tables.RELEASE for sql, _ in changes.writes):
             node.world.shake(node.service)
         elif changes.claim is not None or changes.announced or changes.ring:

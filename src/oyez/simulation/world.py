@@ -31,11 +31,24 @@ BUSY = 1.2
 """Seconds after the last event during which every part looks as often as it does in production."""
 SHAKEN = 0.6
 """The same for what looks at the replicas, after these have changed."""
+LOOK = 0.5
+"""Seconds within which one notices of the other replicas what nobody tells it."""
 LAZY = 120.0
 """How many times less often it looks afterwards, at first; what happens then wakes all of them."""
 CRASHES = 4
 """The limit of crashes in one run."""
-FAULTS = ("crash", "unavailable", "lost", "slow", "duplicate", "split", "down", "freeze", "clock")
+FAULTS = (
+    "crash",
+    "unavailable",
+    "lost",
+    "slow",
+    "duplicate",
+    "split",
+    "down",
+    "freeze",
+    "lapse",
+    "clock",
+)
 """What may go wrong, by the names that ``--faults`` takes."""
 
 
@@ -63,6 +76,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     split: float = 0.0
     down: float = 0.0
     freeze: float = 0.0
+    lapse: float = 0.0
     clock: float = 0.0
     broker: str = "embedded"
     """The kind of broker."""
@@ -81,6 +95,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             "split": 0.3,
             "down": 0.004,
             "freeze": 0.008,
+            "lapse": 0.004,
             "clock": 0.003,
         }
         rates = {
@@ -111,6 +126,8 @@ class Node:
         """Called when it dies: what others notice of it, such as a connection that is closed."""
         self.on_freeze: list[Callable[[float], None]] = []
         """Called with the seconds for which it stands still."""
+        self.on_lapse: list[Callable[[float], None]] = []
+        """Called with the seconds for which its lease has run out, while it goes on."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task of this node."""
@@ -153,7 +170,8 @@ class Node:
     async def _linger(self, port: str) -> None:
         world = self.world
         faults, choices = world.faults, world.choices
-        kind = choices.pick((faults.slow, faults.freeze, faults.clock), f"{port} time")
+        rates = (faults.slow, faults.freeze, faults.clock, faults.lapse)
+        kind = choices.pick(rates, f"{port} time")
         if kind == 1:
             await asyncio.sleep(0.0005 * 4 ** choices.draw(7, "slow"))
         elif kind == 2:
@@ -166,6 +184,11 @@ class Node:
             world.clock += seconds
             world.tell("everyone", f"the wall clock is set by {seconds:+g} s", fault=True)
             world.wake()
+        elif kind == 4:
+            seconds = 0.5 * 2 ** choices.draw(5, "lapse")
+            self.suffer(f"its lease has run out, for {seconds:g} s")
+            for notice in self.on_lapse:
+                notice(seconds)
 
     def suffer(self, what: str) -> None:
         """Tell of a fault that it meets."""
@@ -224,6 +247,8 @@ class World:
         """What wakes the parts of each node that look for work."""
         self.alarms = Bells()
         """What wakes those that look at the replicas and the streams."""
+        self._awaited: set[Bell] = set()
+        """Those of the alarms that are about to ring."""
         self.died: Callable[[Node], None] = lambda node: None
         """Called when a node has died, to start it again."""
 
@@ -242,10 +267,21 @@ class World:
             self.bells.ring(service)
 
     def shake(self, service: str) -> None:
-        """Note that replicas of a service come or go, and have it look."""
+        """Note that replicas of a service come or go, and have each of them look, not all at once.
+
+        As long as one has not looked, it may still work on what another has taken over.
+        """
         self.stir(service)
         self.shaken[service] = self.loop.time()
-        self.alarms.ring(service)
+        for bell in self.alarms.of(service):
+            if bell not in self._awaited:
+                self._awaited.add(bell)
+                wait = LOOK / 8 * self.choices.draw(8, "look")
+                self.loop.call_later(wait, self._alarm, bell, context=self.context)
+
+    def _alarm(self, bell: Bell) -> None:
+        self._awaited.discard(bell)
+        bell.ring()
 
     def wake(self) -> None:
         """Have every part of every node look."""
@@ -262,26 +298,43 @@ class World:
         self.died(node)
 
 
+class Bell:
+    """What wakes a part of a node."""
+
+    def __init__(self, node: Node, wake: Callable[[], None]) -> None:
+        self.node = node
+        self._wake = wake
+
+    def ring(self) -> None:
+        """Wake it, if the node lives."""
+        if not self.node.dead:
+            self._wake()
+
+
 class Bells:
     """What wakes parts of the nodes, by service."""
 
     def __init__(self) -> None:
-        self._hung: dict[str, list[tuple[Node, Callable[[], None]]]] = {}
+        self._hung: dict[str, list[Bell]] = {}
 
-    def hang(self, node: Node, bell: Callable[[], None]) -> None:
+    def hang(self, node: Node, wake: Callable[[], None]) -> None:
         """Add a bell of a node."""
-        self._hung.setdefault(node.service, []).append((node, bell))
+        self._hung.setdefault(node.service, []).append(Bell(node, wake))
 
     def services(self) -> list[str]:
         """Return the services that have any."""
         return list(self._hung)
 
+    def of(self, service: str) -> list[Bell]:
+        """Return those of the nodes of a service that live."""
+        hung = [each for each in self._hung.get(service, ()) if not each.node.dead]
+        self._hung[service] = hung
+        return hung
+
     def ring(self, service: str) -> None:
         """Ring those of the nodes of a service that live."""
-        hung = [each for each in self._hung.get(service, ()) if not each[0].dead]
-        self._hung[service] = hung
-        for _, bell in hung:
-            bell()
+        for bell in self.of(service):
+            bell.ring()
 
 
 class SimAmbient:
