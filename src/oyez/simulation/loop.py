@@ -13,7 +13,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol, TypeVar
 
 from oyez.simulation.tape import Choices
@@ -45,6 +45,24 @@ class Actor(Protocol):
 
 actor: ContextVar[Actor | None] = ContextVar("oyez_simulation_actor", default=None)
 """The node that runs here; None for the world around the nodes, which never dies."""
+
+
+class _Step(asyncio.Handle):
+    """A step, made without what is for debugging."""
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: SimLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
 
 
 class _Ready:
@@ -119,7 +137,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> asyncio.Task[Any]:
         """Create a task, and remember it."""
-        task: asyncio.Task[Any] = super().create_task(coro, name=name, context=context)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self.tasks.append(task)
         self.created(task)
@@ -129,9 +147,19 @@ class SimLoop(asyncio.BaseEventLoop):
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Add a step, as any loop does; without the checks of others, since all runs here."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Step(callback, args, self, context)
         self._steps.append(handle)
         return handle
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Add a step for so many seconds later."""
+        return self.call_at(self._clock + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self,
@@ -158,26 +186,28 @@ class SimLoop(asyncio.BaseEventLoop):
             self._steps.active.remove(who)
 
     def _run_once(self) -> None:
+        """Run steps until the loop is stopped: there is nothing else to do between two of them."""
         steps = self._steps
-        while not steps.active:
-            self._advance()
-        active = steps.active
-        if len(active) == 1:
-            who = active.pop()
-        else:
-            who = self._choose(active)
-            active.remove(who)
-        line = steps.lines[who]
-        if who is not None and who.frozen:
-            steps.held.setdefault(who, []).extend(line)
-            line.clear()
-            return
-        handle = line.popleft()
-        if line:
-            active.append(who)
-        self.steps += 1
-        if not handle._cancelled:
-            handle._run()
+        active, lines = steps.active, steps.lines
+        while not self._stopping:  # type: ignore[attr-defined]
+            while not active:
+                self._advance()
+            if len(active) == 1:
+                who = active.pop()
+            else:
+                who = self._choose(active)
+                active.remove(who)
+            line = lines[who]
+            if who is not None and who.frozen:
+                steps.held.setdefault(who, []).extend(line)
+                line.clear()
+                continue
+            handle = line.popleft()
+            if line:
+                active.append(who)
+            self.steps += 1
+            if not handle._cancelled:
+                handle._run()
 
     def _choose(self, active: list[Actor | None]) -> Actor | None:
         choices, ranks = self._choices, self._ranks
@@ -215,6 +245,9 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _process_events(self, event_list: Any) -> None:
         pass
+
+    def _asyncgen_firstiter_hook(self, agen: Any) -> None:
+        pass  # for the next one nothing need be known of it
 
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:
         pass  # what a dead node left open stays open: a crash runs no cleanup

@@ -29,7 +29,7 @@ from oyez.simulation.loop import NotSimulated, SimLoop, Stuck, actor
 from oyez.simulation.outside import Calls, Outside, Proxy
 from oyez.simulation.sim import Sim
 from oyez.simulation.stage import Plan
-from oyez.simulation.store import Database, SimStore
+from oyez.simulation.store import Database, SimStore, Template
 from oyez.simulation.tape import Choices, Tape
 from oyez.simulation.variables import Globals
 from oyez.simulation.world import (
@@ -121,7 +121,7 @@ class Run:
             if each.publishes:  # or each would ring at each replica that starts
                 self.log.add(f"{plan.system}.{each.name}")
         self.databases = {
-            each.name: Database(each.name, _images.get(id(each)), self.world)
+            each.name: Database(each.name, _templates.get(id(each)), self.world)
             for each in plan.services
         }
         self.calls = Calls()
@@ -399,8 +399,8 @@ class Run:
             self._revive(node)
             return
         service.attach(self._bound[service.name])
-        if id(service) not in _images:
-            _images[id(service)] = database.image()
+        if id(service) not in _templates:
+            _templates[id(service)] = Template(database.image(), database.migrated)
             _kept.append(service)
         self._begun.add(node.name)
         self.world.shake(service.name)
@@ -435,7 +435,7 @@ class _Bound:
         return getattr(node.process, name)
 
 
-_images: dict[int, bytes] = {}
+_templates: dict[int, Template] = {}
 """The new store of each service with its migrations made, so that each run begins with that."""
 _kept: list[Service] = []
 """The services of these, so that no other one has the id of one of them."""
@@ -484,9 +484,9 @@ def run(
         with ThreadPoolExecutor(1) as thread:  # a thread has one loop at a time
             return thread.submit(run, plan, seed, given).result()
     fate = Fate.of(plan, seed, given)
-    if any(id(each) not in _images for each in plan.services):
+    if any(id(each) not in _templates for each in plan.services):
         for each in plan.services:
-            _images.pop(id(each), None)
+            _templates.pop(id(each), None)
         first = Run(plan, fate.kind)
         first.begin()  # makes the stores that all others begin with
         first.close()
@@ -501,6 +501,8 @@ def run(
             gc.enable()
         else:
             _left.append(begun)
+        for database in begun.databases.values():
+            database.leave()
 
 
 _left: list[Run] = []

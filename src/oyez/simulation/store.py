@@ -46,20 +46,115 @@ _END = "update oyez_replica set until = ? where owner = ?"
 _EPOCHS = "select stream, partition, reader, epoch from oyez_cursor"
 
 
+class Template:
+    """The data that a service begins with in each run, and the connection of one run at a time.
+
+    The connection of the last run is made what it was at first, if it can be: that costs less than
+    preparing all statements anew on another one.
+    """
+
+    def __init__(self, image: bytes, migrated: Sequence[Sequence[tuple[str, str]]]) -> None:
+        """``migrated`` are the migrations that were made in it."""
+        self.migrated = migrated
+        self._image = image
+        self._free: apsw.Connection | None = None
+        self._schema: list[tuple[Any, ...]] = []
+        self._tables: list[tuple[str, str, list[tuple[Any, ...]]]] = []
+        """Of each table what empties it, what fills it, and its rows."""
+
+    def take(self) -> apsw.Connection:
+        """Return a connection to a database with this data, and no other."""
+        connection, self._free = self._free, None
+        if connection is None or not self._restore(connection):
+            connection = _memory()
+            connection.deserialize("main", self._image)
+            self._read(connection)
+        return connection
+
+    def give(self, connection: apsw.Connection) -> None:
+        """Take back a connection that nobody uses any more."""
+        if not any(sql.startswith("CREATE VIRTUAL") for _, _, sql in self._schema if sql):
+            self._free = connection
+
+    def _read(self, connection: apsw.Connection) -> None:
+        self._schema = connection.execute(_SCHEMA).fetchall()
+        self._tables = []
+        for kind, name, _ in self._schema:
+            if kind != "table":
+                continue
+            # The order of the rows is that of their numbers, which some statements depend on.
+            (bare,) = connection.execute(_WITHOUT_ROWID, (name,)).fetchall()[0]
+            columns = [_quoted(str(each)) for (each,) in connection.execute(_COLUMNS, (name,))]
+            named = columns if bare else ["rowid", *columns]
+            rows = connection.execute(f"select {', '.join(named)} from {_quoted(name)}").fetchall()
+            self._tables.append(
+                (
+                    f"delete from {_quoted(name)}",
+                    f"insert into {_quoted(name)} ({', '.join(named)})"
+                    f" values ({', '.join('?' * len(named))})",
+                    rows,
+                )
+            )
+
+    def _restore(self, connection: apsw.Connection) -> bool:
+        """Make the data what it was; return False where it can't be."""
+        try:
+            if connection.in_transaction:
+                connection.execute("rollback")
+            if connection.execute(_SCHEMA).fetchall() != self._schema:
+                return False
+            connection.execute("pragma foreign_keys=off")
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+            with connection:
+                for empties, fills, rows in self._tables:
+                    connection.execute(empties)
+                    if rows:
+                        connection.executemany(fills, rows)
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+            connection.execute("pragma foreign_keys=on")
+        except apsw.Error:
+            return False
+        return True
+
+
+_SCHEMA = "select type, name, sql from sqlite_schema order by rowid"
+_WITHOUT_ROWID = "select wr from pragma_table_list where schema = 'main' and name = ?"
+_COLUMNS = "select name from pragma_table_info(?)"
+
+
+def _memory() -> apsw.Connection:
+    """Return a connection to an empty database."""
+    connection = apsw.Connection(":memory:", statementcachesize=512)
+    connection.execute("pragma foreign_keys=on")
+    # Else some statements are prepared anew for each value that is bound.
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+    return connection
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 class Database:
     """The data of one service, in memory."""
 
-    def __init__(self, name: str, image: bytes | None = None, world: Any = None) -> None:
-        """``image`` is an earlier `image`, to begin with."""
-        self.file = _File(name, image, None if world is None else world.context)
+    def __init__(self, name: str, template: Template | None = None, world: Any = None) -> None:
+        """It begins with the data of ``template``, by default with none."""
+        self.file = _File(name, template, None if world is None else world.context)
         self.committed: Callable[[Node | None, Changes], None] = lambda node, changes: None
         """Called after each commit that took effect."""
+        self.migrated = [] if template is None else [*template.migrated]
+        """The migrations that were made together, which need not be looked at again."""
         self.epochs: dict[tuple[str, int, str], int] = {}
         """How often each place was claimed, by stream, partition and reader."""
 
     def image(self) -> bytes:
         """Return all data, as it is committed."""
         return self.file.image()
+
+    def leave(self) -> None:
+        """Let go of the data: nothing can be read or written any more."""
+        self.file.leave()
 
     def query(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Return the rows of a query, at once."""
@@ -68,7 +163,7 @@ class Database:
 
     def count_claims(self) -> None:
         """Set the epochs, after places were claimed."""
-        rows = self.file.look(lambda connection: connection.execute(_EPOCHS).fetchall())
+        rows: list[Any] = self.file.look(lambda c: c.execute(_EPOCHS).fetchall())
         self.epochs = {(stream, part, reader): epoch for stream, part, reader, epoch in rows}
 
     def run(self, sql: str, *values: Any) -> None:
@@ -105,13 +200,21 @@ class SimStore(SqliteStore):
     async def close(self) -> None:
         pass  # others use the database
 
+    async def migrate(self, scripts: Sequence[tuple[str, str]]) -> list[str]:
+        if scripts in self._database.migrated:
+            return []
+        done = await super().migrate(scripts)
+        self._database.migrated.append(scripts)
+        return done
+
     def begin(self, *, claims: bool = False) -> SqliteTransaction:
         if self._node is None:
             return SqliteTransaction(self._file)
         return _Transaction(self._database, self._node, self._open, claims)
 
     async def fetch(self, sql: str, parameters: Parameters) -> list[Row]:
-        await self._read()
+        if self._node is not None and self._node.world.faulty:
+            await self._read()
         return self._database.query(sql, parameters)
 
     async def seen(
@@ -282,28 +385,47 @@ class _Lock:
 class _Writer(Writer):
     """The writing connection, to memory."""
 
-    def __init__(self, path: Path, image: bytes | None) -> None:
+    def __init__(self, path: Path, template: Template | None) -> None:
         super().__init__(path, STEPS, durable=False, ring=lambda: None)
-        self._image = image
+        self._template = template
         self._single = False
         self._before: apsw.Connection | bytes = b""
         """What was committed before the open transaction began."""
 
     def open(self, upgrade: bool) -> None:
-        """Open the database, with the image that it begins with."""
-        connection = apsw.Connection(":memory:", statementcachesize=256)
-        if self._image is not None:
-            connection.deserialize("main", self._image)
-        connection.execute("pragma foreign_keys=on")
+        """Open the database, with the data that it begins with."""
+        connection = _memory() if self._template is None else self._template.take()
         self._connection = connection
         self._lock = _Lock()  # type: ignore[assignment]
         migrate(connection, self.path, self._steps, upgrade=upgrade)
 
+    def leave(self) -> None:
+        """Give the connection back, for another run."""
+        connection, self._connection = self._connection, None
+        self._before = b""
+        if connection is not None and self._template is not None:
+            self._template.give(connection)
+
     def run(self, writes: list[Write[Any]], *, commit: bool) -> None:
         """Run the writes and commit them, before anyone can read."""
         self._single = True
-        super().run(writes, commit=commit)
+        if len(writes) == 1 and commit and not self.connection.in_transaction:
+            self._run_one(writes[0])
+        else:
+            super().run(writes, commit=commit)
         self._single = False
+
+    def _run_one(self, entry: Write[Any]) -> None:
+        """Run what has a transaction of its own: when it raises, there is nothing else to keep."""
+        self.begin()
+        try:
+            result = entry.job(self.connection)
+        except BaseException as error:  # noqa: BLE001 - each job's error is its caller's
+            self.connection.execute("rollback")
+            self.group.done.append((entry, None, self.explain(error)))
+        else:
+            self.group.pending.append((entry, result))
+            self.commit()
 
     def begin(self) -> None:
         """Begin a transaction; what was committed before stays readable."""
@@ -352,10 +474,10 @@ class _Queue(Queue):
 class _File(SqliteFile):
     """A file's face over a database in memory, which stays open."""
 
-    def __init__(self, name: str, image: bytes | None, context: Any) -> None:
+    def __init__(self, name: str, template: Template | None, context: Any) -> None:
         super().__init__(Path(f":{name}:"), steps=STEPS, inline=True, durable=False)
         self.context = context
-        self._writer: _Writer = _Writer(self.path, image)
+        self._writer: _Writer = _Writer(self.path, template)
         queue = _Queue(self._writer, hold=False, rang=self._wrote)
         queue.context = context
         self._queue = self._told_by = queue
@@ -367,6 +489,10 @@ class _File(SqliteFile):
     def image(self) -> bytes:
         """Return all data, as it is committed."""
         return bytes(self._writer.committed.serialize("main"))
+
+    def leave(self) -> None:
+        """Let go of the data."""
+        self._writer.leave()
 
     async def read(self, job: Job[T]) -> T:
         """Run the job on what is committed."""

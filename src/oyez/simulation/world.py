@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from math import inf
+from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,10 +30,8 @@ START = 1_800_000_000.0
 """The wall-clock time, in seconds since 1970, at which each run begins."""
 BUSY = 1.2
 """Seconds after the last event during which every part looks as often as it does in production."""
-SHAKEN = 0.6
-"""The same for what looks at the replicas, after these have changed."""
 LOOK = 0.5
-"""Seconds within which one notices of the other replicas what nobody tells it."""
+"""Seconds within which a replica looks at the others after these have changed, as in production."""
 LAZY = 120.0
 """How many times less often it looks afterwards, at first; what happens then wakes all of them."""
 CRASHES = 4
@@ -241,8 +240,6 @@ class World:
         """The time of the last event, commit or fault."""
         self.stirred: dict[str, float] = {}
         """The same for each service."""
-        self.shaken: dict[str, float] = {}
-        """The time of the last change of a service's replicas."""
         self.bells = Bells()
         """What wakes the parts of each node that look for work."""
         self.alarms = Bells()
@@ -272,11 +269,10 @@ class World:
         As long as one has not looked, it may still work on what another has taken over.
         """
         self.stir(service)
-        self.shaken[service] = self.loop.time()
         for bell in self.alarms.of(service):
             if bell not in self._awaited:
                 self._awaited.add(bell)
-                wait = LOOK / 8 * self.choices.draw(8, "look")
+                wait = LOOK / 8 * (1 + self.choices.draw(8, "look"))
                 self.loop.call_later(wait, self._alarm, bell, context=self.context)
 
     def _alarm(self, bell: Bell) -> None:
@@ -362,13 +358,14 @@ class SimAmbient:
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
-        return asyncio.timeout(seconds)
+        return asyncio.timeout(seconds) if seconds is None else _Timeout(self._world.loop, seconds)
 
     def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
         world = self._world
-        times, most = (world.shaken, SHAKEN) if replicas else (world.stirred, BUSY)
-        quiet = world.loop.time() - times.get(self._service, 0.0)
-        return min(seconds if quiet <= most else max(seconds * LAZY, quiet), due)
+        quiet = world.loop.time() - world.stirred.get(self._service, 0.0)
+        if quiet <= BUSY and not replicas:
+            return min(seconds, due)
+        return min(max(seconds * LAZY, quiet), due)
 
     def new_id(self) -> str:
         return self._ids.next(self.now())
@@ -378,6 +375,38 @@ class SimAmbient:
 
     def bits(self, count: int) -> int:
         return self._random.getrandbits(count)
+
+
+class _Timeout:
+    """As ``asyncio.timeout``, without what need not be checked here: a run has hundreds of them."""
+
+    def __init__(self, loop: SimLoop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._expired = False
+
+    async def __aenter__(self) -> _Timeout:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._timer = self._loop.call_later(max(self._seconds, 0.0), self._expire)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._expired:
+            self._timer.cancel()
+        elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
 
 
 def store_error(what: str) -> Exception:
