@@ -238,6 +238,33 @@ def test_a_replica_that_is_stopped_leaves_the_others_at_work() -> None:
     assert served
 
 
+def test_each_run_begins_with_the_same_data() -> None:
+    service = Service("pay", migrations="migrations")
+
+    @service.on(Placed)
+    async def keep(event: Placed, tx: Transaction) -> None:
+        tx.execute("insert into own (name, n) values (:name, 1)", name=event.order_id)
+        if event.number == 2:
+            tx.execute("create table more (name text)")
+
+    async def scenario(sim: Sim) -> None:
+        for number in range(1, 2 + sim._run.seed % 2):
+            await sim.publish(Placed(order_id=f"{number}", number=number), service="shop")
+
+        @sim.at_rest
+        async def all_is_there() -> None:
+            rows = await sim.fetch("pay", "select rowid from own order by rowid")
+            assert [row["rowid"] for row in rows] == [*range(1, 2 + sim._run.seed % 2)]
+
+    plan = Plan(services=[service], scenario=scenario, root=HERE, faults=(), brokers=("kafka",))
+    traces = {run(plan, seed).trace for seed in (2, 2)}
+    assert len(traces) == 1
+    for seed in (3, 2, 2, 3, 2):
+        result = run(plan, seed)
+        assert result.failures == []
+        assert seed == 3 or result.trace in traces
+
+
 def test_each_kind_of_broker_is_run() -> None:
     kinds = {Fate.of(sound(), seed).faults.broker for seed in range(100)}
     assert kinds == set(KINDS)

@@ -145,8 +145,19 @@ class Run:
         with _virtual(self):
             self._through(self._start_all)
 
+    def pause(self) -> bool:
+        """Put it aside until `go`, so that others can run before; return whether it can be."""
+        changed = bool(self._variables.changed())
+        paused = [database.pause() for database in self.databases.values()]
+        self._leave()
+        return all(paused) and not changed and not self.invariants.failures
+
     def go(self, fate: Fate) -> Result:
         """Run, and judge. Raises nothing that the services do."""
+        for database in self.databases.values():
+            database.resume()
+        for service in self.plan.services:
+            service.attach(self._bound[service.name])
         self._follow(fate)
         with _virtual(self):
             if not self.invariants.failures:
@@ -491,9 +502,11 @@ def run(
         first.begin()  # makes the stores that all others begin with
         first.close()
     gc.disable()  # it would run at times of its own, and take a fifth of the time
-    begun = Run(plan, fate.kind)
+    ahead = _ahead.get(fate.kind.history)
+    begun = ahead.pop() if ahead and ahead[-1].plan is plan else Run(plan, fate.kind)
     try:
-        begun.begin()
+        if not begun.nodes:
+            begun.begin()
         return begun.go(fate)
     finally:
         if closes:
@@ -505,5 +518,31 @@ def run(
             database.leave()
 
 
+def begin_ahead(plan: Plan, count: int) -> None:
+    """Begin runs for processes that are forked from this one: each has them as they are now.
+
+    They have run a seed before, so the stores are there. ``count`` is the number of seeds that each
+    process runs.
+    """
+    for history in {KINDS[name].history for name in _brokers(plan)}:
+        ahead = _ahead[history] = []
+        for _ in range(count if history else count // 2):
+            begun = Run(plan, next(kind for kind in KINDS.values() if kind.history == history))
+            begun.begin()
+            if not begun.pause():
+                begun.close()
+                return
+            ahead.append(begun)
+
+
+def drop_ahead() -> None:
+    """Drop the runs that have begun and were not used."""
+    for ahead in _ahead.values():
+        while ahead:
+            ahead.pop().close()
+
+
+_ahead: dict[bool, list[Run]] = {}
+"""Runs that have begun, by whether their broker keeps history."""
 _left: list[Run] = []
 """What must not be cleaned up: it would run what a process that died does not run."""

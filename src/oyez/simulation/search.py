@@ -19,7 +19,7 @@ from itertools import islice
 
 import msgspec
 
-from oyez.simulation.run import Result, run
+from oyez.simulation.run import Result, begin_ahead, drop_ahead, run
 from oyez.simulation.shrink import shrink
 from oyez.simulation.sim import Sim
 from oyez.simulation.stage import Plan
@@ -184,6 +184,7 @@ def _forked(plan: Plan, seeds: Sequence[int], jobs: int) -> Iterator[Result]:
     children: list[_Child] = []
     # What is imported and made now, is so in each process. No handler runs: it may do anything.
     run(msgspec.structs.replace(plan, scenario=_nothing, faults=()), 0)
+    begin_ahead(plan, min(CHUNK + 1, len(seeds) // 4))
     gc.collect()
     with selectors.DefaultSelector() as reading:
         try:
@@ -205,6 +206,7 @@ def _forked(plan: Plan, seeds: Sequence[int], jobs: int) -> Iterator[Result]:
         finally:
             for child in children:
                 child.kill()
+            drop_ahead()
 
 
 async def _nothing(sim: Sim) -> None:

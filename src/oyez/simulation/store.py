@@ -46,6 +46,10 @@ _END = "update oyez_replica set until = ? where owner = ?"
 _EPOCHS = "select stream, partition, reader, epoch from oyez_cursor"
 
 
+Rows = list[list[tuple[Any, ...]]]
+"""The rows of each table, in the order of the tables."""
+
+
 class Template:
     """The data that a service begins with in each run, and the connection of one run at a time.
 
@@ -59,24 +63,33 @@ class Template:
         self._image = image
         self._free: apsw.Connection | None = None
         self._schema: list[tuple[Any, ...]] = []
-        self._tables: list[tuple[str, str, list[tuple[Any, ...]]]] = []
-        """Of each table what empties it, what fills it, and its rows."""
+        self._tables: list[tuple[str, str, str]] = []
+        """Of each table what reads it, what empties it, and what fills it."""
+        self._rows: Rows = []
 
-    def take(self) -> apsw.Connection:
-        """Return a connection to a database with this data, and no other."""
+    def take(self, rows: Rows | None = None) -> apsw.Connection:
+        """Return a connection to a database with this data, or these rows, and no other."""
         connection, self._free = self._free, None
-        if connection is None or not self._restore(connection):
+        if connection is None or not self._restore(connection, rows or self._rows):
             connection = _memory()
             connection.deserialize("main", self._image)
-            self._read(connection)
+            self._look_at_tables(connection)
+            if rows is not None:
+                self._restore(connection, rows)
         return connection
+
+    def rows(self, connection: apsw.Connection) -> Rows | None:
+        """Return what is in all tables; None where `take` can't make a database of it."""
+        if connection.in_transaction or connection.execute(_SCHEMA).fetchall() != self._schema:
+            return None
+        return [connection.execute(reads).fetchall() for reads, _, _ in self._tables]
 
     def give(self, connection: apsw.Connection) -> None:
         """Take back a connection that nobody uses any more."""
         if not any(sql.startswith("CREATE VIRTUAL") for _, _, sql in self._schema if sql):
             self._free = connection
 
-    def _read(self, connection: apsw.Connection) -> None:
+    def _look_at_tables(self, connection: apsw.Connection) -> None:
         self._schema = connection.execute(_SCHEMA).fetchall()
         self._tables = []
         for kind, name, _ in self._schema:
@@ -86,17 +99,18 @@ class Template:
             (bare,) = connection.execute(_WITHOUT_ROWID, (name,)).fetchall()[0]
             columns = [_quoted(str(each)) for (each,) in connection.execute(_COLUMNS, (name,))]
             named = columns if bare else ["rowid", *columns]
-            rows = connection.execute(f"select {', '.join(named)} from {_quoted(name)}").fetchall()
+            table, all_of_them = _quoted(name), ", ".join(named)
+            values = ", ".join("?" * len(named))
             self._tables.append(
                 (
-                    f"delete from {_quoted(name)}",
-                    f"insert into {_quoted(name)} ({', '.join(named)})"
-                    f" values ({', '.join('?' * len(named))})",
-                    rows,
+                    f"select {all_of_them} from {table}",
+                    f"delete from {table}",
+                    f"insert into {table} ({all_of_them}) values ({values})",
                 )
             )
+        self._rows = self.rows(connection) or []
 
-    def _restore(self, connection: apsw.Connection) -> bool:
+    def _restore(self, connection: apsw.Connection, rows: Rows) -> bool:
         """Make the data what it was; return False where it can't be."""
         try:
             if connection.in_transaction:
@@ -106,10 +120,10 @@ class Template:
             connection.execute("pragma foreign_keys=off")
             connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
             with connection:
-                for empties, fills, rows in self._tables:
+                for (_, empties, fills), each in zip(self._tables, rows, strict=True):
                     connection.execute(empties)
-                    if rows:
-                        connection.executemany(fills, rows)
+                    if each:
+                        connection.executemany(fills, each)
             connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
             connection.execute("pragma foreign_keys=on")
         except apsw.Error:
@@ -154,7 +168,15 @@ class Database:
 
     def leave(self) -> None:
         """Let go of the data: nothing can be read or written any more."""
-        self.file.leave()
+        self.file.writer.leave()
+
+    def pause(self) -> bool:
+        """Keep the data as rows until `resume`, where it can be; return whether."""
+        return self.file.writer.pause()
+
+    def resume(self) -> None:
+        """Go on with the data that was kept."""
+        self.file.writer.resume()
 
     def query(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Return the rows of a query, at once."""
@@ -388,6 +410,8 @@ class _Writer(Writer):
     def __init__(self, path: Path, template: Template | None) -> None:
         super().__init__(path, STEPS, durable=False, ring=lambda: None)
         self._template = template
+        self._rows: Rows | None = None
+        """What was in all tables, while it is paused."""
         self._single = False
         self._before: apsw.Connection | bytes = b""
         """What was committed before the open transaction began."""
@@ -405,6 +429,18 @@ class _Writer(Writer):
         self._before = b""
         if connection is not None and self._template is not None:
             self._template.give(connection)
+
+    def pause(self) -> bool:
+        """Give the connection back, with its data kept, and return whether that could be."""
+        if self._template is not None and self._connection is not None:
+            self._rows = self._template.rows(self._connection)
+        self.leave()
+        return self._rows is not None
+
+    def resume(self) -> None:
+        """Take a connection with the data that was kept, if there is any."""
+        if self._template is not None and self._rows is not None:
+            self._connection, self._rows = self._template.take(self._rows), None
 
     def run(self, writes: list[Write[Any]], *, commit: bool) -> None:
         """Run the writes and commit them, before anyone can read."""
@@ -477,7 +513,7 @@ class _File(SqliteFile):
     def __init__(self, name: str, template: Template | None, context: Any) -> None:
         super().__init__(Path(f":{name}:"), steps=STEPS, inline=True, durable=False)
         self.context = context
-        self._writer: _Writer = _Writer(self.path, template)
+        self.writer = self._writer = _Writer(self.path, template)
         queue = _Queue(self._writer, hold=False, rang=self._wrote)
         queue.context = context
         self._queue = self._told_by = queue
@@ -488,11 +524,7 @@ class _File(SqliteFile):
 
     def image(self) -> bytes:
         """Return all data, as it is committed."""
-        return bytes(self._writer.committed.serialize("main"))
-
-    def leave(self) -> None:
-        """Let go of the data."""
-        self._writer.leave()
+        return bytes(self.writer.committed.serialize("main"))
 
     async def read(self, job: Job[T]) -> T:
         """Run the job on what is committed."""
@@ -501,9 +533,9 @@ class _File(SqliteFile):
     def look(self, job: Job[T]) -> T:
         """Run the job on what is committed, at once."""
         try:
-            return job(self._writer.committed)
+            return job(self.writer.committed)
         except apsw.Error as error:
-            explained = self._writer.explain(error)
+            explained = self.writer.explain(error)
             raise explained from explained.__cause__
 
 
