@@ -94,8 +94,8 @@ class Uuid7:
             time = f"{self._millis:012x}"
             head = f"{time[:8]}-{time[8:]}-7"
             self._shown = (self._millis, head)
-        tail = self._bits(62)
-        return f"{head}{self._counter:03x}-{0x8000 | tail >> 48:x}-{tail & 0xFFFF_FFFF_FFFF:012x}"
+        tail = f"{1 << 63 | self._bits(62):x}"
+        return f"{head}{self._counter:03x}-{tail[:4]}-{tail[4:]}"
 
 
 class SystemAmbient:

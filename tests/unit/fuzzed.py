@@ -70,7 +70,7 @@ class Asked:
     def exchange(self, lines: bytes, target: bytes = b"/open") -> Exchange:
         """Raises Malformed where these lines are no headers."""
         head = request_head(b"POST %b HTTP/1.1\r\nhost: x\r\n%b\r\n" % (target, lines))
-        nowhere = cast(Connection, None)  # nothing is read or written
+        nowhere = Connection()  # nothing is read or written
         return Exchange(head, nowhere, self.settings, self.ambient, Budget(1_000_000))
 
 

@@ -24,13 +24,13 @@ from test_gateway import Client, broken, listening, refused, serving
 from oyez.ambient import SystemAmbient
 from oyez.config import Config, Route, load
 from oyez.gateway import app as gateway_app
-from oyez.gateway.apart import Reply
 from oyez.gateway.exchange import Exchange
 from oyez.gateway.http1 import Headers
 from oyez.gateway.idempotency import entries, idempotency, step
 from oyez.gateway.idempotency.entry import Answered, Entries, Entry, Owned, State, encoded
 from oyez.gateway.idempotency.key import LONGEST, parse
 from oyez.gateway.idempotency.sqlite import SqliteEntries
+from oyez.gateway.reply import Reply
 from oyez.gateway.step import Answer, walk
 from oyez.gateway.store import reach
 from servers import server

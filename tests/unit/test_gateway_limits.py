@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from hypothesis import strategies as st
 from test_gateway import KEY, Upstream, broken, listening, refused, serving, settings
 
 from oyez.ambient import SystemAmbient
-from oyez.config import Config, Limit, Rate, Route, load
-from oyez.gateway.exchange import Refusal
+from oyez.config import Config, GatewaySettings, Limit, Rate, Route, load
+from oyez.gateway.exchange import Budget, Connection, Exchange, Refusal
+from oyez.gateway.http1 import request_head
 from oyez.gateway.limits import concurrency
 from oyez.gateway.limits.buckets import SECOND, Buckets, every
 from oyez.gateway.limits.concurrency import Room
@@ -41,6 +41,16 @@ def limited(folder: Path, port: int, route: str, tables: str, more: str = "") ->
     text = text.replace(methods, f"{methods}\n{route}")
     path.write_text(f"{text}\n{tables}")
     return load(path, {})
+
+
+def sent_by(principal: Principal | None) -> Exchange:
+    """A request, once its sender is known."""
+    connection = Connection()
+    connection.client = "192.0.2.7"
+    head = request_head(b"GET /orders HTTP/1.1\r\nhost: x\r\n\r\n")
+    exchange = Exchange(head, connection, GatewaySettings(), SystemAmbient(), Budget(0))
+    exchange.principal = principal
+    return exchange
 
 
 class Stopped(SystemAmbient):
@@ -143,8 +153,7 @@ def test_who_is_counted_with_whom() -> None:
 
     def counted(by: Any, principal: Principal | None) -> str:
         limit = Limit(name="x", rate=Rate(1, 1), by=by)
-        exchange: Any = SimpleNamespace(principal=principal, client="192.0.2.7")
-        return whose(limit, route)(exchange)
+        return whose(limit, route)(sent_by(principal))
 
     key = Principal(kind="api_key", subject="ci", issuer="key")
     user = Principal(kind="user", subject="ann", issuer="shop")
@@ -525,9 +534,8 @@ async def test_strangers_are_refused_first() -> None:
     async def admitted() -> list[Principal | None]:
         passed.clear()
         for principal in (key, user, session, None):
-            exchange: Any = SimpleNamespace(principal=principal)
             with contextlib.suppress(Refusal):
-                await answer(exchange)
+                await answer(sent_by(principal))
         return passed
 
     assert await admitted() == [key, user, session, None]

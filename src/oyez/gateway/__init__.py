@@ -25,6 +25,7 @@
               limits/      rate limits, limits of concurrency, and load that is shed
               idempotency/ requests that are safe to repeat
               apart.py     an answer that is kept until it is whole
+              reply.py     such an answer, and how it is given again
               store.py     what the replicas of a gateway share
               identity.py  what its service is told of who sends it, under a signature
               static.py    the storefront's files

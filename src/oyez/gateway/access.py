@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -48,27 +48,49 @@ class Access:
         claims of a principal it leaves those that the route names.
         """
 
-        async def admit_all(exchange: Exchange) -> None:
-            with contextlib.suppress(Refusal):
-                exchange.principal = _telling(await self._principal(exchange), route)
+        def admit_all(exchange: Exchange) -> Awaitable[None]:
+            try:
+                found = self._known(exchange)
+            except Refusal:
+                return onward(exchange)
+            if isinstance(found, str):
+                return admit_all_verified(exchange, found)
+            exchange.principal = _telling(found, route)
+            return onward(exchange)
+
+        async def admit_all_verified(exchange: Exchange, token: str) -> None:
+            try:
+                found = await self._verified(token)
+            except Refusal:
+                found = None
+            exchange.principal = _telling(found, route)
             await onward(exchange)
 
         if route.access == "public":
             return admit_all
         asks, admits, issuers = _ASKS[route.access], _ADMITS[route.access], route.issuers
 
-        async def admit(exchange: Exchange) -> None:
-            principal = await self._principal(exchange)
+        def admit(exchange: Exchange) -> Awaitable[None]:
+            found = self._known(exchange)
+            if isinstance(found, str):
+                return admit_verified(exchange, found)
+            return admitted(exchange, found)
+
+        async def admit_verified(exchange: Exchange, token: str) -> None:
+            await admitted(exchange, await self._verified(token))
+
+        def admitted(exchange: Exchange, principal: Principal | None) -> Awaitable[None]:
             if principal is None:
                 raise unauthorized("credentials_missing", asks)
             if principal.kind not in admits or (issuers and principal.issuer not in issuers):
                 raise unauthorized("credentials_unfit", f"others are asked for here: {asks}")
             exchange.principal = _telling(principal, route)
-            await onward(exchange)
+            return onward(exchange)
 
         return admit
 
-    async def _principal(self, exchange: Exchange) -> Principal | None:
+    def _known(self, exchange: Exchange) -> Principal | str | None:
+        """Return who sends a request, or a token that is to be verified first."""
         keys, others = exchange.values(b"x-api-key"), exchange.values(b"authorization")
         if not keys and not others:
             return self._sessions.principal(exchange)
@@ -81,8 +103,11 @@ class Access:
             raise unauthorized("key_invalid", "send an API key or a token as Bearer")
         value = value.strip()
         if self._tokens is not None and value.count(".") == 2:
-            return await self._tokens.user(value)
+            return self._tokens.known(value) or value
         return self._keys.holder(value)
+
+    async def _verified(self, token: str) -> Principal | None:
+        return None if self._tokens is None else await self._tokens.user(token)
 
 
 def _telling(principal: Principal | None, route: Route) -> Principal | None:

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-
 from oyez.gateway.exchange import ClientGone, Exchange, Refusal
 from oyez.gateway.http1 import Headers
+from oyez.gateway.reply import Reply
 from oyez.gateway.step import Answer
 
 _BROKEN = Refusal(502, "service_broken", "the service disconnected", [(b"retry-after", b"1")])
-_WITHOUT_BODY = (204, 304)
-
-
-class Reply(msgspec.Struct, frozen=True, array_like=True):
-    """A whole answer."""
-
-    status: int
-    headers: Headers
-    body: bytes
-
-    async def send(self, exchange: Exchange, *more: tuple[bytes, bytes]) -> None:
-        """Respond with it, and with further headers; raises :class:`ClientGone`."""
-        headers = [*self.headers, *more]
-        if self.status not in _WITHOUT_BODY and b"content-length" not in dict(headers):
-            headers.append((b"content-length", b"%d" % len(self.body)))
-        exchange.start(self.status, headers)
-        await exchange.end(self.body)
 
 
 class Apart(Exchange):
@@ -39,7 +21,7 @@ class Apart(Exchange):
     """
 
     def __init__(self, exchange: Exchange, most: int) -> None:
-        vars(self).update(vars(exchange))  # all that is known of the request
+        self.same(exchange)
         self.passing = False
         """Whether the answer passes to the client."""
         self._outer = exchange
@@ -84,7 +66,7 @@ class Apart(Exchange):
 
     def interrupt(self, cause: Refusal | ClientGone) -> None:
         """See :class:`Exchange`: the client's is not interrupted."""
-        self.interruption = cause
+        self._cause = cause
         if self._task is not None:
             self._task.cancel()
 

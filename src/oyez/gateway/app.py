@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from oyez.adapters import driver
 from oyez.ambient import Ambient
 from oyez.config import Config, GatewaySettings, Route
-from oyez.envelope import sampled
 from oyez.gateway.access import Access
 from oyez.gateway.compression import Compression
 from oyez.gateway.cors import Cors, is_preflight
-from oyez.gateway.exchange import NO_ROUTE, ClientGone, Exchange, Refusal, refusal_of
+from oyez.gateway.exchange import (
+    NO_ROUTE,
+    UNDERWAY,
+    ClientGone,
+    Exchange,
+    Refusal,
+    raising,
+    refusal_of,
+)
 from oyez.gateway.flows import Flows, Records
 from oyez.gateway.flows.flows import ROUTE
 from oyez.gateway.forward import Forwarder
@@ -158,15 +165,37 @@ class Gateway:
         for part in reversed(self._parts):
             await part.close()
 
-    async def __call__(self, exchange: Exchange) -> None:
-        """Respond to one request, whatever happens, and log it."""
-        began = self._ambient.monotonic()
+    def __call__(self, exchange: Exchange) -> Awaitable[None]:
+        """Respond to one request, whatever happens, and log it.
+
+        Returns what to await for it, or `UNDERWAY`.
+        """
+        exchange.began = self._ambient.monotonic()
+        exchange.responder = self
         self.in_flight += 1
+        exchange.unawaited = self._tracer is None
         if self._tracer is not None:
             self._begin_span(exchange, self._tracer)
+        try:
+            answering = self._answer(exchange)
+        except Exception as error:  # noqa: BLE001  `respond` tells of it
+            answering = raising(error)
+        if answering is UNDERWAY:
+            return answering
+        exchange.unawaited = False
+        return self.respond(exchange, answering)
+
+    async def respond(
+        self, exchange: Exchange, answering: Awaitable[None], *, begun: bool = False
+    ) -> None:
+        """See :class:`oyez.gateway.exchange.Responder`."""
         here.set(exchange)  # until the next request of the connection, whose task this is
         try:
-            await self._answer(exchange)
+            if exchange.interruption is not None and not begun:
+                if isinstance(answering, Coroutine):
+                    answering.close()
+                raise asyncio.CancelledError
+            await answering
         except Refusal as refusal:
             # A shared one would keep all that each request held.
             refusal.__traceback__ = refusal.__context__ = None
@@ -180,14 +209,20 @@ class Gateway:
             if exchange.status == 0:
                 await exchange.refuse(Refusal(500, "internal", "the gateway failed"))
         finally:
-            self.in_flight -= 1
-            seconds = self._ambient.monotonic() - began
-            if exchange.recorded is not None:
-                self._end_span(exchange, exchange.recorded)
-            if self._tell is not None:
-                self._tell(_answered(exchange, seconds))
-            if self._is_logged(exchange):
-                self._write_line(exchange, seconds)
+            self.ended(exchange)
+
+    def ended(self, exchange: Exchange) -> None:
+        """Tell of an exchange that has ended."""
+        self.in_flight -= 1
+        seconds = self._ambient.monotonic() - exchange.began
+        if exchange.recorded is not None:
+            self._end_span(exchange, exchange.recorded)
+        if self._tell is not None:
+            self._tell(_answered(exchange, seconds))
+        if self._is_logged(exchange):
+            outer = here.set(exchange)
+            self._write_line(exchange, seconds)
+            here.reset(outer)
 
     def refused(self, refusal: Refusal) -> None:
         """Tell of what was refused without becoming a request."""
@@ -266,20 +301,18 @@ class Gateway:
         steps = [each for each in self._steps if each is not self._identity]
         routed.add(route.path, route.methods, walk(steps, route, answer), exact=True)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    def _answer(self, exchange: Exchange) -> Awaitable[None]:
         if self._cors is not None:
             self._cors.open(exchange)
         exchange.check_head()
         path = safe_path(exchange)
         target = self._routes.match(path)
         if target is None:
-            await self._storefront(exchange, path)
-            return
+            return self._storefront(exchange, path)
         exchange.label = target.label
         if self._cors is not None and is_preflight(exchange):
-            await self._cors.preflight(exchange, target.answers)
-            return
-        await target.answer(exchange.method)(exchange)
+            return self._cors.preflight(exchange, target.answers)
+        return target.answer(exchange.method)(exchange)
 
     async def _ready(self, exchange: Exchange) -> None:
         if self.draining:
@@ -352,7 +385,7 @@ def _answered(exchange: Exchange, seconds: float) -> RequestAnswered:
         status=exchange.status,
         seconds=seconds,
         code=exchange.refused,
-        trace_id=sampled(exchange.traceparent),
+        trace_id=exchange.trace_id,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Awaitable
 from functools import lru_cache
 
 from oyez.config import Route
@@ -45,10 +46,10 @@ class Compression:
         if not route.compress:
             return onward
 
-        async def compress(exchange: Exchange) -> None:
+        def compress(exchange: Exchange) -> Awaitable[None]:
             wanted = accepts_gzip(b",".join(exchange.fields.get(b"accept-encoding", ())))
             exchange.through(_Gzip(wanted=wanted and not _may_spy(exchange)))
-            await onward(exchange)
+            return onward(exchange)
 
         return compress
 

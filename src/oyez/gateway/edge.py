@@ -11,8 +11,10 @@ from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.exchange import (
     SLOW_BODY,
+    UNDERWAY,
     Budget,
     ClientGone,
+    Connection,
     Exchange,
     Refusal,
     loose_answer,
@@ -31,6 +33,8 @@ _IDLE = Refusal(408, "idle", "no further request arrived")
 
 class Edge:
     """The connections of all clients; ``answer`` is called for each request.
+
+    What it returns is awaited by the connection's task, unless it is `UNDERWAY`.
 
     A head must arrive within ``timeout`` seconds. Above ``connections``, the one that has been idle
     longest is closed, so idle clients never exclude others.
@@ -92,28 +96,32 @@ class Edge:
             await self._empty.wait()
 
 
-class ClientConnection(asyncio.Protocol):
-    """One connection, whose task answers one request after the other.
+class ClientConnection(Connection):
+    """One connection: one request after the other.
+
+    What of a request has to be awaited, the connection's task does, from the first time on.
 
     One timer bounds whatever is being waited for. Its end is moved with each step, and the timer
     is set anew only when it has run out too early, so a request costs no timer.
     """
 
     def __init__(self, edge: Edge) -> None:
-        self.client = "unknown"
-        self.full = False
+        super().__init__()
         self._lost = False
-        self._edge = edge
+        self._edge: Edge = edge
         self._loop = asyncio.get_running_loop()
         self._received = b""
         self._paused = False
         self._exchange: Exchange | None = None
+        self._answering: Awaitable[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._lingering: int | None = None
-        self._due = math.inf
+        self._lingering = False
+        self._may_linger = 0
+        self._due: float = math.inf
         self._late: Refusal | ClientGone = _SLOW_HEAD
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = math.inf
+        self._timer_due: float = math.inf
 
     # What the loop calls
 
@@ -126,7 +134,6 @@ class ClientConnection(asyncio.Protocol):
         self._edge.idle[self] = None
         self._edge.arrived(self)
         self.within(self._edge.settings.timeout, _SLOW_HEAD)
-        self._task = self._loop.create_task(self._work())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Interrupt the request in progress."""
@@ -136,14 +143,14 @@ class ClientConnection(asyncio.Protocol):
         self._lost = True
         if self._exchange is not None:
             self._exchange.interrupt(ClientGone())
-        else:
+        elif self._task is not None:
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Begin the next request, or keep what belongs to the present one or follows it."""
-        if self._lingering is not None:
-            self._lingering -= len(data)
-            if self._lingering < 0:
+        if self._lingering:
+            self._may_linger -= len(data)
+            if self._may_linger < 0:
                 self.abort()
             return
         self._received = self._received + data if self._received else data
@@ -222,9 +229,26 @@ class ClientConnection(asyncio.Protocol):
         """Close the connection at once."""
         self._transport.abort()
 
+    def work(self, answering: Awaitable[None]) -> None:
+        """See :class:`Connection`."""
+        self._answering = answering
+        if self._task is None:
+            self._task = self._loop.create_task(self._work())
+        else:
+            self._wake()
+
     def cancel(self) -> None:
         """See :class:`Connection`."""
-        self._task.cancel()
+        if self._task is not None and self._answering is None:
+            self._task.cancel()
+
+    def served(self) -> None:
+        """See :class:`Connection`."""
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.release()
+            self._exchange = None
+            self._end(exchange)
 
     def hand_over(self, line: Line) -> bytes:
         """See :class:`Connection`."""
@@ -247,39 +271,46 @@ class ClientConnection(asyncio.Protocol):
         except Malformed as error:
             self._refuse(refusal_of(error))
             return
-        self._received = received[end:]
+        self._received = received[end:] if len(received) > end else b""
         edge.idle.pop(self, None)
         self._due = math.inf
-        self._exchange = Exchange(head, self, edge.settings, edge.ambient, edge.budget)
-        self._wake()
+        exchange = Exchange(head, self, edge.settings, edge.ambient, edge.budget)
+        self._exchange = exchange
+        answering = edge.answer(exchange)
+        if answering is not UNDERWAY:
+            self.work(answering)
 
     async def _work(self) -> None:
-        while not self._lost:
-            exchange = self._exchange
-            if exchange is None:
+        while True:
+            answering, exchange = self._answering, self._exchange
+            if answering is None or exchange is None:
+                if self._lost:
+                    return
                 await self._woken()
                 continue
+            self._answering = None
             try:
-                await self._edge.answer(exchange)
+                await answering
             except asyncio.CancelledError:
                 if exchange.interruption is None:
                     raise
             finally:
                 exchange.release()
                 self._exchange = None
-            if exchange.interruption is not None:
+            if exchange.interruption is not None and self._task is not None:
                 self._task.uncancel()
-            if not self._transport.is_closing():
-                self._served(exchange)
+            self._end(exchange)
 
-    def _served(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange) -> None:
+        if self._transport.is_closing():
+            return
         if self._paused:
             self._resume_reading()
         if exchange.unread:
             self._linger(0 if exchange.interruption is SLOW_BODY else _LINGER_SECONDS)
         elif not exchange.complete and self.full:
             self.abort()
-        elif exchange.closing or not exchange.complete or self.draining:
+        elif exchange.closing or not exchange.complete or self._edge.draining:
             self.close()
         else:
             self._edge.idle[self] = None
@@ -301,7 +332,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._edge.idle.pop(self, None)
         self._received = b""
-        self._lingering = _LINGER_BYTES
+        self._lingering, self._may_linger = True, _LINGER_BYTES
         self.within(seconds, _IDLE)
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -312,6 +343,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     async def _woken(self) -> None:
+        if self._lost:
+            raise asyncio.CancelledError  # it was, before this began to wait
         self._waiter = self._loop.create_future()
         try:
             await self._waiter

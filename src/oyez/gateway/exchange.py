@@ -6,19 +6,20 @@ refusals as problem documents (RFC 9457).
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.address import behind
-from oyez.gateway.http1 import Headers, Malformed, RequestHead, closes
+from oyez.gateway.http1 import Body, Fields, Headers, Malformed, RequestHead, closes
 from oyez.gateway.line import Line
 from oyez.principal import Principal
 from oyez.spans import Span
@@ -39,8 +40,11 @@ FLOW = "flow-"
 _REQUEST_ID = re.compile(rb"(?!flow-)[A-Za-z0-9-]{8,64}")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
-_NONE: list[bytes] = []
-_WITHOUT_BODY = (204, 304)
+_NONE: Final[list[bytes]] = []
+_REMEMBERED: Final = 256
+
+_hosts: Final[set[bytes]] = set()
+"""Values of ``Host`` that are known to be well-formed."""
 
 
 NO_ROUTE = "-"
@@ -114,50 +118,98 @@ class Filter(Protocol):
         ...
 
 
-class Connection(Protocol):
-    """A client's connection, as an exchange uses it."""
+class Connection(asyncio.Protocol):
+    """A client's connection, as an exchange uses it.
 
-    client: str
-    """The address that the client connects from."""
-    full: bool
-    """Whether the client has not accepted what it was sent."""
+    ``client`` is the address that the client connects from, ``full`` whether it has not accepted
+    what it was sent, ``draining`` whether the connection is to end with the present answer.
+    """
+
+    def __init__(self) -> None:
+        self.client = "unknown"
+        self.full = False
 
     @property
     def draining(self) -> bool:
         """Whether the connection is to end with the present answer."""
-        ...
+        raise NotImplementedError
 
     def take(self) -> bytes:
         """Return what was received and not taken yet."""
-        ...
+        raise NotImplementedError
 
     def put_back(self, data: bytes) -> None:
         """Keep bytes that were taken and belong to the next request."""
-        ...
+        raise NotImplementedError
 
     async def more(self) -> bytes:
         """Return what is received next."""
-        ...
+        raise NotImplementedError
 
     def write(self, data: bytes) -> None:
         """Send bytes, without waiting for the client to accept them."""
-        ...
+        raise NotImplementedError
 
     async def accepted(self) -> None:
         """Wait until the client accepts more, for at most ``timeout`` seconds."""
-        ...
+        raise NotImplementedError
 
     def within(self, seconds: float | None, late: Refusal | ClientGone) -> None:
         """Interrupt the exchange after that many seconds from now; None for never."""
-        ...
+        raise NotImplementedError
+
+    def work(self, answering: Awaitable[None]) -> None:
+        """Have the connection's task await the rest of the work on the exchange."""
+        raise NotImplementedError
 
     def cancel(self) -> None:
         """Cancel the work on the exchange."""
-        ...
+        raise NotImplementedError
+
+    def served(self) -> None:
+        """Go on to the next request."""
+        raise NotImplementedError
 
     def hand_over(self, line: Line) -> bytes:
         """Give the connection to a line; return what was received and not taken yet."""
+        raise NotImplementedError
+
+
+class Responder(Protocol):
+    """Who responds to an exchange."""
+
+    def respond(
+        self, exchange: Exchange, answering: Awaitable[None], *, begun: bool = False
+    ) -> Awaitable[None]:
+        """Return what awaits an answer, whatever happens, and tells of its end.
+
+        ``begun``: it goes on after an errand, so it is awaited even if it was interrupted.
+        """
         ...
+
+    def ended(self, exchange: Exchange) -> None:
+        """Tell of an exchange that has ended without having been awaited."""
+        ...
+
+
+class Errand:
+    """Work on an exchange that nobody awaits: it goes on when something arrives."""
+
+    def interrupt(self) -> None:
+        """Go on as what is awaited, which finds the exchange interrupted."""
+        raise NotImplementedError
+
+
+class _Underway:
+    def __await__(self) -> Generator[None]:
+        yield from ()
+
+
+UNDERWAY: Final = _Underway()
+"""What a step returns instead of an awaitable, when the rest goes on without being awaited.
+
+Only for exchanges that are ``unawaited``; see :meth:`Exchange.leave`.
+"""
 
 
 class Exchange:
@@ -168,7 +220,8 @@ class Exchange:
     ``interruption`` says why the work on it was cancelled, ``refused`` is the code of a refusal.
     ``given`` is the client's traceparent, if it is valid, ``traceparent`` this exchange's own, and
     ``recorded`` its span, if it has one. ``principal`` is who sends the request, once that is
-    known, and ``told`` the lines of headers that tell its service.
+    known, and ``told`` the lines of headers that tell its service. ``unawaited`` is whether it may
+    be answered without a coroutine: no step has had to wait for anything yet.
     """
 
     def __init__(
@@ -179,37 +232,62 @@ class Exchange:
         ambient: Ambient,
         budget: Budget,
     ) -> None:
-        self.method = head.method
-        self.target = head.target
-        self.fields = head.fields
-        self._old = head.old
-        self._unread = head.body
+        self.method: str = head.method
+        self.target: bytes = head.target
+        self.fields: Fields = head.fields
+        self._old: bool = head.old
+        self._unread: Body | None = head.body
+        self._pieces: list[bytes] = []
         self._body = b""
         self._filters: list[Filter] = []
-        self.path = self.target.partition(b"?")[0]
-        self.label = NO_ROUTE
-        self.status = 0
+        self.path: bytes = self.target.partition(b"?")[0]
+        self.label: str = NO_ROUTE
+        self.status: int = 0
         self.complete = False
         self.refused = ""
         self.principal: Principal | None = None
         self.told = b""
-        self.closing = self._old or closes(self.fields)
-        self.interruption: Refusal | ClientGone | None = None
-        self._connection = connection
-        self._settings = settings
-        self._ambient = ambient
-        self._budget = budget
-        self._held = 0
+        self.closing: bool = self._old or closes(self.fields)
+        self.began = 0.0
+        self.unawaited = False
+        self.responder: Responder | None = None
+        self._errand: Errand | None = None
+        self._cause: Refusal | ClientGone | None = None
+        self._connection: Connection = connection
+        self._settings: GatewaySettings = settings
+        self._ambient: Ambient = ambient
+        self._budget: Budget = budget
+        self._held: int = 0
         self._head = b""
         self._chunked = self._silent = False
         given = self.fields.get(b"x-request-id", _NONE)
-        kept = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
-        self.request_id = given[0].decode() if kept else ambient.new_id()
+        kept = len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) is not None
+        self.request_id: str = given[0].decode() if kept else ambient.new_id()
         self.recorded: Span | None = None
         given = self.fields.get(b"traceparent", _NONE)
         known = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-        self.given = given[0].decode() if known else None
-        self.traceparent = self._trace(known)
+        self.given: str | None = given[0].decode() if known else None
+        self.traceparent: str = self._trace(known)
+
+    def same(self, other: Exchange) -> None:
+        """Become another answer to the same request: all that is known of it is the other's."""
+        self.method, self.target, self.fields = other.method, other.target, other.fields
+        self._old, self._unread, self._pieces = other._old, other._unread, other._pieces
+        self._body, self._filters, self.path = other._body, other._filters, other.path
+        self.label, self.status, self.complete = other.label, other.status, other.complete
+        self.refused, self.principal, self.told = other.refused, other.principal, other.told
+        self.closing, self.began, self.unawaited = other.closing, other.began, False
+        self.responder, self._errand, self._cause = other.responder, None, other._cause
+        self._connection, self._settings = other._connection, other._settings
+        self._ambient, self._budget, self._held = other._ambient, other._budget, other._held
+        self._head, self._chunked, self._silent = other._head, other._chunked, other._silent
+        self.request_id, self.recorded = other.request_id, other.recorded
+        self.given, self.traceparent = other.given, other.traceparent
+
+    @property
+    def interruption(self) -> Refusal | ClientGone | None:
+        """Why the work on it was cancelled."""
+        return self._cause
 
     def values(self, name: bytes) -> list[str]:
         """Return all values of a header of the request, in order."""
@@ -226,6 +304,12 @@ class Exchange:
         """The client's tracestate, if its trace goes on: several headers are one list."""
         found = b",".join(self.fields.get(b"tracestate", _NONE))
         return found.decode("latin-1") if found and self.given is not None else None
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that it belongs to, if that is sampled; else an empty text."""
+        parent = self.traceparent
+        return parent[3:35] if parent[-1] in "13579bdf" else ""
 
     @property
     def host(self) -> str:
@@ -254,8 +338,9 @@ class Exchange:
     def check_head(self) -> None:
         """Refuse a head that is ambiguous, or declares an unsupported body."""
         fields = self.fields
-        if b"host" in fields and not _HOST.fullmatch(fields[b"host"][0]):
-            raise Refusal(400, "bad_host", "the Host header is malformed")
+        hosts = fields.get(b"host")
+        if hosts is not None and hosts[0] not in _hosts:
+            _check_host(hosts[0])
         if b"content-encoding" in fields:
             codings = b",".join(fields[b"content-encoding"]).lower().split(b",")
             if any(coding.strip() not in (b"", b"identity") for coding in codings):
@@ -270,22 +355,39 @@ class Exchange:
 
         Called again, it returns the same.
         """
-        framing, connection = self._unread, self._connection
-        if framing is None:
-            return self._body
-        body = self._admitted(framing.feed(connection.take()))
-        if not framing.done:
-            connection.within(self._settings.timeout, SLOW_BODY)
-            if b"expect" in self.fields and not self._old:
-                connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            parts = [body]
-            while not framing.done:
-                parts.append(self._admitted(framing.feed(await connection.more())))
-            body = b"".join(parts)
-        connection.put_back(framing.rest)
-        self._unread = None
-        self._body = body
-        return body
+        whole = self.whole_body()
+        if whole is not None:
+            return whole
+        self._connection.within(self._settings.timeout, SLOW_BODY)
+        if b"expect" in self.fields and not self._old:
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while self._unread is not None:
+            self._feed(self._unread, await self._connection.more())
+        return self._body
+
+    def whole_body(self) -> bytes | None:
+        """Return the body if all of it has arrived, else None; raises :class:`Refusal`."""
+        if self._unread is not None:
+            self._feed(self._unread, self._connection.take())
+        return self._body if self._unread is None else None
+
+    def _feed(self, framing: Body, data: bytes) -> None:
+        content = framing.feed(data)
+        size = len(content)
+        if self._held + size > self._settings.body_limit:
+            raise self._too_large()
+        if size > self._budget.free:
+            detail = "too many large requests at the same time"
+            raise Refusal(503, "busy", detail, [(b"retry-after", b"1")])
+        self._budget.free -= size
+        self._held += size
+        self._pieces.append(content)
+        if framing.done:
+            if framing.rest:
+                self._connection.put_back(framing.rest)
+            self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces = []
+            self._unread = None
 
     def within(self, seconds: float | None, late: Refusal) -> None:
         """Interrupt the exchange after that many seconds from now; None for never."""
@@ -293,8 +395,28 @@ class Exchange:
 
     def interrupt(self, cause: Refusal | ClientGone) -> None:
         """End the work on the exchange, wherever it is."""
-        self.interruption = cause
-        self._connection.cancel()
+        self._cause = cause
+        if self._errand is not None:
+            self._errand.interrupt()
+        else:
+            self._connection.cancel()
+
+    def leave(self, errand: Errand) -> None:
+        """Leave the rest to work that nobody awaits; `over` or `work` ends that."""
+        self._errand = errand
+
+    def work(self, answering: Awaitable[None]) -> None:
+        """Have the rest of an exchange that was left to an errand awaited after all."""
+        self._errand, self.unawaited = None, False
+        assert self.responder is not None
+        self._connection.work(self.responder.respond(self, answering, begun=True))
+
+    def over(self) -> None:
+        """Tell that it has ended, after it was left to an errand."""
+        self._errand = None
+        assert self.responder is not None
+        self.responder.ended(self)
+        self._connection.served()
 
     def through(self, filter: Filter) -> None:  # noqa: A002
         """Pass the answer through a filter, before those that were added earlier."""
@@ -320,14 +442,19 @@ class Exchange:
         """
         for each in self._filters:
             headers = each.head(status, headers)
-        names = dict(headers).keys()
+        sized = protected = False
         lines = [_status_line(status)]
-        lines += [b"%b: %b\r\n" % header for header in headers]
-        lines += _security_lines(names)
-        lines.append(b"x-request-id: %b\r\n" % self.request_id.encode())
+        for name, value in headers:
+            if name == b"content-length":
+                sized = True
+            elif name in _NAMES:
+                protected = True
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(_security_lines(headers) if protected else _LINES)
+        lines += (b"x-request-id: ", self.request_id.encode(), b"\r\n")
         lines.append(_date_line(int(self._ambient.now())))
-        self._silent = self.method == "HEAD" or status in _WITHOUT_BODY
-        if not self._silent and b"content-length" not in names:
+        self._silent = status == 204 or status == 304 or self.method == "HEAD"
+        if not sized and not self._silent:
             # To a client of HTTP/1.0 the body ends with the connection.
             self._chunked = not self._old
             if self._chunked:
@@ -348,10 +475,20 @@ class Exchange:
 
     async def end(self, content: bytes = b"") -> None:
         """Send the last part of the answer's body; raises :class:`ClientGone`."""
+        self.send_last(content)
+        await self.accepted()
+
+    def send_last(self, content: bytes) -> bool:
+        """Send the last part of the answer's body; return whether the client has accepted all."""
         for each in self._filters:
             content = each.last(content)
         data = self._framed(content)
         self._connection.write(data + b"0\r\n\r\n" if self._chunked else data)
+        self.complete = not self._connection.full
+        return self.complete
+
+    async def accepted(self) -> None:
+        """Wait until the client has accepted the whole answer; raises :class:`ClientGone`."""
         if self._connection.full:
             await self._connection.accepted()
         self.complete = True
@@ -373,24 +510,13 @@ class Exchange:
         self._budget.free += self._held
         self._held = 0
 
-    def _admitted(self, content: bytes) -> bytes:
-        size = len(content)
-        if self._held + size > self._settings.body_limit:
-            raise self._too_large()
-        if size > self._budget.free:
-            detail = "too many large requests at the same time"
-            raise Refusal(503, "busy", detail, [(b"retry-after", b"1")])
-        self._budget.free -= size
-        self._held += size
-        return content
-
     def _framed(self, content: bytes) -> bytes:
         head, self._head = self._head, b""
         if self._silent or not content:
             return head
-        return (
-            b"%b%x\r\n%b\r\n" % (head, len(content), content) if self._chunked else head + content
-        )
+        if self._chunked:
+            return b"".join((head, b"%x\r\n" % len(content), content, b"\r\n"))
+        return head + content if head else content
 
     def _too_large(self) -> Refusal:
         limit = self._settings.body_limit
@@ -402,6 +528,11 @@ class Exchange:
             return f"00-{made[:32]}-{made[32:]}-01"
         span = self._ambient.bits(64) or 1
         return f"00-{given[1].decode()}-{span:016x}-{given[2].decode()}"
+
+
+async def raising(error: Exception) -> None:
+    """Raise an error where the answer is awaited, and so where all errors are told of."""
+    raise error
 
 
 def refusal_of(error: Malformed) -> Refusal:
@@ -419,6 +550,14 @@ def loose_answer(refusal: Refusal) -> bytes:
     return b"%b%b\r\n%b" % (_status_line(refusal.status), lines, body)
 
 
+def _check_host(host: bytes) -> None:
+    if not _HOST.fullmatch(host):
+        raise Refusal(400, "bad_host", "the Host header is malformed")
+    if len(_hosts) >= _REMEMBERED:
+        _hosts.clear()
+    _hosts.add(host)
+
+
 @lru_cache(maxsize=128)
 def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {responses.get(status, '')}\r\n".encode()
@@ -429,11 +568,10 @@ def _date_line(second: int) -> bytes:
     return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
 
 
-_LINES = [b"%b: %b\r\n" % header for header in SECURITY]
-_NAMES = {name for name, _ in SECURITY}
+_LINES: Final = b"".join(b"%b: %b\r\n" % header for header in SECURITY)
+_NAMES: Final = frozenset(name for name, _ in SECURITY)
 
 
-def _security_lines(present: Set[bytes]) -> list[bytes]:
-    if _NAMES.isdisjoint(present):
-        return _LINES
-    return [line for line, (name, _) in zip(_LINES, SECURITY, strict=True) if name not in present]
+def _security_lines(headers: Headers) -> bytes:
+    present = dict(headers)
+    return b"".join(b"%b: %b\r\n" % header for header in SECURITY if header[0] not in present)

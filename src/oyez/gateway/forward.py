@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings, Listen, Route
 from oyez.gateway import after
-from oyez.gateway.exchange import Exchange, Refusal
+from oyez.gateway.exchange import UNDERWAY, Errand, Exchange, Refusal, raising
 from oyez.gateway.health import Health
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
 from oyez.gateway.sessions import COOKIE, HOST, LOGIN, cookies, refuse_other_origins
@@ -21,7 +21,7 @@ from oyez.signals import Listener, RequestRepeated
 from oyez.spans import Failure, Span, Tracer
 
 # They belong to one connection, not to the request (RFC 9110, section 7.6.1).
-_HOP_BY_HOP = {
+_HOP_BY_HOP: Final = {
     b"connection",
     b"keep-alive",
     b"proxy-authenticate",
@@ -33,7 +33,7 @@ _HOP_BY_HOP = {
     b"upgrade",
 }
 # The gateway sets them itself, or they are for the gateway alone.
-_REPLACED = {
+_REPLACED: Final = {
     b"authorization",
     b"content-length",
     b"cookie",
@@ -49,7 +49,7 @@ _REPLACED = {
 }
 # With these a client names another method, path, host or address than those that were judged:
 # frameworks and proxies believe some of them.
-_OVERRIDING = {
+_OVERRIDING: Final = {
     b"cf-connecting-ip",
     b"client-ip",
     b"fastly-client-ip",
@@ -70,12 +70,16 @@ _OVERRIDING = {
     b"x-remote-ip",
     b"x-rewrite-url",
 }
-_DROPPED = _HOP_BY_HOP | _REPLACED | _OVERRIDING
-_ANSWER_REPLACED = {b"server", b"date", b"x-request-id"}
-_WITH_BODY = ("POST", "PUT", "PATCH")
-_OURS = (b"x-oyez-", b"x-forwarded-")
+_DROPPED: Final = _HOP_BY_HOP | _REPLACED | _OVERRIDING
+_ANSWER_REPLACED: Final = {b"server", b"date", b"x-request-id"}
+_WITH_BODY: Final = ("POST", "PUT", "PATCH")
+_OURS: Final = (b"x-oyez-", b"x-forwarded-")
+_REMEMBERED: Final = 256
+_passing_on: Final[dict[bytes, bool]] = {}
+_passing_back: Final[dict[bytes, bool]] = {}
+"""Whether a header of that name is forwarded, to a service and to a client."""
 _OUR_NAMES = (COOKIE, f"{HOST}{COOKIE}", LOGIN, f"{HOST}{LOGIN}", after.COOKIE)
-_OUR_COOKIES = tuple(name.encode() for name in _OUR_NAMES)
+_OUR_COOKIES: Final = frozenset(name.encode() for name in _OUR_NAMES)
 
 # Twice is as good as once (RFC 9110, section 9.2.2).
 _IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
@@ -85,13 +89,16 @@ _DRAINING = Refusal(503, "service_unavailable", "the gateway is about to stop", 
 _LATE = Refusal(504, "service_timeout", "the service did not answer in time", _RETRY)
 
 
-class Target(NamedTuple):
+class Target:
     """A route, and where its service is."""
 
-    route: Route
-    address: Listen
-    upstream: Upstream
-    health: Health
+    def __init__(self, route: Route, address: Listen, upstream: Upstream, health: Health) -> None:
+        self.route = route
+        self.address = address
+        self.shown = f"{address}"
+        self.upstream: Upstream = upstream
+        self.health = health
+        self.stream: bool = route.stream
 
 
 class Forwarder:
@@ -157,28 +164,57 @@ class Forwarder:
         """Return what answers the requests of a route: its service, at that address."""
         target = Target(route, address, *self._upstream(route.service, address))
 
-        async def send(exchange: Exchange) -> None:
-            await self._send(exchange, target, await exchange.body())
+        def send(exchange: Exchange) -> Awaitable[None]:
+            return self._begin(exchange, target)
 
-        async def send_or_switch(exchange: Exchange) -> None:
+        def send_or_switch(exchange: Exchange) -> Awaitable[None]:
             if exchange.method == "GET" and asks_for_websocket(exchange.fields):
-                await self._switch(exchange, target)
-            else:
-                await send(exchange)
+                return self._switch(exchange, target)
+            return self._begin(exchange, target)
 
         return send_or_switch if route.websocket else send
 
-    async def _send(self, exchange: Exchange, target: Target, body: bytes) -> None:
+    def _begin(self, exchange: Exchange, target: Target) -> Awaitable[None]:
+        """Send a request; where nothing has to be waited for, its answer is left to an errand."""
+        if not exchange.unawaited or target.stream or target.health.state != "closed":
+            return self._forward(exchange, target)
+        body = exchange.whole_body()
+        if body is None:
+            return self._forward(exchange, target)
+        target.health.admit(exchange)
+        exchange.within(self._settings.timeout, _LATE)
+        connection = target.upstream.kept()
+        if connection is None:
+            return self.go_on(exchange, target, body)
+        request = _request(exchange, target, body, exchange.traceparent)
+        errand = _Forwarding(self, exchange, target, body, connection)
+        exchange.leave(errand)
+        connection.send(request, to_head=exchange.method == "HEAD", heard=errand.heard)
+        return UNDERWAY
+
+    async def _forward(self, exchange: Exchange, target: Target) -> None:
+        body = await exchange.body()
+        target.health.admit(exchange)
+        exchange.within(self._settings.timeout, _LATE)
+        await self.go_on(exchange, target, body)
+
+    async def go_on(
+        self,
+        exchange: Exchange,
+        target: Target,
+        body: bytes,
+        asked: ServiceConnection | None = None,
+    ) -> None:
         """Respond with the service's response; raises :class:`Refusal` (502, 503, 504).
+
+        ``asked`` is the connection by which the request was sent already.
 
         If the service disconnects halfway, the response remains incomplete and the client's
         connection is closed; before that, an idempotent request is sent once more. If the client
         disconnects, so does the gateway.
         """
         upstream, health = target.upstream, target.health
-        health.admit(exchange)
-        exchange.within(self._settings.timeout, _LATE)
-        if target.route.stream:
+        if target.stream:
             self._endless.add(exchange)
         span = self._begin_span(exchange, target)
         parent = exchange.traceparent if span is None else span.traceparent
@@ -186,13 +222,19 @@ class Forwarder:
         repeated = False
         try:
             while True:
-                kept = None if repeated else upstream.kept()
-                connection = kept or await upstream.connect()
+                connection = asked or (None if repeated else upstream.kept())
+                if connection is None:
+                    connection = await upstream.connect()
                 try:
-                    answer = await connection.ask(request, to_head=exchange.method == "HEAD")
+                    if asked is None:
+                        connection.send(request, to_head=exchange.method == "HEAD")
+                    asked = None
+                    if exchange.interruption is not None:
+                        raise asyncio.CancelledError
+                    answer = await connection.answered()
                     if health.failing:
                         health.well()
-                    if target.route.stream:
+                    if target.stream:
                         exchange.within(None, _LATE)
                     await _pass_back(exchange, target, answer, connection)
                     return
@@ -316,6 +358,59 @@ class Forwarder:
         return found
 
 
+class _Forwarding(Errand):
+    """A request whose answer is passed back at once, as soon as all of it has arrived.
+
+    An answer that comes in parts, or not at all, is waited for in a coroutine instead.
+    """
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        exchange: Exchange,
+        target: Target,
+        body: bytes,
+        connection: ServiceConnection,
+    ) -> None:
+        self._forwarder = forwarder
+        self._exchange = exchange
+        self._target = target
+        self._body = body
+        self._connection = connection
+
+    def heard(self) -> None:
+        """Pass on what the service has answered."""
+        exchange, connection = self._exchange, self._connection
+        answer = connection.answer
+        if answer is None or not connection.complete or connection.failed:
+            if answer is not None or connection.failed:
+                self._wait()
+            return
+        if self._target.health.failing:
+            self._target.health.well()
+        try:
+            exchange.start(answer.status, _for_the_client(exchange, self._target, answer.fields))
+            accepted = exchange.send_last(connection.take())
+        except Exception as error:  # noqa: BLE001  what awaits the answer tells of it
+            connection.release()
+            exchange.work(raising(error))
+            return
+        connection.release()
+        if accepted:
+            exchange.over()
+        else:
+            exchange.work(exchange.accepted())
+
+    def interrupt(self) -> None:
+        """See :class:`Errand`."""
+        self._wait()
+
+    def _wait(self) -> None:
+        exchange, connection = self._exchange, self._connection
+        connection.heard = None
+        exchange.work(self._forwarder.go_on(exchange, self._target, self._body, connection))
+
+
 # An error that is raised again and again would keep the frames of all the requests that it ended.
 
 
@@ -339,21 +434,21 @@ async def _pass_back(
 
 
 def _for_the_client(exchange: Exchange, target: Target, answered: Fields) -> Headers:
-    headers = _passing(answered, _passes_back)
-    if b"set-cookie" in answered:
-        headers = [
-            (name, value)
-            for name, value in headers
-            if name != b"set-cookie" or _cookie_name(value) not in _OUR_COOKIES
-        ]
-    if b"location" in answered:
-        own = f"http://{target.address}".encode()
-        headers = [
-            (name, _location(value, own) if name == b"location" else value)
-            for name, value in headers
-        ]
-    if after.HEADER in answered:
-        headers += after.cookie_for(exchange, answered[after.HEADER])
+    named = _named(answered)
+    headers: Headers = []
+    for name, values in answered.items():
+        if not _passes_back(name) or (named is not None and _is_named(name, named)):
+            continue
+        for value in values:
+            if name == b"set-cookie":
+                if _cookie_name(value) in _OUR_COOKIES:
+                    continue
+            elif name == b"location":
+                value = _location(value, f"http://{target.shown}".encode())
+            headers.append((name, value))
+    said = answered.get(after.HEADER)
+    if said is not None:
+        headers += after.cookie_for(exchange, said)
     return headers
 
 
@@ -379,11 +474,18 @@ def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> by
 
     ``parent`` is the traceparent that it has.
     """
-    fields = exchange.fields
+    fields, named = exchange.fields, _named(exchange.fields)
     lines = [
-        b"%b %b HTTP/1.1\r\n" % (exchange.method.encode(), exchange.target),
-        _hop(f"{target.address}", exchange.client, exchange.host, exchange.scheme),
-        f"x-request-id: {exchange.request_id}\r\ntraceparent: {parent}\r\n".encode(),
+        exchange.method.encode(),
+        b" ",
+        exchange.target,
+        b" HTTP/1.1\r\n",
+        _hop(target.shown, exchange.client, exchange.host, exchange.scheme),
+        b"x-request-id: ",
+        exchange.request_id.encode(),
+        b"\r\ntraceparent: ",
+        parent.encode(),
+        b"\r\n",
     ]
     if exchange.told:
         lines.append(exchange.told)
@@ -391,13 +493,14 @@ def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> by
         lines.append(_cookie_lines(exchange))
     if body or exchange.method in _WITH_BODY:
         lines.append(b"content-length: %d\r\n" % len(body))
-    lines += [
-        b"%b: %b\r\n" % (name, value)
-        for name, value in _passing(fields, _passes_on)
-        if name != b"tracestate" or exchange.given is not None
-    ]
-    lines.append(b"\r\n")
-    lines.append(body)
+    for name, values in fields.items():
+        if not _passes_on(name) or (named is not None and _is_named(name, named)):
+            continue
+        if name == b"tracestate" and exchange.given is None:
+            continue
+        for value in values:
+            lines += (name, b": ", value, b"\r\n")
+    lines += (b"\r\n", body)
     return b"".join(lines)
 
 
@@ -431,25 +534,41 @@ def _cookie_lines(exchange: Exchange) -> bytes:
     return (f"{lines}oyez-after: {token}\r\n" if token else lines).encode("latin-1")
 
 
-def _passing(fields: Fields, passes: Callable[[bytes], bool]) -> Headers:
-    """Return the headers to forward, without those that ``Connection`` names."""
-    kept = [(name, value) for name, values in fields.items() if passes(name) for value in values]
-    if b"connection" not in fields:
-        return kept
-    options = b",".join(fields[b"connection"]).lower().split(b",")
-    named = {option.strip() for option in options}
-    return [each for each in kept if named.isdisjoint((each[0], _plain(each[0])))]
+def _named(fields: Fields) -> set[bytes] | None:
+    """Return the headers that ``Connection`` names, which are for this connection alone."""
+    options = fields.get(b"connection")
+    if options is None:
+        return None
+    return {option.strip() for option in b",".join(options).lower().split(b",")}
 
 
-@lru_cache(maxsize=256)
+def _is_named(name: bytes, named: set[bytes]) -> bool:
+    return name in named or _plain(name) in named
+
+
 def _passes_on(name: bytes) -> bool:
-    return _plain(name) not in _DROPPED and not _plain(name).startswith(_OURS)
+    known = _passing_on.get(name)
+    if known is None:
+        plain = _plain(name)
+        known = plain not in _DROPPED and not plain.startswith(_OURS)
+        _remember(_passing_on, name, known)
+    return known
 
 
-@lru_cache(maxsize=256)
 def _passes_back(name: bytes) -> bool:
-    plain = _plain(name)
-    return plain not in _HOP_BY_HOP | _ANSWER_REPLACED and not plain.startswith(_OURS)
+    known = _passing_back.get(name)
+    if known is None:
+        plain = _plain(name)
+        kept = plain not in _HOP_BY_HOP and plain not in _ANSWER_REPLACED
+        known = kept and not plain.startswith(_OURS)
+        _remember(_passing_back, name, known)
+    return known
+
+
+def _remember(known: dict[bytes, bool], name: bytes, passes: bool) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[name] = passes
 
 
 def _plain(name: bytes) -> bytes:

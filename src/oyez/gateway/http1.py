@@ -12,27 +12,38 @@ faster than a regular expression.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, and values."""
 Fields = dict[bytes, list[bytes]]
 """All values of each header, in order, by its name in lower case."""
 
-_MOST_HEADERS = 100
-_MOST_DIGITS = 18
-_MOST_LINE = 4096
+_MOST_HEADERS: Final = 100
+_MOST_DIGITS: Final = 18
+_MOST_LINE: Final = 4096
 """Bytes of a chunk's size with its extensions, and of all trailers."""
+_REMEMBERED: Final = 256
+"""Names of headers, as they are written, that are known to be well-formed."""
 
-_VISIBLE = bytes(range(0x21, 0x7F))
-_TEXT = b"\t " + _VISIBLE + bytes(range(0x80, 0x100))
+_VISIBLE: Final = bytes(range(0x21, 0x7F))
+_TEXT: Final = b"\t " + _VISIBLE + bytes(range(0x80, 0x100))
 # A target has no fragment: a server that cuts one off would see another path than was admitted.
-_TARGET = _VISIBLE.replace(b"#", b"")
+_TARGET: Final = _VISIBLE.replace(b"#", b"")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 # A first byte that begins no method, half of CRLF, or a line that continues the previous one.
 _HOPELESS = re.compile(rb"\A[^!#$%&'*+.^_`|~0-9A-Za-z-]|\r(?!\n|\Z)|(?<!\r)\n|\n[ \t]")
+
+_OLD: Final[dict[bytes, bool]] = {b"HTTP/1.1": False, b"HTTP/1.0": True}
+_STATUSES: Final[dict[bytes, int]] = {b"%d" % status: status for status in range(100, 600)}
+_SIZE: Final = "size"
+_END: Final = "end"
+_TRAILER: Final = "trailer"
+
+_names: Final[dict[bytes, bytes]] = {}
+_methods: Final[dict[bytes, str]] = {}
+"""What heads wrote of late, as it is read. A stranger who fills them makes them begin anew."""
 
 
 class Malformed(Exception):
@@ -43,40 +54,45 @@ class Malformed(Exception):
         self.too_large = too_large
 
 
-class Body(Protocol):
+class Body:
     """The framing of one body: what is content in the bytes of a connection."""
 
-    done: bool
-    """Whether the body has ended."""
-    rest: bytes
-    """The bytes behind it, once it has ended."""
+    def __init__(self) -> None:
+        self.done: bool = False
+        """Whether the body has ended."""
+        self.rest: bytes = b""
+        """The bytes behind it, once it has ended."""
 
     def feed(self, data: bytes) -> bytes:
         """Return the content in the next bytes. Raises :class:`Malformed`."""
-        ...
+        raise NotImplementedError
 
 
-class RequestHead(NamedTuple):
+class RequestHead:
     """The first part of a request.
 
     ``old`` is HTTP/1.0, whose connections are closed after the answer. ``body`` is None without
     one.
     """
 
-    method: str
-    target: bytes
-    old: bool
-    fields: Fields
-    body: Body | None
+    def __init__(
+        self, method: str, target: bytes, old: bool, fields: Fields, body: Body | None
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.old = old
+        self.fields = fields
+        self.body = body
 
 
-class AnswerHead(NamedTuple):
+class AnswerHead:
     """The first part of an answer. ``reusable``: another may follow on its connection."""
 
-    status: int
-    fields: Fields
-    body: Body
-    reusable: bool
+    def __init__(self, status: int, fields: Fields, body: Body, reusable: bool) -> None:
+        self.status = status
+        self.fields = fields
+        self.body = body
+        self.reusable = reusable
 
 
 def end_of_head(data: bytes, limit: int) -> int:
@@ -102,11 +118,13 @@ def request_head(head: bytes) -> RequestHead:
         raise Malformed("no request line")
     if words[1].translate(None, _TARGET):
         raise Malformed("not the target of a request")
-    old = _OLD[words[2]]
-    if len(fields.get(b"host", ())) != 1 and not (old and b"host" not in fields):
+    old, hosts = _OLD[words[2]], fields.get(b"host")
+    if not old if hosts is None else len(hosts) != 1:
         raise Malformed("not one host")
-    body = _request_body(fields, old)
-    return RequestHead(_method(words[0]), words[1], old, fields, body)
+    method = _methods.get(words[0])
+    if method is None:
+        method = _method(words[0])
+    return RequestHead(method, words[1], old, fields, _request_body(fields, old))
 
 
 def answer_head(head: bytes, *, to_head: bool) -> AnswerHead:
@@ -115,11 +133,11 @@ def answer_head(head: bytes, *, to_head: bool) -> AnswerHead:
     Raises :class:`Malformed`.
     """
     line, fields = _lines(head)
-    version, _, rest = line.partition(b" ")
-    code = rest.partition(b" ")[0]
-    if version not in _OLD or code not in _STATUSES:
+    words = line.split(b" ", 2)
+    old = _OLD.get(words[0])
+    status = _STATUSES.get(words[1]) if len(words) > 1 else None
+    if old is None or status is None:
         raise Malformed("no status line")
-    old, status = _OLD[version], _STATUSES[code]
     body = _answer_body(status, fields, old, to_head)
     kept = not old and not isinstance(body, UntilClosed) and not closes(fields)
     return AnswerHead(status, fields, body, kept)
@@ -133,13 +151,13 @@ def closes(fields: Fields) -> bool:
     return any(option.strip() == b"close" for option in options)
 
 
-class Sized:
+class Sized(Body):
     """A body of a known number of bytes."""
 
     def __init__(self, length: int) -> None:
+        super().__init__()
         self._left = length
         self.done = not length
-        self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return the content in the next bytes."""
@@ -154,23 +172,19 @@ class Sized:
         return data[:left]
 
 
-class UntilClosed:
+class UntilClosed(Body):
     """The body of an answer that ends with its connection: whoever sees that sets ``done``."""
-
-    done = False
-    rest = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return the content in the next bytes."""
         return data
 
 
-class Chunked:
+class Chunked(Body):
     """A body in chunks; extensions and trailers are checked and dropped."""
 
     def __init__(self) -> None:
-        self.done = False
-        self.rest = b""
+        super().__init__()
         self._left = 0
         self._expected = _SIZE
         self._trailers = 0
@@ -218,13 +232,6 @@ class Chunked:
             _lines(b"\r\n" + line + b"\r\n")
 
 
-_SIZE, _END, _TRAILER = "size", "end", "trailer"
-
-
-_OLD = {b"HTTP/1.1": False, b"HTTP/1.0": True}
-_STATUSES = {b"%d" % status: status for status in range(100, 600)}
-
-
 def _lines(head: bytes) -> tuple[bytes, Fields]:
     """Return the first line of a head, and its headers."""
     lines = head.split(b"\r\n")
@@ -238,26 +245,33 @@ def _lines(head: bytes) -> tuple[bytes, Fields]:
         written, colon, value = line.partition(b":")
         if not colon:
             raise Malformed("a header without a colon")
-        name = _name(written)
-        if name in fields:
-            fields[name].append(value.strip(b" \t"))
-        else:
+        name = _names.get(written)
+        if name is None:
+            name = _name(written)
+        values = fields.get(name)
+        if values is None:
             fields[name] = [value.strip(b" \t")]
+        else:
+            values.append(value.strip(b" \t"))
     return lines[0], fields
 
 
-@lru_cache(maxsize=256)
 def _name(written: bytes) -> bytes:
     if not _NAME.fullmatch(written):
         raise Malformed("not the name of a header")
-    return written.lower()
+    if len(_names) >= _REMEMBERED:
+        _names.clear()
+    name = _names[written] = written.lower()
+    return name
 
 
-@lru_cache(maxsize=64)
 def _method(written: bytes) -> str:
     if not _NAME.fullmatch(written):
         raise Malformed("not a method")
-    return written.decode()
+    if len(_methods) >= _REMEMBERED:
+        _methods.clear()
+    method = _methods[written] = written.decode()
+    return method
 
 
 def _request_body(fields: Fields, old: bool) -> Body | None:

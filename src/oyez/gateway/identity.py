@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,11 +55,11 @@ class Identity:
         """Tell the service of a request that has a principal; of no other there is a word."""
         service = route.service
 
-        async def tell(exchange: Exchange) -> None:
+        def tell(exchange: Exchange) -> Awaitable[None]:
             principal = exchange.principal
             if principal is not None:
                 exchange.told = self._lines(principal, service)
-            await onward(exchange)
+            return onward(exchange)
 
         return tell
 

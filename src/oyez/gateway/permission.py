@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from oyez.config import Route
 from oyez.gateway.challenge import insufficient_scope
 from oyez.gateway.exchange import Exchange
@@ -17,12 +19,12 @@ class Permission:
         if not scopes and not roles:
             return onward
 
-        async def admit(exchange: Exchange) -> None:
+        def admit(exchange: Exchange) -> Awaitable[None]:
             principal = exchange.principal
             if principal is None or not scopes <= principal.scopes:
                 raise insufficient_scope("the sender lacks a scope that is asked for here", scopes)
             if roles and roles.isdisjoint(principal.roles):
                 raise insufficient_scope("the sender has none of the roles that are asked for here")
-            await onward(exchange)
+            return onward(exchange)
 
         return admit

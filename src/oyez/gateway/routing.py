@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from oyez.gateway.exchange import Exchange, Refusal
@@ -15,14 +15,16 @@ from oyez.gateway.step import Answer
 _DISGUISED = re.compile(
     r"//|;|\\|%(?:2e|2f|5c|3b|00)|%25[0-9a-f]{2}|%(?![0-9a-f]{2})", re.IGNORECASE
 )
-# Most paths: nothing is encoded, and no segment is empty or begins with a dot.
-_PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*+)++")
+# Most paths have nothing else: nothing is encoded.
+_PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-/"
 
 
 def safe_path(exchange: Exchange) -> str:
     """Return the decoded path of the request; raises :class:`Refusal` (400) if it is ambiguous."""
-    if _PLAIN.fullmatch(exchange.path):
-        return exchange.path.decode()
+    sent = exchange.path
+    ends = sent.startswith(b"/") and not sent.endswith(b"/")
+    if ends and b"//" not in sent and b"/." not in sent and not sent.translate(None, _PLAIN):
+        return sent.decode()
     try:
         raw = exchange.path.decode("ascii")
         path = unquote_to_bytes(raw).decode("utf-8")
@@ -45,7 +47,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._exact: dict[str, Target] = {}
-        self._below: dict[tuple[str, ...], Target] = {}
+        self._below: dict[str, Target] = {}
         self._deepest = 0
 
     def add(
@@ -58,30 +60,35 @@ class Routes:
         if exact:
             target = self._exact.setdefault(path, Target(path, {}))
         else:
-            segments = _segments(path)
-            target = self._below.setdefault(segments, Target(path, {}))
-            self._deepest = max(self._deepest, len(segments))
+            begin = "" if path == "/" else path
+            target = self._below.setdefault(begin, Target(path, {}))
+            self._deepest = max(self._deepest, begin.count("/"))
         target.answers.update(dict.fromkeys(methods, answer))
         if "GET" in target.answers:
             target.answers.setdefault("HEAD", target.answers["GET"])
 
     def match(self, path: str) -> Target | None:
         """Return the target of a path; None without one."""
-        if path in self._exact:
-            return self._exact[path]
-        segments = _segments(path)
-        for length in range(min(len(segments), self._deepest), -1, -1):
-            target = self._below.get(segments[:length])
-            if target is not None:
-                return target
-        return None
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        found, end = self._below.get(""), 0
+        for _ in range(self._deepest):
+            end = path.find("/", end + 1)
+            longer = self._below.get(path if end < 0 else path[:end])
+            if longer is not None:
+                found = longer
+            if end < 0:
+                break
+        return found
 
 
-class Target(NamedTuple):
-    """What answers at a path: its name in logs, and an answer by method."""
+class Target:
+    """What answers at a path: its ``label`` in logs, and an answer by method."""
 
-    label: str
-    answers: dict[str, Answer]
+    def __init__(self, label: str, answers: dict[str, Answer]) -> None:
+        self.label = label
+        self.answers = answers
 
     def answer(self, method: str) -> Answer:
         """Return what answers a method; raises :class:`Refusal` (405) where nothing does."""
@@ -97,7 +104,3 @@ def not_allowed(*methods: str) -> Refusal:
     return Refusal(
         405, "method_not_allowed", f"allowed here: {allow}", [(b"allow", allow.encode())]
     )
-
-
-def _segments(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/")[1:]) if path != "/" else ()

@@ -9,7 +9,11 @@ from oyez.config import Route
 from oyez.gateway.exchange import Exchange
 
 Answer = Callable[[Exchange], Awaitable[None]]
-"""It answers a request, or raises :class:`Refusal`."""
+"""It answers a request, or raises :class:`Refusal`.
+
+It waits for nothing itself, and returns what to await; that is `UNDERWAY` for an exchange that is
+``unawaited`` and goes on by itself. A step that has to wait returns a coroutine.
+"""
 
 
 class Step(Protocol):

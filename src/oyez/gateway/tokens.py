@@ -73,16 +73,21 @@ class Tokens:
         Raises :class:`Refusal`: 401 for a token that is not valid, 503 while the keys of its issuer
         are not known.
         """
-        digest = hashlib.sha256(token.encode("latin-1")).digest()
-        known = self._known.get(digest)
-        if known is not None and self._ambient.now() < known.until:
-            return known.principal
+        known = self.known(token)
+        if known is not None:
+            return known
+        digest = _digest(token)
         principal, until = await self._verified(token)
         self._known.pop(digest, None)
         if len(self._known) >= _MOST_KNOWN:
             del self._known[next(iter(self._known))]
         self._known[digest] = _Known(principal, min(until, self._ambient.now() + KNOWN_SECONDS))
         return principal
+
+    def known(self, token: str) -> Principal | None:
+        """Return the user of a token that was verified of late; None for others."""
+        known = self._known.get(_digest(token))
+        return known.principal if known is not None and self._ambient.now() < known.until else None
 
     async def _verified(self, token: str) -> tuple[Principal, float]:
         """Return the user of a token, and until when the token is valid."""
@@ -116,6 +121,10 @@ class Tokens:
             raise invalid_token("the signature of the token is not valid") from None
         until = _valid_until(claims, settings, self._ambient.now())
         return _user(claims, settings), until
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("latin-1")).digest()
 
 
 def _read(part: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Callable
 from typing import cast
 
 from oyez.ambient import Ambient
@@ -14,7 +15,7 @@ from oyez.config import GatewaySettings, Listen
 from oyez.gateway.http1 import AnswerHead, Malformed, UntilClosed, answer_head, end_of_head
 from oyez.gateway.line import Line
 
-_KEPT_OPEN = 100
+_KEPT_OPEN = 256
 # Shorter than the time after which services close an idle connection.
 _KEPT_OPEN_SECONDS = 2.0
 _RECONNECT_SECONDS = 1.0
@@ -117,16 +118,19 @@ class Upstream:
 class ServiceConnection(asyncio.Protocol):
     """One connection: it carries a request and its answer at a time.
 
-    ``complete`` is whether all of the present answer has arrived.
+    ``answer`` is the head of the present answer, None until it has arrived. ``complete`` is whether
+    all of it has, and ``failed`` whether it was broken off. ``heard`` is called whenever one of
+    them may have changed, until the answer is waited for.
     """
 
     def __init__(self, upstream: Upstream) -> None:
         self.complete = False
-        self._upstream = upstream
+        self.answer: AnswerHead | None = None
+        self.heard: Callable[[], None] | None = None
+        self._upstream: Upstream = upstream
         self._loop = asyncio.get_running_loop()
         self._received = b""
         self._to_head = self._switches = False
-        self._answer: AnswerHead | None = None
         self._lost = False
         self._failure: Broken | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -144,7 +148,7 @@ class ServiceConnection(asyncio.Protocol):
         """Fail the answer, unless it is one that ends with its connection."""
         self._lost = True
         self._upstream.forget(self)
-        if self._answer is not None and isinstance(self._answer.body, UntilClosed) and exc is None:
+        if self.answer is not None and isinstance(self.answer.body, UntilClosed) and exc is None:
             self.complete = True
         elif not self.complete and self._failure is None:
             self._failure = Disconnected("disconnected")
@@ -168,17 +172,40 @@ class ServiceConnection(asyncio.Protocol):
         """
         return not self._lost and not self._readable.poll(0)
 
+    @property
+    def failed(self) -> bool:
+        """Whether `answered` or `more` raises :class:`Broken` next."""
+        return self._failure is not None
+
     async def ask(self, request: bytes, *, to_head: bool, switches: bool = False) -> AnswerHead:
         """Send a request, ``to_head`` of method HEAD, and return its answer's head.
 
         ``switches``: the request asks for another protocol, so the answer may be 101. Raises
         :class:`Broken`.
         """
-        self._answer, self.complete, self._to_head = None, False, to_head
-        self._switches = switches
+        self.send(request, to_head=to_head, switches=switches)
+        return await self.answered()
+
+    def send(
+        self,
+        request: bytes,
+        *,
+        to_head: bool,
+        switches: bool = False,
+        heard: Callable[[], None] | None = None,
+    ) -> None:
+        """Send a request as `ask` does, without waiting for its answer."""
+        self.answer, self.complete, self._to_head = None, False, to_head
+        self._switches, self.heard = switches, heard
         self._transport.write(request)
-        while (answer := self._answer) is None:
+
+    async def answered(self) -> AnswerHead:
+        """Wait for the head of the answer to what was sent. Raises :class:`Broken`."""
+        self.heard = None
+        answer = self._head()
+        while answer is None:
             await self._arrived()
+            answer = self._head()
         return answer
 
     def take(self) -> bytes:
@@ -208,7 +235,7 @@ class ServiceConnection(asyncio.Protocol):
 
     def release(self) -> None:
         """Give the connection back, for the next request if that is possible."""
-        answer = self._answer
+        answer, self.heard = self.answer, None
         spent = self._lost or self._paused or self._received or not self.complete
         if spent or answer is None or not answer.reusable or answer.body.rest:
             self.close()
@@ -224,8 +251,9 @@ class ServiceConnection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         if self.complete:
             raise Malformed("an answer that nobody asked for")
-        while self._answer is None:
-            data = self.take() + data
+        while self.answer is None:
+            if self._received:
+                data = self.take() + data
             end = end_of_head(data, _MOST_HEAD)
             if not end:
                 self._received = data
@@ -235,15 +263,19 @@ class ServiceConnection(asyncio.Protocol):
             if answer.status == 101:
                 if not self._switches:
                     raise Malformed("a change of protocol that nobody asked for")
-                self._answer = answer._replace(body=UntilClosed(), reusable=False)
+                self.answer = AnswerHead(101, answer.fields, UntilClosed(), reusable=False)
             elif answer.status >= 200:  # others announce the answer
-                self._answer = answer
-        body = self._answer.body
-        self._received += body.feed(data)
+                self.answer = answer
+        body = self.answer.body
+        content = body.feed(data)
+        self._received = self._received + content if self._received else content
         self.complete = body.done
         if len(self._received) > _MOST_UNREAD and not self.complete and not self._paused:
             self._transport.pause_reading()
             self._paused = True
+
+    def _head(self) -> AnswerHead | None:
+        return self.answer  # a call, as it changes while one waits
 
     async def _arrived(self) -> None:
         if self._failure is None:
@@ -256,5 +288,7 @@ class ServiceConnection(asyncio.Protocol):
             raise self._failure
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.heard is not None:
+            self.heard()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

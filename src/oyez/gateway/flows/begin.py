@@ -90,7 +90,7 @@ class Held(Exchange):
     """
 
     def __init__(self, exchange: Exchange, begun: Begun, *, hold: bool) -> None:
-        vars(self).update(vars(exchange))  # all that is known of the request
+        self.same(exchange)
         self.begun = begun
         self.passed = False
         """Whether the answer has gone to the client."""
@@ -101,7 +101,7 @@ class Held(Exchange):
         self._size = 0
 
     @property
-    def interruption(self) -> Refusal | ClientGone | None:  # type: ignore[override]
+    def interruption(self) -> Refusal | ClientGone | None:
         """Why the work on the request was cancelled."""
         return self._outer.interruption
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from oyez.gateway.apart import Reply
 from oyez.gateway.exchange import Exchange
+from oyez.gateway.reply import Reply
 from oyez.principal import Principal
 
 _encode = msgspec.msgpack.encode

@@ -10,7 +10,7 @@ from oyez.ambient import Ambient
 from oyez.config import Config, Route
 from oyez.errors import OyezError
 from oyez.gateway import after
-from oyez.gateway.apart import Apart, Reply
+from oyez.gateway.apart import Apart
 from oyez.gateway.exchange import SLOW_BODY, ClientGone, Exchange, Refusal
 from oyez.gateway.idempotency.entry import (
     Answered,
@@ -22,6 +22,7 @@ from oyez.gateway.idempotency.entry import (
     entry_of,
 )
 from oyez.gateway.idempotency.key import key_in
+from oyez.gateway.reply import Reply
 from oyez.gateway.step import Answer
 from oyez.logger import Logger
 
