@@ -26,6 +26,7 @@ from benchmarks.comparison import Aim, Figures, Report, Row, Way, interleave
 from benchmarks.http_peers import ANSWERED, POSTED
 from benchmarks.machine import Surroundings
 from benchmarks.servers import NotRunning
+from oyez.gateway import edge
 
 CONNECTIONS = (16, 256)
 USERS = 16
@@ -123,7 +124,7 @@ async def run(here: Surroundings) -> Report:
     seconds, rounds = here.pick(1, 2), here.pick(2, 7)
     rows: list[Row] = []
     aims: list[Aim] = []
-    plain, held = Load("/orders", [""]), _tokens(here.ambient.now())
+    plain, held = Load("/orders", [""]), tokens(here.ambient.now())
     async with _proxies(here, held, logged=False) as proxies:
         relay = proxies.pop("relay")
         for load, what, share in ((plain, "", 0.5), (held, ", JWT and limit", 0.4)):
@@ -154,8 +155,9 @@ async def run(here: Surroundings) -> Report:
             "relay": "it reads nothing: what uvloop itself costs between two sockets",
         },
         notes=[
+            f"the gateway is {form()}",
             "one process each; every answer was 200, and every posted body arrived unchanged; "
-            "before each case the answers to its requests were compared whole"
+            "before each case the answers to its requests were compared whole",
         ],
     )
 
@@ -247,7 +249,7 @@ async def _check(port: int, requests: Sequence[bytes]) -> None:
     writer.close()
 
 
-def _tokens(now: float) -> Load:
+def tokens(now: float) -> Load:
     """Return the load of users with tokens, and the key that signed these."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     public = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": "1", "alg": "RS256"}
@@ -268,6 +270,19 @@ def _request(method: str, path: str, number: int, line: str) -> bytes:
     return head + posted % (len(POSTED), POSTED)
 
 
+def configured(folder: Path, held: Load, *, service: int, port: int, logged: bool = False) -> None:
+    """Write the project of a gateway in front of the service at a port."""
+    (folder / "keys.json").write_text(held.keys)
+    (folder / "oyez.toml").write_text(
+        _GATEWAY.format(service=service, port=port, logged=int(logged))
+    )
+
+
+def form() -> str:
+    """Return in which form the gateway runs here."""
+    return "pure Python" if f"{edge.__file__}".endswith(".py") else "compiled"
+
+
 @asynccontextmanager
 async def _proxies(
     here: Surroundings, held: Load, *, logged: bool
@@ -276,10 +291,7 @@ async def _proxies(
     python = [sys.executable, "-m"]
     service, own, nginx, relay = _free_ports(4)
     folder = here.fresh("gateway")
-    (folder / "keys.json").write_text(held.keys)
-    (folder / "oyez.toml").write_text(
-        _GATEWAY.format(service=service, port=own, logged=int(logged))
-    )
+    configured(folder, held, service=service, port=own, logged=logged)
     (folder / "nginx.conf").write_text(
         _NGINX.format(service=service, port=nginx, log="access.log" if logged else "off")
     )

@@ -15,7 +15,7 @@ from oyez.cli.invocation import run_async
 
 POSTED = b'{"order":"' + b"x" * 1012 + b'"}'
 ANSWERED = b'{"state":"' + b"y" * 1012 + b'"}'
-_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
     len(ANSWERED),
     ANSWERED,
 )
@@ -39,7 +39,7 @@ class Service(asyncio.Protocol):
             self._received = received
             return
         self._received = b""
-        self._transport.write(_ANSWER if body == (POSTED if posts else b"") else _WRONG)
+        self._transport.write(ANSWER if body == (POSTED if posts else b"") else _WRONG)
 
 
 class Relay(asyncio.Protocol):
