@@ -68,7 +68,9 @@ def test_builds_that_differ_are_told(
 ) -> None:
     dist = script("dist")
 
-    def build(place: Path, epoch: int, surroundings: dict[str, str]) -> list[Path]:
+    def build(
+        place: Path, epoch: int, surroundings: dict[str, str], *, compiled: bool
+    ) -> list[Path]:
         file = place / "a.whl"
         file.write_text(surroundings["TZ"])
         return [file]
