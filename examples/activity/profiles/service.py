@@ -103,12 +103,15 @@ class Model(View, table="model", key="version"):
 
 
 def cosine(companions: Neighbours, visits: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return how alike items are: how often seen together, for how often each is seen."""
+    """Return how alike items are: how often seen together, for how often each is seen.
+
+    Who was seen together may be known before how often each was: nothing orders two streams.
+    """
     alike = {}
     for item, others in companions.items():
-        known = {other: count for other, count in others.items() if visits.get(other)}
+        both = {other: visits.get(item, 0) * visits.get(other, 0) for other in others}
         alike[item] = {
-            other: count / math.sqrt(visits[item] * visits[other]) for other, count in known.items()
+            other: count / math.sqrt(both[other]) for other, count in others.items() if both[other]
         }
     return alike
 

@@ -39,6 +39,12 @@ def test_given_counts_when_items_are_compared_then_what_everybody_sees_weighs_le
     assert found == {"bell": pytest.approx({"boots": 0.5, "scroll": 0.15})}
 
 
+def test_given_companions_whose_visits_are_not_known_yet_when_compared_then_they_wait() -> None:
+    together = {"bell": {"boots": 1.0}, "boots": {"bell": 1.0}}
+    assert cosine(together, {"boots": 3.0}) == {"bell": {}, "boots": {}}
+    assert cosine(together, {"bell": 0.0, "boots": 3.0}) == {"bell": {}, "boots": {}}
+
+
 def test_given_neighbours_when_some_are_seen_then_the_others_are_shown_best_first() -> None:
     neighbours = {"a": {"b": 0.9, "c": 0.2, "d": 0.1}, "b": {"c": 0.1, "d": 0.5}}
     assert best(neighbours, ["a", "b"]) == ["d", "c"]
