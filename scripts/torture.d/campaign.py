@@ -7,15 +7,17 @@ import contextlib
 import os
 import random
 import shutil
+import sqlite3
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checker import DRAINS, judge
 from customers import Customers
-from evidence import JOURNAL, WITNESS, Evidence, gather
+from evidence import JOURNAL, WITNESS, Evidence, at_rest, backlog, gather
 from faults import Fault
 from grounds import Disk, Ground, Servers
 from journal import Journal
@@ -34,7 +36,11 @@ EVERY = 1.0
 """Seconds between two samples of what the processes use."""
 RETURNS = 60.0
 """Seconds within which a process that was killed has to be there again."""
-LOOK = 0.5
+STARTS = 10.0
+"""Seconds for which it is then waited for, while it starts."""
+CROWD = 200
+"""Open orders and notices that are due from which on nobody new orders, for as long."""
+LOOK = 0.2
 """Seconds between two looks at whether everything is settled."""
 
 
@@ -51,7 +57,12 @@ class Run:
         self.customers = Customers(shop.url, journal, self.chance, f"torture-{seed}")
         self._trading: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
+        self.looking = asyncio.Lock()
+        """Held while the tool itself has files of the shop open, other than at its end."""
+        self._held: set[str] = set()
+        self._released = asyncio.Condition()
         self._database: asyncpg.Connection | None = None
+        self._asked = asyncio.Lock()
 
     @property
     def servers(self) -> Servers:
@@ -84,16 +95,13 @@ class Run:
         self.journal.write("calm")
         calm = time.monotonic()
         self._over.set()
+        self.customers.welcome.set()
         if self._trading is not None:
             await self._trading
-        while True:
-            evidence = await self._look()
-            seconds = time.monotonic() - calm
-            if evidence is not None and not _open(evidence):
+        while (seconds := time.monotonic() - calm) <= DRAINS + LOOK:
+            if await self._is_settled():
                 self.journal.write("drained", seconds=seconds)
                 await asyncio.sleep(2 * EVERY)  # what the processes use at rest is sampled, too
-                break
-            if seconds > DRAINS + LOOK:
                 break
             await asyncio.sleep(LOOK)
         await asyncio.to_thread(self.stop)
@@ -104,12 +112,28 @@ class Run:
         self.shop.refresh()
         return self.shop.pids[process]
 
-    def one_of(self, service: str) -> str:
-        """Return the name of a process of a service that may have several."""
+    def processes(self, services: Iterable[str]) -> list[str]:
+        """Return the names of the processes of services, which may have several."""
         self.shop.refresh()
-        return self.chance.choice(
-            [name for name in sorted(self.shop.pids) if name.partition(".")[0] == service]
-        )
+        wanted = set(services)
+        return [name for name in sorted(self.shop.pids) if name.partition(".")[0] in wanted]
+
+    @asynccontextmanager
+    async def held(self, names: Sequence[str]) -> AsyncIterator[str]:
+        """Choose one of these, and keep other lanes from it: no two strike at one thing at once.
+
+        It waits until one is free.
+        """
+        async with self._released:
+            await self._released.wait_for(lambda: not self._held.issuperset(names))
+            name = self.chance.choice([name for name in names if name not in self._held])
+            self._held.add(name)
+        try:
+            yield name
+        finally:
+            async with self._released:
+                self._held.discard(name)
+                self._released.notify_all()
 
     async def respawned(self, process: str, pid: int) -> None:
         """Return when the supervisor has started another in the place of ``pid``."""
@@ -117,6 +141,15 @@ class Run:
         while self.pid(process) == pid:
             if time.monotonic() > end:
                 raise TimeoutError(f"{process} is not there again within {RETURNS:.0f} s")
+            await asyncio.sleep(0.02)
+
+    async def started(self, process: str) -> None:
+        """Return when a process that was spawned says that it has started, or is late."""
+        end = time.monotonic() + STARTS
+        while time.monotonic() < end:
+            self.shop.refresh()
+            if process in self.shop.ready:
+                return
             await asyncio.sleep(0.02)
 
     async def gone(self, pid: int, seconds: float) -> bool:
@@ -131,19 +164,21 @@ class Run:
     async def settled(self) -> None:
         """Return when every order has ended, and nothing waits to be announced or handled."""
         end = time.monotonic() + DRAINS
-        while (evidence := await self._look()) is None or _open(evidence):
+        while not await self._is_settled():
             if time.monotonic() > end:
                 raise TimeoutError(f"not settled within {DRAINS:.0f} s")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
 
-    async def database(self) -> asyncpg.Connection:
-        """Return a connection to the server of the stores."""
-        if self._database is None or self._database.is_closed():
-            import asyncpg
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection to the server of the stores, for one question at a time."""
+        async with self._asked:
+            if self._database is None or self._database.is_closed():
+                import asyncpg
 
-            url = self.project.settings("orders").store.partition("?")[0]
-            self._database = await asyncpg.connect(url)
-        return self._database
+                url = self.project.settings("orders").store.partition("?")[0]
+                self._database = await asyncpg.connect(url)
+            yield self._database
 
     def stop(self) -> None:
         """Stop the shop, if it runs."""
@@ -159,6 +194,20 @@ class Run:
         if self._database is not None:
             await self._database.close()
 
+    async def let_in(self) -> None:
+        """Keep customers out while the shop has a backlog, for ever.
+
+        Else it would grow from fault to fault, and what is left at the end would tell of the load.
+        """
+        while True:
+            async with self.looking:
+                try:
+                    crowded = await backlog(self.project) > CROWD
+                except (OyezError, sqlite3.Error):
+                    crowded = True  # a server is on its way up
+            (self.customers.welcome.clear if crowded else self.customers.welcome.set)()
+            await asyncio.sleep(EVERY)
+
     async def sample(self) -> None:
         """Write down what each process uses, for ever."""
         while True:
@@ -169,11 +218,14 @@ class Run:
                     self.journal.write("sample", process=process, pid=pid, **used)
             await asyncio.sleep(EVERY)
 
-    async def _look(self) -> Evidence | None:
+    async def _is_settled(self) -> bool:
+        """Whether nothing more comes of itself: a short question, and only then all evidence."""
         try:
-            return await gather(self.ground.folder, self.project)
+            if not await at_rest(self.project):
+                return False
+            return not _open(await gather(self.ground.folder, self.project))
         except OyezError:
-            return None  # a server is on its way up
+            return False  # a server is on its way up
 
 
 def _open(evidence: Evidence) -> bool:
@@ -206,11 +258,12 @@ async def running(
         await asyncio.to_thread(shop.start)
         if ground.disk is not None:
             ground.disk.flush()
-        sampling = asyncio.create_task(run.sample())
+        besides = [asyncio.create_task(run.sample()), asyncio.create_task(run.let_in())]
         try:
             yield run
         finally:
-            sampling.cancel()
+            for task in besides:
+                task.cancel()
             await run.close()
             await asyncio.to_thread(run.stop)
 
@@ -223,6 +276,7 @@ def join(shop: Shop) -> Shop:
     toml = shop.root / "oyez.toml"
     service = f'\n[services.{WITNESS}]\napp = "{WITNESS}.service:service"\n'
     toml.write_text(toml.read_text() + service)
+    shop.command = [sys.executable, str(HERE / "supervise.py")]
     # A gateway that was killed leaves its request to the next after a second.
     shop.environment["OYEZ_GATEWAY_IDEMPOTENCY_LEASE"] = "1"
     return shop

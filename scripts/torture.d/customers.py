@@ -29,14 +29,21 @@ class Customers:
         self._chance = chance
         self._name = name
         self._placed = 0
+        self.welcome = asyncio.Event()
+        """Clear while nobody new orders: those who did are not served yet."""
+        self.welcome.set()
         self._room = asyncio.Semaphore(AT_ONCE)
         self._client = httpx.AsyncClient(base_url=url, timeout=10.0)
 
     async def trade(self, pace: float, over: asyncio.Event) -> None:
-        """Place ``pace`` orders a second until ``over``; returns when each has its answer."""
+        """Place ``pace`` orders a second, while they are welcome, until ``over``.
+
+        Returns when each has its answer.
+        """
         async with asyncio.TaskGroup() as orders:
             while not over.is_set():
                 await self._room.acquire()
+                await self.welcome.wait()
                 orders.create_task(self._order_in_turn())
                 try:
                     async with asyncio.timeout(self._chance.expovariate(pace)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import journal
 import msgspec
 
 from books import Inside, Outside, look_inside
+from oyez import tables
 from oyez.envelope import open_record
 from oyez.errors import InvalidEvent
 from oyez.inspection import history
@@ -103,6 +105,39 @@ class Evidence(msgspec.Struct, kw_only=True):
         return len(found) - len(set(found))
 
 
+async def at_rest(project: Project) -> bool:
+    """Whether every order has ended, and nothing waits anywhere, however much there was.
+
+    It asks each store and the broker for their counts, and so costs the same after a long run.
+    Raises what a store or broker raises that can't be read.
+    """
+    async with project.opened_broker() as broker:
+        for name in (*SHOP, WITNESS):
+            async with project.opened_store(name) as store:
+                unfinished = (await store.fetch(_UNFINISHED, {}))[0]
+                if unfinished["announced"] or unfinished["parked"]:
+                    return False
+                if name == "orders" and (await store.fetch(_OPEN_ORDERS, {}))[0]["orders"]:
+                    return False
+                positions: dict[str, dict[int, int]] = defaultdict(dict)
+                for row in await store.fetch(tables.CURSORS, {"reader": ""}):
+                    if row["stream"] not in (tables.OUTBOX, tables.TIMERS):
+                        positions[row["stream"]][row["partition"]] = row["position"]
+            for stream, read in positions.items():
+                if any((await broker.lag(stream, read)).values()):
+                    return False
+    return True
+
+
+async def backlog(project: Project) -> int:
+    """Return how much the shop is behind: orders that are open, and notices that are due."""
+    async with project.opened_store("orders") as store:
+        (row,) = await store.fetch(_BACKLOG, {})
+    data = project.config.root / ".oyez" / "outside"
+    (mails,) = _rows(data / "mailbox.db", "select count(*) as mails from mail")
+    return int(row["orders"] + row["notices"] - mails["mails"])
+
+
 async def gather(folder: Path, project: Project) -> Evidence:
     """Read everything. Raises what a store raises that can't be read."""
     data = project.config.root / ".oyez" / "outside"
@@ -143,6 +178,11 @@ async def gather(folder: Path, project: Project) -> Evidence:
 _LETTERS = "select event_id, handler, reason from oyez_dead where state = 'dead'"
 _UNFINISHED = """select (select count(*) from oyez_outbox) as announced,
  (select count(*) from oyez_inbox where state > 0) as parked"""
+_OPEN_ORDERS = "select count(*) as orders from orders where shipped = 0 and cancelled = 0"
+_BACKLOG = """select
+ (select count(*) from orders where shipped = 0 and cancelled = 0) as orders,
+ (select count(*) from order_history where stage not in ('reserved', 'released', 'voided'))
+ as notices"""
 _SEEN = "select event_id, source, type, subject as key, number from seen"
 
 

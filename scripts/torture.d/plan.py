@@ -56,7 +56,9 @@ class Part:
     count: int = 20
     """The number of faults that is fired if none is asked for."""
     pause: float = 0.4
-    """Seconds between two faults."""
+    """Seconds between two faults of a lane."""
+    at_once: int = 1
+    """Lanes: faults that are under way at the same time, each at something else."""
     pace: float = 8.0
     """Orders a second."""
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -65,13 +67,14 @@ class Part:
 
 
 def _links(ground: Ground) -> list[Fault]:
+    # Link by link within a kind, so that lanes are at different ones.
     kinds = (Partition, HalfOpen, Reset, Delay, LostReply)
-    return [kind(link) for link in ground.links for kind in kinds]
+    return [kind(link) for kind in kinds for link in ground.links]
 
 
 def _servers(ground: Ground) -> list[Fault]:
     kinds = (ServerKilled, ServerDown, DownInRecovery)
-    return [kind(server) for server in ground.servers.names for kind in kinds]
+    return [kind(server) for kind in kinds for server in ground.servers.names]
 
 
 _TWICE = ("inventory", "payments", WITNESS)
@@ -82,6 +85,10 @@ PARTS = {
         "kill -9 of every process, at random and inside transactions",
         lambda _: [Kill()],
         shows=("duplicates", "inside"),
+        pause=0.0,
+        at_once=3,
+        pace=40.0,
+        replicas=dict.fromkeys((*_TWICE, "notifications"), 2),
     ),
     "calls": Part(
         "kill -9 at each system call of one order that changes something",
@@ -164,14 +171,21 @@ async def play(part: Part, ground: Ground, *, seed: int, count: int) -> tuple[Ev
         if part.pace:
             run.trade(part.pace)
         faults = part.faults(ground)
-        for number, fault in enumerate(islice(cycle(faults), count), 1):
-            await asyncio.sleep(part.pause)
-            try:
-                await run.fire(fault)
-            except Exhausted:
-                break
-            if part.pace and number % DUPLICATES_EACH == 1:
-                await run.fire(Duplicate())
+        turns = enumerate(islice(cycle(faults), count), 1)
+
+        async def lane() -> None:
+            for number, fault in turns:
+                await asyncio.sleep(part.pause)
+                try:
+                    await run.fire(fault)
+                except Exhausted:
+                    return
+                if part.pace and number % DUPLICATES_EACH == 1:
+                    await run.fire(Duplicate())
+
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(part.at_once):
+                lanes.create_task(lane())
         evidence = await run.drain()
     if part.damages:
         with Journal(ground.folder / JOURNAL) as journal:

@@ -56,6 +56,27 @@ def line(
     }
 
 
+def broken(*, part: str, broker: str, store: str, seed: int, error: Exception) -> dict[str, Any]:
+    """Return what a run comes to that broke off: nothing, and why."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return {
+        "part": part,
+        "broker": broker,
+        "store": store,
+        "seed": seed,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        **dict.fromkeys(("seconds", "orders", "events", "inside", "duplicates", *HARMS), 0),
+        "faults": {},
+        "damaged": {},
+        "recovery": [],
+        "drained": None,
+        "void": [f"it broke off: {type(error).__name__}: {error}"[:500]],
+        "problems": [],
+    }
+
+
 def append(path: Path, result: dict[str, Any]) -> None:
     """Keep a run's result."""
     with path.open("a") as file:

@@ -1,26 +1,46 @@
-"""Whether a process is inside a transaction of its store, seen from outside while it is frozen."""
+"""Whether a process is inside a transaction of its store, seen from outside."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import asyncpg
     from campaign import Run
 
 _FLOCK = re.compile(r"FLOCK +ADVISORY +WRITE (\d+) \w+:\w+:(\d+) ", re.ASCII)
+_IN_TRANSACTION = """select client_port from pg_stat_activity
+ where client_port > 0 and xact_start is not null and backend_xid is not null"""
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
+async def frozen(pid: int) -> None:
+    """Return when a process that was sent SIGSTOP stands still, each of its threads."""
+    while any(_state(task) not in "TtZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+        await asyncio.sleep(0)
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 async def inside(run: Run, process: str, pid: int) -> bool:
-    """Return whether the frozen process has begun a transaction that writes, and not ended it."""
+    """Return whether a process has begun a transaction that writes, and not ended it.
+
+    Of one that is not frozen it tells what was the case a moment ago.
+    """
     file = run.project.store_file(process)
     if file is not None:
         return _holds_lock(pid, Path(f"{file}.lock"))
-    return await _is_in_transaction(await run.database(), _ports(pid))
+    async with run.database() as database:
+        ports = await database.fetch(_IN_TRANSACTION)
+    return bool(ports) and not {row["client_port"] for row in ports}.isdisjoint(_ports(pid))
 
 
 def _holds_lock(pid: int, lock: Path) -> bool:
@@ -31,16 +51,6 @@ def _holds_lock(pid: int, lock: Path) -> bool:
         return False
     held = _FLOCK.findall(Path("/proc/locks").read_text())
     return (str(pid), inode) in held
-
-
-async def _is_in_transaction(database: asyncpg.Connection, ports: list[int]) -> bool:
-    return bool(
-        await database.fetchval(
-            """select count(*) from pg_stat_activity
-             where client_port = any($1) and xact_start is not null and backend_xid is not null""",
-            ports,
-        )
-    )
 
 
 def _ports(pid: int) -> list[int]:

@@ -27,7 +27,11 @@ class Shop:
         self.root = root
         self.ports = ports
         self.pids: dict[str, int] = {}
+        self.ready: set[str] = set()
+        """The processes that have said that they have started."""
         self.spawned = 0
+        self.command = [sys.executable, "-m", "oyez"]
+        """What is asked to supervise."""
         self.lines: list[dict[str, object]] = []
         self._log = log
         self._read = 0
@@ -51,7 +55,7 @@ class Shop:
         output = self._log.open("w")
         self.lines, self._read = [], 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oyez", "dev", "--no-reload", "--json"],
+            [*self.command, "dev", "--no-reload", "--json"],
             cwd=self.root,
             env=self.environment,
             stdout=output,
@@ -105,7 +109,10 @@ class Shop:
                 self.lines.append(line)
                 if line.get("event") == "spawned":
                     self.pids[line["process"]] = line["pid"]
+                    self.ready.discard(line["process"])
                     self.spawned += 1
+                elif line.get("event") == "started":
+                    self.ready.add(line["process"])
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Return when the condition holds on the log so far; fails after so many seconds."""
