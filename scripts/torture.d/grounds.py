@@ -9,6 +9,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,9 @@ from state import State
 from oyez.testing.proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
-BROKERS = ("embedded", "kafka", "nats", "rabbitmq", "redis", "postgresql", "sns_sqs")
+LETS_GO = 10.0
+"""Seconds that the last of a killed server's processes has, to be gone."""
+BROKERS = ("embedded", "nats", "kafka", "redis", "rabbitmq", "postgresql", "sns_sqs")
 STORES = ("sqlite", "postgresql")
 
 _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, which is XFS_IOC_GOINGDOWN
@@ -105,8 +108,16 @@ class Disk:
             os.close(folder)
 
     def remount(self) -> None:
-        """Have it again as it was flushed; nobody may use it meanwhile."""
-        _run("umount", str(self.place))
+        """Have it again as it was flushed; who was killed has to have let go of it by then."""
+        end = time.monotonic() + LETS_GO
+        while True:
+            try:
+                _run("umount", str(self.place))
+                break
+            except ServiceError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
         self._mount()
 
     @contextmanager
@@ -157,8 +168,8 @@ class Clock:
 class Ground:
     """Servers, links, a disk and a clock for one run, as far as it needs them.
 
-    ``folder`` has the journal and is never harmed; ``place`` has the shop, and the servers' data
-    where a ``disk`` was asked for.
+    ``folder`` has the journal and is never harmed; ``place`` has the shop. A ``disk`` is that of
+    the servers where there are any, else that of the shop.
     """
 
     def __init__(
@@ -181,10 +192,12 @@ class Ground:
         """More of them, for the shop."""
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted({broker, store} - {"embedded", "sqlite"})
-        self.place = folder / "disk" if "disk" in needs else folder
+        harmed = folder
         if "disk" in needs:
-            self.disk = Disk(folder / "disk.img", self.place)
-        self.servers = Servers(names, self.place / "servers" if names else folder, cache)
+            harmed = folder / "disk"
+            self.disk = Disk(folder / "disk.img", harmed)
+        self.place = folder if names else harmed
+        self.servers = Servers(names, harmed / "servers" if names else folder, cache)
         self._needs = needs
         self._stack = AsyncExitStack()
 

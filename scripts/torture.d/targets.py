@@ -62,20 +62,19 @@ class Target(NamedTuple):
         return float(max(seen[-3:])) if seen else self.seconds
 
 
-def _kills() -> list[Target]:
-    return [Target("kills", b, s, 1_000, 250, "kill") for s in STORES for b in BROKERS]
-
-
 _SERVED = tuple(name for name in BROKERS if name not in ("embedded", "sns_sqs"))
-"""Brokers that are servers, and keep what they have through a crash."""
+"""Brokers that are servers, and keep what they have through a crash: the emulator does not.
+
+Nor does RabbitMQ through a power loss, as it says: its streams are flushed later.
+"""
 
 TARGETS: tuple[Target, ...] = (
-    *_kills(),
+    *(Target("kills", broker, store, 1_000, 250, "kill") for broker in BROKERS for store in STORES),
     Target("calls", "embedded", "sqlite", 1, 1_000_000, "kill", 900.0),
     *(Target("servers", broker, "postgresql", 40, 20) for broker in _SERVED),
     *(Target("links", broker, "postgresql", 40, 150, "partition") for broker in _SERVED),
     Target("power", "embedded", "sqlite", 50, 25),
-    *(Target("power", broker, "postgresql", 10, 10) for broker in _SERVED),
+    *(Target("power", broker, "postgresql", 10, 10) for broker in _SERVED if broker != "rabbitmq"),
     Target("bytes", "embedded", "sqlite", 25, 25),
     *(
         Target(part, broker, store, count, count)
