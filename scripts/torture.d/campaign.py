@@ -51,6 +51,7 @@ class Run:
         self.ground = ground
         self.shop = shop
         self.journal = journal
+        self.seed = seed
         self.chance = random.Random(seed)
         # Past the proxies: what looks on is not to be harmed.
         self.project = Project(load(shop.root, {**os.environ, **ground.environment}))
@@ -152,14 +153,10 @@ class Run:
                 return
             await asyncio.sleep(0.02)
 
-    async def gone(self, pid: int, seconds: float) -> bool:
-        """Wait until a process has ended; false if it still runs after so many seconds."""
-        end = time.monotonic() + seconds
+    async def gone(self, pid: int) -> None:
+        """Return when a process has ended."""
         while _used(pid) is not None:
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(0.01)
-        return True
+            await asyncio.sleep(0.02)
 
     async def settled(self) -> None:
         """Return when every order has ended, and nothing waits to be announced or handled."""

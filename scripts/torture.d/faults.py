@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, ClassVar, Literal
 from uuid import uuid4
@@ -24,6 +25,7 @@ from system_calls import ATTACHES, CHANGES, Point, points, threads, traced
 from transactions import frozen, inside
 
 from oyez.envelope import Envelope, format_time
+from oyez.errors import BrokerError
 from oyez.inspection import history
 from oyez.ports import BEGINNING, Record
 from oyez.testing.proxy import Proxy
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 SERVICES = (*SHOP, WITNESS)
 IN_TRANSACTIONS = ("pwrite64", "fdatasync", "fsync")
 """System calls that SQLite makes inside a transaction alone."""
+SLICES = 6
+"""Runs that share the system calls of one order."""
 AIMED = 2.0
 """Seconds for which a kill waits for a transaction to land in."""
 
@@ -219,10 +223,16 @@ class Duplicate(Fault):
     """Partitions of which a batch is read, from anywhere."""
 
     async def strike(self, run: Run) -> dict[str, object]:
+        try:
+            return {"events": await self._deliver(run)}
+        except BrokerError:
+            return {"missed": True}  # another lane has it down
+
+    async def _deliver(self, run: Run) -> int:
         prefix = f"{run.project.config.system.name}."
         async with run.project.opened_broker() as broker:
             if not broker.capabilities.history:
-                return {"events": 0}
+                return 0
             places = await history.ends(broker, await history.streams(broker))
             own = [
                 (place, end)
@@ -244,7 +254,7 @@ class Duplicate(Fault):
                     for each in again
                 ]
             )
-        return {"events": len(again)}
+        return len(again)
 
 
 # -- servers ---------------------------------------------------------------------------------------
@@ -465,51 +475,69 @@ class Errors(Fault):
         return {"process": process, "failed": failed, "missed": not failed}
 
 
-class KillAtSystemCall(Fault):
-    """``kill -9`` of a service at each of the system calls of one order that change something.
+class KillAtSystemCalls(Fault):
+    """``kill -9`` of services at each of the system calls of one order that change something.
 
-    One order shows which there are, thread by thread; each later order dies at the next of them.
+    One order shows which there are, thread by thread. During each later order every service dies at
+    the next of its own; one that does not reach it has another go at the end. A run takes those of
+    one slice, by its seed, and `SLICES` runs take them all.
     """
 
     name = "kill at a system call"
 
     def __init__(self) -> None:
-        self._points: list[Point] | None = None
+        self._points: dict[str, deque[Point]] | None = None
         self._again: set[Point] = set()
         self._threads: dict[str, int] = {}
 
-    async def strike(self, run: Run) -> dict[str, object]:
+    async def fire(self, run: Run) -> None:
         if self._points is None:
             self._points = await self._look(run)
-            run.journal.write("points", count=len(self._points))
-        if not self._points:
+        chosen = [points.popleft() for points in self._points.values() if points]
+        if not chosen:
             raise Exhausted
-        point = self._points.pop(0)
-        pid = await self._whole(run, point.process)
-        thread, harm = threads(pid)[point.thread], f"signal=KILL:when={point.nth}"
-        async with traced(thread, point.syscall, harm=harm, follow=False):
-            order = asyncio.create_task(run.customers.order())
-            killed = await run.gone(pid, self.patience)
-        ended = time.time()
-        if killed:
-            await run.respawned(point.process, pid)
-        elif point not in self._again:
+        async with AsyncExitStack() as stack:
+            strikes = []
+            for point in chosen:
+                pid = await self._whole(run, point.process)
+                thread, harm = threads(pid)[point.thread], f"signal=KILL:when={point.nth}"
+                await stack.enter_async_context(
+                    traced(thread, point.syscall, harm=harm, follow=False)
+                )
+                strikes.append((point, pid, asyncio.create_task(self._death(run, pid))))
+            began = time.time()
+            await run.customers.order()
+            await run.settled()
+        for point, pid, death in strikes:
+            ended = death.result() if death.done() else None
+            death.cancel()
+            self._tell(run, point, began, ended)
+            if ended is not None:
+                await run.respawned(point.process, pid)
+
+    async def strike(self, run: Run) -> None:
+        """Nothing besides: `fire` strikes at several processes."""
+
+    async def _death(self, run: Run, pid: int) -> float:
+        await run.gone(pid)
+        return time.time()
+
+    def _tell(self, run: Run, point: Point, began: float, ended: float | None) -> None:
+        if ended is None and point not in self._again:
+            assert self._points is not None
             self._again.add(point)
-            self._points.append(point)
-        await order
-        await run.settled()
-        return {
-            "process": point.process,
-            "point": f"{point.syscall} {point.nth} of thread {point.thread}",
-            "missed": not killed,
-            "inside": killed and point.syscall in IN_TRANSACTIONS,
-            "ended": ended,
-        }
+            self._points[point.process].append(point)
+        run.journal.write(
+            "missed" if ended is None else "fault",
+            name=self.name,
+            began=began,
+            process=point.process,
+            point=f"{point.syscall} {point.nth} of thread {point.thread}",
+            inside=ended is not None and point.syscall in IN_TRANSACTIONS,
+            ended=ended or time.time(),
+        )
 
-    patience = 2.0
-    """Seconds that an order has to reach the point; one that makes fewer calls has another go."""
-
-    async def _look(self, run: Run) -> list[Point]:
+    async def _look(self, run: Run) -> dict[str, deque[Point]]:
         for process in SERVICES:
             self._threads[process] = len(threads(run.pid(process)))
         async with AsyncExitStack() as logs:
@@ -520,16 +548,23 @@ class KillAtSystemCall(Fault):
                 read[process] = (threads(pid), log)
             await run.customers.order()
             await run.settled()
-        found = [
-            point
-            for process, (order, log) in read.items()
-            for point in points(process, order, "".join(log))
-        ]
-        run.chance.shuffle(found)
-        return found
+        found = {
+            process: points(process, order, "".join(log)) for process, (order, log) in read.items()
+        }
+        of = run.seed % SLICES
+        sliced = {process: sorted(each)[of::SLICES] for process, each in found.items()}
+        run.journal.write(
+            "points",
+            count=sum(map(len, found.values())),
+            chosen=sum(map(len, sliced.values())),
+        )
+        for each in sliced.values():
+            run.chance.shuffle(each)
+        return {process: deque(each) for process, each in sliced.items()}
 
     async def _whole(self, run: Run, process: str) -> int:
         """Wait until a process has all its threads; its number."""
+        await run.started(process)
         end = time.monotonic() + ATTACHES
         while len(threads(pid := run.pid(process))) < self._threads[process]:
             if time.monotonic() > end:

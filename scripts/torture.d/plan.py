@@ -23,7 +23,7 @@ from faults import (
     HalfOpen,
     JoinAndLeave,
     Kill,
-    KillAtSystemCall,
+    KillAtSystemCalls,
     LostReply,
     Overload,
     Partition,
@@ -92,7 +92,7 @@ PARTS = {
     ),
     "calls": Part(
         "kill -9 at each system call of one order that changes something",
-        lambda _: [KillAtSystemCall()],
+        lambda _: [KillAtSystemCalls()],
         needs=("strace",),
         shows=("inside",),
         count=1_000_000,
@@ -104,6 +104,7 @@ PARTS = {
         _servers,
         needs=("servers",),
         pause=1.0,
+        at_once=2,
     ),
     "power": Part(
         "the file system of everything embedded, or of the servers, is shut down unflushed",
@@ -116,6 +117,7 @@ PARTS = {
         _links,
         needs=("links",),
         pause=0.5,
+        at_once=3,
     ),
     "disk": Part(
         "no space on the disk, and writes that fail, in every service",
@@ -161,6 +163,7 @@ PARTS = {
         shows=("duplicates", "inside"),
         count=360,
         pause=10.0,
+        pace=40.0,
     ),
 }
 

@@ -20,7 +20,9 @@ CHANGES = (
 ATTACHES = 10.0
 """Seconds within which strace has to hold the process."""
 
-_CALL = re.compile(r"^(\d+) +(\w+)\(", re.MULTILINE)
+_CALL = re.compile(r"^(\d+) +(\w+)\((?:\d+<([^>]*))?", re.MULTILINE)
+_ITS_OWN = "anon_inode:[eventfd"
+"""What a thread writes to, to wake another of its own process: nobody else hears of it."""
 
 
 class Point(NamedTuple):
@@ -44,7 +46,7 @@ async def traced(
     """
     with tempfile.NamedTemporaryFile("r") as log:
         text: list[str] = []
-        options = [*(["-f"] if follow else []), "-e", f"trace={calls}"]
+        options = [*(["-f"] if follow else []), "-y", "-e", f"trace={calls}"]
         if harm:
             options += ["-e", f"inject={calls}:{harm}"]
         strace = await asyncio.create_subprocess_exec(
@@ -80,10 +82,11 @@ def points(process: str, order: list[int], log: str) -> list[Point]:
     """Return the calls of a log that `traced` has read, of the threads in ``order``."""
     seen: Counter[tuple[int, str]] = Counter()
     found = []
-    for task, syscall in _CALL.findall(log):
+    for task, syscall, file in _CALL.findall(log):
         if int(task) not in order:
             continue
         thread = order.index(int(task))
         seen[thread, syscall] += 1
-        found.append(Point(process, thread, syscall, seen[thread, syscall]))
+        if not file.startswith(_ITS_OWN):
+            found.append(Point(process, thread, syscall, seen[thread, syscall]))
     return found

@@ -70,9 +70,9 @@ Nor does RabbitMQ through a power loss, as it says: its streams are flushed late
 
 TARGETS: tuple[Target, ...] = (
     *(Target("kills", broker, store, 1_000, 250, "kill") for broker in BROKERS for store in STORES),
-    Target("calls", "embedded", "sqlite", 1, 1_000_000, "kill", 900.0),
+    Target("calls", "embedded", "sqlite", 600, 1_000_000, "kill", 400.0),
     *(Target("servers", broker, "postgresql", 40, 20) for broker in _SERVED),
-    *(Target("links", broker, "postgresql", 40, 150, "partition") for broker in _SERVED),
+    *(Target("links", broker, "postgresql", 40, 120, "partition") for broker in _SERVED),
     Target("power", "embedded", "sqlite", 50, 25),
     *(Target("power", broker, "postgresql", 10, 10) for broker in _SERVED if broker != "rabbitmq"),
     Target("bytes", "embedded", "sqlite", 25, 25),

@@ -36,6 +36,7 @@ class Torture(NamedTuple):
     journal: ModuleType
     results: ModuleType
     system_calls: ModuleType
+    targets: ModuleType
 
 
 @pytest.fixture(scope="module")
@@ -327,16 +328,17 @@ def test_the_journal_is_read_up_to_where_a_crash_has_cut_it(
 
 def test_the_calls_of_a_log_are_points_of_their_threads(torture: Torture) -> None:
     log = (
-        "11 pwrite64(5, \"\", 4096, 0) = 4096\n"
-        "12 write(7, \"x\", 1 <unfinished ...>\n"
-        "11 pwrite64(5, \"\", 4096, 4096) = 4096\n"
+        "11 pwrite64(5</tmp/orders.db>, \"\", 4096, 0) = 4096\n"
+        "12 write(7<anon_inode:[eventfd]>, \"x\", 8) = 8\n"
+        "12 write(8<pipe:[3]>, \"x\", 1 <unfinished ...>\n"
+        "11 pwrite64(5</tmp/orders.db>, \"\", 4096, 4096) = 4096\n"
         "12 <... write resumed>) = 1\n"
-        "99 write(1, \"\", 0) = 0\n"
+        "99 write(1<pipe:[3]>, \"\", 0) = 0\n"
     )  # fmt: skip
     found = torture.system_calls.points("orders", [11, 12], log)
     assert [tuple(point) for point in found] == [
         ("orders", 0, "pwrite64", 1),
-        ("orders", 1, "write", 1),
+        ("orders", 1, "write", 2),
         ("orders", 0, "pwrite64", 2),
     ]
 
@@ -364,6 +366,79 @@ def test_the_table_adds_runs_up_and_leaves_void_ones_out(torture: Torture) -> No
     ]
     *_, row = torture.results.table([run | {"lost": 1}]).splitlines()
     assert "< " not in row
+
+
+def survived(part: str, faults: dict[str, int], **more: object) -> dict[str, Any]:
+    place = {"part": part, "broker": "embedded", "store": "sqlite", "faults": faults}
+    return place | {"events": 10, "seconds": 200.0, "void": [], "problems": []} | more
+
+
+def test_a_campaign_does_what_the_results_lack_the_smallest_share_first(torture: Torture) -> None:
+    targets = torture.targets
+    kills = targets.Target("kills", "embedded", "sqlite", 1_000, 250, "kill")
+    links = targets.Target("links", "embedded", "sqlite", 40, 120, "partition")
+    soak = targets.Target("soak", "embedded", "sqlite", 360, 360, seconds=3_900.0)
+    all_of_them = [kills, links, soak]
+    assert targets.following([], 600.0, all_of_them) is kills
+    kept = [survived("kills", {"kill": 250, "duplicate": 25})]
+    assert targets.following(kept, 600.0, all_of_them) is links
+    kept.append(survived("links", {"partition: store": 24, "reset: store": 24}))
+    assert [each.missing(kept) for each in all_of_them] == [750, 16, 360]
+    assert targets.following(kept, 600.0, all_of_them) is kills
+    assert targets.following(kept, 150.0, all_of_them) is None, "no run is so short"
+    assert targets.following(kept, 3_900.0, all_of_them) is soak
+    kept.append(survived("soak", {"kill": 180, "terminate": 180}))
+    assert targets.following(kept, 3_900.0, all_of_them) is kills
+    kept += [survived("kills", {"kill": 800}), survived("links", {"partition": 40})]
+    assert targets.following(kept, 3_900.0, all_of_them) is None
+    assert "40 of 40" not in targets.shown(kept, all_of_them)
+    assert "64 of 40" in targets.shown(kept, all_of_them)
+
+
+@pytest.mark.parametrize("worth", [{"void": ["nothing came twice"]}, {"problems": ["lost: 1"]}])
+def test_a_run_that_failed_counts_for_nothing_and_comes_last(
+    torture: Torture, worth: dict[str, Any]
+) -> None:
+    targets = torture.targets
+    kills = targets.Target("kills", "embedded", "sqlite", 1_000, 250, "kill")
+    links = targets.Target("links", "embedded", "sqlite", 40, 4, "partition")
+    kept = [
+        survived("kills", {"kill": 250}, **worth),
+        survived("links", {"partition": 4}),
+    ]
+    assert kills.missing(kept) == 1_000
+    assert targets.following(kept, 600.0, [kills, links]) is links
+    assert "1 runs failed" in targets.shown(kept, [kills])
+
+
+def test_recovery_lasts_until_the_first_of_the_later_orders_has_ended(torture: Torture) -> None:
+    def order(placed: int, ended: int) -> dict[str, Any]:
+        stages = {"placed": placed, "shipped": ended}
+        return {"history": {s: f"1970-01-01T00:00:{at:02}+00:00" for s, at in stages.items()}}
+
+    inside = torture.evidence.Inside(
+        orders={"a": order(1, 30), "b": order(5, 20), "c": order(6, 9), "d": order(11, 12)},
+        lines=[],
+        stock=[],
+        unfinished={},
+    )
+    faults = [{"kind": "fault", "ended": at} for at in (2.0, 6.5, 11.5)]
+    evidence = torture.evidence.Evidence(
+        lines=faults,
+        inside=inside,
+        outside=torture.evidence.Outside(ledger={"charges": []}, mails=[], texts=[]),
+        placements={},
+        charge_keys=[],
+        mail_keys=[],
+        text_keys=[],
+        effects_repeated=0,
+        records=[],
+        witnessed=[],
+        letters=[],
+        unfinished={},
+        stuck_sagas=[],
+    )
+    assert list(torture.checker._recoveries(evidence)) == [7.0, 5.5]
 
 
 def test_the_page_has_the_table_of_the_results(torture: Torture) -> None:
