@@ -246,7 +246,8 @@ async def running(
             replicas=dict(replicas or {}),
             environment=environment,
             log=ground.folder / "dev.log",
-        )
+        ),
+        (replicas or {}).get(WITNESS, 1),
     )
     await ground.link_to_provider(shop)
     with Journal(ground.folder / JOURNAL) as journal:
@@ -265,14 +266,14 @@ async def running(
             await asyncio.to_thread(run.stop)
 
 
-def join(shop: Shop) -> Shop:
-    """Have the witness join a shop that is not started yet."""
+def join(shop: Shop, replicas: int = 1) -> Shop:
+    """Have the witness join a shop that is not started yet, in so many replicas."""
     shutil.copytree(
         HERE / "witness", shop.root / WITNESS, ignore=shutil.ignore_patterns("__pycache__")
     )
     toml = shop.root / "oyez.toml"
-    service = f'\n[services.{WITNESS}]\napp = "{WITNESS}.service:service"\n'
-    toml.write_text(toml.read_text() + service)
+    service = f'[services.{WITNESS}]\napp = "{WITNESS}.service:service"\nreplicas = {replicas}\n'
+    toml.write_text(f"{toml.read_text()}\n{service}")
     shop.command = [sys.executable, str(HERE / "supervise.py")]
     # A gateway that was killed leaves its request to the next after a second.
     shop.environment["OYEZ_GATEWAY_IDEMPOTENCY_LEASE"] = "1"
