@@ -189,6 +189,8 @@ async def play(part: Part, ground: Ground, *, seed: int, count: int) -> tuple[Ev
         async with asyncio.TaskGroup() as lanes:
             for _ in range(part.at_once):
                 lanes.create_task(lane())
+        if part.pace:
+            await run.fire(Duplicate())  # the first ones may have found nothing yet
         evidence = await run.drain()
     if part.damages:
         with Journal(ground.folder / JOURNAL) as journal:

@@ -23,7 +23,7 @@ from oyez.config import load
 from oyez.project import Project
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-KILLS = 4
+KILLS = 12
 
 
 class Torture(NamedTuple):
