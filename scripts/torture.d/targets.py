@@ -69,7 +69,11 @@ Nor does RabbitMQ through a power loss, as it says: its streams are flushed late
 """
 
 TARGETS: tuple[Target, ...] = (
-    *(Target("kills", broker, store, 1_000, 250, "kill") for broker in BROKERS for store in STORES),
+    *(
+        Target("kills", broker, store, 1_000, 100 if broker == "sns_sqs" else 250, "kill")
+        for broker in BROKERS
+        for store in STORES
+    ),
     Target("calls", "embedded", "sqlite", 600, 1_000_000, "kill", 400.0),
     *(Target("servers", broker, "postgresql", 40, 20) for broker in _SERVED),
     *(Target("links", broker, "postgresql", 40, 120, "partition") for broker in _SERVED),
