@@ -24,7 +24,7 @@ from journal import Journal
 from shop import Shop, copy_shop
 
 from oyez.config import load
-from oyez.errors import OyezError
+from oyez.errors import BrokerUnavailable, StoreUnavailable
 from oyez.project import Project
 from oyez.testing.proxy import Proxy
 
@@ -200,7 +200,7 @@ class Run:
             async with self.looking:
                 try:
                     crowded = await backlog(self.project) > CROWD
-                except (OyezError, sqlite3.Error):
+                except (StoreUnavailable, sqlite3.Error):
                     crowded = True  # a server is on its way up
             (self.customers.welcome.clear if crowded else self.customers.welcome.set)()
             await asyncio.sleep(EVERY)
@@ -221,7 +221,7 @@ class Run:
             if not await at_rest(self.project):
                 return False
             return not _open(await gather(self.ground.folder, self.project))
-        except OyezError:
+        except (BrokerUnavailable, StoreUnavailable):
             return False  # a server is on its way up
 
 
