@@ -103,7 +103,7 @@ PARTS = {
         "the server of the broker or the stores is killed, is away, dies again in recovery",
         _servers,
         needs=("servers",),
-        pause=1.0,
+        pause=6.0,
         at_once=2,
     ),
     "power": Part(
