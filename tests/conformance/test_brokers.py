@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import apsw
@@ -12,12 +13,14 @@ from oyez.ambient import SystemAmbient
 from oyez.brokers.embedded.broker import EmbeddedBroker
 from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.brokers.memory.broker import MemoryBroker
-from oyez.errors import BrokerCorrupt
+from oyez.errors import BrokerCorrupt, BrokerError
 from oyez.ports import BEGINNING, Broker, Record
 from oyez.testing import VirtualAmbient
 from oyez.testing.broker_suite import BrokerSuite, Factory
 
 NEVER = 3_600.0
+FLIPPED_EACH = int(os.environ.get("OYEZ_TEST_FLIPPED_EACH", "127"))
+"""Bytes of the embedded broker's file from one that is flipped to the next."""
 DEADLINE = 60.0
 
 
@@ -80,6 +83,27 @@ async def _first(broker: Broker, after: int = BEGINNING) -> tuple[list[int], int
         batch = await anext(batches)
     await batches.aclose()
     return [int(record.headers["id"]) for record in batch.records], batch.missed
+
+
+async def _contents(path: Path, options: EmbeddedOptions) -> list[tuple[int, str]]:
+    """Every record of the stream, as far as its starts and ends reach."""
+    found = []
+    broker = EmbeddedBroker(path, SystemAmbient(), options)
+    try:
+        await broker.open()
+        assert await broker.streams() == {"s": options.partitions}
+        starts, ends = await broker.starts("s"), await broker.ends("s")
+        for partition, (after, end) in enumerate(zip(starts, ends, strict=True)):
+            batches = broker.read("s", partition, after)
+            while after < end:
+                async with asyncio.timeout(DEADLINE):
+                    batch = await anext(batches)
+                found += [(partition, record.headers["id"]) for record in batch.records]
+                after = batch.records[-1].position
+            await batches.aclose()
+    finally:
+        await broker.close()
+    return found
 
 
 class TestEmbeddedRetention:
@@ -188,6 +212,80 @@ class TestEmbeddedDamage:
             await _first(broker, after=2)
         assert await _first(broker, after=4) == ([4], 0)
         await broker.close()
+
+    @pytest.mark.parametrize(
+        "gone", ["last <= 3", "last between 4 and 6", "last = 7", "last >= 8", "true"]
+    )
+    async def test_batches_that_are_not_found_are_refused_not_skipped(
+        self, tmp_path: Path, gone: str
+    ) -> None:
+        """As by an index that is damaged: retention alone deletes, and the oldest first."""
+        path = tmp_path / "events.db"
+        options = EmbeddedOptions(partitions=1, poll=NEVER)
+        broker = EmbeddedBroker(path, SystemAmbient(), options)
+        await broker.open()
+        for start, end in ((0, 3), (3, 6), (6, 7), (7, 10)):
+            await broker.publish([_record(n) for n in range(start, end)])
+        await broker.close()
+        connection = apsw.Connection(str(path))
+        connection.execute("drop trigger batch_deleted")
+        connection.execute(f"delete from batch where {gone}")
+        assert connection.changes() > 0
+        connection.close()
+        with pytest.raises(BrokerCorrupt, match=r"events\.db: .*s\[0\].*restore"):
+            await _contents(path, options)
+
+    @pytest.mark.parametrize(
+        "damage", ["stream = 't'", "partition = 1", "last = last - 1", "last = last + 1"]
+    )
+    async def test_a_partition_that_is_damaged_is_refused_at_the_start(
+        self, tmp_path: Path, damage: str
+    ) -> None:
+        path = tmp_path / "events.db"
+        broker = EmbeddedBroker(path, SystemAmbient(), EmbeddedOptions(partitions=1, poll=NEVER))
+        await broker.open()
+        await broker.publish([_record(n) for n in range(3)])
+        await broker.close()
+        connection = apsw.Connection(str(path))
+        connection.execute(f"update partition set {damage}")
+        connection.close()
+        broker = EmbeddedBroker(path, SystemAmbient(), EmbeddedOptions(partitions=1, poll=NEVER))
+        with pytest.raises(BrokerCorrupt, match=r"events\.db: .*restore"):
+            await broker.open()
+        await broker.close()
+
+    async def test_a_beginning_that_is_damaged_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "events.db"
+        broker = EmbeddedBroker(path, SystemAmbient(), EmbeddedOptions(partitions=1, poll=NEVER))
+        await broker.open()
+        await broker.publish([_record(n) for n in range(3)])
+        connection = apsw.Connection(str(path))
+        connection.execute("update partition set first = 2")
+        connection.close()
+        with pytest.raises(BrokerCorrupt, match=r"events\.db: .*s\[0\].*restore"):
+            await broker.starts("s")
+        await broker.close()
+
+    async def test_a_flipped_byte_is_refused_or_has_changed_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "events.db"
+        options = EmbeddedOptions(partitions=2, poll=NEVER)
+        broker = EmbeddedBroker(path, SystemAmbient(), options)
+        await broker.open()
+        for n in range(120):
+            await broker.publish([_record(n)])
+        await broker.close()
+        whole, contents = path.read_bytes(), await _contents(path, options)
+        assert len(contents) == 120
+        refused = 0
+        for place in range(0, len(whole), FLIPPED_EACH):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << place % 8
+            path.write_bytes(damaged)
+            try:
+                assert await _contents(path, options) == contents, f"byte {place} was read past"
+            except BrokerError:
+                refused += 1
+        assert refused > 0
 
     async def test_a_reader_that_waits_meets_the_damage_too(self, tmp_path: Path) -> None:
         path = tmp_path / "events.db"

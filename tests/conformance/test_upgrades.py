@@ -197,6 +197,7 @@ async def test_the_processes_of_a_machine_upgrade_a_log_once(log: Path) -> None:
     await asyncio.gather(*(broker.close() for broker in brokers))
 
 
+@pytest.mark.parametrize("log", LOGS[:1], ids=["embedded-1"], indirect=True)
 async def test_a_damaged_log_is_not_upgraded(log: Path) -> None:
     connection = apsw.Connection(str(log))
     connection.execute("update record set data = x'ff' where partition = 2 and position = 7")

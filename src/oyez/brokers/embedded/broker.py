@@ -106,19 +106,13 @@ class EmbeddedBroker:
         check_count(stream, (await self._make((stream,), partitions))[stream], partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        sql = "select last from partition where stream = ? order by partition"
+        sql = "select last from partition not indexed where stream = ? order by partition"
         return await self._call(
             self._file.read(lambda c: [last for (last,) in c.execute(sql, (stream,))])
         )
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        sql = """select coalesce(
-            (select last - count from batch where partition = partition.id order by last limit 1),
-            last)
-          from partition where stream = ? order by partition"""
-        return await self._call(
-            self._file.read(lambda c: [start for (start,) in c.execute(sql, (stream,))])
-        )
+        return await self._call(self._file.read(partial(self._log.starts, stream)))
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         return behind(await self.ends(stream), positions)

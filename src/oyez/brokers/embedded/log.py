@@ -1,4 +1,9 @@
-"""The statements on the tables in the file, which run on the file's threads."""
+"""The statements on the tables in the file, which run on the file's threads.
+
+By an index that is damaged, a statement may find less than there is. A batch has a checksum, and
+what is missing between two has none: so the positions of a partition's batches have to follow each
+other, from its ``first`` to its ``last``.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,20 @@ import apsw
 
 from oyez.brokers.embedded.options import EmbeddedOptions
 from oyez.brokers.embedded.waiting import Waiter
-from oyez.brokers.embedded.wire import INSERT, Packed, checksum, pack, parts, unpack
+from oyez.brokers.embedded.wire import (
+    INSERT,
+    Packed,
+    checksum,
+    name_checksum,
+    pack,
+    parts,
+    unpack,
+)
 from oyez.brokers.kit.streams import Place, partitions_of
 from oyez.errors import BrokerCorrupt
 from oyez.ports import BEGINNING, Batch, Position, Record
+
+_REMEDY = "the disk or the file is damaged; restore the file from a backup"
 
 Grown = list[tuple[int, Position]]
 """Partitions, by id, with the position of their last record."""
@@ -43,10 +58,12 @@ class Log:
         """Create those streams that do not exist; return the number of partitions of each."""
         counts: dict[str, int] = {}
         for stream in streams:
-            sql = "select count(*) from partition where stream = ?"
+            sql = "select count(*) from partition not indexed where stream = ?"
             counts[stream] = connection.execute(sql, (stream,)).get or partitions
-            sql = "insert or ignore into partition (stream, partition) values (?, ?)"
-            wanted = [(stream, index) for index in range(counts[stream])]
+            sql = "insert or ignore into partition (stream, partition, crc) values (?, ?, ?)"
+            wanted = [
+                (stream, index, name_checksum(stream, index)) for index in range(counts[stream])
+            ]
             connection.executemany(sql, wanted)
         return counts
 
@@ -79,17 +96,15 @@ class Log:
     ) -> Looked:
         """Return what has grown beyond ``known``, with the first records for those who wait.
 
-        Each waiter comes with the id of its partition.
+        Each waiter comes with the id of its partition. Raises BrokerCorrupt if what is not known
+        yet is damaged.
         """
         lasts = {
             place: last
             for place, last in connection.execute("select id, last from partition")
             if last > known.get(place, -1)
         }
-        sql = "select stream, partition from partition where id = ?"
-        named = {
-            place: next(connection.execute(sql, (place,))) for place in lasts if place not in known
-        }
+        named = {place: self._name(place, connection) for place in lasts if place not in known}
         answers = []
         room = self._options.batch
         for waiter, place in waiting:
@@ -102,6 +117,42 @@ class Log:
                     answers.append((waiter, batch))
                     room -= len(batch.records)
         return Looked(list(lasts.items()), named, answers)
+
+    def starts(self, stream: str, connection: apsw.Connection) -> list[Position]:
+        """Return where the records of each partition begin. Raises BrokerCorrupt."""
+        sql = """select partition, first, coalesce(
+            (select last - count from batch where partition = partition.id order by last limit 1),
+            last)
+          from partition not indexed where stream = ? order by partition"""
+        found = []
+        for partition, first, start in connection.execute(sql, (stream,)):
+            if start != first:
+                raise self._missing((stream, partition), first, start)
+            found.append(first)
+        return found
+
+    def _name(self, identity: int, connection: apsw.Connection) -> Place:
+        """Return what a partition is called. Raises BrokerCorrupt if that or its end is damaged."""
+        sql = """select stream, partition, crc, last, coalesce(
+            (select last from batch where partition = partition.id order by last desc limit 1),
+            first)
+          from partition where id = ?"""
+        stream, partition, crc, last, end = next(connection.execute(sql, (identity,)))
+        # A process of a former version has written none.
+        if crc is not None and crc != name_checksum(stream, partition):
+            raise BrokerCorrupt(
+                f"{self._path}: the name {stream}[{partition}] fails its checksum: {_REMEDY}"
+            )
+        if end != last:
+            raise self._missing((stream, partition), end, last)
+        return stream, partition
+
+    def _missing(self, place: Place, after: object, upto: object) -> BrokerCorrupt:
+        stream, partition = place
+        return BrokerCorrupt(
+            f"{self._path}: the records of {stream}[{partition}] after {after}, up to {upto}, are "
+            f"not to be found: {_REMEDY}"
+        )
 
     def fetch(
         self, place: Place, identity: int, after: Position, connection: apsw.Connection
@@ -128,6 +179,9 @@ class Log:
     ) -> Iterator[tuple[list[Record], int]]:
         """Yield the records of each batch after a position, with the bytes of its body."""
         stream, partition = place
+        sql = "select first, last from partition where id = ?"
+        first, end = next(connection.execute(sql, (identity,)))
+        reached, begun, left = max(after, first), False, self._options.batch
         # A flipped bit may have made a text of a value, and no valid one.
         sql = """select last, cast(count as integer), cast(time as real), cast(crc as integer),
            cast(body as blob)
@@ -137,12 +191,17 @@ class Log:
             if not _sound(identity, last, count, time, crc, body):
                 raise BrokerCorrupt(
                     f"{self._path}: the batch of {stream}[{partition}] that ends with record "
-                    f"{last} fails its checksum: the disk or the file is damaged; restore the file "
-                    "from a backup"
+                    f"{last} fails its checksum: {_REMEDY}"
                 )
+            start = last - count
+            if start > reached or (begun and start < reached):
+                raise self._missing(place, reached, start)
+            reached, begun, left = last, True, left - 1
             found = unpack(body, stream=stream, partition=partition, last=last, time=time)
             seen = after - (last - count)
             yield found if seen <= 0 else found[seen:], len(body)
+        if left and reached < end:
+            raise self._missing(place, reached, end)
 
     def delete_old(self, now: float, connection: apsw.Connection) -> bool:
         """Delete a bounded number of records; return whether there may be more to delete."""

@@ -9,7 +9,7 @@ from zlib import crc32
 import apsw
 import msgspec
 
-from oyez.brokers.embedded.wire import INSERT, pack, parts
+from oyez.brokers.embedded.wire import INSERT, name_checksum, pack, parts
 from oyez.errors import StoreCorrupt
 from oyez.ports import Record
 
@@ -62,6 +62,32 @@ def _former(connection: apsw.Connection, place: int, stream: str) -> Iterator[Re
         )
 
 
+def _mark_partitions(connection: apsw.Connection) -> None:
+    """Keep of each partition where its records begin, and a checksum of its name.
+
+    A trigger does the former, so that a process of a former version, which still runs when the file
+    is upgraded, does it as well.
+    """
+    connection.execute("alter table partition add column first integer not null default 0")
+    connection.execute("alter table partition add column crc integer")
+    connection.execute(
+        """update partition set first = coalesce(
+            (select batch.last - batch.count from batch where batch.partition = partition.id
+              order by batch.last limit 1),
+            last)"""
+    )
+    names = list(connection.execute("select stream, partition, id from partition"))
+    connection.executemany(
+        "update partition set crc = ? where id = ?",
+        [(name_checksum(stream, index), place) for stream, index, place in names],
+    )
+    connection.execute(
+        """create trigger batch_deleted after delete on batch begin
+            update partition set first = max(first, old.last) where id = old.partition;
+          end"""
+    )
+
+
 STEPS = (
     """
 create table partition (
@@ -78,4 +104,5 @@ create table housekeeping (id integer primary key check (id = 1), due real not n
 insert into housekeeping values (1, 0);
 """,
     _pack_records,
+    _mark_partitions,
 )

@@ -109,6 +109,11 @@ def checksum(place: int, last: Position, count: int, time: float, crc: int) -> i
     return crc32(_head(place, last, count, time), crc)
 
 
+def name_checksum(stream: str, partition: int) -> int:
+    """Return the checksum of what a partition is called."""
+    return crc32(f"{stream}[{partition}]".encode())
+
+
 def _pack_headers(headers: Sequence[Mapping[str, str]], columns: list[_Column]) -> _Headers:
     """Return the headers of records, and add to ``columns`` what differs among them."""
     if len(headers) == 1:
