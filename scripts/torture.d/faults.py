@@ -446,7 +446,10 @@ async def _in_any_transaction(run: Run) -> bool:
 
 
 class DiskFull(Fault):
-    """The file system has no byte left for some seconds."""
+    """The file system has no byte left for some seconds.
+
+    Servers on it are started again afterwards: NATS stores nothing more until then.
+    """
 
     name = "disk full"
     seconds = 3.0
@@ -455,6 +458,9 @@ class DiskFull(Fault):
         assert run.disk is not None
         with run.disk.filled():
             await asyncio.sleep(self.seconds)
+        for server in run.servers.names:
+            await asyncio.to_thread(run.servers.kill, server)
+            await asyncio.to_thread(run.servers.start, server)
 
 
 class Errors(Fault):

@@ -72,6 +72,11 @@ def _links(ground: Ground) -> list[Fault]:
     return [kind(link) for kind in kinds for link in ground.links]
 
 
+def _disks(ground: Ground) -> list[Fault]:
+    # Where the stores are servers, the services write no files.
+    return [DiskFull(), *(() if ground.servers.names else (Errors("EIO"), Errors("ENOSPC")))]
+
+
 def _servers(ground: Ground) -> list[Fault]:
     kinds = (ServerKilled, ServerDown, DownInRecovery)
     return [kind(server) for kind in kinds for server in ground.servers.names]
@@ -121,7 +126,7 @@ PARTS = {
     ),
     "disk": Part(
         "no space on the disk, and writes that fail, in every service",
-        lambda _: [DiskFull(), Errors("EIO"), Errors("ENOSPC")],
+        _disks,
         needs=("disk", "strace"),
         pause=1.0,
     ),
