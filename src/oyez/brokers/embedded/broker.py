@@ -106,13 +106,15 @@ class EmbeddedBroker:
         check_count(stream, (await self._make((stream,), partitions))[stream], partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        sql = "select last from partition not indexed where stream = ? order by partition"
+        places = await self._partitions(stream)
+        sql = "select last from partition where id = ?"
         return await self._call(
-            self._file.read(lambda c: [last for (last,) in c.execute(sql, (stream,))])
+            self._file.read(lambda c: [c.execute(sql, (place,)).get for place in places])
         )
 
     async def starts(self, stream: str) -> Sequence[Position]:
-        return await self._call(self._file.read(partial(self._log.starts, stream)))
+        starts = partial(self._log.starts, await self._partitions(stream))
+        return await self._call(self._file.read(starts))
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         return behind(await self.ends(stream), positions)
@@ -133,6 +135,12 @@ class EmbeddedBroker:
         counts = await self._call(self._file.write(make, ring=True))
         await self._refresh()
         return counts
+
+    async def _partitions(self, stream: str) -> Sequence[int]:
+        """Return the ids of a stream's partitions, in their order: an index might hide some."""
+        if stream not in self._streams.known:
+            await self._refresh()
+        return self._streams.known.get(stream, ())
 
     def _identity(self, place: Place) -> int | None:
         stream, partition = place

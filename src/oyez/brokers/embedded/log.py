@@ -118,14 +118,15 @@ class Log:
                     room -= len(batch.records)
         return Looked(list(lasts.items()), named, answers)
 
-    def starts(self, stream: str, connection: apsw.Connection) -> list[Position]:
-        """Return where the records of each partition begin. Raises BrokerCorrupt."""
-        sql = """select partition, first, coalesce(
+    def starts(self, places: Iterable[int], connection: apsw.Connection) -> list[Position]:
+        """Return where the records of each of these partitions begin. Raises BrokerCorrupt."""
+        sql = """select stream, partition, first, coalesce(
             (select last - count from batch where partition = partition.id order by last limit 1),
             last)
-          from partition not indexed where stream = ? order by partition"""
+          from partition where id = ?"""
         found = []
-        for partition, first, start in connection.execute(sql, (stream,)):
+        for place in places:
+            stream, partition, first, start = next(connection.execute(sql, (place,)))
             if start != first:
                 raise self._missing((stream, partition), first, start)
             found.append(first)
