@@ -343,7 +343,13 @@ def _void(evidence: Evidence, required: Sequence[str]) -> Iterator[str]:
 
 
 def _recoveries(evidence: Evidence) -> Iterator[float]:
-    """Seconds from each fault's end until an order that was placed after it was settled."""
+    """Seconds from each fault's end until an order that was placed after it was settled.
+
+    None where a clock was moved: the times of orders are no times then.
+    """
+    faults = evidence.of("fault")
+    if any(line.get("clock") for line in faults):
+        return
     orders: list[tuple[float, float]] = []
     for order in evidence.inside.orders.values():
         history = {stage: datetime.fromisoformat(at) for stage, at in order["history"].items()}
@@ -353,9 +359,9 @@ def _recoveries(evidence: Evidence) -> Iterator[float]:
     orders.sort()
     # The first end among this order and all that were placed later.
     first = list(accumulate((end for _, end in reversed(orders)), min))[::-1]
-    for line in evidence.of("fault"):
+    for line in faults:
         place = bisect_left(orders, (line["ended"],))
-        if place < len(first) and not line.get("clock"):
+        if place < len(first):
             yield max(0.0, first[place] - line["ended"])
 
 
