@@ -38,7 +38,7 @@ RETURNS = 60.0
 """Seconds within which a process that was killed has to be there again."""
 STARTS = 10.0
 """Seconds for which it is then waited for, while it starts."""
-CROWD = 200
+CROWD = 100
 """Open orders and notices that are due from which on nobody new orders, for as long."""
 LOOK = 0.2
 """Seconds between two looks at whether everything is settled."""
