@@ -35,12 +35,7 @@ def line(
     faults = Counter(each["name"] for each in evidence.of("fault"))
     drained = evidence.of("drained")
     return {
-        "part": part,
-        "broker": broker,
-        "store": store,
-        "seed": seed,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        **_place(part, broker, store, seed),
         "seconds": round(seconds, 1),
         "orders": len(evidence.accepted),
         "events": len(evidence.records or evidence.witnessed),
@@ -63,12 +58,7 @@ def broken(*, part: str, broker: str, store: str, seed: int, error: Exception) -
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return {
-        "part": part,
-        "broker": broker,
-        "store": store,
-        "seed": seed,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        **_place(part, broker, store, seed),
         **dict.fromkeys(("seconds", "orders", "events", "inside", "duplicates", *HARMS), 0),
         "missed": 0,
         "points": 0,
@@ -161,6 +151,17 @@ def _cells(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _place(part: str, broker: str, store: str, seed: int) -> dict[str, Any]:
+    return {
+        "part": part,
+        "broker": broker,
+        "store": store,
+        "seed": seed,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
 
 
 def _commit() -> str:
