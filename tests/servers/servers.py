@@ -5,7 +5,10 @@
     async with postgresql.proxy() as proxy:   # to be cut, stalled and delayed
         url = proxy.through(postgresql.url)
 
-A test that kills a server starts it again, come what may: others use it after.
+A test that kills a server starts it again, come what may: others use it after. One that measures
+itself against what a server takes to return brings up one of its own:
+
+    with server_apart("kafka", tmp_path) as kafka:   # empty, and gone afterwards
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +39,8 @@ class Server:
     url: str
     port: int
     ports: Mapping[str, int]
+    folder: Path = SERVICES
+    """Where its set of servers lives, which is what `scripts/services` calls OYEZ_SERVICES."""
 
     @property
     def host(self) -> str:
@@ -51,11 +57,11 @@ class Server:
 
     def kill(self) -> None:
         """kill -9 its process. Blocks; `asyncio.to_thread` where the test's loop must go on."""
-        self._services("kill")
+        _services("kill", self.name, self.folder)
 
     def start(self) -> None:
         """Start it again, on the same data and port; returns when it does its work. Blocks."""
-        self._services("start")
+        _services("start", self.name, self.folder)
 
     def proxy(self) -> Proxy:
         """A proxy before it, to be opened by `async with`; one at a time, for Kafka's sake."""
@@ -63,24 +69,47 @@ class Server:
             return Proxy(self.host, self.ports["proxied"], listen=self.ports["proxy"])
         return Proxy(self.host, self.port)
 
-    def _services(self, command: str) -> None:
-        ran = subprocess.run(
-            [ROOT / "scripts" / "services", command, self.name],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-
 
 def server(name: str) -> Server:
     """The running server of this name; skips the test where there is none."""
-    try:
-        service = json.loads((SERVICES / "services.json").read_text())[name]
-    except (FileNotFoundError, KeyError):
-        service = None
-    if service is not None:
-        found = Server(name, service["url"], service["port"], service["ports"])
-        if found.is_up():
-            return found
+    found = _entered(name, SERVICES)
+    if found is not None and found.is_up():
+        return found
     pytest.skip(f"{name} is not running: make services")
+
+
+@contextmanager
+def server_apart(name: str, folder: Path) -> Iterator[Server]:
+    """A server of this kind that the test has for itself; skips the test as `server` does.
+
+    What the suite left in the shared one, thousands of topics, takes Kafka most of a minute to
+    look through after a kill.
+    """
+    server(name)
+    apart = folder / "services"
+    try:
+        _services("up", name, apart)
+        found = _entered(name, apart)
+        assert found is not None
+        yield found
+    finally:
+        _services("down", name, apart)
+
+
+def _entered(name: str, folder: Path) -> Server | None:
+    try:
+        service = json.loads((folder / "services.json").read_text())[name]
+    except (FileNotFoundError, KeyError):
+        return None
+    return Server(name, service["url"], service["port"], service["ports"], folder)
+
+
+def _services(command: str, name: str, folder: Path) -> None:
+    ran = subprocess.run(
+        [ROOT / "scripts" / "services", command, name],
+        env={**os.environ, "OYEZ_SERVICES": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

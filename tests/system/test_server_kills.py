@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -20,7 +19,7 @@ from shop import Shop, running_shop
 import demo
 from oyez.config import load
 from oyez.project import Project
-from servers import Server, server
+from servers import Server, server_apart
 
 KILLS = int(os.environ.get("OYEZ_TEST_KILLS", "2"))
 AT_ONCE = 40
@@ -34,17 +33,15 @@ RESUMES = 30.0
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("broker", ["kafka", "nats", "rabbitmq", "redis", "postgresql"])
 async def test_the_brokers_server(tmp_path: Path, broker: str) -> None:
-    running = server(broker)
-    run = uuid4().hex[:8]
-    environment = {"OYEZ_NAME": f"shop-{run}", "OYEZ_BROKER": running.url}
-    await kill_under_load(tmp_path, running, environment)
+    with server_apart(broker, tmp_path) as running:
+        await kill_under_load(tmp_path, running, {"OYEZ_BROKER": running.url})
 
 
 @pytest.mark.timeout(900)
 async def test_the_stores_server(tmp_path: Path) -> None:
-    running = server("postgresql")
-    store = f"{running.url}?schema=shop_{uuid4().hex[:8]}_{{service}}"
-    await kill_under_load(tmp_path, running, {"OYEZ_STORE": store})
+    with server_apart("postgresql", tmp_path) as running:
+        store = f"{running.url}?schema=shop_{{service}}"
+        await kill_under_load(tmp_path, running, {"OYEZ_STORE": store})
 
 
 async def kill_under_load(tmp_path: Path, running: Server, environment: dict[str, str]) -> None:
