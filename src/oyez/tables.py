@@ -111,6 +111,7 @@ _OWNED = """oyez_inbox i join oyez_cursor c
 BLOCKED = f"""select chain, count(*) as parked from oyez_inbox
  where stream = :stream and partition = :partition and reader = :reader
   and state > {Inbox.HANDLED:d} group by chain"""
+IS_PARKED = f"select 1 as parked from oyez_inbox where seq = :seq and state > {Inbox.HANDLED:d}"
 OLDEST_RETRY = f"""select min(case when due = 0 then seen else due end) as due from {_OWNED}
  where state = {Inbox.DUE:d} and c.owner = :owner"""
 HASTEN = f"""update oyez_inbox set due = 0

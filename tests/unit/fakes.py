@@ -623,6 +623,11 @@ def _blocked(contents: Contents, asked: Parameters) -> list[Row]:
     return [{"chain": chain, "parked": count} for chain, count in counts.items()]
 
 
+def _is_parked(contents: Contents, asked: Parameters) -> list[Row]:
+    rows = [row for row in contents.inbox if row["seq"] == asked["seq"]]
+    return [{"parked": 1} for row in rows if row["state"] > Inbox.HANDLED]
+
+
 def _oldest_retry(contents: Contents, asked: Parameters) -> list[Row]:
     return _least([row["due"] or row["seen"] for row in contents.owned(asked["owner"])])
 
@@ -857,6 +862,7 @@ STATEMENTS: dict[str, Callable[[Contents, Parameters], list[Row]]] = {
     tables.ACQUIRED: _acquired,
     tables.RELEASE: _release,
     tables.BLOCKED: _blocked,
+    tables.IS_PARKED: _is_parked,
     tables.OLDEST_RETRY: _oldest_retry,
     tables.PARKED_HANDLERS: _parked_handlers,
     tables.PARKED_TIMES: _parked_times,

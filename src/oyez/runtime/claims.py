@@ -163,7 +163,7 @@ class Claims:
         return self._ambient.poll(SOON if self._lacks and recent else SWEEP, replicas=True)
 
     async def sweep(self) -> None:
-        """Drop lost claims, release the surplus, claim unowned partitions and save positions.
+        """Drop lost and doubtful claims, release the surplus, claim what is free, save positions.
 
         The relay is not part of the share: the first process that finds it free claims it.
         """
@@ -234,7 +234,8 @@ class Claims:
                 continue
             claim = part.claim
             holds = row is not None and (row["owner"], row["epoch"]) == (claim.owner, claim.epoch)
-            if part.fenced or not holds:
+            doubtful = isinstance(part, Lane) and part.doubtful
+            if part.fenced or doubtful or not holds:
                 part.fenced = True
                 self._drop(place)
 

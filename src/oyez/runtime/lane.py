@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 
 from oyez.ambient import Ambient
-from oyez.errors import Fenced, StoreError
+from oyez.errors import Fenced, StateConflict, StoreError, StoreUnavailable
 from oyez.ports import BEGINNING, Broker, Changes, Claim, Position
 from oyez.runtime.commits import Commits
 from oyez.runtime.loop import Bell
@@ -31,6 +31,8 @@ class Chains:
         self.total = sum(parked.values())
         self.freed = ambient.monotonic()
         """The time of the last settled event, on the monotonic clock."""
+        self._loose = parked.get(None, 0)
+        """How many of them are of no chain."""
         self._blocked = {chain: count for chain, count in parked.items() if chain is not None}
         self._room = Bell(ambient)
         self._ambient = ambient
@@ -45,21 +47,28 @@ class Chains:
         moment too long only delays the chain.
         """
         self.total += 1
-        if chain is not None:
+        if chain is None:
+            self._loose += 1
+        else:
             self._blocked[chain] = self._blocked.get(chain, 0) + 1
 
     def remove(self, chain: str | None) -> None:
-        """Count an event as settled, or as not parked after all."""
-        self.total -= 1
+        """Count an event as settled, or as not parked after all.
+
+        One that was not counted changes nothing: a redrive parks its event from another process.
+        """
         self.freed = self._ambient.monotonic()
         self._room.ring()
-        if chain is None:
+        counted = self._loose if chain is None else self._blocked.get(chain, 0)
+        if not counted:
             return
-        left = self._blocked.get(chain, 0) - 1
-        if left > 0:
-            self._blocked[chain] = left
+        self.total -= 1
+        if chain is None:
+            self._loose -= 1
+        elif counted > 1:
+            self._blocked[chain] = counted - 1
         else:
-            self._blocked.pop(chain, None)
+            del self._blocked[chain]
 
     async def wait(self, seconds: float) -> None:
         """Wait until an event is settled, at most that many seconds."""
@@ -99,6 +108,12 @@ class Lane:
         """Whether it waits for records."""
         self.fenced = False
         """Whether another process owns the partition now."""
+        self.doubtful = False
+        """Whether the store may hold parked events that ``chains`` lacks; then it is claimed anew.
+
+        The answer to a commit may be lost, and the commit itself may be still under way: only a
+        new claim waits for that, and counts what the store holds then.
+        """
         self.leaving = False
         """Whether the partition is about to be released."""
         self.saved_at = self._moved = ambient.monotonic()
@@ -130,8 +145,8 @@ class Lane:
 
     @property
     def takes_no_more(self) -> bool:
-        """Whether it is fenced, or about to be released."""
-        return self.fenced or self.leaving
+        """Whether it is fenced, to be claimed anew or about to be released."""
+        return self.fenced or self.doubtful or self.leaving
 
     def progress(self) -> None:
         """Record progress."""
@@ -159,14 +174,18 @@ class Lane:
 
         Raises what `StoreTransaction.commit` raises.
         """
-        if isinstance(work, UnitOfWork):
-            changes = work.changes
-            changes.position = position
-            await work.commit()
-        else:
-            changes = work
-            changes.position = position
-            await self._commits.save(changes)
+        changes = work.changes if isinstance(work, UnitOfWork) else work
+        changes.position = position
+        try:
+            if isinstance(work, UnitOfWork):
+                await work.commit()
+            else:
+                await self._commits.save(changes)
+        except StateConflict:
+            raise
+        except StoreUnavailable:
+            self.doubtful |= bool(changes.parked)
+            raise
         if position is not None:
             self._has_saved(position)
         if changes.parked:

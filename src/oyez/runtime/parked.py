@@ -374,9 +374,25 @@ class ParkedEvents:
             if error is not self._reported:  # those of one commit have one error
                 self._reported = error
                 self._reports.trouble("parked events", error)
-            await self._ambient.sleep(PAUSE)  # its row is unchanged: it is due again
+            await self._ambient.sleep(PAUSE)
+            await self._look_again(parked, lane)
         finally:
             run.line.more |= behind
+
+    async def _look_again(self, parked: Parked, lane: Lane) -> None:
+        """Count an event as settled if its commit took effect, though its answer was lost.
+
+        Else its row is unchanged, and it is due again.
+        """
+        while not lane.takes_no_more:
+            try:
+                rows = await self._store.fetch(tables.IS_PARKED, {"seq": parked.seq})
+            except StoreError:
+                await self._ambient.sleep(PAUSE)
+                continue
+            if not rows:
+                lane.chains.remove(parked.chain)
+            return
 
     # -- events that may kill their process -------------------------------------------------------
 

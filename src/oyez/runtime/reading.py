@@ -21,13 +21,13 @@ class Consumer(Protocol):
         """Handle a batch and move the lane's position; return the number of relevant records.
 
         Raises Fenced when another process owns the partition. After any other error the batch is
-        read again.
+        read again, by a new lane if this one is doubtful.
         """
         ...
 
 
 class Reading:
-    """The reading of one partition, until it is stopped or another process owns it."""
+    """The reading of one partition, until it is stopped or its lane may take no more."""
 
     def __init__(
         self,
@@ -96,6 +96,8 @@ class Reading:
         except BaseException:
             await self._close()
             lane.idle = True
+            if lane.doubtful:
+                self._loop.end()
             raise
         finally:
             lane.in_hand = False

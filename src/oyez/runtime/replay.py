@@ -512,9 +512,14 @@ class Replay:
         await unit.commit()
 
     def _each(self) -> Collection[Passage]:
-        """Return the passages. Raises ReplayRefused when one is fenced."""
+        """Return the passages. Raises ReplayRefused when one may take no more."""
         if any(lane.fenced for lane in self._lanes.values()):
             raise ReplayRefused(f"another process has taken over {self.reader}")
+        if any(lane.doubtful for lane in self._lanes.values()):
+            raise ReplayRefused(
+                "the store did not answer while events were parked: give the same command again, "
+                "and it goes on where it has stopped"
+            )
         return self.passages.values()
 
     async def _skip_gaps(self) -> None:

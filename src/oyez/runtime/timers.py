@@ -16,7 +16,7 @@ import msgspec
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.envelope import JSON, SPECVERSION, format_time
-from oyez.errors import Fenced
+from oyez.errors import Fenced, StoreError
 from oyez.event import Event, describe
 from oyez.handler import Handler
 from oyez.partitioning import partition_of
@@ -141,6 +141,10 @@ class Timers:
             lane.lose()
             self._loop.end()
             return None
+        except StoreError:
+            if lane.doubtful:
+                self._loop.end()
+            raise
         lane.progress()
         if fired:
             self._reports.emit(
