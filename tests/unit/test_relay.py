@@ -564,6 +564,22 @@ async def test_a_broker_that_goes_away_among_refusals_loses_and_skips_nothing() 
     await sender.outgoing.stop()
 
 
+async def test_a_refusal_that_was_committed_unheard_holds_its_key() -> None:
+    sender = Sender()
+    sender.broker.faults.fail("publish", RecordRefused("too long"), when=_holds("2"), times=4)
+    lost = StoreUnavailable("the connection was lost")
+    sender.store.faults.fail("commit", lost, late=True, when=lambda changes: bool(changes.dead))
+    await sender.start()
+    await sender.announce("1", "2")
+    await sender.ambient.advance(5.0)
+    await sender.announce("3", told=True)
+    await sender.announce("b", key="b", told=True)
+    await sender.ambient.advance(5.0)
+    assert sender.published == ["1", "b"]
+    assert sender.left == ["2", "3"]
+    await sender.outgoing.stop()
+
+
 def _holds(event_id: str) -> object:
     return lambda records: event_id in [record.headers["id"] for record in records]
 

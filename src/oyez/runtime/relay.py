@@ -154,6 +154,7 @@ class Relay:
             return None
         except BaseException:
             self._tail.forget()
+            self._held = None  # a refusal may be committed, its answer lost
             self._caught_up.set()
             raise
         finally:
