@@ -44,7 +44,7 @@ class PostgreSQL(Server):
             f"listen_addresses = '{LOOPBACK}'\n"
             f"port = {self.port}\n"
             "unix_socket_directories = ''\n"
-            "max_connections = 200\n"
+            "max_connections = 400\n"
             "fsync = on\n"
             "full_page_writes = on\n"
             "synchronous_commit = on\n"

@@ -137,6 +137,8 @@ class Proxy:
     def _reserve(self) -> socket.socket:
         """Hold the port without listening: connections are refused, and the port stays ours."""
         if self._socket is not None:
+            # A connection may be there already: it is not to be accepted on a closed socket.
+            asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
         self._listening = False
         self._socket = socket.socket()
