@@ -82,11 +82,14 @@ class InvalidEvent(EventError):
     """A field or attribute is invalid.
 
     ``field`` is its path (``$.lines[0].quantity`` or ``subject``), ``problem`` states what is wrong
-    and what is allowed.
+    and what is allowed. As a text it is one line, whatever a stranger has named the field.
     """
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
+        text = f"{field}: {problem}"
+        if not text.isprintable():
+            text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+        super().__init__(text)
         self.field = field
         self.problem = problem
 

@@ -1,7 +1,6 @@
-"""What reads untrusted bytes at the gateway, each with inputs to begin from: see `scripts/fuzz`.
+"""What reads the bytes of strangers at the gateway.
 
-A target takes any bytes. It lets through only what it may raise, and checks what it is told: no
-session, key, token or signature is taken that was not made here, no path is read in two ways.
+No session, key, token or signature is taken that was not made here, no path is read in two ways.
 """
 
 from __future__ import annotations
@@ -15,21 +14,19 @@ import json
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 from urllib.parse import unquote
 
 import h11
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
 from test_gateway import KEY, settings
 from test_gateway_security import BAD_CHUNKS, CHUNKED, REFUSED
 from test_gateway_tokens import ed_key, token, with_one_issuer
 from test_gateway_webhooks_in import HEADERS, SCHEMES, SIGN
 from test_http1 import by_h11
 
+from fuzzed.target import Check, Target
 from oyez.ambient import SystemAmbient
 from oyez.cloudevents import open_arrived, read_forms
 from oyez.config import Config
@@ -46,17 +43,9 @@ from oyez.gateway.sessions import COOKIE, Sessions
 from oyez.gateway.step import Answer
 from oyez.gateway.tokens import Tokens
 
-Check = Callable[[bytes], None]
 LIMIT = 16_384
 LENGTH = re.compile(rb"content-length|transfer-encoding", re.IGNORECASE)
 TRUSTED = [ipaddress.ip_network("10.0.0.0/8")]
-
-
-class Target(NamedTuple):
-    """What makes a check, given an empty folder, and inputs that are good or nearly so."""
-
-    make: Callable[[Path], Check]
-    seeds: list[bytes]
 
 
 class Asked:
@@ -388,45 +377,3 @@ TARGETS = {
         ],
     ),
 }
-
-
-@st.composite
-def inputs(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A seed of which a few places are cut out, doubled, or replaced by bytes or other seeds."""
-    data = draw(st.sampled_from(seeds))
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(data)))
-        until = draw(st.integers(at, min(len(data), at + 12)))
-        other = draw(st.sampled_from(seeds))
-        start = draw(st.integers(0, len(other)))
-        piece = other[start : start + draw(st.integers(0, 12))]
-        new = draw(st.binary(max_size=4) | st.just(data[at:until] * 2) | st.just(piece))
-        data = data[:at] + new + data[until:]
-    return data
-
-
-def run(target: Target, folder: Path, seconds: float) -> int:
-    """Check generated inputs for a number of seconds, and at least some; return how many."""
-    check = target.make(folder)
-    for seed in target.seeds:
-        check(seed)
-    count = 0
-
-    @examples(
-        max_examples=300,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(inputs(target.seeds) | st.binary(max_size=200))
-    def each(data: bytes) -> None:
-        nonlocal count
-        count += 1
-        check(data)
-
-    end = time.monotonic() + seconds
-    each()
-    while time.monotonic() < end:
-        each()
-    return count
