@@ -125,8 +125,8 @@ def _kafka(data: bytes) -> Iterable[Record]:
     yield _kafka_read(key or None, headers, content if gap else None)
 
 
-def _kafka_read(key: bytes | None, headers: object, data: bytes | None) -> Record:
-    message: Any = Message(key=key, headers=headers, value=data, offset=6, timestamp=(1, 7))
+def _kafka_read(key: bytes | None, headers: Any, data: bytes | None) -> Record:
+    message = Message(key=key, headers=headers, value=data, offset=6, timestamp=(1, 7))
     return kafka.decode(message, STREAM, 0)
 
 
