@@ -32,6 +32,8 @@ _SHARES, _WEIGHT = 1024, 100
 """What a group has that nobody gave another, by the two versions of groups."""
 _INSIDE = "DEPLOY_TEST_INSIDE"
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_first = 0
+"""The first process of this world, where another goes on for it."""
 
 
 class Failed(Exception):
@@ -39,8 +41,26 @@ class Failed(Exception):
 
 
 def inside() -> bool:
-    """Return whether this process is the first one of a world."""
-    return _INSIDE in os.environ and os.getpid() == 1
+    """Return whether this process is the first one of a world, or went on for it; see `reaped`."""
+    return _INSIDE in os.environ and 1 in (os.getpid(), _first)
+
+
+def reaped() -> None:
+    """Go on in a child of the first process, which is left to wait for those whom nobody else does.
+
+    Without, what a killed server leaves behind stays as a zombie until the world ends: thousands.
+    """
+    global _first  # noqa: PLW0603 - who a process is, is of the whole process
+    child = os.fork()
+    if not child:
+        _first = os.getppid()
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it too, and ends in order
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def enter(command: Sequence[str], **environment: str) -> int:

@@ -48,6 +48,7 @@ def main() -> int:
         _install([each.place for each in targets.TARGETS] if options.campaign else chosen)
         return world.enter(world.again())
     if world.inside():
+        world.reaped()
         world.run(["ip", "link", "set", "lo", "up"])
     WORK.mkdir(exist_ok=True)
     if options.campaign:

@@ -328,7 +328,12 @@ TARGETS = {
     ),
     "nats-link": Target(
         _nats_link,
-        [SAID, b"-ERR 'Permissions Violation for Publish to \"a\"'\r\nMSG a 9 0\r\n\r\n"],
+        [
+            b"MSG a 1 -12\r\n",
+            b"HMSG a 1 8 4\r\nNATS\r\n",
+            SAID,
+            b"-ERR 'Permissions Violation for Publish to \"a\"'\r\nMSG a 9 0\r\n\r\n",
+        ],
     ),
     "rabbitmq": Target(
         _broker(_rabbitmq, _rabbitmq_carry),

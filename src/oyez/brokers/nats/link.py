@@ -214,13 +214,15 @@ class Link(asyncio.Protocol):
             if line.startswith((b"HMSG ", b"MSG ")):
                 words = line.split()
                 length = int(words[-1])
+                head = int(words[-2]) if line[0] == 72 else 0  # H
+                if not 0 <= head <= length:
+                    raise ValueError
                 stop = start + length
                 if stop + 2 > size:
                     self._needed = stop + 2 - position
                     return position
-                body = start
-                if line[0] == 72:  # H
-                    body += int(words[-2])
+                body = start + head
+                if line[0] == 72:
                     reply = words[3] if len(words) == 6 else b""
                 else:
                     reply = words[3] if len(words) == 5 else b""
