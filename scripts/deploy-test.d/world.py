@@ -50,7 +50,7 @@ def reaped() -> None:
 
     Without, what a killed server leaves behind stays as a zombie until the world ends: thousands.
     """
-    global _first  # noqa: PLW0603 - who a process is, is of the whole process
+    global _first
     child = os.fork()
     if not child:
         _first = os.getppid()
