@@ -33,6 +33,7 @@ class Customers:
         """Clear while nobody new orders: those who did are not served yet."""
         self.welcome.set()
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._entry = asyncio.Lock()
         self._client = httpx.AsyncClient(base_url=url, timeout=10.0)
 
     async def trade(self, pace: float, over: asyncio.Event) -> None:
@@ -96,6 +97,7 @@ class Customers:
             self._room.release()
 
     async def _post(self, wish: dict[str, object], key: str) -> httpx.Response:
-        if not self._client.cookies:
-            (await self._client.post("/session")).raise_for_status()
+        async with self._entry:  # under two sessions, one key would be two orders
+            if not self._client.cookies:
+                (await self._client.post("/session")).raise_for_status()
         return await self._client.post("/orders", json=wish, headers={"Idempotency-Key": key})
