@@ -106,18 +106,24 @@ class Parts:
         return Claim(stream=stream, partition=partition, owner=OWNER, epoch=row["epoch"])
 
     async def lane(
-        self, partition: int = 0, *, parked: int = 0, suspects: bool = False, careful: bool = False
+        self,
+        partition: int = 0,
+        *,
+        stream: str = STREAM,
+        parked: int = 0,
+        suspects: bool = False,
+        careful: bool = False,
     ) -> Lane:
         """Claim a partition and begin a lane. ``parked``: how many it counts beyond its rows."""
-        claim = await self.claim(partition=partition)
-        asked = {"stream": STREAM, "partition": partition, "reader": ""}
+        claim = await self.claim(stream, partition)
+        asked = {"stream": stream, "partition": partition, "reader": ""}
         rows = await self.store.fetch(tables.BLOCKED, asked)
         counts = {row["chain"]: row["parked"] for row in rows}
         if parked:
             counts[None] = counts.get(None, 0) + parked
-        lane = self.lanes[STREAM, partition] = Lane(
+        lane = self.lanes[stream, partition] = Lane(
             claim,
-            self.store.position(STREAM, partition),
+            self.store.position(stream, partition),
             Chains(counts, self.ambient),
             broker=self.broker,
             commits=self.commits,

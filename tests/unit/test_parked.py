@@ -8,22 +8,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import parts
 import pytest
 from fakes import ITEM
 from parts import STREAM, Parts
 
-from oyez import After, Context, Event, Retry, Service, Transaction, tables
+from oyez import After, Context, Event, Retry, Service, State, Transaction, tables
 from oyez.brokers.memory.broker import MemoryBroker
-from oyez.errors import StoreUnavailable
+from oyez.errors import OyezError, StateConflict, StoreUnavailable
 from oyez.ports import Changes, Parked, Record
 from oyez.runtime.dead import list_dead
 from oyez.runtime.execution import DIED
 from oyez.runtime.lane import Lane
 from oyez.runtime.process import ProcessSettings, ServiceProcess
-from oyez.signals import HandlerTimed, Signals, Trouble
+from oyez.signals import HandlerCalled, HandlerTimed, Signals, Trouble
 from oyez.stores.sqlite import SqliteStore
+from oyez.tables import TIMERS
 from oyez.testing import VirtualAmbient
+from oyez.timers import Timer
 
 TOGETHER: dict[str, Any] = {"attempt": 1, "at": 0.0, "error": DIED, "alone": False}
 ALONE: dict[str, Any] = {**TOGETHER, "alone": True}
@@ -740,3 +743,262 @@ async def test_an_event_alone_costs_one_look_and_no_other() -> None:
     assert office.written == ["a"]
     assert asked == [tables.PARKED_TIMES, "take"]
     await office.end()
+
+
+# -- timers, which run together --------------------------------------------------------------------
+
+
+class Count(State):
+    fired: int = 0
+
+
+class Fired(Event, type="desk.fired", key="name"):
+    name: str
+
+
+class Clock(Parts):
+    """A service whose handler counts the timers of each key."""
+
+    def __init__(self, **about: Any) -> None:
+        self.calls: list[str] = []
+        self.bad: set[str] = set()
+        """Keys whose timers fail."""
+        service = Service("desk", publishes=(Fired,))
+
+        @service.on(Timer, retry=Retry(jitter=0.0))
+        async def take(event: Timer, count: Count) -> Fired:
+            self.calls.append(event.key)
+            if event.key in self.bad:
+                raise ValueError("no")
+            count.fired += 1
+            return Fired(name=event.key)
+
+        super().__init__(service, **about)
+
+    async def run(self, *events: Parked, places: int = 1, **lane: Any) -> list[Lane]:
+        """Begin with these timers parked, in so many places."""
+        await self.park(*events)
+        lanes = [await self.lane(number, stream=TIMERS, **lane) for number in range(places)]
+        self.parked.start()
+        await self.ambient.advance(0.0)
+        return lanes
+
+    async def end(self) -> None:
+        """Stop, and cancel what runs."""
+        stopping = asyncio.ensure_future(self.parked.stop(0.0))
+        await self.ambient.advance(0.0)
+        await stopping
+
+    @property
+    def settling(self) -> list[str]:
+        """The keys of the timers that each commit settled."""
+        commits = self.store.commits
+        return ["".join(str(e.key) for e in one.settled) for one in commits if one.settled]
+
+    @property
+    def fired(self) -> dict[str, int]:
+        """How often the timer of each key has had its effect."""
+        decode = msgspec.msgpack.decode
+        state = self.store.contents.state
+        return {key: decode(row.data)["fired"] for (_, key), row in state.items() if row.data}
+
+    @property
+    def told(self) -> list[str]:
+        """The keys of the announced events."""
+        return [row["key"] for row in self.store.announced]
+
+
+def _timers(keys: str, place: int = 0, **changed: Any) -> list[Parked]:
+    """Timers that are due, each numbered and in the chain of its key."""
+    return [
+        parts.parked(
+            f"t{place}{number}",
+            key,
+            stream=TIMERS,
+            partition=place,
+            position=0,
+            headers={**parts.headers(f"t{place}{number}", key), "type": "oyez.timer"},
+            data=msgspec.json.encode(Timer(kind="Count", key=key, name="end", due=1.0)),
+            **changed,
+        )
+        for number, key in enumerate(keys)
+    ]
+
+
+async def test_timers_that_are_due_together_run_in_one_transaction() -> None:
+    clock = Clock(calls=True)
+    (lane,) = await clock.run(*_timers("abcd"))
+    assert clock.settling == ["abcd"]
+    assert clock.calls == clock.told == list("abcd")
+    assert clock.fired == {"a": 1, "b": 1, "c": 1, "d": 1}
+    assert clock.store.waiting == []
+    assert lane.chains.total == clock.parked.running == 0
+    (timed,) = clock.signals(HandlerTimed)
+    assert (timed.handler, timed.outcome, len(timed.seconds)) == ("take", "done", 4)
+    told = [(call.event_id, call.outcome) for call in clock.signals(HandlerCalled)]
+    assert told == [(f"t0{number}", "done") for number in range(4)]
+    await clock.end()
+
+
+async def test_each_place_has_a_transaction_of_its_own() -> None:
+    """It is what a commit is fenced by."""
+    clock = Clock()
+    await clock.run(*_timers("abc"), *_timers("xyz", place=1), places=2)
+    assert sorted(clock.settling) == ["abc", "xyz"]
+    assert [one.claim.partition for one in clock.store.commits if one.claim and one.settled] == (
+        [0, 1] if clock.settling[0] == "abc" else [1, 0]
+    )
+    await clock.end()
+
+
+async def test_no_more_run_together_than_share_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oyez.runtime.parked.LIMIT", 3)
+    clock = Clock()
+    await clock.run(*_timers("abcdefgh"))
+    assert sorted(map(len, clock.settling)) == [2, 3, 3]
+    assert clock.told == list("abcdefgh")
+    await clock.end()
+
+
+async def test_timers_of_one_key_run_in_their_order() -> None:
+    clock = Clock()
+    (lane,) = await clock.run(*_timers("aabab"))
+    await clock.ambient.advance(0.0)
+    assert clock.settling == ["ab", "ab", "a"]
+    assert clock.fired == {"a": 3, "b": 2}
+    assert lane.chains.total == 0
+    await clock.end()
+
+
+async def test_a_timer_that_fails_takes_no_other_along() -> None:
+    """None of the effects of a transaction that failed stays; each then runs alone."""
+    clock = Clock()
+    clock.bad = {"c"}
+    (lane,) = await clock.run(*_timers("abcd"))
+    assert clock.calls == [*"abc", *"abcd"]
+    assert sorted(clock.settling) == ["a", "b", "d"]
+    assert clock.fired == {"a": 1, "b": 1, "d": 1}
+    assert sorted(clock.told) == ["a", "b", "d"]
+    (row,) = clock.store.waiting
+    assert (row["key"], row["attempt"]) == ("c", 1)
+    assert [signal.outcome for signal in clock.signals(HandlerTimed)].count("done") == 3
+    clock.bad = set()
+    await clock.ambient.advance(5.0)
+    assert clock.fired["c"] == 1
+    assert clock.store.waiting == []
+    assert lane.chains.total == clock.parked.running == 0
+    await clock.end()
+
+
+async def test_a_timer_that_failed_joins_no_others_when_it_is_due_again() -> None:
+    clock = Clock()
+    failed: dict[str, Any] = {"attempt": 1, "at": 0.0, "error": "ValueError: no"}
+    late = _timers("xy", due=1.0, attempt=1, history=[failed])
+    await clock.run(*late, *_timers("abc", place=1), places=2)
+    assert sorted(clock.settling) == ["abc", "x", "y"]
+    await clock.end()
+
+
+async def test_more_fail_than_the_handler_may_be_called_at_once() -> None:
+    """Those that have to run alone wait for each other's places, and all get one."""
+    keys = [chr(0x100 + number) for number in range(50)]
+    clock = Clock()
+    clock.bad = {keys[-1]}
+    (lane,) = await clock.run(*_timers("".join(keys)))
+    await clock.ambient.advance(1.0)
+    assert clock.fired == dict.fromkeys(keys[:-1], 1)
+    clock.bad = set()
+    await clock.ambient.advance(5.0)
+    assert clock.fired == dict.fromkeys(keys, 1)
+    assert lane.chains.total == 0
+    await clock.end()
+
+
+async def test_a_timer_that_was_settled_meanwhile_takes_no_other_along() -> None:
+    clock = Clock()
+    hold = clock.store.faults.hold("load")
+    (lane,) = await clock.run(*_timers("abc"))
+    await hold.reached.wait()
+    other = next(e for e in await clock.store.due("me", "take", 1e12, 9) if e.key == "b")
+    await clock.store.begin().commit(Changes(claim=lane.claim, settled=[other]))
+    hold.release.set()
+    await clock.ambient.advance(1.0)
+    assert clock.fired == {"a": 1, "c": 1}
+    assert sorted(clock.told) == ["a", "c"]
+    assert clock.signals(Trouble) == []
+    await clock.end()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+async def test_timers_run_once_however_often_others_have_their_rows(times: int) -> None:
+    """In the end they run alone: as a transaction, and if need be each of them."""
+    clock = Clock()
+    clock.store.faults.fail("load", StateConflict("busy"), times=times)
+    await clock.run(*_timers("abc"))
+    await clock.ambient.advance(5.0)
+    assert clock.fired == {"a": 1, "b": 1, "c": 1}
+    assert len(clock.told) == 3
+    assert len(clock.settling) == (1 if times < 3 else 3)
+    assert clock.store.waiting == []
+    await clock.end()
+
+
+async def test_timers_of_a_place_that_another_has_taken_stay_as_they_were() -> None:
+    clock = Clock()
+    hold = clock.store.faults.hold("load")
+    (lane,) = await clock.run(*_timers("abc"))
+    await hold.reached.wait()
+    clock.store.take_over(TIMERS)
+    hold.release.set()
+    await clock.ambient.advance(60.0)
+    assert lane.fenced
+    assert (clock.fired, clock.told, clock.calls) == ({}, [], list("abc"))
+    assert len(clock.store.waiting) == 3
+    await clock.end()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_store_that_is_down_leaves_the_timers_for_later(late: bool) -> None:
+    """Also where the commit has worked and nobody knows: no timer fires twice."""
+    clock = Clock()
+    down = StoreUnavailable("disk full")
+    clock.store.faults.fail("commit", down, when=lambda one: bool(one.settled), late=late)
+    await clock.run(*_timers("abcd"))
+    assert [trouble.error for trouble in clock.signals(Trouble)] == ["disk full"]
+    await clock.ambient.advance(5.0)
+    assert clock.fired == {"a": 1, "b": 1, "c": 1, "d": 1}
+    assert clock.told == list("abcd")
+    assert len(clock.signals(Trouble)) == 1
+    await clock.end()
+
+
+async def test_timers_that_may_kill_the_process_run_apart() -> None:
+    """Each attempt is recorded before it begins, so that the deadly one is found (G4)."""
+    clock = Clock()
+    loads: list[int] = []
+
+    def note(keys: list[tuple[str, str]]) -> bool:
+        loads.append(len(keys))
+        return False
+
+    clock.store.faults.fail("load", OyezError(), when=note)
+    (lane,) = await clock.run(*_timers("abc"), suspects=True)
+    began = [[e.key for e in one.retried] for one in clock.store.commits if one.retried]
+    assert began == [["a", "b", "c"]]
+    assert loads == [1, 1, 1]
+    assert clock.fired == {"a": 1, "b": 1, "c": 1}
+    await clock.ambient.advance(5.0)
+    assert not lane.suspects
+    await clock.end()
+
+
+async def test_stopped_timers_that_have_not_ended_are_left_as_they_were() -> None:
+    clock = Clock()
+    hold = clock.store.faults.hold("load")
+    (lane,) = await clock.run(*_timers("abc"))
+    await hold.reached.wait()
+    assert clock.parked.running == 3
+    await clock.end()
+    assert (clock.fired, clock.told, clock.calls) == ({}, [], [])
+    assert len(clock.store.waiting) == lane.chains.total == 3
+    assert clock.parked.running == 0

@@ -7,7 +7,7 @@ alone, since a parked event has a row already.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -88,6 +88,57 @@ class Execution:
             return await self._attempt(*how, alone=True)
         finally:
             here.reset(outside)
+
+    async def attempt_all(self, handler: Handler, events: Sequence[Parked], lane: Lane) -> bool:
+        """Call the handler for parked events, one after the other, and commit all effects at once.
+
+        Return whether all of them could be settled so: if not, nothing has changed, and each needs
+        an attempt of its own. They are of different chains, and their first attempts. Raises Fenced
+        and StoreUnavailable, each with nothing changed.
+        """
+        outside = here.set(None)
+        try:
+            for _ in range(CONFLICTS):
+                with suppress(StateConflict):
+                    return await self._attempt_all(handler, events, lane)
+            with suppress(StateConflict):
+                return await self._attempt_all(handler, events, lane, alone=True)
+            return False
+        finally:
+            here.reset(outside)
+
+    async def _attempt_all(
+        self, handler: Handler, events: Sequence[Parked], lane: Lane, *, alone: bool = False
+    ) -> bool:
+        """Do the same; raise StateConflict when others were in the way."""
+        unit = self._commits.unit(lane.claim)
+        tracer = self._reports.tracer
+        told = None
+        if tracer is not None or self._reports.calls:
+            told = Told(self._ambient, self._reports, tracer)
+        took: list[float] = []
+        try:
+            opened = [self._open(handler, event, None, unit) for event in events]
+            await self._load(unit, handler, opened, alone)
+            for event, (envelope, value) in zip(events, opened, strict=True):
+                await self._perform(unit, handler, event, envelope, value, told, took)
+            unit.changes.settled.extend(events)
+            await lane.commit(unit, None)
+        except (Fenced, StateConflict, StoreUnavailable, asyncio.CancelledError):
+            raise
+        except Exception:  # noqa: BLE001 - a handler may raise anything; each runs alone now
+            return False
+        else:
+            for event in events:
+                lane.chains.remove(event.chain)
+            self._tell_duration(events[took.index(max(took))], "done", took)
+            if told is not None:
+                told.tell("done")
+            return True
+        finally:
+            if told is not None:
+                told.tell("repeated")
+            await unit.rollback()
 
     async def _attempt(
         self,
@@ -252,13 +303,49 @@ class Execution:
         took: list[float],
         alone: bool,
     ) -> None:
+        """Call the handler for one event; as `_perform`."""
+        opened = self._open(handler, event, envelope, unit)
+        await self._load(unit, handler, [opened], alone)
+        await self._perform(unit, handler, event, *opened, told, took)
+
+    def _open(
+        self, handler: Handler, event: Parked, envelope: Envelope | None, unit: UnitOfWork
+    ) -> tuple[Envelope, Any]:
+        """Return the event's envelope, and the event as the handler takes it."""
+        if envelope is None:
+            envelope = open_record(event.headers, event.data)
+        return envelope, decode_for(handler, envelope, unit.changes.time)
+
+    async def _load(
+        self,
+        unit: UnitOfWork,
+        handler: Handler,
+        opened: Sequence[tuple[Envelope, Any]],
+        alone: bool,
+    ) -> None:
+        """Load the handler's keyed state for events."""
+        if handler.states:
+            places = [
+                (state.kind.name, state.key_of(value, envelope.key))
+                for envelope, value in opened
+                for state in handler.states
+            ]
+            await unit.load(places, alone=alone or handler.reads)
+
+    async def _perform(
+        self,
+        unit: UnitOfWork,
+        handler: Handler,
+        event: Parked,
+        envelope: Envelope,
+        value: Any,
+        told: Told | None,
+        took: list[float],
+    ) -> None:
         """Call the handler; ``told`` collects the call if it is to be told of.
 
         ``took`` receives how long the call took, in seconds, also if it failed.
         """
-        if envelope is None:
-            envelope = open_record(event.headers, event.data)
-        value: Any = decode_for(handler, envelope, unit.changes.time)
         context = None
         if handler.needs_context:
             context = Context(
@@ -268,11 +355,7 @@ class Execution:
                 event.attempt + 1,
                 handler.retry.attempts,
             )
-        key = envelope.key
-        if handler.states:
-            places = [(state.kind.name, state.key_of(value, key)) for state in handler.states]
-            await unit.load(places, alone=alone or handler.reads)
-        tx = unit.transaction(envelope, key)
+        tx = unit.transaction(envelope, envelope.key)
         here.set(tx)  # until the attempt ends, so that the lines about its outcome belong to it
         call = None
         if told is not None and told.wants(envelope.traceparent):
@@ -291,7 +374,7 @@ class Execution:
         tx.publish_all(events)
 
     def _tell_duration(self, event: Parked, outcome: str, took: list[float]) -> None:
-        """Report how long the call took; nothing of an event that reached no handler."""
+        """Report how long calls took, the longest one with the event; nothing if there was none."""
         if took:
             self._reports.emit(
                 HandlerTimed(

@@ -3,19 +3,23 @@
 They run beside the lanes, concurrently across keys and in order within a key: the store returns
 only the first event of each chain, and the commit that settles it releases the next. Many are read
 at once, and those that end together share a commit (`oyez.runtime.sharing`).
+
+Timers change keyed state, whose rows are locked by one transaction alone. So those of a place that
+were read together run in one transaction, like a lane's batch; one by one if that fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
 
 from oyez import tables
 from oyez.ambient import Ambient
 from oyez.errors import Fenced, OyezError, StoreError, Superseded
+from oyez.event import describe
 from oyez.handler import Handler
 from oyez.ports import Changes, Parked, Store, Writes
 from oyez.runtime.execution import DIED, Execution, deaths, is_suspect
@@ -24,6 +28,9 @@ from oyez.runtime.lane import Lane
 from oyez.runtime.loop import Bell, Loop
 from oyez.runtime.reports import Reports
 from oyez.runtime.retry import Dead, RetryAt, longest
+from oyez.runtime.sharing import LIMIT
+from oyez.tables import TIMERS
+from oyez.timers import Timer
 
 POLL = 1.0
 """Seconds between two queries of the store unless the bell rings."""
@@ -44,7 +51,7 @@ PAUSE = 1.0
 class Run:
     """One event that was read, until it is settled here or its attempt has ended otherwise."""
 
-    __slots__ = ("lane", "line", "parked", "returned", "seated", "task", "waits")
+    __slots__ = ("joins", "lane", "line", "parked", "returned", "seated", "task", "waits")
 
     def __init__(self, line: Line, parked: Parked, lane: Lane) -> None:
         self.line = line
@@ -57,6 +64,12 @@ class Run:
         """Whether its handler has returned, so that only its commit is left."""
         self.waits = False
         """Whether it counts until it has ended: its handler did not return at once."""
+        first = not parked.history and not parked.due
+        self.joins = line.timed and parked.stream == TIMERS and first
+        """Whether it runs in one transaction with others of its place: a timer that has not failed.
+
+        Who handles timers only changes keyed state, and never waits.
+        """
 
 
 class Line:
@@ -69,6 +82,8 @@ class Line:
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
+        self.timed = describe(Timer) in handler.events
+        """Whether it handles timers."""
         self.ready: deque[Run] = deque()
         self.held = 0
         """The number of those that wait or run."""
@@ -87,6 +102,19 @@ class Line:
     def has_room(self) -> bool:
         """Whether one more call may begin."""
         return self.busy < self.handler.concurrency
+
+    def take(self) -> list[Run]:
+        """Take the first that is ready, with all that may run in one transaction with it."""
+        first = self.ready.popleft()
+        taken = [first]
+        if not first.joins or first.lane.suspects:
+            return taken
+        left: deque[Run] = deque()
+        for run in self.ready:
+            joins = run.joins and run.lane is first.lane and len(taken) < LIMIT
+            (taken if joins else left).append(run)
+        self.ready = left
+        return taken
 
 
 class ParkedEvents:
@@ -259,15 +287,18 @@ class ParkedEvents:
         """Start as many of a handler's events as it allows."""
         begun = []
         while line.ready and (line.has_room or line.ready[0].lane.suspects):
-            run = line.ready.popleft()
-            if not self._begin(run):
-                self._release(run)
-            elif run.seated:
-                begun.append(run)
+            runs = line.take()
+            if not self._begin(runs):
+                for run in runs:
+                    self._release(run)
+            elif runs[0].seated:
+                begun.append(runs[0])
         if begun:
             self._note(begun)
 
-    def _begin(self, run: Run) -> bool:
+    def _begin(self, runs: list[Run]) -> bool:
+        """Start events that were taken together, which count as one call; return whether."""
+        run = runs[0]
         parked, lane = run.parked, run.lane
         # It may have changed hands since it was read, and come back.
         if self._lanes.get(_place(parked)) is not lane or lane.takes_no_more or self._loop.ending:
@@ -283,9 +314,13 @@ class ParkedEvents:
         else:
             run.seated = True
             run.line.busy += 1
-        run.task = asyncio.create_task(self._settle(run), name=f"event {parked.seq}")
-        self._running[parked.seq] = run
-        run.task.add_done_callback(lambda _: self._done(run))
+        together = len(runs) > 1
+        work = partial(self._attempt_all, runs) if together else partial(self._attempt, run)
+        task = asyncio.create_task(self._settle(runs, work), name=f"event {parked.seq}")
+        for each in runs:
+            each.task = task
+            self._running[each.parked.seq] = each
+        task.add_done_callback(lambda _: self._done(runs))
         return True
 
     async def _seat(self, run: Run) -> None:
@@ -330,14 +365,20 @@ class ParkedEvents:
             run.seated = False
             self._leave(run.line)
 
-    def _done(self, run: Run) -> None:
-        line, seq = run.line, run.parked.seq
-        if run.seated:
-            self._leave(line)
-        del self._running[seq]
-        self._suspects.pop(seq, None)
-        self._ended.add(seq)
-        self._release(run)
+    def _done(self, runs: list[Run]) -> None:
+        line = runs[0].line
+        for run in runs:
+            seq = run.parked.seq
+            if run.seated:
+                run.seated = False
+                self._leave(line)
+            del self._running[seq]
+            self._suspects.pop(seq, None)
+            if len(runs) > 1 and not run.joins:
+                line.ready.append(run)
+            else:
+                self._ended.add(seq)
+                self._release(run)
         self._fill(line)
         if line.more and line.held <= line.low:
             self._work.ring()
@@ -346,26 +387,12 @@ class ParkedEvents:
         del self._held[run.parked.seq]
         run.line.held -= 1
 
-    async def _settle(self, run: Run) -> None:
-        parked, lane = run.parked, run.lane
+    async def _settle(self, runs: list[Run], attempt: Callable[[], Awaitable[bool]]) -> None:
+        """Make an attempt, which returns whether more events of their chains may be due."""
+        line, lane = runs[0].line, runs[0].lane
         behind = True
         try:
-            begun = not run.seated
-            if begun:
-                if await self._killed_too_often(parked, lane):
-                    return
-                alone = self._suspects.get(parked.seq, False)
-                await self._execution.begin(parked, lane, alone=alone)
-                self._survived[parked.seq] = parked.history[-1]["at"]
-            if not run.seated:
-                await self._seat(run)
-            outcome = await self._execution.attempt(
-                run.line.handler, parked, lane, begun=begun, returned=partial(self._returned, run)
-            )
-            self._survived.pop(parked.seq, None)
-            chain = parked.chain
-            blocked = chain is not None and chain in lane.chains
-            behind = blocked or isinstance(outcome, RetryAt) or lane.suspects
+            behind = await attempt()
         except Superseded:
             return
         except Fenced:
@@ -375,9 +402,37 @@ class ParkedEvents:
                 self._reported = error
                 self._reports.trouble("parked events", error)
             await self._ambient.sleep(PAUSE)
-            await self._look_again(parked, lane)
+            for run in runs:
+                await self._look_again(run.parked, lane)
         finally:
-            run.line.more |= behind
+            line.more |= behind
+
+    async def _attempt(self, run: Run) -> bool:
+        parked, lane = run.parked, run.lane
+        begun = not run.seated
+        if begun:
+            if await self._killed_too_often(parked, lane):
+                return True
+            alone = self._suspects.get(parked.seq, False)
+            await self._execution.begin(parked, lane, alone=alone)
+            self._survived[parked.seq] = parked.history[-1]["at"]
+        if not run.seated:
+            await self._seat(run)
+        outcome = await self._execution.attempt(
+            run.line.handler, parked, lane, begun=begun, returned=partial(self._returned, run)
+        )
+        self._survived.pop(parked.seq, None)
+        return _blocked(run) or isinstance(outcome, RetryAt) or lane.suspects
+
+    async def _attempt_all(self, runs: list[Run]) -> bool:
+        """Attempt events in one transaction; if that fails, each of them joins no others again."""
+        line, lane = runs[0].line, runs[0].lane
+        parked = [run.parked for run in runs]
+        if await self._execution.attempt_all(line.handler, parked, lane):
+            return any(_blocked(run) for run in runs)
+        for run in runs:
+            run.joins = False
+        return False
 
     async def _look_again(self, parked: Parked, lane: Lane) -> None:
         """Count an event as settled if its commit took effect, though its answer was lost.
@@ -420,6 +475,12 @@ class ParkedEvents:
         error = OyezError(f"{DIED}, {died} times while nothing else was suspect")
         await self._execution.record(parked, lane, Dead(str(error)), error)
         return True
+
+
+def _blocked(run: Run) -> bool:
+    """Return whether others of its chain are parked."""
+    chain = run.parked.chain
+    return chain is not None and chain in run.lane.chains
 
 
 def _place(parked: Parked) -> tuple[str, int]:

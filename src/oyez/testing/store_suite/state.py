@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from oyez import tables
-from oyez.errors import ConstraintViolated, StateConflict
+from oyez.errors import ConstraintViolated, StateConflict, Superseded
 from oyez.partitioning import partition_of
 from oyez.ports import Changes, Kept, Store, Writes
 from oyez.testing.store_suite.database import (
@@ -228,6 +228,35 @@ class KeyedState(Database):
                     await tx.commit(Changes(kept=rows[:1], writes=[make_item(1)]))
                 await tx.rollback()
                 assert await store.fetch("select key from oyez_state", {}) == []
+
+    async def test_many_rows_of_state_are_written_with_the_ends_of_their_events(
+        self, tmp_path: Path
+    ) -> None:
+        """As due timers are; and none of them where one event has ended already."""
+        names = [str(number) for number in range(40)]
+        places = [("Kind", name) for name in names]
+        async with self._open(tmp_path) as (store,):
+            claim = await take_claim(store, "me")
+            parked = [make_parked(f"{name}/{n}", chain=name) for n in range(2) for name in names]
+            await store.begin().commit(Changes(parked=parked, claim=claim))
+            for data in (b"1", b"2"):
+                due = await store.due("me", "handler", 100.0, 100)
+                assert [event.chain for event in due] == names
+                tx = store.begin()
+                rows = [
+                    msgspec.structs.replace(row, data=data)
+                    for row in await tx.load(places, alone=False)
+                ]
+                await tx.commit(Changes(kept=rows, settled=due, claim=claim, time=1.0))
+                tx = store.begin()
+                rows = await tx.load(places, alone=False)
+                assert {row.data for row in rows} == {data}
+                with pytest.raises(Superseded):
+                    await tx.commit(Changes(kept=rows, settled=due[:1], claim=claim, time=2.0))
+                await tx.rollback()
+            assert await store.due("me", "handler", 100.0, 100) == []
+            kept = await store.fetch("select version from oyez_state", {})
+            assert kept == [{"version": 2}] * len(names)
 
     async def test_state_that_was_not_loaded_is_never_overwritten(self, tmp_path: Path) -> None:
         """Neither where a row was changed since, nor where one was added or deleted."""
