@@ -15,6 +15,8 @@ from oyez import Service, Tick, Transaction, View, Window, applies
 
 ENOUGH = 20
 """New labels that are worth a new version of the model."""
+LOOK = 1.0
+"""Seconds between two looks of a process for new labels."""
 
 _LABELS = """select version, decision, fraud from label join cases using (transfer_id)
  where version > :version order by version, id"""
@@ -88,7 +90,7 @@ service.view(Cases)
 
 @service.provides
 class Models:
-    """The model of this process, which looks for new labels once in a second."""
+    """The model of this process, which looks for new labels now and then."""
 
     def __init__(self) -> None:
         import river.linear_model  # takes seconds, so now, and not while a transfer waits
@@ -97,8 +99,8 @@ class Models:
         self._model, self._looked = Model(), 0.0
 
     async def newest(self) -> Model:
-        """Return the newest version that was there a second ago, or later."""
-        if time.monotonic() - self._looked >= 1.0:
+        """Return the newest version that was there at the last look, or later."""
+        if time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
             if labels := await service.fetch(_LABELS, version=self._model.version):
                 self._model.learn(labels)

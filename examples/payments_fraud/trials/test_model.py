@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from msgspec import json
 from msgspec.structs import asdict
 
@@ -39,8 +40,9 @@ def label(number: int, version: int) -> dict[str, Any]:
 
 
 async def test_reviews_are_learnt_and_the_version_is_kept_with_the_decision(
-    running: Running,
+    running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fraud.service.LOOK", 0.0)  # the clock of the test is not that of processes
     async with running(service) as system:
         for number in range(40):
             guilty = number % 2
