@@ -17,7 +17,9 @@ from oyez.partitioning import is_own
 from oyez.ports import BEGINNING, Batch, Broker, Position, Record
 
 QUIET = 2.0
-"""Seconds without a record after which the rest of a partition counts as deleted by retention."""
+"""Seconds without a record after which the broker is asked whether retention deleted the rest."""
+TURNS = 3
+"""How many times as long it may take to return a record that it says it has."""
 AT_ONCE = 16
 """The limit of partitions read concurrently, each with one batch in memory."""
 
@@ -67,8 +69,9 @@ async def read(
     """Yield one partition's batches after ``after``; the last one may extend beyond ``end``.
 
     It ends early, and adds the partition to ``short``, if retention has deleted the last records,
-    which brokers don't report: there is none for ``quiet`` seconds. ``starts`` are those of the
-    stream, where the caller knows them.
+    which readers aren't told: there is none for ``quiet`` seconds, and the broker retains none, or
+    there is none for `TURNS` times as long. ``starts`` are those of the stream, where the caller
+    knows them.
     """
     stream, partition = place
     if starts is None:
@@ -77,16 +80,28 @@ async def read(
     if after >= end:
         return
     reader = cast(AsyncGenerator[Batch, None], broker.read(*place, after))
+    coming: asyncio.Future[Batch] | None = None
+    silent = 0
     try:
         while after < end:
-            async with asyncio.timeout(quiet):
-                batch = await anext(reader)
-            after = batch.records[-1].position
-            yield batch
-    except TimeoutError:
-        if short is not None:
-            short.append(place)
+            coming = coming or asyncio.ensure_future(anext(reader))
+            # No timeout of the read itself: where this process is slow, it would undo a result.
+            await asyncio.wait({coming}, timeout=quiet)
+            if coming.done():
+                batch, coming, silent = coming.result(), None, 0
+                after = batch.records[-1].position
+                yield batch
+                continue
+            silent += 1
+            starts = await broker.starts(stream)
+            if silent == TURNS or partition >= len(starts) or starts[partition] >= end:
+                if short is not None:
+                    short.append(place)
+                return
     finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})
         await reader.aclose()
 
 
@@ -291,7 +306,7 @@ def deleted(short: Sequence[Place]) -> list[Gap]:
             part="stream",
             name=streams,
             cause="failed",
-            effect=f"{effect} within {QUIET:.0f} s",
+            effect=f"{effect} within {QUIET * TURNS:.0f} s",
             reason="retention has deleted these",
         )
     ]
