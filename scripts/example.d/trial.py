@@ -385,7 +385,8 @@ async def told(
 ) -> History:
     """Return the events of these classes in all of history, each once.
 
-    ``look`` is called with every event there is, whatever its class.
+    ``look`` is called with every event there is, whatever its class. Raises TimeoutError when the
+    broker does not return it in time.
     """
     kinds = {describe(cls).name: describe(cls) for cls in classes}
     known: set[tuple[str, str]] = set()
@@ -402,7 +403,10 @@ async def told(
     system = f"{project.config.system.name}."
     async with project.opened_broker() as broker:
         streams = [each for each in await history.streams(broker) if each.startswith(system)]
-        await history.scan(broker, await history.ends(broker, streams), add)
+        left = await history.ends(broker, streams)
+        async with asyncio.timeout(PATIENCE):
+            while left:  # nothing is deleted of it: a broker that is slow is asked once more
+                left = {place: left[place] for place in await history.scan(broker, left, add)}
     return found
 
 
