@@ -272,6 +272,8 @@ class FakeStore:
         self.turn = asyncio.Lock()
         self.commits: list[Changes] = []
         """Every commit that worked."""
+        self.loads: list[tuple[int, bool]] = []
+        """How many keys each ``load`` was about, and whether it was ``alone``."""
         self._made = False
         self._listeners: list[Callable[[], None]] = []
 
@@ -436,6 +438,7 @@ class FakeTransaction:
 
     async def load(self, keys: Sequence[tuple[str, str]], *, alone: bool) -> list[Kept]:
         """See `StoreTransaction.load`."""
+        self._store.loads.append((len(keys), alone))
         await self._store.faults.meet("load", keys)
         state = (await self._begin()).state
         return [copy.copy(state.get(key)) or Kept(kind=key[0], key=key[1]) for key in keys]

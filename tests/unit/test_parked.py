@@ -16,7 +16,7 @@ from parts import STREAM, Parts
 
 from oyez import After, Context, Event, Retry, Service, State, Transaction, tables
 from oyez.brokers.memory.broker import MemoryBroker
-from oyez.errors import OyezError, StateConflict, StoreUnavailable
+from oyez.errors import StateConflict, StoreUnavailable
 from oyez.ports import Changes, Parked, Record
 from oyez.runtime.dead import list_dead
 from oyez.runtime.execution import DIED
@@ -893,8 +893,10 @@ async def test_a_timer_that_fails_takes_no_other_along() -> None:
 async def test_a_timer_that_failed_joins_no_others_when_it_is_due_again() -> None:
     clock = Clock()
     failed: dict[str, Any] = {"attempt": 1, "at": 0.0, "error": "ValueError: no"}
-    late = _timers("xy", due=1.0, attempt=1, history=[failed])
-    await clock.run(*late, *_timers("abc", place=1), places=2)
+    events = _timers("axbyc")
+    for event in (events[1], events[3]):
+        event.due, event.attempt, event.history = 1.0, 1, [failed]
+    await clock.run(*events)
     assert sorted(clock.settling) == ["abc", "x", "y"]
     await clock.end()
 
@@ -938,6 +940,7 @@ async def test_timers_run_once_however_often_others_have_their_rows(times: int) 
     await clock.ambient.advance(5.0)
     assert clock.fired == {"a": 1, "b": 1, "c": 1}
     assert len(clock.told) == 3
+    assert clock.store.loads[:3] == [(3, False), (3, False), (3, True)][: times + 1]
     assert len(clock.settling) == (1 if times < 3 else 3)
     assert clock.store.waiting == []
     await clock.end()
@@ -975,17 +978,10 @@ async def test_a_store_that_is_down_leaves_the_timers_for_later(late: bool) -> N
 async def test_timers_that_may_kill_the_process_run_apart() -> None:
     """Each attempt is recorded before it begins, so that the deadly one is found (G4)."""
     clock = Clock()
-    loads: list[int] = []
-
-    def note(keys: list[tuple[str, str]]) -> bool:
-        loads.append(len(keys))
-        return False
-
-    clock.store.faults.fail("load", OyezError(), when=note)
     (lane,) = await clock.run(*_timers("abc"), suspects=True)
     began = [[e.key for e in one.retried] for one in clock.store.commits if one.retried]
     assert began == [["a", "b", "c"]]
-    assert loads == [1, 1, 1]
+    assert clock.store.loads == [(1, False)] * 3
     assert clock.fired == {"a": 1, "b": 1, "c": 1}
     await clock.ambient.advance(5.0)
     assert not lane.suspects

@@ -98,17 +98,15 @@ class Execution:
         """
         outside = here.set(None)
         try:
-            for _ in range(CONFLICTS):
+            for number in range(CONFLICTS + 1):
                 with suppress(StateConflict):
-                    return await self._attempt_all(handler, events, lane)
-            with suppress(StateConflict):
-                return await self._attempt_all(handler, events, lane, alone=True)
+                    return await self._attempt_all(handler, events, lane, number == CONFLICTS)
             return False
         finally:
             here.reset(outside)
 
     async def _attempt_all(
-        self, handler: Handler, events: Sequence[Parked], lane: Lane, *, alone: bool = False
+        self, handler: Handler, events: Sequence[Parked], lane: Lane, alone: bool
     ) -> bool:
         """Do the same; raise StateConflict when others were in the way."""
         unit = self._commits.unit(lane.claim)
@@ -124,7 +122,7 @@ class Execution:
                 await self._perform(unit, handler, event, envelope, value, told, took)
             unit.changes.settled.extend(events)
             await lane.commit(unit, None)
-        except (Fenced, StateConflict, StoreUnavailable, asyncio.CancelledError):
+        except (Fenced, StoreUnavailable, asyncio.CancelledError):
             raise
         except Exception:  # noqa: BLE001 - a handler may raise anything; each runs alone now
             return False

@@ -370,7 +370,6 @@ class ParkedEvents:
         for run in runs:
             seq = run.parked.seq
             if run.seated:
-                run.seated = False
                 self._leave(line)
             del self._running[seq]
             self._suspects.pop(seq, None)
