@@ -77,8 +77,8 @@ async def count(event: SeenTogether, companions: Companions) -> CompanionsFound 
 async def train(tick: Tick, after: After) -> ModelTrained | None:
     """Train a model, if there is anything new; outside of any transaction, as it takes long."""
     pairs = await service.fetch("select person, item from seen order by person, item")
-    (last,) = await service.fetch("select max(trained_on) as pairs from model")
-    if not pairs or len(pairs) == last["pairs"]:
+    last = await service.fetch("select trained_on from model order by version desc limit 1")
+    if not pairs or [{"trained_on": len(pairs)}] == last:
         return None
     found = await asyncio.to_thread(similar, [(row["person"], row["item"]) for row in pairs])
     version = f"{tick.scheduled:%Y-%m-%dT%H:%M:%S}"

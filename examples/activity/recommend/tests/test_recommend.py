@@ -101,5 +101,9 @@ async def test_a_model_is_trained_once_for_what_is_new(
         await system.settled()
         await system.advance(60.0)
         assert [len(pairs) for pairs in learned] == [2, 3]
-        first, _ = system.announced(ModelTrained)
+        await system.publish(VisitsErased(person="p"))
+        await system.settled()
+        await system.advance(125.0)
+        assert [len(pairs) for pairs in learned] == [2, 3, 1]
+        first, *_ = system.announced(ModelTrained)
         assert first.similar == {"bell": {"boots": 0.9}}
