@@ -92,7 +92,8 @@ async function curve(kind, names, bounds) {
   const answer = await fetch(`/fleet/${kind}s/${encodeURIComponent(key)}`);
   if (!answer.ok) return;
   const { windows } = await answer.json();
-  $(`${kind}-title`).textContent = kind === "site" ? `${key}, by the minute` : `${key}, by ten seconds`;
+  const title = kind === "site" ? `${key}, by the minute` : `${key}, by ten seconds`;
+  $(`${kind}-title`).textContent = windows.length ? title : `${title}: none is over yet`;
   const columns = [windows.map(each => each.start), ...names.map(name => windows.map(each => each[name]))];
   const data = [...columns, ...bounds.map(bound => windows.map(() => bound))];
   charts[kind] ??= new uPlot(options(names, bounds, $(kind)), data, $(kind));

@@ -44,3 +44,7 @@ def test_sites_trouble_and_curves_come_live(
     expect(silent).to_have_attribute("aria-pressed", "true")
     if folder := os.environ.get("PICTURES"):
         page.screenshot(path=f"{folder}/iot-{width}-{scheme}.png")
+
+    page.route("**/fleet/sensors/*", lambda route: route.fulfill(json={"windows": []}))
+    page.locator("#trouble tr", has_text="cooled down").first.get_by_role("button").click()
+    expect(page.locator("#sensor-title")).to_have_text(re.compile("none is over yet"))
