@@ -19,7 +19,7 @@ LOOK = 1.0
 """Seconds between two looks of a process for new labels."""
 
 _LABELS = """select version, decision, fraud from label join cases using (transfer_id)
- where version > :version order by version, id"""
+ where version = :version order by id"""
 _NEW = "select 1 as one from label join cases using (transfer_id) where version = 0"
 _NEXT = """update label set version = (select max(version) + 1 from label)
  where version = 0 and transfer_id in (select transfer_id from cases)"""
@@ -102,7 +102,8 @@ class Models:
         """Return the newest version that was there at the last look, or later."""
         if time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
-            if labels := await service.fetch(_LABELS, version=self._model.version):
+            # One version after the other: a process that starts has all labels to learn.
+            while labels := await service.fetch(_LABELS, version=self._model.version + 1):
                 self._model.learn(labels)
         return self._model
 
