@@ -94,22 +94,19 @@ class Uuid7:
             time = f"{self._millis:012x}"
             head = f"{time[:8]}-{time[8:]}-7"
             self._shown = (self._millis, head)
-        tail = f"{1 << 63 | self._bits(62):x}"
-        return f"{head}{self._counter:03x}-{tail[:4]}-{tail[4:]}"
+        tail = (1 << 63 | self._bits(62)).to_bytes(8).hex("-", 6)
+        return f"{head}{self._counter:03x}-{tail}"
 
 
 class SystemAmbient:
     """The machine's clocks, and random numbers seeded by the operating system."""
 
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
     def __init__(self) -> None:
         self._random = random.Random(random.SystemRandom().getrandbits(256))  # noqa: S311
         self._ids = Uuid7(self._random)
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
