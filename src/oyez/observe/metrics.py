@@ -13,10 +13,12 @@ from typing import Any
 
 from oyez import signals
 from oyez.observe.catalogue import Where
-from oyez.observe.series import OTHER, Series
+from oyez.observe.series import OTHER, Histogram, Labels, Series
 
 _STATUSES = {0: "none", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_Counted = tuple[dict[Labels, float], Labels, Histogram | None]
+"""The counter, its labels, and the histogram of the time that was taken, once any was."""
 
 
 class Metrics:
@@ -40,6 +42,8 @@ class Metrics:
         self._stuck: set[str] = set()
         """The sagas that were told of."""
         self._read: dict[str, Callable[[], float]] = {}
+        self._requests: dict[tuple[str, str, int], _Counted] = {}
+        """Where requests to a route are counted, by method and status."""
         self._listeners: dict[type[signals.Signal], Callable[[Any], None]] = {
             signals.BatchHandled: self._batch_handled,
             signals.HandlerTimed: self._handler_timed,
@@ -156,16 +160,26 @@ class Metrics:
 
     def _request(self, signal: signals.RequestAnswered) -> None:
         method = signal.method if signal.method in _METHODS else OTHER
-        status = _STATUSES.get(signal.status // 100, OTHER)
-        self._add("oyez_gateway_requests_total", (signal.route, method, status), 1)
+        place = (signal.route, method, signal.status)
+        counted = self._requests.get(place)
+        if counted is None:
+            counted = self._requests[place] = self._counted(*place)
+        requests, labels, found = counted
+        requests[labels] += 1
         if signal.code:
             self._add("oyez_gateway_refused_total", (signal.code,), 1)
         if signal.seconds is None:
             return
-        found = self._histogram("oyez_gateway_request_seconds", (signal.route, method))
+        if found is None:
+            found = self._histogram("oyez_gateway_request_seconds", (signal.route, method))
+            self._requests[place] = requests, labels, found
         bucket = found.add(signal.seconds)
         if signal.trace_id:
             found.exemplify(bucket, signal.seconds, signal.trace_id)
+
+    def _counted(self, route: str, method: str, status: int) -> _Counted:
+        labels = (route, method, _STATUSES.get(status // 100, OTHER))
+        return *self._series.counter("oyez_gateway_requests_total", labels), None
 
     def _limited(self, signal: signals.RequestLimited) -> None:
         self._add("oyez_gateway_limited_total", (signal.route, signal.limit), 1)

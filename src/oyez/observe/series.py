@@ -87,10 +87,17 @@ class Series:
 
     def add(self, name: str, labels: Labels, amount: float) -> None:
         """Add to a counter or a gauge."""
+        series, labels = self.counter(name, labels)
+        series[labels] += amount
+
+    def counter(self, name: str, labels: Labels) -> tuple[dict[Labels, float], Labels]:
+        """Return all series of a counter or a gauge, and the labels of the one to add to."""
         series = self.values[name]
-        if labels not in series and len(series) >= LIMIT:
-            labels = (OTHER,) * len(labels)
-        series[labels] = series.get(labels, 0.0) + amount
+        if labels not in series:
+            if len(series) >= LIMIT:
+                labels = (OTHER,) * len(labels)
+            series.setdefault(labels, 0.0)
+        return series, labels
 
     def set(self, name: str, labels: Labels, value: float | None) -> None:
         """Set a gauge; None leaves it absent."""
