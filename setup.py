@@ -19,6 +19,7 @@ COMPILED = (
     "exchange",
     "flows/begin",
     "forward",
+    "heads",
     "health",
     "http1",
     "identity",

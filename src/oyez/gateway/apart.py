@@ -25,7 +25,7 @@ class Apart(Exchange):
         self.passing = False
         """Whether the answer passes to the client."""
         self._outer = exchange
-        self._filters = []  # those of the client's exchange change what it is given
+        self._filters = ()  # those of the client's exchange change what it is given
         self._most = most
         self._headers: Headers = []
         self._parts: list[bytes] = []
@@ -69,6 +69,10 @@ class Apart(Exchange):
         self._cause = cause
         if self._task is not None:
             self._task.cancel()
+
+    def say(self, name: bytes, value: bytes) -> None:
+        """See :class:`Exchange`: it is said to the client alone, and not kept."""
+        self._outer.say(name, value)
 
     def start(self, status: int, headers: Headers) -> None:
         """Begin the answer."""

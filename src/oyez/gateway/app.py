@@ -18,6 +18,7 @@ from oyez.gateway.exchange import (
     ClientGone,
     Exchange,
     Refusal,
+    Responder,
     raising,
     refusal_of,
 )
@@ -32,7 +33,7 @@ from oyez.gateway.keys import Keys
 from oyez.gateway.limits import Concurrency, Rates, Shedding
 from oyez.gateway.openapi import Openapi
 from oyez.gateway.permission import Permission
-from oyez.gateway.routing import Routes, safe_path
+from oyez.gateway.routing import Routes, Target, safe_path
 from oyez.gateway.sessions import Sessions
 from oyez.gateway.static import Files, not_found
 from oyez.gateway.step import Answer, Part, Step, walk
@@ -68,7 +69,7 @@ def gateway(
     return Gateway(config, ambient, secret, tell, tracer, records)
 
 
-class Gateway:
+class Gateway(Responder):
     """It responds to requests. See :func:`gateway`."""
 
     def __init__(
@@ -82,7 +83,7 @@ class Gateway:
     ) -> None:
         if config.gateway is None:
             raise config.error("gateway", "a table [gateway]", "nothing")
-        self._settings = config.gateway
+        self._logged: float = config.gateway.access_log
         self._ambient = ambient
         keys, tokens = Keys(config, ambient), _tokens(config, ambient)
         self._sessions, self._login = _sessions(config.gateway, ambient, secret)
@@ -305,10 +306,14 @@ class Gateway:
         if self._cors is not None:
             self._cors.open(exchange)
         exchange.check_head()
-        path = safe_path(exchange)
-        target = self._routes.match(path)
-        if target is None:
-            return self._storefront(exchange, path)
+        line = exchange.line
+        target = line.found(self._routes)
+        if not isinstance(target, Target):
+            path = safe_path(exchange)
+            target = self._routes.match(path)
+            if target is None:
+                return self._storefront(exchange, path)
+            line.leave(self._routes, target)
         exchange.label = target.label
         if self._cors is not None and is_preflight(exchange):
             return self._cors.preflight(exchange, target.answers)
@@ -331,7 +336,7 @@ class Gateway:
         await self._files.serve(exchange, path)
 
     def _is_logged(self, exchange: Exchange) -> bool:
-        share = self._settings.access_log
+        share = self._logged
         # A line costs about as much as to refuse a request, which has to be cheap under load.
         failed = exchange.status >= 500 and exchange.refused != "overloaded"
         failed = failed or not exchange.complete

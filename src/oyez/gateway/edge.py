@@ -20,7 +20,16 @@ from oyez.gateway.exchange import (
     loose_answer,
     refusal_of,
 )
-from oyez.gateway.http1 import Malformed, end_of_head, request_head
+from oyez.gateway.heads import Heads
+from oyez.gateway.http1 import (
+    Malformed,
+    RequestHead,
+    RequestLine,
+    Section,
+    end_of_head,
+    request_head,
+    request_line,
+)
 from oyez.gateway.line import Line
 
 _IDLE_SECONDS = 5.0
@@ -50,9 +59,12 @@ class Edge:
         """``refused`` is told of what was refused without becoming a request."""
         self.refused = refused
         self.settings = settings
+        self.header_limit: int = settings.header_limit
         self.ambient = ambient
         self.answer = answer
         self.budget = Budget(settings.buffer_limit)
+        self.lines: Heads[RequestLine] = Heads()
+        self.sections: Heads[Section] = Heads()
         self.draining = False
         self.idle: dict[ClientConnection, None] = {}
         self._connections: set[ClientConnection] = set()
@@ -94,6 +106,8 @@ class Edge:
             for connection in list(self._connections):
                 connection.abort()
             await self._empty.wait()
+        self.lines.close()
+        self.sections.close()
 
 
 class ClientConnection(Connection):
@@ -113,6 +127,7 @@ class ClientConnection(Connection):
         self._received = b""
         self._paused = False
         self._exchange: Exchange | None = None
+        self._asks_again = False
         self._answering: Awaitable[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -262,12 +277,12 @@ class ClientConnection(Connection):
     def _next(self) -> None:
         edge, received = self._edge, self._received
         try:
-            end = end_of_head(received, edge.settings.header_limit)
+            end = end_of_head(received, edge.header_limit)
             if not end:
                 if self._late is not _SLOW_HEAD:
                     self.within(edge.settings.timeout, _SLOW_HEAD)
                 return
-            head = request_head(received[:end])
+            head = self._head(received[:end])
         except Malformed as error:
             self._refuse(refusal_of(error))
             return
@@ -279,6 +294,25 @@ class ClientConnection(Connection):
         answering = edge.answer(exchange)
         if answering is not UNDERWAY:
             self.work(answering)
+
+    def _head(self, head: bytes) -> RequestHead:
+        """Return what a head says: what is known of its first line and its headers, or is read."""
+        lines, sections, end = self._edge.lines, self._edge.sections, head.find(b"\r\n")
+        first, others = head[:end], head[end:]
+        section = sections.known(others)
+        if section is None:
+            read = request_head(head)
+            if self._asks_again:
+                lines.remember(first, read.line)
+                if not read.section.is_unique:
+                    sections.remember(others, read.section)
+            self._asks_again = True
+            return read
+        line = lines.known(first)
+        if line is None:
+            line = request_line(first)
+            lines.remember(first, line)
+        return RequestHead(line, section)
 
     async def _work(self) -> None:
         while True:

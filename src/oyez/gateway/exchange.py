@@ -19,7 +19,7 @@ import msgspec
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings
 from oyez.gateway.address import behind
-from oyez.gateway.http1 import Body, Fields, Headers, Malformed, RequestHead, closes
+from oyez.gateway.http1 import Body, Fields, Headers, Malformed, RequestHead, RequestLine, Section
 from oyez.gateway.line import Line
 from oyez.principal import Principal
 from oyez.spans import Span
@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
         raise NotImplementedError
 
 
-class Responder(Protocol):
+class Responder:
     """Who responds to an exchange."""
 
     def respond(
@@ -185,11 +185,11 @@ class Responder(Protocol):
 
         ``begun``: it goes on after an errand, so it is awaited even if it was interrupted.
         """
-        ...
+        raise NotImplementedError
 
     def ended(self, exchange: Exchange) -> None:
         """Tell of an exchange that has ended without having been awaited."""
-        ...
+        raise NotImplementedError
 
 
 class Errand:
@@ -212,6 +212,26 @@ Only for exchanges that are ``unawaited``; see :meth:`Exchange.leave`.
 """
 
 
+class Beginning:
+    """The beginning of an answer, as far as it is the same for all clients."""
+
+    def __init__(self, status: int, headers: Headers) -> None:
+        self.status = status
+        self.headers = headers
+        self.sized = False
+        """Whether it says how long the body is."""
+        protected = False
+        lines = [_status_line(status)]
+        for name, value in headers:
+            if name == b"content-length":
+                self.sized = True
+            elif name in _NAMES:
+                protected = True
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(_security_lines(headers) if protected else _LINES)
+        self.lines: bytes = b"".join(lines)
+
+
 class Exchange:
     """A request in progress, and its answer.
 
@@ -220,8 +240,9 @@ class Exchange:
     ``interruption`` says why the work on it was cancelled, ``refused`` is the code of a refusal.
     ``given`` is the client's traceparent, if it is valid, ``traceparent`` this exchange's own, and
     ``recorded`` its span, if it has one. ``principal`` is who sends the request, once that is
-    known, and ``told`` the lines of headers that tell its service. ``unawaited`` is whether it may
-    be answered without a coroutine: no step has had to wait for anything yet.
+    known, and ``told`` the lines of headers that tell its service. ``line`` and ``section`` are
+    what is known of the two parts of its head. ``unawaited`` is whether it may be answered without
+    a coroutine: no step has had to wait for anything yet.
     """
 
     def __init__(
@@ -234,20 +255,23 @@ class Exchange:
     ) -> None:
         self.method: str = head.method
         self.target: bytes = head.target
+        self.line: RequestLine = head.line
+        self.section: Section = head.section
         self.fields: Fields = head.fields
         self._old: bool = head.old
         self._unread: Body | None = head.body
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes] | None = None
         self._body = b""
-        self._filters: list[Filter] = []
-        self.path: bytes = self.target.partition(b"?")[0]
+        self._filters: tuple[Filter, ...] = ()
+        self._besides = b""
+        self.path: bytes = head.line.path
         self.label: str = NO_ROUTE
         self.status: int = 0
         self.complete = False
         self.refused = ""
         self.principal: Principal | None = None
         self.told = b""
-        self.closing: bool = self._old or closes(self.fields)
+        self.closing: bool = self._old or self.section.closes
         self.began = 0.0
         self.unawaited = False
         self.responder: Responder | None = None
@@ -271,7 +295,8 @@ class Exchange:
 
     def same(self, other: Exchange) -> None:
         """Become another answer to the same request: all that is known of it is the other's."""
-        self.method, self.target, self.fields = other.method, other.target, other.fields
+        self.method, self.target, self.section = other.method, other.target, other.section
+        self.line, self.fields, self._besides = other.line, other.fields, b""
         self._old, self._unread, self._pieces = other._old, other._unread, other._pieces
         self._body, self._filters, self.path = other._body, other._filters, other.path
         self.label, self.status, self.complete = other.label, other.status, other.complete
@@ -337,6 +362,8 @@ class Exchange:
 
     def check_head(self) -> None:
         """Refuse a head that is ambiguous, or declares an unsupported body."""
+        if self.section.accepted:
+            return
         fields = self.fields
         hosts = fields.get(b"host")
         if hosts is not None and hosts[0] not in _hosts:
@@ -349,6 +376,7 @@ class Exchange:
         lengths = fields.get(b"content-length")
         if lengths and int(lengths[0]) > self._settings.body_limit:
             raise self._too_large()
+        self.section.accepted = True
 
     async def body(self) -> bytes:
         """Return the whole body, within the limits of size and time; raises :class:`Refusal`.
@@ -381,13 +409,15 @@ class Exchange:
             raise Refusal(503, "busy", detail, [(b"retry-after", b"1")])
         self._budget.free -= size
         self._held += size
-        self._pieces.append(content)
         if framing.done:
             if framing.rest:
                 self._connection.put_back(framing.rest)
-            self._body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self._pieces = []
-            self._unread = None
+            self._body = b"".join((*self._pieces, content)) if self._pieces else content
+            self._pieces = self._unread = None
+        elif self._pieces is None:
+            self._pieces = [content]
+        else:
+            self._pieces.append(content)
 
     def within(self, seconds: float | None, late: Refusal) -> None:
         """Interrupt the exchange after that many seconds from now; None for never."""
@@ -420,7 +450,11 @@ class Exchange:
 
     def through(self, filter: Filter) -> None:  # noqa: A002
         """Pass the answer through a filter, before those that were added earlier."""
-        self._filters.insert(0, filter)
+        self._filters = (filter, *self._filters)
+
+    def say(self, name: bytes, value: bytes) -> None:
+        """Add a header to the answer, whatever others it has."""
+        self._besides = b"".join((self._besides, name, b": ", value, b"\r\n"))
 
     def switch(self, headers: Headers, line: Line) -> bytes:
         """Answer 101, and give the connection to a line, until the exchange ends.
@@ -442,19 +476,27 @@ class Exchange:
         """
         for each in self._filters:
             headers = each.head(status, headers)
-        sized = protected = False
-        lines = [_status_line(status)]
-        for name, value in headers:
-            if name == b"content-length":
-                sized = True
-            elif name in _NAMES:
-                protected = True
-            lines += (name, b": ", value, b"\r\n")
-        lines.append(_security_lines(headers) if protected else _LINES)
-        lines += (b"x-request-id: ", self.request_id.encode(), b"\r\n")
-        lines.append(_date_line(int(self._ambient.now())))
+        self._begin(Beginning(status, headers))
+
+    def start_as(self, beginning: Beginning) -> None:
+        """Begin the answer as others of the same service began."""
+        if self._filters:
+            self.start(beginning.status, beginning.headers)
+        else:
+            self._begin(beginning)
+
+    def _begin(self, beginning: Beginning) -> None:
+        status = beginning.status
+        date = _dates.line(int(self._ambient.now()))
+        lines = [
+            beginning.lines,
+            self._besides,
+            b"x-request-id: ",
+            self.request_id.encode(),
+            date,
+        ]
         self._silent = status == 204 or status == 304 or self.method == "HEAD"
-        if not sized and not self._silent:
+        if not beginning.sized and not self._silent:
             # To a client of HTTP/1.0 the body ends with the connection.
             self._chunked = not self._old
             if self._chunked:
@@ -524,7 +566,7 @@ class Exchange:
 
     def _trace(self, given: re.Match[bytes] | None) -> str:
         if given is None:
-            made = f"{self._ambient.bits(192) or 1:048x}"
+            made = (self._ambient.bits(192) or 1).to_bytes(24).hex()
             return f"00-{made[:32]}-{made[32:]}-01"
         span = self._ambient.bits(64) or 1
         return f"00-{given[1].decode()}-{span:016x}-{given[2].decode()}"
@@ -563,11 +605,22 @@ def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {responses.get(status, '')}\r\n".encode()
 
 
-@lru_cache(maxsize=1)
-def _date_line(second: int) -> bytes:
-    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
+class _Dates:
+    """The line with the date, which is the same for a second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._line = b""
+
+    def line(self, second: int) -> bytes:
+        """Return the line of a second, behind the end of another."""
+        if second != self._second:
+            self._second = second
+            self._line = f"\r\ndate: {formatdate(second, usegmt=True)}\r\n".encode()
+        return self._line
 
 
+_dates: Final = _Dates()
 _LINES: Final = b"".join(b"%b: %b\r\n" % header for header in SECURITY)
 _NAMES: Final = frozenset(name for name, _ in SECURITY)
 

@@ -10,7 +10,7 @@ from typing import Final
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings, Listen, Route
 from oyez.gateway import after
-from oyez.gateway.exchange import UNDERWAY, Errand, Exchange, Refusal, raising
+from oyez.gateway.exchange import UNDERWAY, Beginning, Errand, Exchange, Refusal, raising
 from oyez.gateway.health import Health
 from oyez.gateway.http1 import AnswerHead, Fields, Headers
 from oyez.gateway.sessions import COOKIE, HOST, LOGIN, cookies, refuse_other_origins
@@ -116,6 +116,7 @@ class Forwarder:
         tell: Listener | None = None,
     ) -> None:
         self._settings = settings
+        self._timeout: float = settings.timeout
         self._ambient = ambient
         self._tracer = tracer
         self._tell = tell
@@ -146,7 +147,7 @@ class Forwarder:
         """
         upstream, content = self._upstream(service, address)[0], b""
         request = f"GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: application/json\r\n\r\n"
-        async with self._ambient.timeout(self._settings.timeout):
+        async with self._ambient.timeout(self._timeout):
             connection = upstream.kept() or await upstream.connect()
             try:
                 answer = await connection.ask(request.encode(), to_head=False)
@@ -182,7 +183,7 @@ class Forwarder:
         if body is None:
             return self._forward(exchange, target)
         target.health.admit(exchange)
-        exchange.within(self._settings.timeout, _LATE)
+        exchange.within(self._timeout, _LATE)
         connection = target.upstream.kept()
         if connection is None:
             return self.go_on(exchange, target, body)
@@ -195,7 +196,7 @@ class Forwarder:
     async def _forward(self, exchange: Exchange, target: Target) -> None:
         body = await exchange.body()
         target.health.admit(exchange)
-        exchange.within(self._settings.timeout, _LATE)
+        exchange.within(self._timeout, _LATE)
         await self.go_on(exchange, target, body)
 
     async def go_on(
@@ -286,7 +287,7 @@ class Forwarder:
         with self.tunnels.counted():
             health = target.health
             health.admit(exchange)
-            exchange.within(self._settings.timeout, _LATE)
+            exchange.within(self._timeout, _LATE)
             span = self._begin_span(exchange, target)
             parent = exchange.traceparent if span is None else span.traceparent
             try:
@@ -389,7 +390,7 @@ class _Forwarding(Errand):
         if self._target.health.failing:
             self._target.health.well()
         try:
-            exchange.start(answer.status, _for_the_client(exchange, self._target, answer.fields))
+            _start(exchange, self._target, answer)
             accepted = exchange.send_last(connection.take())
         except Exception as error:  # noqa: BLE001  what awaits the answer tells of it
             connection.release()
@@ -433,6 +434,17 @@ async def _pass_back(
     await exchange.end(connection.take())
 
 
+def _start(exchange: Exchange, target: Target, answer: AnswerHead) -> None:
+    """Begin the answer as the service has begun it."""
+    beginning = answer.found(target)
+    if not isinstance(beginning, Beginning):
+        headers = _for_the_client(exchange, target, answer.fields)
+        beginning = Beginning(answer.status, headers)
+        if after.HEADER not in answer.fields:
+            answer.leave(target, beginning)
+    exchange.start_as(beginning)
+
+
 def _for_the_client(exchange: Exchange, target: Target, answered: Fields) -> Headers:
     named = _named(answered)
     headers: Headers = []
@@ -469,30 +481,50 @@ def _location(value: bytes, own: bytes) -> bytes:
     return b"/." + path if path[1:2] in (b"/", b"\\", b"\t") else path
 
 
+class _Onward:
+    """The headers of a request as a target is sent them on behalf of a client."""
+
+    def __init__(self, client: str, lines: bytes) -> None:
+        self.client = client
+        self.lines = lines
+
+
 def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> bytes:
     """Return the bytes of a request: its target byte for byte, and its headers rewritten.
 
     ``parent`` is the traceparent that it has.
     """
+    client, section = exchange.client, exchange.section
+    onward = section.found(target)
+    if not isinstance(onward, _Onward) or onward.client != client:
+        onward = _Onward(client, _header_lines(exchange, target, client))
+        section.leave(target, onward)
+    length = b""
+    if body or exchange.method in _WITH_BODY:
+        length = b"content-length: %d\r\n" % len(body)
+    return b"".join(
+        [
+            exchange.line.onward,
+            onward.lines,
+            b"x-request-id: ",
+            exchange.request_id.encode(),
+            b"\r\ntraceparent: ",
+            parent.encode(),
+            b"\r\n",
+            exchange.told,
+            length,
+            b"\r\n",
+            body,
+        ]
+    )
+
+
+def _header_lines(exchange: Exchange, target: Target, client: str) -> bytes:
+    """Return the headers of a request that are the same for all with the client's headers."""
     fields, named = exchange.fields, _named(exchange.fields)
-    lines = [
-        exchange.method.encode(),
-        b" ",
-        exchange.target,
-        b" HTTP/1.1\r\n",
-        _hop(target.shown, exchange.client, exchange.host, exchange.scheme),
-        b"x-request-id: ",
-        exchange.request_id.encode(),
-        b"\r\ntraceparent: ",
-        parent.encode(),
-        b"\r\n",
-    ]
-    if exchange.told:
-        lines.append(exchange.told)
+    lines = [_hop(target.shown, client, exchange.host, exchange.scheme)]
     if b"cookie" in fields:
         lines.append(_cookie_lines(exchange))
-    if body or exchange.method in _WITH_BODY:
-        lines.append(b"content-length: %d\r\n" % len(body))
     for name, values in fields.items():
         if not _passes_on(name) or (named is not None and _is_named(name, named)):
             continue
@@ -500,7 +532,6 @@ def _request(exchange: Exchange, target: Target, body: bytes, parent: str) -> by
             continue
         for value in values:
             lines += (name, b": ", value, b"\r\n")
-    lines += (b"\r\n", body)
     return b"".join(lines)
 
 

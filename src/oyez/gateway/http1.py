@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from oyez.gateway.heads import Known
+
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, and values."""
 Fields = dict[bytes, list[bytes]]
@@ -35,8 +37,12 @@ _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 # A first byte that begins no method, half of CRLF, or a line that continues the previous one.
 _HOPELESS = re.compile(rb"\A[^!#$%&'*+.^_`|~0-9A-Za-z-]|\r(?!\n|\Z)|(?<!\r)\n|\n[ \t]")
 
+_NAMING: Final = frozenset((b"idempotency-key", b"traceparent", b"x-request-id"))
 _OLD: Final[dict[bytes, bool]] = {b"HTTP/1.1": False, b"HTTP/1.0": True}
 _STATUSES: Final[dict[bytes, int]] = {b"%d" % status: status for status in range(100, 600)}
+_CHUNKED: Final = -1
+_TO_THE_END: Final = -2
+"""Instead of a body's length: how its end is found."""
 _SIZE: Final = "size"
 _END: Final = "end"
 _TRAILER: Final = "trailer"
@@ -68,31 +74,84 @@ class Body:
         raise NotImplementedError
 
 
-class RequestHead:
-    """The first part of a request.
+class RequestLine(Known):
+    """The first line of a request. ``old`` is HTTP/1.0, whose connections are then closed.
 
-    ``old`` is HTTP/1.0, whose connections are closed after the answer. ``body`` is None without
-    one.
+    ``path`` is the target without a query, ``onward`` the line as HTTP/1.1 has it.
     """
 
-    def __init__(
-        self, method: str, target: bytes, old: bool, fields: Fields, body: Body | None
-    ) -> None:
+    def __init__(self, method: str, target: bytes, old: bool) -> None:
+        super().__init__()
         self.method = method
         self.target = target
         self.old = old
+        self.path: bytes = target.partition(b"?")[0]
+        self.onward: bytes = b"%b %b HTTP/1.1\r\n" % (method.encode(), target)
+
+
+class Section(Known):
+    """The headers of a request: all of its head but the first line.
+
+    ``closes`` is whether its connection is closed after the answer. ``accepted`` is set once they
+    were found to be what the gateway accepts.
+    """
+
+    def __init__(self, fields: Fields) -> None:
+        super().__init__()
         self.fields = fields
-        self.body = body
+        self.closes: bool = closes(fields)
+        self.accepted = False
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether a client is not expected to send the same again: it names this one request."""
+        return not _NAMING.isdisjoint(self.fields)
 
 
-class AnswerHead:
+class RequestHead:
+    """The first part of a request: its first line and its headers, which fit together.
+
+    ``body`` is None without one. Raises :class:`Malformed`.
+    """
+
+    def __init__(self, line: RequestLine, section: Section) -> None:
+        self.line = line
+        self.section = section
+        self.method: str = line.method
+        self.target: bytes = line.target
+        self.old: bool = line.old
+        self.fields: Fields = section.fields
+        hosts = self.fields.get(b"host")
+        if not line.old if hosts is None else len(hosts) != 1:
+            raise Malformed("not one host")
+        self.body: Body | None = _request_body(self.fields, line.old)
+
+
+class AnswerHead(Known):
     """The first part of an answer. ``reusable``: another may follow on its connection."""
 
-    def __init__(self, status: int, fields: Fields, body: Body, reusable: bool) -> None:
+    def __init__(self, status: int, fields: Fields, length: int, reusable: bool) -> None:
+        super().__init__()
         self.status = status
         self.fields = fields
-        self.body = body
         self.reusable = reusable
+        self._length = length
+
+    @property
+    def sized(self) -> bool:
+        """Whether it says how long the body is."""
+        return self._length >= 0
+
+    @property
+    def endless(self) -> bool:
+        """Whether the body ends with its connection."""
+        return self._length == _TO_THE_END
+
+    def body(self) -> Body:
+        """Return the framing of the body of such an answer."""
+        if self._length >= 0:
+            return Sized(self._length)
+        return Chunked() if self._length == _CHUNKED else UntilClosed()
 
 
 def end_of_head(data: bytes, limit: int) -> int:
@@ -113,18 +172,20 @@ def end_of_head(data: bytes, limit: int) -> int:
 def request_head(head: bytes) -> RequestHead:
     """Return what the head of a request says. Raises :class:`Malformed`."""
     line, fields = _lines(head)
+    return RequestHead(request_line(line), Section(fields))
+
+
+def request_line(line: bytes) -> RequestLine:
+    """Return what the first line of a request says. Raises :class:`Malformed`."""
     words = line.split(b" ")
     if len(words) != 3 or not words[1] or words[2] not in _OLD:
         raise Malformed("no request line")
     if words[1].translate(None, _TARGET):
         raise Malformed("not the target of a request")
-    old, hosts = _OLD[words[2]], fields.get(b"host")
-    if not old if hosts is None else len(hosts) != 1:
-        raise Malformed("not one host")
     method = _methods.get(words[0])
     if method is None:
         method = _method(words[0])
-    return RequestHead(method, words[1], old, fields, _request_body(fields, old))
+    return RequestLine(method, words[1], _OLD[words[2]])
 
 
 def answer_head(head: bytes, *, to_head: bool) -> AnswerHead:
@@ -138,9 +199,14 @@ def answer_head(head: bytes, *, to_head: bool) -> AnswerHead:
     status = _STATUSES.get(words[1]) if len(words) > 1 else None
     if old is None or status is None:
         raise Malformed("no status line")
-    body = _answer_body(status, fields, old, to_head)
-    kept = not old and not isinstance(body, UntilClosed) and not closes(fields)
-    return AnswerHead(status, fields, body, kept)
+    length = _answer_length(status, fields, old, to_head)
+    kept = not old and length != _TO_THE_END and not closes(fields)
+    return AnswerHead(status, fields, length, kept)
+
+
+def switched(answer: AnswerHead) -> AnswerHead:
+    """Return the head of an answer after which its connection has another protocol."""
+    return AnswerHead(answer.status, answer.fields, _TO_THE_END, reusable=False)
 
 
 def closes(fields: Fields) -> bool:
@@ -278,30 +344,29 @@ def _request_body(fields: Fields, old: bool) -> Body | None:
     if b"transfer-encoding" in fields:
         if old or b"content-length" in fields:
             raise Malformed("the length is given twice, or in a way that HTTP/1.0 lacks")
-        return _chunked(fields)
+        _refuse_other_codings(fields)
+        return Chunked()
     if b"content-length" in fields:
         length = _length(fields)
         return Sized(length) if length else None
     return None
 
 
-def _answer_body(status: int, fields: Fields, old: bool, to_head: bool) -> Body:
+def _answer_length(status: int, fields: Fields, old: bool, to_head: bool) -> int:
+    """Return the bytes of a body, or how its end is found."""
     if b"transfer-encoding" in fields and (old or b"content-length" in fields):
         raise Malformed("the length is given twice, or in a way that HTTP/1.0 lacks")
-    length = _length(fields) if b"content-length" in fields else None
-    chunked = _chunked(fields) if b"transfer-encoding" in fields else None
-    if to_head or status in (204, 304) or status < 200:
-        return Sized(0)
-    if chunked is not None:
-        return chunked
-    return UntilClosed() if length is None else Sized(length)
+    length = _length(fields) if b"content-length" in fields else _TO_THE_END
+    if b"transfer-encoding" in fields:
+        _refuse_other_codings(fields)
+        length = _CHUNKED
+    return 0 if to_head or status in (204, 304) or status < 200 else length
 
 
-def _chunked(fields: Fields) -> Chunked:
+def _refuse_other_codings(fields: Fields) -> None:
     codings = fields[b"transfer-encoding"]
     if len(codings) != 1 or codings[0].lower() != b"chunked":
         raise Malformed("a transfer coding that is not chunked")
-    return Chunked()
 
 
 def _length(fields: Fields) -> int:

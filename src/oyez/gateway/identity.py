@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import NamedTuple
 
 from oyez.ambient import Ambient
 from oyez.config import Config, Route
@@ -30,10 +29,13 @@ REMEMBERED = 4_096
 """The number of tokens that are kept to be sent again."""
 
 
-class _Told(NamedTuple):
-    principal: Principal
-    until: float
-    lines: bytes
+class _Told:
+    """What a service is told of a principal, until then."""
+
+    def __init__(self, principal: Principal, until: float, lines: bytes) -> None:
+        self.principal = principal
+        self.until = until
+        self.lines = lines
 
 
 class Identity:
@@ -77,7 +79,8 @@ class Identity:
     def _lines(self, principal: Principal, service: str) -> bytes:
         name, now = principal.name, self._ambient.now()
         found = self._told.get((name, service))
-        if found is None or found.until <= now or found.principal != principal:
+        same = found is not None and (found.principal is principal or found.principal == principal)
+        if found is None or not same or found.until <= now:
             found = self._tell(principal, name, service, now)
         return found.lines
 

@@ -39,7 +39,9 @@ _TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")
 """Types of tokens for access; others that an issuer signs say something else."""
 
 
-class _Known(msgspec.Struct, frozen=True):
+class Verified(msgspec.Struct, frozen=True):
+    """A token that was verified: whose it is, and until when that is known."""
+
     principal: Principal
     until: float
 
@@ -55,7 +57,7 @@ class Tokens:
         self._ambient = ambient
         self._issuers = {each.issuer: KeySet(config, each, ambient) for each in settings.values()}
         self._signed = PyJWS()
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[bytes, Verified] = {}
 
     async def open(self) -> None:
         """Fetch the issuers' keys, and keep them fresh."""
@@ -75,19 +77,23 @@ class Tokens:
         """
         known = self.known(token)
         if known is not None:
-            return known
+            return known.principal
         digest = _digest(token)
         principal, until = await self._verified(token)
         self._known.pop(digest, None)
         if len(self._known) >= _MOST_KNOWN:
             del self._known[next(iter(self._known))]
-        self._known[digest] = _Known(principal, min(until, self._ambient.now() + KNOWN_SECONDS))
+        self._known[digest] = Verified(principal, min(until, self._ambient.now() + KNOWN_SECONDS))
         return principal
 
-    def known(self, token: str) -> Principal | None:
-        """Return the user of a token that was verified of late; None for others."""
+    def known(self, token: str) -> Verified | None:
+        """Return a token that was verified of late; None for others."""
         known = self._known.get(_digest(token))
-        return known.principal if known is not None and self._ambient.now() < known.until else None
+        return known if known is not None and self._ambient.now() < known.until else None
+
+    def holds(self, verified: Verified) -> bool:
+        """Return whether a token that was verified is still known."""
+        return self._ambient.now() < verified.until
 
     async def _verified(self, token: str) -> tuple[Principal, float]:
         """Return the user of a token, and until when the token is valid."""

@@ -12,7 +12,8 @@ from typing import cast
 
 from oyez.ambient import Ambient
 from oyez.config import GatewaySettings, Listen
-from oyez.gateway.http1 import AnswerHead, Malformed, UntilClosed, answer_head, end_of_head
+from oyez.gateway.heads import Heads
+from oyez.gateway.http1 import AnswerHead, Body, Malformed, answer_head, end_of_head, switched
 from oyez.gateway.line import Line
 
 _KEPT_OPEN = 256
@@ -46,6 +47,7 @@ class Upstream:
         self._idle: dict[ServiceConnection, float] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        self.answers: Heads[AnswerHead] = Heads()
 
     def kept(self) -> ServiceConnection | None:
         """Return the connection that was last given back, if any is kept."""
@@ -94,6 +96,7 @@ class Upstream:
     def close(self) -> None:
         """Close the idle connections, and others when they are given back."""
         self._closed = True
+        self.answers.close()
         if self._sweep is not None:
             self._sweep.cancel()
         while self._idle:
@@ -130,6 +133,8 @@ class ServiceConnection(asyncio.Protocol):
         self._upstream: Upstream = upstream
         self._loop = asyncio.get_running_loop()
         self._received = b""
+        self._body: Body | None = None
+        self._asked_again = False
         self._to_head = self._switches = False
         self._lost = False
         self._failure: Broken | None = None
@@ -148,7 +153,7 @@ class ServiceConnection(asyncio.Protocol):
         """Fail the answer, unless it is one that ends with its connection."""
         self._lost = True
         self._upstream.forget(self)
-        if self.answer is not None and isinstance(self.answer.body, UntilClosed) and exc is None:
+        if self.answer is not None and self.answer.endless and exc is None:
             self.complete = True
         elif not self.complete and self._failure is None:
             self._failure = Disconnected("disconnected")
@@ -195,7 +200,8 @@ class ServiceConnection(asyncio.Protocol):
         heard: Callable[[], None] | None = None,
     ) -> None:
         """Send a request as `ask` does, without waiting for its answer."""
-        self.answer, self.complete, self._to_head = None, False, to_head
+        self.answer, self.complete, self._body = None, False, None
+        self._to_head = to_head
         self._switches, self.heard = switches, heard
         self._transport.write(request)
 
@@ -235,9 +241,10 @@ class ServiceConnection(asyncio.Protocol):
 
     def release(self) -> None:
         """Give the connection back, for the next request if that is possible."""
-        answer, self.heard = self.answer, None
+        answer, body, self.heard = self.answer, self._body, None
+        self._asked_again = True
         spent = self._lost or self._paused or self._received or not self.complete
-        if spent or answer is None or not answer.reusable or answer.body.rest:
+        if spent or answer is None or not answer.reusable or body is None or body.rest:
             self.close()
         elif self._transport.get_write_buffer_size():
             self.close()  # it answered before it had read the request
@@ -258,21 +265,35 @@ class ServiceConnection(asyncio.Protocol):
             if not end:
                 self._received = data
                 return
-            answer = answer_head(data[:end], to_head=self._to_head)
+            answer = self._answer_head(data[:end])
             data = data[end:]
             if answer.status == 101:
                 if not self._switches:
                     raise Malformed("a change of protocol that nobody asked for")
-                self.answer = AnswerHead(101, answer.fields, UntilClosed(), reusable=False)
+                self.answer = switched(answer)
             elif answer.status >= 200:  # others announce the answer
                 self.answer = answer
-        body = self.answer.body
+        body = self._body
+        if body is None:
+            body = self._body = self.answer.body()
         content = body.feed(data)
         self._received = self._received + content if self._received else content
         self.complete = body.done
         if len(self._received) > _MOST_UNREAD and not self.complete and not self._paused:
             self._transport.pause_reading()
             self._paused = True
+
+    def _answer_head(self, head: bytes) -> AnswerHead:
+        """Read a head, unless it is known. One to HEAD says of its body what is not so."""
+        if self._to_head:
+            return answer_head(head, to_head=True)
+        answers = self._upstream.answers
+        answer = answers.known(head)
+        if answer is None:
+            answer = answer_head(head, to_head=False)
+            if self._asked_again and answer.sized and b"set-cookie" not in answer.fields:
+                answers.remember(head, answer)
+        return answer
 
     def _head(self) -> AnswerHead | None:
         return self.answer  # a call, as it changes while one waits

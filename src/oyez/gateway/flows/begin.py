@@ -121,6 +121,10 @@ class Held(Exchange):
         """See :class:`Exchange`."""
         self._outer.through(filter)
 
+    def say(self, name: bytes, value: bytes) -> None:
+        """See :class:`Exchange`."""
+        self._outer.say(name, value)
+
     def start(self, status: int, headers: Headers) -> None:
         """Hold the answer back, or let it pass to the client."""
         self.status, self._answered = status, headers

@@ -12,7 +12,6 @@ from typing import Protocol
 from oyez.ambient import Ambient
 from oyez.config import Config, Limit, Route
 from oyez.gateway.exchange import Exchange, Refusal
-from oyez.gateway.http1 import Headers
 from oyez.gateway.limits.buckets import SECOND, Buckets, every
 from oyez.gateway.limits.counted import Whose, whose
 from oyez.gateway.limits.leases import UNKNOWN, Leases
@@ -47,8 +46,10 @@ class _Held:
         self.counter = counter
         self.whose = whose
         self.name = limit.name
-        self.next = max(-(-every(limit) // SECOND), 1)
-        """Seconds until one more token is there, rounded up."""
+        self.opening = f'"{limit.name}";r='
+        self.closing = f";t={max(-(-every(limit) // SECOND), 1)}"
+        """What stands before and after the number of tokens that are left; the latter says in how
+        many seconds one more is there, rounded up."""
         burst = "" if limit.size == limit.rate.count else f";oyez-burst={limit.size}"
         self.policy = f'"{limit.name}";q={limit.rate.count};w={limit.rate.seconds}{burst}'
 
@@ -96,9 +97,17 @@ class Rates:
         ]
         policy = ", ".join(each.policy for each in held).encode()
 
+        alone = held[0] if len(held) == 1 else None
+
         def answer(exchange: Exchange) -> Awaitable[None]:
-            taking = [(each, each.whose(exchange)) for each in held]
             now = self._now()
+            if alone is not None:
+                who = alone.whose(exchange)
+                if alone.counter.wait(who, now) == 0:
+                    alone.counter.take(who, now)
+                    _say(exchange, policy, _left(alone, who, now))
+                    return onward(exchange)
+            taking = [(each, each.whose(exchange)) for each in held]
             waits = [each.counter.wait(who, now) for each, who in taking]
             if min(waits) == UNKNOWN and max(waits) <= 0:
                 return asked(exchange, taking)
@@ -139,13 +148,13 @@ class Rates:
         if longest <= 0:
             for each, who in taking:
                 each.counter.take(who, now)
-            exchange.through(_Told(policy, [_left(each, who, now) for each, who in taking]))
+            _say(exchange, policy, ", ".join([_left(each, who, now) for each, who in taking]))
             return
         left = [
             _empty(each, wait) if wait > 0 else _left(each, who, now)
             for (each, who), wait in zip(taking, waits, strict=True)
         ]
-        exchange.through(_Told(policy, left))
+        _say(exchange, policy, ", ".join(left))
         name = taking[waits.index(longest)][0].name
         if self._tell is not None:
             self._tell(RequestLimited(service="gateway", route=exchange.label, limit=name))
@@ -163,26 +172,14 @@ class Rates:
 
 
 def _left(held: _Held, who: str, now: int) -> str:
-    return f'"{held.name}";r={held.counter.left(who, now)};t={held.next}'
+    return f"{held.opening}{held.counter.left(who, now)}{held.closing}"
 
 
 def _empty(held: _Held, wait: int) -> str:
     return f'"{held.name}";r=0;t={-(-wait // SECOND)}'
 
 
-class _Told:
-    """What an answer says of the limits of its request; a service may add its own."""
-
-    def __init__(self, policy: bytes, left: list[str]) -> None:
-        self._policy = policy
-        self._left = left
-
-    def head(self, status: int, headers: Headers) -> Headers:
-        told = ", ".join(self._left).encode()
-        return [*headers, (b"ratelimit-policy", self._policy), (b"ratelimit", told)]
-
-    def part(self, content: bytes) -> bytes:
-        return content
-
-    def last(self, content: bytes) -> bytes:
-        return content
+def _say(exchange: Exchange, policy: bytes, left: str) -> None:
+    """Have the answer say what the limits of its request are; a service may add its own."""
+    exchange.say(b"ratelimit-policy", policy)
+    exchange.say(b"ratelimit", left.encode())
