@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("http1", "gateway", "gateway_unawaited", "gateway_security", "fuzzed")
+TESTS = ("http1", "gateway", "gateway_heads", "gateway_unawaited", "gateway_security", "fuzzed")
 """What of the unit tests is run against it: what reads bytes of strangers, and what they attack."""
 HEADERS = Path(sysconfig.get_paths()["include"], "Python.h")
 
