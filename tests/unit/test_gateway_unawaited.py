@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 from test_gateway import Client, serving, settings
 
+from oyez.ambient import SystemAmbient
+from oyez.config import GatewaySettings, Listen
+from oyez.gateway.upstream import Upstream
+
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello"
 GET = b"GET /open HTTP/1.1\r\nhost: x\r\n\r\n"
 LAST = b"GET /open HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -280,3 +284,35 @@ async def test_what_nobody_asked_for_is_not_the_next_ones_answer(
         answer = await client.raw(LAST)
         assert answer.endswith(b"hello")
         assert b"wrong" not in answer
+
+
+async def test_a_connection_that_is_given_back_after_the_end_is_closed(service: Service) -> None:
+    upstream = Upstream(Listen("127.0.0.1", service.port), GatewaySettings(), SystemAmbient())
+    connection = await upstream.connect()
+    upstream.close()
+    await connection.ask(GET, to_head=False)
+    while not connection.complete:
+        await connection.more()
+    assert connection.take() == b"hello"
+    connection.release()
+    assert upstream.kept() is None
+    async with asyncio.timeout(10):
+        await service.left.wait()
+
+
+async def test_a_connection_that_the_service_has_closed_is_not_kept(service: Service) -> None:
+    async def and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        writer.close()
+
+    service.says = and_close
+    upstream = Upstream(Listen("127.0.0.1", service.port), GatewaySettings(), SystemAmbient())
+    connection = await upstream.connect()
+    await connection.ask(GET, to_head=False)
+    async with asyncio.timeout(10):
+        await service.left.wait()
+        while not connection._lost:
+            await asyncio.sleep(0)
+    assert connection.take() == b"hello"
+    connection.release()
+    assert not upstream._idle
