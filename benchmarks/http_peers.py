@@ -83,7 +83,9 @@ async def main(kind: str, listen: str, target: str = "") -> None:
     if kind == "relay":
         Relay.idle, Relay.target = [], ("127.0.0.1", int(target))
     protocol = Relay if kind == "relay" else Service
-    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", int(listen))
+    loop = asyncio.get_running_loop()
+    # All that stand before it may connect at once.
+    server = await loop.create_server(protocol, "127.0.0.1", int(listen), backlog=1024)
     await server.serve_forever()
 
 
