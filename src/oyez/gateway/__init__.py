@@ -5,6 +5,7 @@
     client ─► server.py    the process: its socket, draining
               edge.py      connections of clients: limits of time and number
               http1.py     HTTP/1.1 read strictly, on both sides
+              heads.py     heads that were received of late, and what is known of them
               address.py   where a client is
               exchange.py  one request and its response: limits, ids, headers, refusals
               app.py       the steps of one request, in order
