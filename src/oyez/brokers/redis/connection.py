@@ -90,6 +90,9 @@ class Connection:
                 return await answer
         except (RedisError, OSError) as error:
             raise self.explain(error) from error
+        except RuntimeError as error:
+            # So uvloop calls a write to a connection that was reset, and the driver passes it on.
+            raise self.explain(error) from error
 
     def explain(self, error: Exception) -> BrokerError:
         """Return the driver's error as a BrokerError."""
