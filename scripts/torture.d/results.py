@@ -83,15 +83,37 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(results: Iterable[dict[str, Any]]) -> str:
-    """Return the table in Markdown: a row for each part, broker and store, void runs left out."""
+    """Return the table in Markdown: a row for each part, broker and store.
+
+    Void runs are left out, and those whose cause was found: see `causes`.
+    """
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        if not result["void"]:
+        if not result["void"] and not result.get("because"):
             rows[result["part"], result["broker"], result["store"]].append(result)
     heads = (*_COLUMNS, *HARMS, "95 % bound", "recovery p50", "p99", "drained")
     lines = [_row(heads), _row(["---"] * 3 + ["---:"] * (len(heads) - 3))]
     lines += [_row([*place, *_cells(runs)]) for place, runs in sorted(rows.items())]
     return "\n".join(lines)
+
+
+def causes(results: Iterable[dict[str, Any]]) -> str:
+    """Return a table of the runs that did harm, with what was found: the ``because`` of their line.
+
+    Whoever has found and mended the cause writes it there. Until then a run is in the other table.
+    """
+    lines = [_row(("part", "broker", "store", "seed", "at", "harm", "because")), _row(["---"] * 7)]
+    for each in results:
+        if each.get("because"):
+            harm = ", ".join(f"{name} {each[name]}" for name in HARMS if each[name])
+            place = (each[name] for name in ("part", "broker", "store", "seed", "commit"))
+            lines.append(_row([*map(str, place), harm, each["because"]]))
+    return "\n".join(lines)
+
+
+def told(results: Sequence[dict[str, Any]]) -> str:
+    """Return what the page tells of runs."""
+    return f"{table(results)}\n\nRuns that did harm, and what was found:\n\n{causes(results)}"
 
 
 def bound(faults: int, harms: int) -> str:
@@ -106,7 +128,7 @@ def write_page(page: Path, results: Path) -> None:
     text = page.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{table(read(results))}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{told(read(results))}\n{END}{after}")
 
 
 def shown(result: dict[str, Any]) -> str:

@@ -51,9 +51,13 @@ class Target(NamedTuple):
     def tried(self, kept: Sequence[Result]) -> float:
         """Return the share that was tried; a run that failed counts as if it had been whole.
 
-        So a target that fails comes after the others, and is still missing.
+        So a target that fails comes after the others, and is still missing. One whose cause was
+        found and mended counts no more.
         """
-        failures = sum(self.of(result) and results.failed(result) for result in kept)
+        failures = sum(
+            self.of(result) and results.failed(result) and not result.get("because")
+            for result in kept
+        )
         return (self.done(kept) + failures * self.piece) / self.wanted
 
     def takes(self, kept: Sequence[Result]) -> float:

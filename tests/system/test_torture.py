@@ -364,8 +364,13 @@ def test_the_table_adds_runs_up_and_leaves_void_ones_out(torture: Torture) -> No
         *("kills", "embedded", "sqlite", "2", "200", "120", "20", "140", "6"),
         *("0", "0", "0", "0", "0", "0", "< 0.015", "0.50 s", "1.50 s", "2.0 s"),
     ]
-    *_, row = torture.results.table([run | {"lost": 1}]).splitlines()
+    harmful = run | {"lost": 1, "seed": 7, "commit": "abc"}
+    *_, row = torture.results.table([harmful]).splitlines()
     assert "< " not in row
+    found = harmful | {"because": "a fault of Oyez"}
+    assert torture.results.table([run, run, found]) == torture.results.table([run, run])
+    *_, row = torture.results.causes([run, harmful, found]).splitlines()
+    assert row == "| kills | embedded | sqlite | 7 | abc | lost 1 | a fault of Oyez |"
 
 
 def survived(part: str, faults: dict[str, int], **more: object) -> dict[str, Any]:
@@ -445,4 +450,4 @@ def test_the_page_has_the_table_of_the_results(torture: Torture) -> None:
     results = torture.results
     text = results.PAGE.read_text()
     shown = text.split(results.BEGIN)[1].split(results.END)[0].strip()
-    assert shown == results.table(results.read(results.FILE)), "run: scripts/torture --page"
+    assert shown == results.told(results.read(results.FILE)), "run: scripts/torture --page"
