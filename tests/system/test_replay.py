@@ -155,7 +155,8 @@ class Depot:
     async def flow(self, key: str) -> Any:
         """What ``oyez flow`` shows, but for who holds it up: that is told of the present time."""
         began = self.start("flow", key, "--json")
-        out, _ = await asyncio.to_thread(began.communicate, timeout=60)
+        out, err = await asyncio.to_thread(began.communicate, timeout=60)
+        assert (began.returncode, err) == (0, "")
         found = json.loads(out)
         for journey in found["journeys"]:
             del journey["held_up_by"]
