@@ -109,6 +109,7 @@ def test_contracts_lead_to_fields_and_events(open_window: Opener, address: str, 
     page = open_console(open_window, width)
     sign_in(page, address)
     page.get_by_role("link", name="Contracts", exact=True).click()
+    expect(page.get_by_role("heading", name="Contracts")).to_be_visible()
     no_sideways_scroll(page)
     page.get_by_role("link", name="shop.order.placed", exact=True).click()
     row = page.get_by_role("row", name=re.compile("order_id"))

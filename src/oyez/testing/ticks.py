@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -363,9 +364,32 @@ async def until(
 
 @contextmanager
 def paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The process stands still inside the block."""
-    process.send_signal(signal.SIGSTOP)
+    """The process stands still inside the block, and outside any write to a SQLite file.
+
+    One that stands still in the middle of a write has the lock of the file for as long, and the
+    test, which writes to the same file, would wait for it.
+    """
+    end = time.monotonic() + DEADLINE
     try:
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if not _is_writing(process.pid):
+                break
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            assert time.monotonic() < end, "it is always found in the middle of a write"
         yield
     finally:
         process.send_signal(signal.SIGCONT)
+
+
+def _is_writing(pid: int) -> bool:
+    """Whether a process has the lock of a SQLite file's writers, which is a file beside it."""
+    held = re.findall(
+        rf"FLOCK +ADVISORY +WRITE {pid} \w+:\w+:(\d+) ", Path("/proc/locks").read_text(), re.ASCII
+    )
+    files = [
+        link for link in Path(f"/proc/{pid}/fd").iterdir() if link.readlink().suffix == ".lock"
+    ]
+    return any(str(link.stat().st_ino) in held for link in files)
