@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
+
 from oyez.ambient import SystemAmbient
 from oyez.ports import Changes
 from oyez.simulation.broker import KINDS, Log, SimBroker
@@ -60,6 +62,30 @@ def test_a_commit_counts_once_the_database_has_made_it() -> None:
         await commit
         assert loop.time() == 5.0
         assert made == [0.0]
+
+    loop.run_until_complete(main())
+    loop.close()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # as is right for the dead
+@pytest.mark.parametrize("steps", range(5))
+def test_what_a_node_rolls_back_when_it_dies_holds_up_nobody(steps: int) -> None:
+    loop = SimLoop()
+    world = World(loop)
+    database = Database("pay", None, world)
+    dying, other = (Node(world, "pay", f"pay#{number}", 1) for number in (1, 2))
+
+    async def main() -> None:
+        stores = [SimStore(database, node) for node in (dying, other)]
+        await stores[0].open()
+        transaction = stores[0].begin()
+        await dying.run(transaction.load([("balance", "ann")], alone=True))
+        dying.run(transaction.rollback())
+        for _ in range(steps):  # of the loop: anywhere within the rollback
+            await asyncio.sleep(0)
+        dying.die()
+        async with asyncio.timeout(60.0):
+            await other.run(stores[1].begin().commit(Changes(time=1.0)))
 
     loop.run_until_complete(main())
     loop.close()

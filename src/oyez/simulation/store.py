@@ -379,8 +379,9 @@ class _Transaction(SqliteTransaction):
         self._database.committed(node, changes)
 
     async def rollback(self) -> None:
-        self._opened.pop(self, None)
         await super().rollback()
+        # Only now: if the node dies before, it is left to the database to undo it.
+        self._opened.pop(self, None)
 
     async def _query(self) -> None:
         node = self._node
