@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oyez.background import lasting
 from oyez.brokers.kit.calls import MOST, Deadline, Pauses
 from oyez.brokers.kit.findings import Findings
 from oyez.brokers.kit.heads import Heads
@@ -187,6 +188,68 @@ async def test_a_job_goes_on_after_a_failure_until_it_is_stopped() -> None:
     await stop(watching, None)
     assert watching.cancelled()
     await stop()
+
+
+async def test_a_job_goes_on_after_what_nobody_foresaw_and_it_is_logged_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ambient = VirtualAmbient()
+    done: list[float] = []
+
+    async def job() -> None:
+        done.append(ambient.monotonic())
+        if len(done) < 4:
+            raise RuntimeError("the handler is closed")
+
+    watching = asyncio.create_task(every(ambient, 1.0, job), name="redis streams")
+    await ambient.advance(5.0)
+    assert done == [1.0, 2.0, 3.0, 4.0, 5.0]
+    await stop(watching)
+    logged = capsys.readouterr().err
+    assert logged.count("RuntimeError: the handler is closed") == 1
+    assert "redis streams" in logged
+
+
+async def test_a_look_that_met_what_nobody_foresaw_is_repeated_if_that_was_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            looking.soon()
+            raise RuntimeError("the handler is closed")
+
+    looking = Look(look, "look")
+    looking.soon()
+    async with asyncio.timeout(10.0):
+        while looks < 2:
+            await asyncio.sleep(0)
+    await looking.stop()
+    assert "RuntimeError: the handler is closed" in capsys.readouterr().err
+
+
+async def test_lasting_work_begins_again_until_it_returns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ambient = VirtualAmbient()
+    begun: list[float] = []
+
+    async def work() -> None:
+        begun.append(ambient.monotonic())
+        if len(begun) < 3:
+            raise RuntimeError(f"no {len(begun)}")
+
+    working = asyncio.ensure_future(lasting("redis arrivals", work, ambient))
+    await ambient.advance(1.0)
+    await working
+    assert len(begun) == 3
+    assert begun[0] < begun[1] < begun[2]
+    logged = capsys.readouterr().err
+    assert "no 1" in logged
+    assert "no 2" in logged
 
 
 async def test_one_look_at_a_time_and_one_more_for_a_reason_that_came_meanwhile() -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from oyez.ambient import backoff
+from oyez.background import lasting
 from oyez.postgresql.connection import Connection
 from oyez.postgresql.failures import DRIVER
 from oyez.postgresql.server import PostgresServer
@@ -40,7 +41,9 @@ class Listener:
     def start(self) -> None:
         """Begin to listen, in the background; where that can't be done, nothing is heard."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"listen {self._channel}")
+            work = f"listen {self._channel}"
+            listening = lasting(work, self._run, self._server.ambient)
+            self._task = asyncio.create_task(listening, name=work)
 
     async def stop(self) -> None:
         """Listen no more. Safe when never started and when called twice."""

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from oyez.ambient import Ambient
+from oyez.background import Job, unforeseen
 from oyez.errors import BrokerError
-
-Job = Callable[[], Awaitable[object]]
 
 
 async def every(ambient: Ambient, seconds: float | Callable[[], float], job: Job) -> None:
     """Repeat a job for ever, each time after a pause.
 
-    A BrokerError is ignored: readers and publishers get the same error and report it.
+    A BrokerError is ignored: readers and publishers get the same error and report it. Any other is
+    logged, once for as long as it is the same.
     """
+    logged = ""
     while True:
         await ambient.sleep(seconds if isinstance(seconds, int | float) else seconds())
-        with contextlib.suppress(BrokerError):
+        try:
             await job()
+        except BrokerError:
+            pass
+        except Exception as error:  # noqa: BLE001 - what it does is done by nobody else
+            if repr(error) != logged:
+                unforeseen(_name())
+            logged = repr(error)
+        else:
+            logged = ""
 
 
 async def stop(*tasks: asyncio.Task[None] | None) -> None:
@@ -35,7 +43,8 @@ async def stop(*tasks: asyncio.Task[None] | None) -> None:
 class Look:
     """A query of the broker: one at a time, and one more if it was requested meanwhile.
 
-    A BrokerError is ignored: readers and publishers get the same error and report it.
+    A BrokerError is ignored: readers and publishers get the same error and report it. Any other is
+    logged.
     """
 
     def __init__(self, look: Job, name: str) -> None:
@@ -57,5 +66,14 @@ class Look:
     async def _run(self) -> None:
         while self._again:
             self._again = False
-            with contextlib.suppress(BrokerError):
+            try:
                 await self._look()
+            except BrokerError:
+                pass
+            except Exception:  # noqa: BLE001 - what was requested meanwhile is still to be done
+                unforeseen(self._name)
+
+
+def _name() -> str:
+    task = asyncio.current_task()
+    return "" if task is None else task.get_name()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oyez.ambient import Ambient
+from oyez.background import unforeseen
 from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.kit.watch import stop
 from oyez.brokers.nats.link import Link
@@ -76,8 +77,8 @@ class Connection:
             while True:
                 try:
                     link = await self._connect()
-                except BrokerError as error:
-                    self._settle().set_exception(error)
+                except Exception as error:  # noqa: BLE001 - nobody else tries again
+                    self._settle().set_exception(self._explain(error))
                     await pauses.wait()
                     continue
                 self._link = link
@@ -103,6 +104,12 @@ class Connection:
         attempt.add_done_callback(lambda done: done.exception())  # nobody need be waiting
         self._attempt = asyncio.get_running_loop().create_future()
         return attempt
+
+    def _explain(self, error: Exception) -> BrokerError:
+        if isinstance(error, BrokerError):
+            return error
+        unforeseen(f"nats {self.url}")
+        return BrokerUnavailable(f"{self.url} is out of reach: {error!r}")
 
     async def _connect(self) -> Link:
         errors: list[BrokerError] = []

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from oyez.ambient import Ambient
+from oyez.background import lasting
 from oyez.brokers.kit.calls import Pauses
 from oyez.brokers.kit.heads import Heads
 from oyez.brokers.kit.streams import Place
@@ -115,8 +116,8 @@ class Arrivals:
     def start(self) -> None:
         """Start waiting for the readers."""
         self._tasks = [
-            asyncio.create_task(self._run(), name="redis arrivals"),
-            asyncio.create_task(self._unblock(), name="redis unblock"),
+            asyncio.create_task(lasting(work, job, self._ambient), name=work)
+            for work, job in (("redis arrivals", self._run), ("redis unblock", self._unblock))
         ]
 
     async def stop(self) -> None:

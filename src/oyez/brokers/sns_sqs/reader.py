@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from oyez.ambient import Ambient
+from oyez.background import lasting
 from oyez.brokers.kit.calls import Pauses
 from oyez.brokers.kit.watch import stop
 from oyez.brokers.sns_sqs.connection import ATTEMPT, Aws, Missing
@@ -91,9 +92,9 @@ class Queue:
         try:
             await self._give_back(before)
             if self._receiving is None or self._receiving.done():
-                self._receiving = asyncio.create_task(
-                    self._receive_on(), name=f"receive {self._place[0]}[{self._place[1]}]"
-                )
+                work = f"receive {self._place[0]}[{self._place[1]}]"
+                receiving = lasting(work, self._receive_on, self._ambient)
+                self._receiving = asyncio.create_task(receiving, name=work)
             while True:
                 yield await self._next(reader)
         finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from oyez.ambient import Ambient
+from oyez.background import lasting
 from oyez.config import Config, GatewaySettings, Route
 from oyez.gateway import after
 from oyez.gateway.exchange import Exchange, Refusal
@@ -69,7 +70,8 @@ class Flows:
 
     async def open(self) -> None:
         """Begin to read the events of flows."""
-        self._reading = asyncio.create_task(self._index.read(), name="flows")
+        reading = lasting("the events of flows", self._index.read, self._ambient)
+        self._reading = asyncio.create_task(reading, name="flows")
 
     def drain(self) -> None:
         """End those who wait, so that they ask another gateway."""

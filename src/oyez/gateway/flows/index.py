@@ -136,12 +136,7 @@ class Index:
 
     async def read(self) -> None:
         """Read the events of flows, for ever."""
-        while True:
-            try:
-                return await self._records.follow(self._begun, self._take)
-            except Exception:  # noqa: BLE001  a bug: the gateway goes on, and so does this
-                Logger().exception("flows not read")
-                await self._ambient.sleep(AGAIN)
+        await self._records.follow(self._begun, self._take)
 
     def drain(self) -> None:
         """Wake all who wait, to end."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from oyez.ambient import Ambient
+from oyez.background import lasting
 from oyez.config import Config, Route
 from oyez.errors import OyezError
 from oyez.gateway import after
@@ -87,7 +88,8 @@ class Idempotency:
             if not error.transient:
                 expected = "a store that the gateway can use"
                 raise self._config.error("gateway.store", expected, f"{error}") from error
-        self._caring = asyncio.get_running_loop().create_task(self._care())
+        caring = lasting("the store of answers", self._care, self._ambient)
+        self._caring = asyncio.get_running_loop().create_task(caring)
 
     async def close(self) -> None:
         """Finish what is in progress, and let go of the store. Safe to call twice."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from oyez.adapters import driver
 from oyez.ambient import Ambient, backoff
+from oyez.background import lasting
 from oyez.config import Config
 from oyez.endpoint import redact
 from oyez.errors import OyezError
@@ -66,7 +67,8 @@ class Ledger:
     async def open(self) -> None:
         """Open the store. Without an answer the replica begins alone."""
         await self._try()
-        self._tending = asyncio.create_task(self._tend())
+        tending = lasting("the store of limits", self._tend, self._ambient)
+        self._tending = asyncio.create_task(tending)
 
     async def close(self) -> None:
         """Close the store."""
