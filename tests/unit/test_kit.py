@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oyez.background import lasting
-from oyez.brokers.kit.calls import MOST, Deadline, Pauses
+from oyez.brokers.kit.calls import MOST, Deadline, Pauses, Rounds
 from oyez.brokers.kit.findings import Findings
 from oyez.brokers.kit.heads import Heads
 from oyez.brokers.kit.progress import Progress
@@ -43,6 +43,57 @@ async def test_a_deadline_names_the_server_and_the_last_trouble() -> None:
     await ambient.advance(5.0)
     with pytest.raises(BrokerUnavailable, match=r"^kafka://h did not answer within 5 s: no route$"):
         await calling
+
+
+async def test_who_asks_while_a_query_is_under_way_shares_the_next_one() -> None:
+    begun: list[str] = []
+    going_on = asyncio.Event()
+
+    async def query(about: str) -> int:
+        begun.append(about)
+        number = len(begun)
+        await going_on.wait()
+        if about == "gone":
+            raise BrokerUnavailable("no")
+        return number
+
+    rounds = Rounds(query)
+    first = asyncio.ensure_future(rounds.ask("orders"))
+    await asyncio.sleep(0.0)
+    await asyncio.sleep(0.0)
+    assert begun == ["orders"]
+    later = [asyncio.ensure_future(rounds.ask("orders")) for _ in range(3)]
+    other = asyncio.ensure_future(rounds.ask("gone"))
+    for _ in range(5):
+        await asyncio.sleep(0.0)
+    assert begun == ["orders", "gone"]
+    later[0].cancel()  # the others still get their answer
+    going_on.set()
+    assert await first == 1
+    assert [await each for each in later[1:]] == [3, 3]
+    with pytest.raises(BrokerUnavailable):
+        await other
+    assert await rounds.ask("orders") == 4
+
+
+async def test_a_query_that_is_stopped_can_be_made_again() -> None:
+    going_on = asyncio.Event()
+
+    async def query(about: str) -> str:
+        await going_on.wait()
+        return about
+
+    rounds = Rounds(query)
+    asked = [asyncio.ensure_future(rounds.ask("orders"))]
+    await asyncio.sleep(0.0)
+    asked.append(asyncio.ensure_future(rounds.ask("orders")))
+    await asyncio.sleep(0.0)
+    await rounds.stop()
+    for each in asked:
+        with pytest.raises(asyncio.CancelledError):
+            await each
+    going_on.set()
+    assert await rounds.ask("orders") == "orders"
 
 
 async def test_a_deadline_lets_other_errors_and_cancellation_through() -> None:

@@ -17,7 +17,7 @@ from oyez.brokers.kafka.options import KafkaOptions
 from oyez.brokers.kafka.publisher import BATCH_BYTES, Publisher
 from oyez.brokers.kafka.reader import UNKNOWN, Fetcher, Interrupted, Interruption, Reading
 from oyez.brokers.kafka.wire import FRAMING, Outgoing, encode, size
-from oyez.brokers.kit.calls import Deadline, Pauses
+from oyez.brokers.kit.calls import Deadline, Pauses, Rounds
 from oyez.brokers.kit.progress import Progress
 from oyez.brokers.kit.streams import Place, Streams, check_count, partitions_of, too_large
 from oyez.brokers.kit.watch import every, stop
@@ -32,6 +32,8 @@ WINDOW_BYTES = 8 * 1024 * 1024
 """Bytes of data in them, at most (one record may exceed it alone)."""
 WINDOWS = 8
 """Calls that have a window on its way at once, at most; others wait."""
+SEARCHES = 2
+"""Searches for the last records of a stream at once, at most: each has a thread and a consumer."""
 GOODBYE = 2.0
 """Seconds that closing waits, at most, to show what was handled."""
 
@@ -60,6 +62,8 @@ class KafkaBroker:
         self._ids: dict[str, str] = {}
         self._begun: dict[Place, str] = {}
         self._ends: dict[Place, tuple[int, Position]] = {}
+        self._asked_ends = Rounds(self._exact_ends)
+        self._searching = asyncio.Semaphore(SEARCHES)
         self._progress = Progress(self._show)
         self._learnt = False
         self._publisher: Publisher | None = None
@@ -92,6 +96,7 @@ class KafkaBroker:
             return
         watching, self._watching = self._watching, None
         await stop(watching)
+        await self._asked_ends.stop()
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(min(GOODBYE, self.options.deadline)):
                 await self._progress.show()
@@ -170,7 +175,7 @@ class KafkaBroker:
         check_count(stream, await self._make(stream, partitions), partitions)
 
     async def ends(self, stream: str) -> Sequence[Position]:
-        return await self._timed(self._exact_ends(stream))
+        return await self._timed(self._asked_ends.ask(stream))
 
     async def starts(self, stream: str) -> Sequence[Position]:
 
@@ -339,20 +344,24 @@ class KafkaBroker:
 
     async def _last_positions(self, stream: str, highs: Mapping[int, int]) -> dict[int, Position]:
         """The position of the last record before each of these offsets."""
-        known = {p: self._ends.get((stream, p)) for p in highs}
-        unknown = [p for p, end in known.items() if end is None or end[0] != highs[p]]
-        if unknown:
-            lows = dict(
-                zip(sorted(unknown), await self._cluster.starts(stream, unknown), strict=True)
-            )
-            for partition, low in lows.items():
-                if low == highs[partition]:
-                    self._ends[stream, partition] = (low, low)
+        async with self._searching:
+            found = {p: end for p in highs if (end := self._known_end((stream, p), highs[p])) >= 0}
+            unknown = sorted(highs.keys() - found.keys())
+            if not unknown:
+                return found
+            lows = dict(zip(unknown, await self._cluster.starts(stream, unknown), strict=True))
             places = {(stream, p): (low, highs[p]) for p, low in lows.items() if low < highs[p]}
-            if places:
-                for place, position in (await self._cluster.last_positions(places)).items():
-                    self._ends[place] = (places[place][1], position)
-        return {p: self._ends[stream, p][1] for p in highs}
+            positions = await self._cluster.last_positions(places) if places else {}
+            for partition, low in lows.items():
+                # What was deleted meanwhile ends where what is left begins.
+                found[partition] = positions.get((stream, partition), low)
+                self._ends[stream, partition] = (highs[partition], found[partition])
+        return found
+
+    def _known_end(self, place: Place, high: int) -> Position:
+        """The position of the last record before this offset, if it is known; else -1."""
+        before, position = self._ends.get(place, (-1, -1))
+        return position if before == high else -1
 
     async def _behind(self, stream: str, positions: Mapping[int, Position]) -> dict[int, int]:
         count = await self._cluster.partitions(stream)
