@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -148,6 +148,8 @@ async def read_body(request: Request) -> bytes:
                 body += chunk
                 if len(body) > BODY_LIMIT:
                     raise Problem(413, "body_too_large", f"At most {BODY_LIMIT} bytes are allowed.")
+    except ClientDisconnect:
+        raise Problem(400, "body_incomplete", "The body ended too early.") from None
     except TimeoutError:
         raise Problem(408, "body_too_slow", f"Send the body within {BODY_SECONDS:g} s.") from None
     return bytes(body)

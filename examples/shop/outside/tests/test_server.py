@@ -41,6 +41,22 @@ def test_sigterm_exits_0_at_once(start: Any, tmp_path: Path, name: str) -> None:
         idle.close()
 
 
+def test_a_client_that_is_gone_before_its_body_has_come_is_no_error(
+    start: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running = start("sms", tmp_path)
+    host, _, port = running.addresses["http"].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(
+            b"POST /messages HTTP/1.1\r\nHost: sms\r\nContent-Type: application/json\r\n"
+            b"Idempotency-Key: gone\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 100")  # it has begun to read
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("name", "option"),
     [
