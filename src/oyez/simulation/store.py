@@ -42,7 +42,9 @@ LEASE = 3.0
 """Seconds after which others take over from a process that died, where they can't see it die."""
 _FOR_EVER = 1e12
 
-_END = "update oyez_replica set until = ? where owner = ?"
+_END = "update oyez_replica set until = 0 where owner = ?"
+_RENEW = """insert into oyez_replica (owner, until, started, note) values (?, ?, ?, ?)
+  on conflict (owner) do update set until = excluded.until"""
 _EPOCHS = "select stream, partition, reader, epoch from oyez_cursor"
 
 
@@ -208,7 +210,7 @@ class SimStore(SqliteStore):
         self._file = database.file
         self._database = database
         self._node = node
-        self._owner = ""
+        self._owner = self._note = ""
         self._open: dict[SqliteTransaction, None] = {}
         """The open transactions, in the order in which they began."""
         if node is not None:
@@ -254,14 +256,15 @@ class SimStore(SqliteStore):
         return await super().due(owner, handler, now, limit)
 
     async def keep(self, owner: str, seconds: float, note: str) -> None:
-        self._owner = owner
-        now = self._ambient.now()
-        sql = """insert into oyez_replica (owner, until, started, note) values (?, ?, ?, ?)
-          on conflict (owner) do update set until = excluded.until"""
-        values = (owner, _FOR_EVER, now, note)
-        await self._file.write(lambda connection: connection.execute(sql, values))
+        self._owner, self._note = owner, note
+        values = self._lease()
+        await self._file.write(lambda connection: connection.execute(_RENEW, values))
         if self._node is not None:
             self._node.world.shake(self._node.service)
+
+    async def leave(self, owner: str) -> None:
+        self._owner = ""
+        await super().leave(owner)
 
     async def bury(self) -> None:
         pass  # the database ends the leases of the dead itself
@@ -273,6 +276,9 @@ class SimStore(SqliteStore):
             return
         node.world.bells.hang(node, callback)
         self._file.on_ring(lambda: None if node.dead else callback())
+
+    def _lease(self) -> tuple[str, float, float, str]:
+        return self._owner, _FOR_EVER, self._ambient.now(), self._note
 
     async def _read(self) -> None:
         """Let a query be slow, or fail."""
@@ -298,7 +304,7 @@ class SimStore(SqliteStore):
 
     def _end_lease(self) -> None:
         assert self._node is not None
-        self._database.run(_END, 0.0, self._owner)
+        self._database.run(_END, self._owner)
         self._node.world.shake(self._node.service)
 
     def _stand_still(self, seconds: float) -> None:
@@ -318,8 +324,9 @@ class SimStore(SqliteStore):
 
     def _renew(self) -> None:
         assert self._node is not None
-        if not self._node.dead:
-            self._database.run(_END, _FOR_EVER, self._owner)
+        if self._owner and not self._node.dead:
+            # It may be gone altogether: others forget a lease that has ended.
+            self._database.run(_RENEW, *self._lease())
             self._node.world.shake(self._node.service)
 
 
