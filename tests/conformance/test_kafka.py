@@ -28,13 +28,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from oyez.ambient import SystemAmbient
 from oyez.brokers import connect
-from oyez.brokers.kafka import publisher
+from oyez.brokers.kafka import cluster, publisher
 from oyez.brokers.kafka.cluster import Topic
 from oyez.brokers.kafka.connection import client_settings
 from oyez.brokers.kafka.inspection import judge
 from oyez.brokers.kafka.options import KafkaOptions
 from oyez.brokers.kafka.publisher import Publisher
-from oyez.brokers.kafka.reader import Fetcher
+from oyez.brokers.kafka.reader import Fetcher, last_positions
 from oyez.endpoint import Endpoint
 from oyez.envelope import open_record
 from oyez.errors import (
@@ -428,6 +428,30 @@ class TestHousehold:
             assert _sockets() - before <= 6
         assert _sockets() == before
         assert not [thread for thread in threading.enumerate() if "kafka" in thread.name]
+
+    async def test_many_who_ask_for_the_ends_cost_few_consumers(
+        self, kafka: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        searches: list[object] = []
+
+        def counted(settings: Any, options: Any, places: Any, going_on: Any) -> Any:
+            searches.append(places)
+            return last_positions(settings, options, places, going_on)
+
+        monkeypatch.setattr(cluster, "last_positions", counted)
+        async with _broker(kafka) as broker:
+            stream = await _stream(broker, 8)
+            records = [
+                Record(stream=stream, key=f"{n}", headers={"id": f"{n}"}, data=b"")
+                for n in range(40)
+            ]
+            await broker.publish(records)
+            found = await asyncio.gather(*(broker.ends(stream) for _ in range(40)))
+            assert sum(found[0]) == len(records)
+            assert all(each == found[0] for each in found)
+            await broker.publish(records[:1])
+            assert sum(await broker.ends(stream)) == len(records) + 1
+        assert len(searches) == 2
 
     async def test_a_second_reader_of_a_place_costs_a_consumer_until_it_ends(
         self, kafka: Server
