@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from oyez.ambient import Ambient
-from oyez.brokers.kit.calls import Deadline, Pauses
+from oyez.brokers.kit.calls import Deadline, Pauses, Rounds
 from oyez.brokers.kit.streams import Place, behind, check_count, partitions_of
 from oyez.brokers.kit.watch import every, stop
 from oyez.brokers.rabbitmq.amqp import FRAME_MAX, NOT_FOUND, AmqpError
@@ -73,6 +73,8 @@ class RabbitMqBroker:
         self._making = asyncio.Lock()
         self._publisher: Publisher | None = None
         self._known: dict[Place, Position] = {}
+        self._asked_ends = Rounds(lambda stream: self._call(lambda: self._ends(stream)))
+        self._asked_starts = Rounds(lambda stream: self._call(lambda: self._starts(stream)))
         self._readers: dict[Place, QueueReader] = {}
         self._watching: asyncio.Task[None] | None = None
 
@@ -88,6 +90,8 @@ class RabbitMqBroker:
     async def close(self) -> None:
         task, self._watching = self._watching, None
         await stop(task)
+        await self._asked_ends.stop()
+        await self._asked_starts.stop()
         await self._writing.close()
         await self._reading.close()
 
@@ -155,12 +159,14 @@ class RabbitMqBroker:
     async def ends(self, stream: str) -> Sequence[Position]:
         """See `Broker.ends`. A quorum queue has none: it raises BrokerRefused."""
         self._needs_history("ends")
-        return await self._call(lambda: self._ends(stream))
+        async with Deadline(self.options.deadline + 0.5, self._reading.place):
+            return await self._asked_ends.ask(stream)
 
     async def starts(self, stream: str) -> Sequence[Position]:
         """See `Broker.starts`. A quorum queue has none: it raises BrokerRefused."""
         self._needs_history("starts")
-        return await self._call(lambda: self._starts(stream))
+        async with Deadline(self.options.deadline + 0.5, self._reading.place):
+            return await self._asked_starts.ask(stream)
 
     async def lag(self, stream: str, positions: Mapping[int, Position]) -> Mapping[int, int]:
         """See `Broker.lag`. Of a quorum queue: what waits in it and what this process has of it."""
