@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oyez.background import lasting
-from oyez.brokers.kit.calls import MOST, Deadline, Pauses, Rounds
+from oyez.brokers.kit.calls import MOST, Deadline, Pauses
 from oyez.brokers.kit.findings import Findings
 from oyez.brokers.kit.heads import Heads
 from oyez.brokers.kit.progress import Progress
@@ -23,7 +23,7 @@ from oyez.brokers.kit.streams import (
     partitions_of,
     too_large,
 )
-from oyez.brokers.kit.watch import Look, every, stop
+from oyez.brokers.kit.watch import Look, Rounds, every, stop
 from oyez.brokers.kit.windows import windows
 from oyez.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from oyez.partitioning import partition_of, partition_without_key

@@ -17,10 +17,10 @@ from oyez.brokers.kafka.options import KafkaOptions
 from oyez.brokers.kafka.publisher import BATCH_BYTES, Publisher
 from oyez.brokers.kafka.reader import UNKNOWN, Fetcher, Interrupted, Interruption, Reading
 from oyez.brokers.kafka.wire import FRAMING, Outgoing, encode, size
-from oyez.brokers.kit.calls import Deadline, Pauses, Rounds
+from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.kit.progress import Progress
 from oyez.brokers.kit.streams import Place, Streams, check_count, partitions_of, too_large
-from oyez.brokers.kit.watch import every, stop
+from oyez.brokers.kit.watch import Rounds, every, stop
 from oyez.brokers.kit.windows import windows
 from oyez.endpoint import Endpoint
 from oyez.errors import BrokerError, BrokerUnavailable

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from oyez.ambient import Ambient, backoff
 from oyez.errors import BrokerUnavailable
-
-T = TypeVar("T")
 
 MOST = 2.0
 """The longest pause between two attempts, in seconds."""
@@ -75,51 +73,3 @@ class Pauses:
     async def wait(self) -> None:
         """Count one more failure and wait."""
         await self._ambient.sleep(self.next())
-
-
-class Rounds(Generic[T]):
-    """A query about one thing or another, of which one is under way however many ask.
-
-    All who ask while one about the same thing is under way share the next: its answer is from after
-    they asked. So queries that take long do not pile up, each too late for who asked.
-    """
-
-    def __init__(self, query: Callable[[str], Awaitable[T]]) -> None:
-        self._query = query
-        self._begun: dict[str, asyncio.Task[T]] = {}
-        self._next: dict[str, asyncio.Task[T]] = {}
-
-    async def ask(self, about: str) -> T:
-        """Return what the query answers, or raise what it does.
-
-        It goes on when who asked gives up, since others may wait for it.
-        """
-        task = self._next.get(about)
-        if task is None or task.done():
-            task = self._next[about] = asyncio.create_task(self._run(about), name=f"ask {about}")
-            task.add_done_callback(_heard)
-        return await asyncio.shield(task)
-
-    async def stop(self) -> None:
-        """End all that is under way, for who asked too."""
-        tasks = {*self._begun.values(), *self._next.values()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    async def _run(self, about: str) -> T:
-        before = self._begun.get(about)
-        if before is not None:
-            await asyncio.wait([before])
-        self._begun[about] = self._next.pop(about)
-        try:
-            return await self._query(about)
-        finally:
-            del self._begun[about]
-
-
-def _heard(task: asyncio.Task[Any]) -> None:
-    """Of a query that nobody waits for any more, the error is nobody's."""
-    if not task.cancelled():
-        task.exception()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
 from oyez.ambient import Ambient
 from oyez.background import Job, unforeseen
 from oyez.errors import BrokerError
+
+T = TypeVar("T")
 
 
 async def every(ambient: Ambient, seconds: float | Callable[[], float], job: Job) -> None:
@@ -77,3 +80,51 @@ class Look:
 def _name() -> str:
     task = asyncio.current_task()
     return "" if task is None else task.get_name()
+
+
+class Rounds(Generic[T]):
+    """A query about one thing or another, of which one is under way however many ask.
+
+    All who ask while one about the same thing is under way share the next: its answer is from after
+    they asked. So queries that take long do not pile up, each too late for who asked.
+    """
+
+    def __init__(self, query: Callable[[str], Awaitable[T]]) -> None:
+        self._query = query
+        self._begun: dict[str, asyncio.Task[T]] = {}
+        self._next: dict[str, asyncio.Task[T]] = {}
+
+    async def ask(self, about: str) -> T:
+        """Return what the query answers, or raise what it does.
+
+        It goes on when who asked gives up, since others may wait for it.
+        """
+        task = self._next.get(about)
+        if task is None or task.done():
+            task = self._next[about] = asyncio.create_task(self._run(about), name=f"ask {about}")
+            task.add_done_callback(_heard)
+        return await asyncio.shield(task)
+
+    async def stop(self) -> None:
+        """End all that is under way, for who asked too."""
+        tasks = {*self._begun.values(), *self._next.values()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, about: str) -> T:
+        before = self._begun.get(about)
+        if before is not None:
+            await asyncio.wait([before])
+        self._begun[about] = self._next.pop(about)
+        try:
+            return await self._query(about)
+        finally:
+            del self._begun[about]
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Of a query that nobody waits for any more, the error is nobody's."""
+    if not task.cancelled():
+        task.exception()

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TypeVar
 
 from oyez.ambient import Ambient
-from oyez.brokers.kit.calls import Deadline, Pauses, Rounds
+from oyez.brokers.kit.calls import Deadline, Pauses
 from oyez.brokers.kit.streams import Place, behind, check_count, partitions_of
-from oyez.brokers.kit.watch import every, stop
+from oyez.brokers.kit.watch import Rounds, every, stop
 from oyez.brokers.rabbitmq.amqp import FRAME_MAX, NOT_FOUND, AmqpError
 from oyez.brokers.rabbitmq.connection import Connection
 from oyez.brokers.rabbitmq.inspection import inspect_queues, inspect_server
