@@ -71,17 +71,25 @@ def test_a_replica_whose_lease_was_forgotten_while_it_stood_still_has_it_again()
     loop = SimLoop()
     world = World(loop)
     database = Database("pay", None, world)
-    standing, leaving = (Node(world, "pay", f"pay#{number}", 1) for number in (1, 2))
+    standing, leaving, late = (Node(world, "pay", f"pay#{number}", 1) for number in (1, 2, 3))
     alive = "select owner from oyez_replica where until > 0"
 
     async def main() -> None:
-        for node in (standing, leaving):
-            store = SimStore(database, node)
+        stores = {}
+        for node in (standing, leaving, late):
+            store = stores[node] = SimStore(database, node)
             await store.open()
             await store.keep(node.name, 3.0, "")
             node.freeze(4.0)
-        await store.leave(leaving.name)  # it was about to, and the answer came late
-        await asyncio.sleep(3.1)
+        await stores[leaving].leave(leaving.name)  # it was about to, and the answer came late
+        held = SimStore(database).begin()
+        await held.load([("balance", "ann")], alone=True)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await stores[late].leave(late.name)
+        await held.rollback()
+        late.die()
+        await asyncio.sleep(2.1)
         assert database.query(alive) == []
         database.run("delete from oyez_replica where until < 1")  # as others do now and then
         await asyncio.sleep(1.0)

@@ -211,6 +211,7 @@ class SimStore(SqliteStore):
         self._database = database
         self._node = node
         self._owner = self._note = ""
+        self._leaving = False
         self._open: dict[SqliteTransaction, None] = {}
         """The open transactions, in the order in which they began."""
         if node is not None:
@@ -263,7 +264,7 @@ class SimStore(SqliteStore):
             self._node.world.shake(self._node.service)
 
     async def leave(self, owner: str) -> None:
-        self._owner = ""
+        self._leaving = True
         await super().leave(owner)
 
     async def bury(self) -> None:
@@ -324,7 +325,7 @@ class SimStore(SqliteStore):
 
     def _renew(self) -> None:
         assert self._node is not None
-        if self._owner and not self._node.dead:
+        if self._owner and not self._leaving and not self._node.dead:
             # It may be gone altogether: others forget a lease that has ended.
             self._database.run(_RENEW, *self._lease())
             self._node.world.shake(self._node.service)
