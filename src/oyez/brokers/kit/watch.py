@@ -77,11 +77,6 @@ class Look:
                 unforeseen(self._name)
 
 
-def _name() -> str:
-    task = asyncio.current_task()
-    return "" if task is None else task.get_name()
-
-
 class Rounds(Generic[T]):
     """A query about one thing or another, of which one is under way however many ask.
 
@@ -128,3 +123,8 @@ def _heard(task: asyncio.Task[Any]) -> None:
     """Of a query that nobody waits for any more, the error is nobody's."""
     if not task.cancelled():
         task.exception()
+
+
+def _name() -> str:
+    task = asyncio.current_task()
+    return "" if task is None else task.get_name()
