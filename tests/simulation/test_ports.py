@@ -10,7 +10,6 @@ import pytest
 
 from oyez.ambient import SystemAmbient
 from oyez.ports import Changes
-from oyez.runtime.parked import DEATHS
 from oyez.simulation.broker import KINDS, Log, SimBroker
 from oyez.simulation.loop import SimLoop
 from oyez.simulation.store import Database, SimStore
@@ -122,16 +121,4 @@ def test_what_a_node_rolls_back_when_it_dies_holds_up_nobody(steps: int) -> None
     loop.run_until_complete(main())
     for task in loop.tasks:  # what the dead one has left is never awaited
         task.get_coro().close()
-    loop.close()
-
-
-def test_no_service_crashes_so_often_that_an_event_takes_the_blame() -> None:
-    loop = SimLoop()
-    world = World(loop)
-    ours, other = (Node(world, service, f"{service}#1", 1) for service in ("pay", "ship"))
-    for _ in range(DEATHS - 1):
-        assert world.may_crash(ours)
-        world.crash(ours, "crashed")
-    assert not world.may_crash(ours)
-    assert world.may_crash(other)
     loop.close()

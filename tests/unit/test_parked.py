@@ -21,6 +21,7 @@ from oyez.ports import Changes, Parked, Record
 from oyez.runtime.dead import list_dead
 from oyez.runtime.execution import DIED
 from oyez.runtime.lane import Lane
+from oyez.runtime.parked import DEATHS
 from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.signals import HandlerCalled, HandlerTimed, Signals, Trouble
 from oyez.stores.sqlite import SqliteStore
@@ -639,6 +640,25 @@ async def test_attempts_that_may_kill_the_process_are_recorded_together_before_t
     assert began == [(["e1", "e2", "e3", "e4"], [])]
     assert sorted(office.calls) == list("abcd")
     assert [sorted(group) for group in office.settling] == [["e1", "e2", "e3", "e4"]]
+    await office.end()
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_store_that_fails_as_an_attempt_is_recorded_is_no_death(late: bool) -> None:
+    """Also where the record was made and its answer lost, again and again: the process lives."""
+    office = Office()
+    office.store.faults.fail(
+        "commit",
+        StoreUnavailable("lost"),
+        times=DEATHS + 2,
+        late=late,
+        when=lambda changes: bool(changes.retried),
+    )
+    died = {"attempt": 1, "at": 0.0, "error": DIED, "alone": True}
+    await office.run(parts.parked("e1", history=[died]), suspects=True)
+    await office.ambient.advance(60.0)
+    assert office.written == ["a"]
+    assert [letter for one in office.store.commits for letter in one.dead] == []
     await office.end()
 
 

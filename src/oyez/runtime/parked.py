@@ -413,8 +413,10 @@ class ParkedEvents:
             if await self._killed_too_often(parked, lane):
                 return True
             alone = self._suspects.get(parked.seq, False)
-            await self._execution.begin(parked, lane, alone=alone)
-            self._survived[parked.seq] = parked.history[-1]["at"]
+            try:
+                await self._execution.begin(parked, lane, alone=alone)
+            finally:  # it may be recorded although the answer was lost
+                self._survived[parked.seq] = parked.history[-1]["at"]
         if not run.seated:
             await self._seat(run)
         outcome = await self._execution.attempt(

@@ -311,8 +311,7 @@ class Run:
                 continue
             node = alive[choices.draw(len(alive), "chaos")]
             if fate == 1:
-                if world.may_crash(node):
-                    world.crash(node, "crashed")
+                world.crash(node, "crashed")
             elif node.name in self._begun:
                 world.crashes += 1
                 world.tell(node.name, "is stopped in order", fault=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
@@ -21,7 +20,6 @@ import msgspec
 
 from oyez.ambient import Uuid7
 from oyez.errors import BrokerUnavailable, StoreUnavailable
-from oyez.runtime.parked import DEATHS
 from oyez.runtime.process import ServiceProcess
 from oyez.simulation.loop import SimLoop, actor
 from oyez.simulation.tape import Choices
@@ -37,11 +35,7 @@ LOOK = 0.5
 LAZY = 120.0
 """How many times less often it looks afterwards, at first; what happens then wakes all of them."""
 CRASHES = 4
-"""The limit of crashes in one run.
-
-A service has one less than make a dead letter of what it was at each time: of a crash out of
-nowhere no event is guilty.
-"""
+"""The limit of crashes in one run."""
 FAULTS = (
     "crash",
     "unavailable",
@@ -156,7 +150,7 @@ class Node:
             return await work()
         faults = world.faults
         await self._linger(port)
-        crash = faults.crash / 2 if effect and world.may_crash(self) else 0.0
+        crash = faults.crash / 2 if effect and world.crashes < CRASHES else 0.0
         lost = faults.lost if effect else 0.0
         fate = world.choices.pick((crash, faults.unavailable, crash, lost), port)
         if fate == 1:
@@ -236,8 +230,6 @@ class World:
         self.faulty = False
         """Whether anything may go wrong now."""
         self.crashes = 0
-        self._crashed: Counter[str] = Counter()
-        """The crashes of each service."""
         self.clock = 0.0
         """Seconds by which the wall clock was set."""
         self.context = Context()
@@ -293,14 +285,9 @@ class World:
             self.shake(service)
             self.bells.ring(service)
 
-    def may_crash(self, node: Node) -> bool:
-        """Return whether one more crash is allowed, and is of this node."""
-        return self.crashes < CRASHES and self._crashed[node.service] < DEATHS - 1
-
     def crash(self, node: Node, what: str) -> None:
         """Let a node die."""
         self.crashes += 1
-        self._crashed[node.service] += 1
         self.tell(node.name, what, fault=True)
         node.die()
         self.shake(node.service)
