@@ -85,11 +85,16 @@ TARGETS: tuple[Target, ...] = (
     *(Target("power", broker, "postgresql", 10, 10) for broker in _SERVED if broker != "rabbitmq"),
     Target("bytes", "embedded", "sqlite", 25, 25),
     *(
-        Target(part, broker, store, count, count)
-        for part, count in (("disk", 30), ("clock", 40), ("members", 40), ("events", 42))
+        Target(part, broker, store, count, piece)
+        for part, count, piece in (
+            ("disk", 30, 30),
+            ("clock", 40, 40),
+            ("members", 40, 40),
+            ("events", 36, 42),  # every seventh delivers old events again, and counts for nothing
+        )
         for broker, store in (("embedded", "sqlite"), ("nats", "postgresql"))
     ),
-    Target("soak", "embedded", "sqlite", 360, 360, seconds=3_900.0),
+    Target("soak", "embedded", "sqlite", 300, 360, seconds=3_900.0),  # as every sixth does here
 )
 
 
