@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from oyez.ambient import Ambient
 from oyez.background import Job, unforeseen
-from oyez.errors import BrokerError
+from oyez.errors import BrokerError, BrokerUnavailable
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Rounds(Generic[T]):
         self._next: dict[str, asyncio.Task[T]] = {}
 
     async def ask(self, about: str) -> T:
-        """Return what the query answers, or raise what it does.
+        """Return what the query answers, or raise what it does, and BrokerUnavailable after `stop`.
 
         It goes on when who asked gives up, since others may wait for it.
         """
@@ -98,10 +98,13 @@ class Rounds(Generic[T]):
         if task is None or task.done():
             task = self._next[about] = asyncio.create_task(self._run(about), name=f"ask {about}")
             task.add_done_callback(_heard)
-        return await asyncio.shield(task)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise BrokerUnavailable("the broker was closed meanwhile")
+        return task.result()
 
     async def stop(self) -> None:
-        """End all that is under way, for who asked too."""
+        """End all that is under way."""
         tasks = {*self._begun.values(), *self._next.values()}
         for task in tasks:
             task.cancel()
