@@ -93,7 +93,12 @@ def server_apart(name: str, folder: Path) -> Iterator[Server]:
         assert found is not None
         yield found
     finally:
-        _services("down", name, apart)
+        down(name, apart)
+
+
+def down(name: str, folder: Path) -> None:
+    """Take down the server of this kind that has a folder for itself."""
+    _services("down", name, folder)
 
 
 def _entered(name: str, folder: Path) -> Server | None:

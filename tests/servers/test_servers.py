@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +61,30 @@ async def test_a_proxy_stands_in_for_a_server():
     redis = server("redis")
     async with redis.proxy() as proxy:
         assert await ask(proxy.host, proxy.port, password(redis), "PING") == ["+PONG"]
+
+
+def test_kafka_is_brought_up_under_any_identity(tmp_path):
+    """One in 64 begins with a hyphen."""
+    server("kafka")
+    script = f"""
+import runpy, sys, uuid
+uuid.uuid4 = lambda: uuid.UUID(bytes=bytes([0b111110_00]) * 16)
+sys.argv = ["services", "up", "kafka"]
+runpy.run_path({str(servers.ROOT / "scripts" / "services.d")!r}, run_name="__main__")
+"""
+    apart = tmp_path / "services"
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "OYEZ_SERVICES": str(apart)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "cluster.id=-" in (apart / "kafka" / "data" / "meta.properties").read_text()
+    finally:
+        servers.down("kafka", apart)
 
 
 def test_what_was_never_brought_up_is_skipped_by_name(tmp_path, monkeypatch):

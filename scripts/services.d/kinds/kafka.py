@@ -110,7 +110,8 @@ class Kafka(Server):
             cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
             formatted = self._java(
                 "kafka.tools.StorageTool",
-                *("format", "--cluster-id", cluster, "--config", "kafka.properties"),
+                # One word: an identity may begin with a hyphen, and would be taken for an option.
+                *("format", f"--cluster-id={cluster}", "--config", "kafka.properties"),
             ).run(self.folder, self.log)
             if formatted != 0:
                 raise ServiceError("formatting its storage failed", f"{self.log} says why")
