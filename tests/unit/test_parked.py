@@ -31,6 +31,7 @@ from oyez.timers import Timer
 
 TOGETHER: dict[str, Any] = {"attempt": 1, "at": 0.0, "error": DIED, "alone": False}
 ALONE: dict[str, Any] = {**TOGETHER, "alone": True}
+LATER = [{**ALONE, "at": 10.0 * number} for number in range(DEATHS)]
 _DIED = """insert into oyez_cursor (stream, partition, position, owner, epoch)
  values ('shop.till', 0, 9, 'a process that died', 1)"""
 
@@ -93,19 +94,29 @@ class Desk:
 async def test_an_event_that_died_with_others_is_not_guilty(tmp_path: Path) -> None:
     """A death counts against an event only if it ran without other suspects (G4)."""
     desk = Desk(tmp_path)
-    await desk.run(a=[TOGETHER] * 9, b=[TOGETHER, ALONE, ALONE], c=[])
+    await desk.run(a=[TOGETHER] * 9, b=[TOGETHER, *LATER[1:]], c=[])
     assert sorted(desk.handled) == ["a", "b", "c"]
     assert desk.letters == []
 
 
 async def test_an_event_that_died_alone_three_times_is_dead(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
-    await desk.run(a=[TOGETHER, ALONE, ALONE, ALONE], b=[])
+    await desk.run(a=[TOGETHER, *LATER], b=[])
     assert desk.handled == ["b"]
     (letter,) = desk.letters
     assert letter["event_id"] == "a"
     assert letter["reason"].startswith(f"{DIED}, 3 times")
     assert letter["attempts"] == 4
+
+
+async def test_deaths_within_a_moment_are_one(tmp_path: Path) -> None:
+    """What kills several replicas so soon one after the other is not the event (G4)."""
+    desk = Desk(tmp_path)
+    soon = [{**ALONE, "at": at} for at in (5.0, 5.1, 5.3, 5.9)]
+    await desk.run(a=soon, b=[*soon, LATER[1]], c=[*soon, *LATER[1:]])
+    assert sorted(desk.handled) == ["a", "b"]
+    (letter,) = desk.letters
+    assert letter["reason"].startswith(f"{DIED}, 3 times")
 
 
 async def test_deaths_do_not_use_up_the_attempts_of_an_event_that_fails(tmp_path: Path) -> None:

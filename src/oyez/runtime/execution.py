@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
+from math import inf
 from typing import Any
 
 from oyez.ambient import Ambient
@@ -50,6 +51,8 @@ CONFLICTS = 2
 """After so many conflicts over keyed state, a transaction runs alone."""
 DIED = "the process died during this attempt"
 """The entry in an event's history of an attempt without a recorded outcome."""
+MOMENT = 1.0
+"""Seconds within which deaths have one cause, such as a machine that takes its replicas along."""
 
 
 class Execution:
@@ -413,8 +416,16 @@ async def park(
 
 
 def deaths(event: Parked) -> int:
-    """Return how often the process died while it attempted this event and no other."""
-    return sum(bool(entry.get("alone")) for entry in _died(event.history))
+    """Return how often the process died while it attempted this event and no other.
+
+    Deaths within a moment of the first of them count once: a process that an event has killed takes
+    longer to come back, and what kills several replicas so soon is not the event.
+    """
+    count, since = 0, -inf
+    for entry in _died(event.history):
+        if entry.get("alone") and abs(entry["at"] - since) >= MOMENT:
+            count, since = count + 1, entry["at"]
+    return count
 
 
 def is_suspect(event: Parked) -> bool:
