@@ -508,7 +508,7 @@ def test_a_lag_that_stands_is_told_from_a_burst() -> None:
     def after(*turns: tuple[float, float]) -> tuple[bool, bool]:
         """Who is refused after timers that were due, and how late they fired."""
         for due, late in turns:
-            shedding.turned(due, due + late)
+            shedding.turned(late, due + late)
         return shedding.strangers, shedding.everybody
 
     assert after((1, 9)) == (False, False)
@@ -540,9 +540,9 @@ async def test_strangers_are_refused_first() -> None:
 
     assert await admitted() == [key, user, session, None]
     for due in (1, 2, 3):
-        shedding.turned(due, due + 0.6)
+        shedding.turned(0.6, due)
     assert await admitted() == [key, user]
-    shedding.turned(4, 5.1)
+    shedding.turned(1.1, 4)
     assert await admitted() == []
 
 

@@ -14,11 +14,11 @@ from oyez.errors import ConfigurationError
 from oyez.gateway import Records, serve
 from oyez.gateway.keyfile import add_key
 from oyez.logger import Logger, configure
-from oyez.observe.metrics import Metrics
+from oyez.observe.metrics import LAG_EVERY, Metrics
 from oyez.observe.traced import traced
-from oyez.observe.turning import Turning
 from oyez.project import Project
 from oyez.runtime.interpreter import settle, tune
+from oyez.turning import Turning
 
 _UNITS = {"m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _AGE = re.compile(r"([1-9]\d{0,5})([mhd])")
@@ -94,7 +94,7 @@ def _serve() -> None:
 
 async def _run(project: Project) -> None:
     metrics = Metrics("gateway", service="gateway")
-    turning = Turning(metrics.turned)
+    turning = Turning(LAG_EVERY, metrics.turned)
     system = project.config.system.name
     with traced(project.ambient, system=system, service="gateway") as tracer:
         turning.start()

@@ -18,9 +18,8 @@ from oyez.config import BridgeSettings, Listen, ServiceSettings
 from oyez.listening import HttpServer, bind, bind_unix, local, stop_signals, websocket
 from oyez.logger import configure
 from oyez.observe.logs import log_signal
-from oyez.observe.metrics import Metrics
+from oyez.observe.metrics import LAG_EVERY, Metrics
 from oyez.observe.traced import traced
-from oyez.observe.turning import Turning
 from oyez.project import Project
 from oyez.runtime.admin import admin
 from oyez.runtime.http import with_origin
@@ -30,6 +29,7 @@ from oyez.runtime.process import ProcessSettings, ServiceProcess
 from oyez.scaling.rule import Limits
 from oyez.signals import Signals
 from oyez.sites import kind
+from oyez.turning import Turning
 
 if TYPE_CHECKING:
     from oyez.inspection.deployed import Saying
@@ -184,7 +184,7 @@ async def serve(
     learns of the end of a process later than the process.
     """
     stopped = asyncio.Event()
-    turning = Turning(metrics.turned)
+    turning = Turning(LAG_EVERY, metrics.turned)
     saying: Saying | None = None
     admin_at, *http_at = (server.address for server in servers)
     with stop_signals(stopped.set):

@@ -220,7 +220,7 @@ CATALOGUE = (
     _histogram(
         "oyez_loop_lag_seconds",
         "",
-        "How late a timer of the event loop fires, twice a second.",
+        "How late the event loop comes to what is ready, twice a second.",
         "service",
         "gateway",
     ),

@@ -15,6 +15,8 @@ from oyez import signals
 from oyez.observe.catalogue import Where
 from oyez.observe.series import OTHER, Histogram, Labels, Series
 
+LAG_EVERY = 0.5
+"""Seconds between two measurements of the event loop's lag."""
 _STATUSES = {0: "none", 1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _Counted = tuple[dict[Labels, float], Labels, Histogram | None]
@@ -81,7 +83,7 @@ class Metrics:
         self._read[name] = value
 
     def turned(self, late: float) -> None:
-        """Count that a timer of the event loop fired so many seconds late."""
+        """Count that the event loop took a turn so many seconds late."""
         self._histogram("oyez_loop_lag_seconds", ()).add(late)
 
     async def render(self, accept: str = "") -> tuple[bytes, str]:

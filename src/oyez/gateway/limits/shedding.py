@@ -15,6 +15,7 @@ from oyez.gateway.exchange import Exchange
 from oyez.gateway.limits.concurrency import overloaded
 from oyez.gateway.step import Answer
 from oyez.logger import Logger
+from oyez.turning import Turning
 
 _EVERY = 0.1
 _STANDING = 1.0
@@ -35,16 +36,17 @@ class Shedding:
         """Whether all requests are."""
         self._bound = bound
         self._since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._turning = Turning(
+            _EVERY, lambda late: self.turned(late, asyncio.get_running_loop().time())
+        )
 
     async def open(self) -> None:
         """Begin to measure the running event loop."""
-        self._set(asyncio.get_running_loop())
+        self._turning.start()
 
     async def close(self) -> None:
         """Stop. Safe when never opened and when called twice."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._turning.stop()
 
     def before(self, route: Route, onward: Answer) -> Answer:
         """Refuse requests (503) while the loop lags."""
@@ -58,9 +60,9 @@ class Shedding:
 
         return answer
 
-    def turned(self, due: float, now: float) -> None:
-        """Judge by a timer that was due, and has fired now, in seconds of the loop's clock."""
-        late, before = now - due, self.strangers
+    def turned(self, late: float, now: float) -> None:
+        """Judge by how late a turn is that is taken now, in seconds of the loop's clock."""
+        before = self.strangers
         if late <= self._bound:
             self._since = None
             self.strangers = self.everybody = False
@@ -71,11 +73,3 @@ class Shedding:
         if self.strangers != before:
             what = "refuses requests, its loop lags" if self.strangers else "takes requests again"
             Logger().warning(f"gateway {what}", lag=round(late, 3))
-
-    def _set(self, loop: asyncio.AbstractEventLoop) -> None:
-        due = loop.time() + _EVERY
-        self._timer = loop.call_at(due, self._fire, loop, due)
-
-    def _fire(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self.turned(due, loop.time())
-        self._set(loop)

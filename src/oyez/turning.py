@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-EVERY = 0.5
-"""Seconds between two timers."""
-
 
 class Turning:
-    """A timer on the running event loop that tells how late it fires."""
+    """A timer on the running event loop that tells how late what is ready gets its turn."""
 
-    def __init__(self, turned: Callable[[float], None]) -> None:
-        """``turned`` is called with seconds."""
+    def __init__(self, every: float, turned: Callable[[float], None]) -> None:
+        """``turned`` is called after ``every`` so many seconds, with seconds."""
+        self._every = every
         self._turned = turned
         self._timer: asyncio.TimerHandle | None = None
 
@@ -25,11 +23,18 @@ class Turning:
         """Stop. Safe when never started and when called twice."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _set(self, loop: asyncio.AbstractEventLoop) -> None:
-        due = loop.time() + EVERY
+        due = loop.time() + self._every
         self._timer = loop.call_at(due, self._fire, loop, due)
 
     def _fire(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self._turned(max(0.0, loop.time() - due))
-        self._set(loop)
+        # Behind what is ready, as all others are. uvloop fires timers before that, so those of a
+        # loop whose turns take as long as a timer would all be on time.
+        loop.call_soon(self._measure, loop, due)
+
+    def _measure(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        if self._timer is not None:
+            self._turned(max(0.0, loop.time() - due))
+            self._set(loop)
