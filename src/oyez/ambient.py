@@ -14,6 +14,18 @@ from math import inf
 from typing import Protocol
 
 
+class Timeout(AbstractAsyncContextManager[object], Protocol):
+    """A block that is cancelled when its time is over."""
+
+    def expired(self) -> bool:
+        """Whether its time was over before the block ended.
+
+        Ask this, not a clock, to tell such a ``TimeoutError`` from one of the block's own: a timer
+        may fire up to the resolution of the loop's clock early (a millisecond on uvloop).
+        """
+        ...
+
+
 class Ambient(Protocol):
     """The clock, identifiers and random numbers that the core uses."""
 
@@ -29,7 +41,7 @@ class Ambient(Protocol):
         """Wait for a number of seconds of this clock."""
         ...
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+    def timeout(self, seconds: float | None) -> Timeout:
         """Cancel the block after that many seconds and raise ``TimeoutError``; never for None."""
         ...
 
@@ -111,7 +123,7 @@ class SystemAmbient:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+    def timeout(self, seconds: float | None) -> Timeout:
         return asyncio.timeout(seconds)
 
     def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:

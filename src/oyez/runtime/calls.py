@@ -281,14 +281,14 @@ class Calls:
         first: object,
         tx: Transaction,
     ) -> Sequence[object]:
-        start = self._ambient.monotonic()
+        patience = self._ambient.timeout(handler.timeout)
         outside = here.set(tx)
         try:
-            async with self._ambient.timeout(handler.timeout):
+            async with patience:
                 answer = await Begun(coroutine, first, partial(self._mark, handler))
                 return events_in(handler, answer)
         except TimeoutError as error:
-            if handler.timeout is None or self._ambient.monotonic() - start < handler.timeout:
+            if not patience.expired():
                 raise
             raise HandlerTimeout(
                 f"{handler.service}.{handler.name} did not end within {handler.timeout} s"
@@ -314,12 +314,15 @@ class Calls:
             handler = calls[len(results)][0]
             work = partial(_run_slice, self._ambient, calls[len(results) :])
             answer = loop.run_in_executor(self._threads, copy_context().run, work)
+            patience = self._ambient.timeout(
+                None if handler.timeout is None else handler.timeout + SLICE
+            )
             try:
-                async with self._ambient.timeout(
-                    None if handler.timeout is None else handler.timeout + SLICE
-                ):
+                async with patience:
                     results.extend(await answer)
             except TimeoutError as error:
+                if not patience.expired():
+                    raise
                 raise HandlerTimeout(
                     f"{handler.service}.{handler.name} did not return within {handler.timeout} s; "
                     "its thread can't be stopped"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from math import inf
 from types import TracebackType
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from oyez.ambient import Uuid7
+from oyez.ambient import Timeout, Uuid7
 from oyez.errors import BrokerUnavailable, StoreUnavailable
 from oyez.runtime.process import ServiceProcess
 from oyez.simulation.loop import SimLoop, actor
@@ -357,7 +356,7 @@ class SimAmbient:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+    def timeout(self, seconds: float | None) -> Timeout:
         return asyncio.timeout(seconds) if seconds is None else _Timeout(self._world.loop, seconds)
 
     def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
@@ -403,6 +402,9 @@ class _Timeout:
             self._timer.cancel()
         elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+    def expired(self) -> bool:
+        return self._expired
 
     def _expire(self) -> None:
         self._expired = True

@@ -6,11 +6,10 @@ import asyncio
 import heapq
 import itertools
 import random
-from contextlib import AbstractAsyncContextManager
 from math import inf
 from types import TracebackType
 
-from oyez.ambient import Uuid7
+from oyez.ambient import Timeout, Uuid7
 
 START = 1_800_000_000.0
 """The wall-clock time, in seconds since 1970, at which a virtual clock begins."""
@@ -41,7 +40,7 @@ class VirtualAmbient:
             return
         await self._timer(seconds)
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+    def timeout(self, seconds: float | None) -> Timeout:
         return _Timeout(self, seconds)
 
     def poll(self, seconds: float, *, due: float = inf, replicas: bool = False) -> float:
@@ -113,6 +112,9 @@ class _Timeout:
         mine = self._expired and self._task.uncancel() <= self._cancelling
         if mine and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
+
+    def expired(self) -> bool:
+        return self._expired
 
     def _expire(self, timer: asyncio.Future[None]) -> None:
         # The timer may have gone off just before the block ended, and its callback still run.
