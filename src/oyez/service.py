@@ -325,8 +325,8 @@ class Service:
         """Register a function that provides handler parameters of its return type.
 
         It runs once, when the process starts. A function that yields its value instead is resumed
-        after the service has drained, to clean up. A class provides itself: it is called without
-        arguments.
+        after the service has drained, to clean up within what is left of the grace and two seconds.
+        A class provides itself: it is called without arguments.
         """
         annotation = _provided_by(function)
         if not isinstance(annotation, type):

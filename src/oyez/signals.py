@@ -26,6 +26,7 @@ ViewMeasured            how far a view is behind: service, view, version, second
 Stalled, Resumed        a partition with lag makes no progress, or does again: service, stream,
                         partition, seconds
 Trouble                 broker or store raised an error, to be retried: service, part, error
+Unfinished              a part of a drain failed, or was not done in time: service, part, error
 Started, Stopped        a service process: service, owner, and its addresses
 RequestAnswered         the gateway answered a request: service, route, method, status, seconds,
                         code of a refusal, trace id
@@ -249,6 +250,13 @@ class Resumed(Signal, frozen=True, kw_only=True):
 
 class Trouble(Signal, frozen=True, kw_only=True):
     """The broker or the store raised an error; ``part`` will retry."""
+
+    part: str
+    error: str
+
+
+class Unfinished(Signal, frozen=True, kw_only=True):
+    """``part`` of a drain failed, or was not done in time; the drain went on without it."""
 
     part: str
     error: str

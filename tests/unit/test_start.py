@@ -1,8 +1,9 @@
-"""The start of a service process: broker and store at once, and all of it or nothing."""
+"""The start and the end of a service process: all of it or nothing, and claims let go of first."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ from oyez import Event, Service, Transaction
 from oyez.brokers.memory.broker import MemoryBroker
 from oyez.errors import BrokerRefused, StoreRefused
 from oyez.runtime.process import ProcessSettings, ServiceProcess
-from oyez.signals import Signals
+from oyez.signals import Signal, Signals, Unfinished
 from oyez.stores.sqlite import SqliteStore
 from oyez.testing import VirtualAmbient
 
 
 class Placed(Event, type="shop.placed", key="order"):
     order: str
+
+
+class Printer: ...
 
 
 class Broker(MemoryBroker):
@@ -54,7 +58,7 @@ class Store(SqliteStore):
         self.go = asyncio.Event()
         self.asked = asyncio.Event()
         self.refuse = False
-        self.closed = False
+        self.left = self.closed = False
 
     async def open(self, *, create: bool = True) -> None:
         self.asked.set()
@@ -62,6 +66,10 @@ class Store(SqliteStore):
         if self.refuse:
             raise StoreRefused("of a test")
         await super().open(create=create)
+
+    async def leave(self, owner: str) -> None:
+        await super().leave(owner)
+        self.left = True
 
     async def close(self) -> None:
         self.closed = True
@@ -79,18 +87,28 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def process(broker: Broker, store: Store) -> ServiceProcess:
+def desk() -> Service:
     service = Service("desk")
 
     @service.on(Placed)
     async def take(event: Placed, tx: Transaction) -> None: ...
 
+    return service
+
+
+@pytest.fixture
+def clock() -> VirtualAmbient:
+    return VirtualAmbient()
+
+
+@pytest.fixture
+def process(desk: Service, broker: Broker, store: Store, clock: VirtualAmbient) -> ServiceProcess:
     return ServiceProcess(
-        service,
+        desk,
         ProcessSettings(system="shop", broker="memory"),
         broker=broker,
         store=store,
-        ambient=VirtualAmbient(),
+        ambient=clock,
         signals=Signals(),
     )
 
@@ -133,3 +151,42 @@ async def test_a_broker_that_refuses_closes_the_store(
         with pytest.raises(BrokerRefused):
             await process.start()
     assert (broker.closed, store.closed) == (True, True)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_cleanup_that_fails_keeps_no_claim_and_leaves_nothing_open(
+    desk: Service,
+    process: ServiceProcess,
+    broker: Broker,
+    store: Store,
+    clock: VirtualAmbient,
+    hangs: bool,
+) -> None:
+    left: list[bool] = []
+    heard: list[Unfinished] = []
+
+    @desk.provides
+    async def printer() -> AsyncIterator[Printer]:
+        yield Printer()
+        left.append(store.left)
+        if hangs:
+            await asyncio.Event().wait()
+        raise OSError("out of paper")
+
+    def hear(signal: Signal) -> None:
+        if isinstance(signal, Unfinished):
+            heard.append(signal)
+
+    process.reports.listen(hear)
+    broker.go.set()
+    store.go.set()
+    await process.start()
+    async with asyncio.timeout(10):
+        draining = asyncio.create_task(process.drain(5.0))
+        while not draining.done():
+            await clock.advance(1.0)
+    assert left == [True]
+    assert (store.left, broker.closed, store.closed) == (True, True, True)
+    (told,) = heard
+    assert told.part == "cleanup"
+    assert ("not done within 7 s" if hangs else "out of paper") in told.error

@@ -19,12 +19,14 @@ _LEVELS: dict[type[signals.Signal], Level] = {
     signals.Stalled: "error",
     signals.Resumed: "info",
     signals.Trouble: "warning",
+    signals.Unfinished: "warning",
 }
 _WORDS = {
     signals.EventRetried: "handler failed, will retry",
     signals.EventDead: "dead letter",
     signals.EventsMissed: "retention deleted events before they were handled",
     signals.Trouble: "trouble, will try again",
+    signals.Unfinished: "not all was done before the end",
     signals.ClaimLost: "fenced: another replica owns the partition",
 }
 

@@ -16,7 +16,7 @@ import msgspec
 
 from oyez import tables
 from oyez.ambient import Ambient
-from oyez.errors import BrokerError, MigrationsDue, OyezError, StoreError, StoreRefused
+from oyez.errors import BrokerError, MigrationsDue, OyezError, StoreRefused
 from oyez.ports import Broker, Changes, Parameters, Store
 from oyez.runtime.audit import Actor
 from oyez.runtime.backlog import Backlog
@@ -271,7 +271,7 @@ class ServiceProcess:
             left = end - now()
             await self._within(max(0.0, left) + LEAVE, "parked events", parked(left))
         self.service.detach(self)
-        await self._let_go()
+        await self._let_go(max(0.0, end - now()) + LEAVE)
         self.reports.emit(Stopped(service=self.service.name, owner=self.owner))
 
     async def kill(self) -> None:
@@ -353,25 +353,26 @@ class ServiceProcess:
     async def _make_resources(self) -> None:
         self.handlers.bind(await provided(self.service, self._provide, self._resources))
 
-    async def _let_go(self) -> None:
-        await self._resources.aclose()
+    async def _let_go(self, patience: float = LEAVE) -> None:
+        """Leave, clean up what the service provides within ``patience`` seconds, and close."""
         # Each may wait for a server, or for a file that another process has locked. The lease
-        # expires by itself.
+        # expires by itself. Others may take over at once, whatever the service's own cleanup does.
         if self._leased:
             await self._within(LEAVE, "leaving", self.store.leave(self.owner))
+        await self._within(patience, "cleanup", self._resources.aclose())
         await self._within(LEAVE, "broker", self.broker.close())
         await self._within(LEAVE, "store", self.store.close())
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _within(self, seconds: float, part: str, work: Awaitable[object]) -> None:
         """Wait for the end of the work no longer than that; report what it met instead."""
+        limit = self.ambient.timeout(seconds)
         try:
-            async with self.ambient.timeout(seconds):
+            async with limit:
                 await work
-        except TimeoutError:
-            self.reports.trouble(part, OyezError(f"not done within {seconds:.0f} s: left as it is"))
-        except StoreError as error:
-            self.reports.trouble(part, error)
+        except Exception as error:  # noqa: BLE001 - what the service provides may raise anything
+            late = OyezError(f"not done within {seconds:.0f} s: left as it is")
+            self.reports.unfinished(part, late if limit.expired() else error)
 
     def committed(self, changes: Changes) -> None:
         self.watch.ring()

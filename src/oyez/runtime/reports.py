@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oyez.errors import OyezError
 from oyez.runtime.retry import describe_traceback
-from oyez.signals import HandlerCalled, Listener, Signal, Signals, Trouble
+from oyez.signals import HandlerCalled, Listener, Signal, Signals, Trouble, Unfinished
 from oyez.spans import Tracer
 
 
@@ -44,7 +44,14 @@ class Reports:
 
     def trouble(self, part: str, error: Exception) -> None:
         """Report an error after which ``part`` will retry."""
-        if not self.heard:
-            return
-        text = str(error) if isinstance(error, OyezError) else describe_traceback(error)
-        self.emit(Trouble(service=self.service, part=part, error=text))
+        if self.heard:
+            self.emit(Trouble(service=self.service, part=part, error=_text(error)))
+
+    def unfinished(self, part: str, error: Exception) -> None:
+        """Report what kept ``part`` of a drain from being done."""
+        if self.heard:
+            self.emit(Unfinished(service=self.service, part=part, error=_text(error)))
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, OyezError) else describe_traceback(error)
