@@ -238,6 +238,32 @@ def test_a_replica_that_is_stopped_leaves_the_others_at_work() -> None:
     assert served
 
 
+def test_a_replica_that_drains_as_the_faults_end_is_started_again() -> None:
+    service = Service("pay")
+
+    @service.on(Placed)
+    async def keep(event: Placed, tx: Transaction) -> None:
+        await asyncio.sleep(3.0)  # a drain waits for it
+
+    async def scenario(sim: Sim) -> None:
+        for number in range(4):
+            await sim.publish(Placed(order_id=f"{number}"), service="shop")
+        await sim.sleep(2.0)
+
+    plan = Plan(services=[service], scenario=scenario, root=HERE, faults=("crash",))
+    late = 0
+    for seed in range(100):
+        result = run(plan, seed)
+        assert result.failures == [], f"seed {seed}: {result.failures}"
+        told = [(each.node, each.what) for each in result.story]
+        healed = told.index(("everyone", "nothing goes wrong any more"))
+        for index, (who, what) in enumerate(told):
+            if what == "is stopped in order":
+                late += (who, "starts again") not in told[index:healed]
+                assert (who, "starts again") in told[index:], f"seed {seed}"
+    assert late, "no drain was going on as the faults ended"
+
+
 def test_each_run_begins_with_the_same_data() -> None:
     service = Service("pay", migrations="migrations")
 

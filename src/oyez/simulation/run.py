@@ -313,14 +313,27 @@ class Run:
             if fate == 1:
                 world.crash(node, "crashed")
             elif node.name in self._begun:
-                world.crashes += 1
-                world.tell(node.name, "is stopped in order", fault=True)
-                assert node.process is not None
-                await self.within(node, node.process.drain(), lambda: OyezError("died"))
-                if not node.dead:
-                    node.die()
-                    world.shake(node.service)
-                    self._revive(node)
+                self._stop_in_order(node)
+
+    def _stop_in_order(self, node: Node) -> None:
+        """Let a replica drain, and end as a process does after it, also if no fault follows."""
+        world, process = self.world, node.process
+        assert process is not None
+        if process.draining:
+            return
+
+        def drained(task: asyncio.Task[None]) -> None:
+            error = task.exception()
+            if isinstance(error, Exception):
+                self._broken = f"{node.name} does not stop: {said(error)}"
+            elif not node.dead:
+                node.die()
+                world.shake(node.service)
+                self._revive(node)
+
+        world.crashes += 1
+        world.tell(node.name, "is stopped in order", fault=True)
+        node.run(process.drain()).add_done_callback(drained, context=world.context)
 
     async def _settle(self) -> None:
         loop, world, sim = self.loop, self.world, self.sim
@@ -343,7 +356,7 @@ class Run:
                 pause = 0.5
                 continue
             busy, later = self.invariants.busy()
-            if not busy and not later and not eventual and len(self._begun) >= len(self.nodes):
+            if not busy and not later and not eventual and self._all_run():
                 break
             if since > sim.patience:
                 if busy:
@@ -368,6 +381,12 @@ class Run:
             raise Stuck(f"more than {STEPS} steps: something goes round in circles")
 
     # -- nodes -------------------------------------------------------------------------------------
+
+    def _all_run(self) -> bool:
+        """Whether all replicas have started, and none is about to end."""
+        return len(self._begun) >= len(self.nodes) and not any(
+            node.process is not None and node.process.draining for node in self.nodes.values()
+        )
 
     def _start(self, service: Service, name: str, life: int) -> None:
         node = self.nodes[name] = Node(self.world, service.name, name, life)
