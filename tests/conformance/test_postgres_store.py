@@ -811,13 +811,12 @@ async def test_when_the_connection_is_cut_everything_comes_back(database: Databa
                 held = store.begin()
                 await held.fetch("select 1 as one", {}, [])
                 fail()
-                begun = time.monotonic()
-                with pytest.raises(StoreUnavailable):
-                    await held.fetch("select 1 as one", {}, [])
-                await held.rollback()
-                with pytest.raises(StoreUnavailable):
-                    await change(store, "insert into t values (1)")
-                assert time.monotonic() - begun < 3.0
+                async with asyncio.timeout(3.0):
+                    with pytest.raises(StoreUnavailable):
+                        await held.fetch("select 1 as one", {}, [])
+                    await held.rollback()
+                    with pytest.raises(StoreUnavailable):
+                        await change(store, "insert into t values (1)")
                 proxy.restore()
 
                 async def back() -> bool:
