@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 
-import hypothesis.internal.observability  # noqa: F401 - see below
+import hypothesis
+import hypothesis.internal.observability
 import pytest
 
 # Hypothesis's plugin imports this in pytest's summary. On CPython 3.11 an import that deep, after
 # tests that failed, can end the run with "AST constructor recursion depth mismatch"
 # (python/cpython#106905); imported now, it is there in every run, whatever tests are selected.
+
+hypothesis.settings.register_profile("oyez", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("oyez")
 
 DECLARED = "capabilities."
 """A suite leaves out what an adapter declares that it can't do: that is no lack of the machine."""

@@ -345,7 +345,7 @@ PASSAGES = {
 @pytest.mark.parametrize("there", MODES)
 @pytest.mark.parametrize("back", MODES)
 @pytest.mark.parametrize("wire", PASSAGES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(envelope=envelopes())
 def test_any_event_comes_back(wire: str, back: str, there: str, envelope: Envelope) -> None:
     """From Oyez to the SDK in one mode, from there to Oyez in the same or the other."""

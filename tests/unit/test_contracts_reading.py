@@ -44,7 +44,6 @@ def emitted(writer: type, value: Any) -> bytes:
 
 @settings(
     max_examples=PAIRS,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(pairs(), st.data())

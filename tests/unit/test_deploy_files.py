@@ -235,7 +235,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("abc-/.", min_size=1), values, min_size=1))
 def test_what_is_written_as_yaml_is_read_as_it_was(value: dict[str, Any]) -> None:
     assert yaml.safe_load(document(value)) == value

@@ -100,7 +100,7 @@ def ambient() -> VirtualAmbient:
     return VirtualAmbient()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 30), max_size=8),
     gaps=st.lists(st.sampled_from([0, 0, 1, 50, 2**30]), min_size=1, max_size=4),

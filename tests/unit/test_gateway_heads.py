@@ -442,7 +442,7 @@ STRANGER = HOLDER._replace(request=HOLDER.request.replace(b"canary", b"forged"))
 @example([USUAL, USUAL, USUAL, FRIEND])
 @example([HOLDER, HOLDER, HOLDER, BARE, STRANGER, HOLDER])
 @example([BARE, BARE, BARE, HOLDER, STRANGER, BARE])
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_what_is_known_changes_no_byte(history: list[Asked]) -> None:
     with asyncio.Runner(loop_factory=Loop) as runner:
         ordinary, none = runner.run(sent(history, remembers=False))

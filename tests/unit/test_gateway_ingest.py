@@ -684,7 +684,7 @@ def admission(tmp_path_factory: pytest.TempPathFactory) -> Admission:
 
 
 @given(st.dictionaries(NAMES | st.text(max_size=5), VALUES), st.binary(max_size=30))
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 def test_whatever_comes_is_an_event_or_names_a_field(
     admission: Admission, event: dict[str, Any], more: bytes
 ) -> None:

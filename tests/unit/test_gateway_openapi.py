@@ -421,7 +421,7 @@ JSON = st.recursive(
 
 
 @given(st.data())
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 def test_no_description_breaks_the_page(data: st.DataObject) -> None:
     allowed = Allowed([route("/stock", "stock"), route("/orders", "stock", "POST", "GET")])
     document = copy.deepcopy(data.draw(st.sampled_from([OLD, ORDERS])))

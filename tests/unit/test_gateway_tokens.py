@@ -721,7 +721,7 @@ def test_a_changed_token_is_refused(tmp_path: Path) -> None:
     users = Tokens(with_one_issuer(tmp_path), SystemAmbient())
     goods = [token(), token(ed_key(), "EdDSA", kid="edwards")]
 
-    @examples(max_examples=400, deadline=None)
+    @examples(max_examples=400)
     @given(st.sampled_from(goods), st.data())
     def change(good: str, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(good)))
@@ -754,7 +754,7 @@ def accepted(runner: asyncio.Runner, users: Tokens, value: str) -> bool:
 def test_any_text_is_refused_as_a_token(tmp_path: Path) -> None:
     users = Tokens(with_one_issuer(tmp_path), SystemAmbient())
 
-    @examples(max_examples=200, deadline=None)
+    @examples(max_examples=200)
     @given(st.lists(st.binary(max_size=30), max_size=4), st.text(st.characters(max_codepoint=255)))
     def read(parts: list[bytes], end: str) -> None:
         with pytest.raises(Refusal) as caught:

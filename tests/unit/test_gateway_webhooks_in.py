@@ -364,7 +364,7 @@ TEXT = st.binary(max_size=60) | st.lists(
 
 
 @given(st.dictionaries(st.sampled_from(HEADERS), st.lists(TEXT, max_size=2)), st.binary(max_size=9))
-@hypothesis_settings(max_examples=500, deadline=None)
+@hypothesis_settings(max_examples=500)
 def test_whatever_is_no_signature_is_refused(fields: dict[bytes, list[bytes]], body: bytes) -> None:
     for scheme in SCHEMES:
         with pytest.raises(Refusal) as caught:

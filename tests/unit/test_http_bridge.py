@@ -239,7 +239,7 @@ TEXT = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max
 
 
 @given(subject=TEXT, extension=TEXT)
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_a_reader_of_the_binary_form_gets_the_same_event(subject: str, extension: str) -> None:
     event = Envelope(
         id="1", source="/s", type="t", subject=subject, data=b"{}", extensions={"more": extension}

@@ -243,7 +243,6 @@ def script(data: bytes) -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize("cls", [Fulfilment, OneByOne])
 @settings(
     max_examples=5_000,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -423,7 +423,7 @@ def test_a_dead_store_changes_nothing() -> None:
     assert "nothing is handled" in found.moments[-1].why
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(0, 1500), min_size=1, max_size=12),
     st.floats(20, 500),
