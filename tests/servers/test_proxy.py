@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -167,6 +169,32 @@ async def test_answers_that_were_held_arrive_when_it_is_restored(proxy, connect)
     assert await hears_nothing(reader)
     proxy.restore()
     assert await said(reader, 4) == b"late"
+
+
+async def test_cut_amid_traffic_leaves_no_error_behind(proxy, connect):
+    """Whoever logs what nobody retrieved disturbs whatever runs then."""
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+
+    async def talk() -> None:
+        reader, writer = await connect()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x")
+                if not await reader.read(1):
+                    return
+
+    for _ in range(20):
+        before = proxy.received
+        async with asyncio.timeout(WAIT), asyncio.TaskGroup() as talks:
+            for _ in range(20):
+                talks.create_task(talk())
+            while proxy.received < before + 200:
+                await asyncio.sleep(0)
+            proxy.cut()
+        proxy.restore()
+    gc.collect()
+    assert told == []
 
 
 async def test_cut_ends_a_stalled_connection(proxy, connect):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from oyez.cli.invocation import json_option
+from oyez.cli.invocation import json_option, run_async
 from oyez.cli.printing import print_json, warn, write
 from oyez.wire import RULES, SETS, Level, vectors
 
@@ -81,8 +80,7 @@ def run(
         proxy=proxy_of(proxy) if proxy else None,
     )
     referee = Referee(plan, lambda trial: None if as_json else warn(f"trial: {trial}"))
-    # On asyncio's own loop: the proxy resets connections below what uvloop lets it see.
-    verdict = asyncio.run(referee.judge())
+    verdict = run_async(referee.judge())
     if junit is not None:
         junit.write_text(verdict.junit())
     if report is not None:

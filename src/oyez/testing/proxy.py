@@ -219,6 +219,8 @@ class Proxy:
             await self._flowing.wait()
             if answers:
                 await self._answering.wait()
+            if sink.is_closing():  # uvloop refuses to write then, with a RuntimeError
+                raise ConnectionResetError("the other side is gone")
             if not data:
                 sink.write_eof()
                 return
@@ -230,7 +232,8 @@ class Proxy:
 
 def _reset(side: asyncio.StreamWriter) -> None:
     connection = side.get_extra_info("socket")
+    # uvloop's view of a socket sets no option; another descriptor of the connection does.
     if connection is not None:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        with contextlib.suppress(OSError), connection.dup() as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     side.transport.abort()
