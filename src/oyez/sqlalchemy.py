@@ -353,6 +353,9 @@ class _InUnit(DefaultDialect):
     def on_connect(self) -> Any:
         return None
 
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        dbapi_connection.close()
+
     def is_disconnect(self, e: object, connection: object, cursor: object) -> bool:
         return False
 

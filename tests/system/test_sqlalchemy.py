@@ -855,7 +855,7 @@ async def test_a_plain_def_does_not_block_the_loop_and_ends_with_its_timeout(
 
 
 async def test_a_statement_that_outlasts_the_timeout(
-    start: Start, request: pytest.FixtureRequest
+    start: Start, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cancelled inside a savepoint it is a timeout still, so its attempts are counted."""
     if request.node.callspec.params["start"] == "inline":
@@ -879,6 +879,7 @@ async def test_a_statement_that_outlasts_the_timeout(
         await handle(system, "slow", "good")
         assert "HandlerTimeout" in await dead(system)
         assert await names(system) == ["good-placed", "slow-placed"]
+    assert not [record for record in caplog.records if record.name.startswith("sqlalchemy")]
 
 
 async def test_a_thread_that_waits_for_its_turn_is_let_go(
