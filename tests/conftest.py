@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import hypothesis
 import hypothesis.internal.observability
 import pytest
+import uvloop
 
 # Hypothesis's plugin imports this in pytest's summary. On CPython 3.11 an import that deep, after
 # tests that failed, can end the run with "AST constructor recursion depth mismatch"
@@ -18,6 +20,14 @@ hypothesis.settings.load_profile("oyez")
 
 DECLARED = "capabilities."
 """A suite leaves out what an adapter declares that it can't do: that is no lack of the machine."""
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run asynchronous tests on the loop that services run on.
+
+    Drivers meet other errors on it: it says RuntimeError, for one, where asyncio says nothing.
+    """
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.hookimpl(wrapper=True)
