@@ -36,6 +36,7 @@ from oyez.ambient import Ambient
 from oyez.config import ProviderSettings
 from oyez.config.rules import is_web_address
 from oyez.errors import LoginDenied, LoginFailed
+from oyez.http_client import Client
 
 PATIENCE = 600.0
 """Seconds that a person may take at the provider."""
@@ -119,7 +120,7 @@ class RelyingParty:
         self._ambient = ambient
         # A login is rare: no connection is kept for the next.
         limits = httpx.Limits(max_connections=20, max_keepalive_connections=0)
-        self._http = httpx.AsyncClient(timeout=TIMEOUT, limits=limits)
+        self._http = Client(timeout=TIMEOUT, limits=limits)
         self._asking = asyncio.Lock()
         self._metadata: _Metadata | None = None
         self._metadata_until = 0.0

@@ -42,7 +42,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     _edit(shop, "inventory", "from oyez import", "import pathlib\n\nfrom oyez import Retry,")
     _edit(shop, "inventory", "on(OrderPlaced)", "on(OrderPlaced, retry=Retry(attempts=1))")
     _edit(shop, "inventory", "    for line in event.lines:\n", POISON)
-    _edit(shop, "payments", "import httpx", "import pathlib\n\nimport httpx")
+    _edit(shop, "payments", "from oyez import", "import pathlib\n\nfrom oyez import")
     _edit(shop, "payments", "attempts=10, first=0.25", "attempts=1000, first=0.05")
     _edit(shop, "payments", "longest=30.0", "longest=0.1")
     _edit(shop, "payments", "    try:\n        captured", OFFLINE)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from oyez.http_client import Client
 from oyez.testing.ticks import until
 
 DELAY = 4
@@ -58,7 +59,7 @@ def free_port() -> int:
 async def status(port: int, path: str) -> int:
     """Return the status of a request on a new connection; 0 where there is nobody."""
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with Client(trust_env=False) as client:
             return (await client.get(f"http://127.0.0.1:{port}{path}")).status_code
     except httpx.TransportError:
         return 0

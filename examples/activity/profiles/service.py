@@ -11,13 +11,14 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import httpx
 from cryptography.fernet import Fernet
 from starlette.exceptions import HTTPException
 
 from oyez import GONE, Gone, Personal, Service, View, applies
+from oyez.http_client import Client
 from profiles import events
 
 service = Service("profiles")
@@ -126,9 +127,8 @@ def best(neighbours: Neighbours, seen: Sequence[str], count: int = SHOWN) -> lis
 
 async def key_of(name: str) -> dict[str, str] | None:
     """Ask Clicks for pseudonym and key; None for nobody that it knows."""
-    async with httpx.AsyncClient(base_url=KEYS, timeout=5.0, verify=False) as client:  # noqa: S501 - plain HTTP
-        found: dict[str, str] | None = (await client.get(f"/keys/{name}")).json()
-        return found
+    async with Client(base_url=KEYS, timeout=5.0, verify=False) as client:  # plain HTTP
+        return cast("dict[str, str] | None", (await client.get(f"/keys/{name}")).json())
 
 
 @service.get("/people/{name}")

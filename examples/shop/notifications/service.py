@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import httpx
 import msgspec
 
 from notifications.events import (
@@ -22,6 +21,7 @@ from notifications.events import (
 )
 from notifications.senders import DEADLINE, SMS, HttpTexter, Mailer, SmtpMailer, Texter
 from oyez import After, Context, Retry, Service, State
+from oyez.http_client import Client
 
 service = Service("notifications", migrations="notifications/migrations")
 
@@ -82,7 +82,7 @@ def mailer() -> Mailer:
 @service.provides
 async def texter() -> AsyncIterator[Texter]:
     """The SMS provider at ``SHOP_SMS``."""
-    async with httpx.AsyncClient(base_url=SMS, timeout=DEADLINE) as client:
+    async with Client(base_url=SMS, timeout=DEADLINE) as client:
         yield HttpTexter(client)
 
 

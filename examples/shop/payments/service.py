@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import httpx
-
 from oyez import After, Context, Retry, Service
+from oyez.http_client import Client
 from payments.events import (
     OrderPlaced,
     PaymentFailed,
@@ -40,7 +39,7 @@ REFUND = Retry(attempts=200, first=0.5, factor=2.0, longest=60.0)
 @service.provides
 async def payment_provider() -> AsyncIterator[PaymentProvider]:
     """The provider at ``SHOP_PROVIDER``."""
-    async with httpx.AsyncClient(base_url=URL, timeout=DEADLINE) as client:
+    async with Client(base_url=URL, timeout=DEADLINE) as client:
         yield HttpPaymentProvider(client)
 
 

@@ -46,6 +46,7 @@ from oyez.console.answers import (
 )
 from oyez.console.refusals import in_words
 from oyez.errors import OyezError
+from oyez.http_client import Client
 from oyez.inspection.explore import Arrivals, Page, Shown
 from oyez.inspection.lag import ServiceLag
 from oyez.inspection.lint.contracts import Contracts
@@ -100,7 +101,7 @@ class System:
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._holders: dict[str, str] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._client = httpx.AsyncClient(
+        self._client = Client(
             headers={"Authorization": f"Bearer {project.token()}", "Accept-Encoding": "identity"},
             timeout=DEADLINE,
             trust_env=False,

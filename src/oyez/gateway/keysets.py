@@ -26,6 +26,7 @@ from oyez.config import Config, IssuerSettings
 from oyez.endpoint import redact
 from oyez.errors import InvalidEvent
 from oyez.gateway.exchange import Refusal
+from oyez.http_client import Client
 from oyez.logger import Logger
 
 MOST_BYTES = 256 * 1024
@@ -175,7 +176,7 @@ class KeySet:
         url = self.issuer.jwks
         secure = url.startswith("https:")
         # A proxy of the environment is for what is outside of this machine.
-        client = httpx.AsyncClient(
+        client = Client(
             verify=self._trusted if secure else False, trust_env=secure, timeout=_TIMEOUT
         )
         # An encoded answer could be small, and large when it is decoded.

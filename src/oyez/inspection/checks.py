@@ -21,6 +21,7 @@ from oyez import tables
 from oyez.config import Config, Listen
 from oyez.errors import ConfigurationError, NotCreated, OyezError
 from oyez.gateway import store as gateway_store
+from oyez.http_client import Client
 from oyez.inspection import history
 from oyez.inspection.form import span, utc_time
 from oyez.inspection.lag import ServiceLag, measure
@@ -493,7 +494,7 @@ def _port(config: Config, key: str, listen: Listen, ours: bool) -> CheckResult:
 
 async def _is_gateway(listen: Listen) -> bool:
     try:
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+        async with Client(timeout=2.0, trust_env=False) as client:
             answer = await client.get(f"http://{listen}/livez")
     except httpx.HTTPError:
         return False

@@ -317,10 +317,12 @@ async def _fetched(url: str) -> bytes:
         raise ConfigurationError(f"{redact(url)}: expected https, or http on this machine")
     import httpx  # not in a service, which has this module to say what it is
 
+    from oyez.http_client import Client
+
     found = bytearray()
     try:
         async with (
-            httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client,
+            Client(timeout=SECONDS, trust_env=False) as client,
             asyncio.timeout(SECONDS),
             client.stream("GET", url, headers={"accept-encoding": "identity"}) as answer,
         ):

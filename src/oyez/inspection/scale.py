@@ -174,13 +174,15 @@ async def measure_rate(project: Project, name: str) -> MeasuredRate | None:
     """
     import httpx
 
+    from oyez.http_client import Client
+
     async with project.opened_store(name) as store:
         leases = await read_leases(store, project.ambient.now())
     rates: list[float] = []
     events = seconds = 0.0
     headers = {"Authorization": f"Bearer {project.token()}", "Accept": "text/plain"}
     told = 0
-    async with httpx.AsyncClient(headers=headers, timeout=ANSWER, trust_env=False) as client:
+    async with Client(headers=headers, timeout=ANSWER, trust_env=False) as client:
         for lease in leases:
             try:
                 scale = await client.get(f"http://{lease.admin}/oyez/scale")

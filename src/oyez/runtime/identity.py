@@ -175,11 +175,13 @@ def keys_at(url: str) -> Keys:
     async def keys() -> bytes:
         import httpx
 
+        from oyez.http_client import Client
+
         found = bytearray()
         try:
             async with (
                 asyncio.timeout(WITHIN),
-                httpx.AsyncClient(timeout=WITHIN, trust_env=False) as client,
+                Client(timeout=WITHIN, trust_env=False) as client,
                 client.stream("GET", url, headers={"accept-encoding": "identity"}) as answer,
             ):
                 if answer.status_code != 200:

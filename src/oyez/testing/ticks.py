@@ -29,6 +29,7 @@ from oyez import Event, brokers, stores
 from oyez.ambient import SystemAmbient
 from oyez.envelope import format_time
 from oyez.errors import OyezError
+from oyez.http_client import Client
 from oyez.ports import Broker, Record, Row, Store
 from oyez.tables import OUTBOX
 from oyez.transaction import Announcer, Origin
@@ -225,7 +226,7 @@ class Ticks:
         """What the admin port of a living replica answers."""
         sql = "select note from oyez_replica order by started desc"
         rows = await self.query(sql)
-        async with httpx.AsyncClient(timeout=10.0) as client:
+        async with Client(timeout=10.0) as client:
             return await client.get(f"http://{rows[0]['note']}{path}")
 
     def http(self) -> str:
@@ -239,7 +240,7 @@ class Ticks:
 
     async def wind(self, name: str, number: int, address: str) -> None:
         """Have the service itself announce a tick, over its HTTP side."""
-        async with httpx.AsyncClient(timeout=10.0) as client:
+        async with Client(timeout=10.0) as client:
             answer = await client.post(f"http://{address}/{name}/{number}")
             answer.raise_for_status()
 

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 
 import httpcore
 
+from oyez.reset import was_reset
+
 KEPT = 64
 """The limit of connections that are kept open without a request."""
 IDLE = 30.0
@@ -42,7 +44,12 @@ class Connections:
         connection = await self._taken(origin)
         self._used.add(connection)
         try:
-            response = await connection.handle_async_request(request)
+            try:
+                response = await connection.handle_async_request(request)
+            except AttributeError as error:
+                if not was_reset(error):
+                    raise
+                raise httpcore.ConnectError("the connection was reset") from error
             try:
                 yield response
             finally:
