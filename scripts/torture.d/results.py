@@ -98,14 +98,14 @@ def table(results: Iterable[dict[str, Any]]) -> str:
 
 
 def causes(results: Iterable[dict[str, Any]]) -> str:
-    """Return a table of the runs that did harm, with what was found: the ``because`` of their line.
+    """Return a table of the runs that failed, with what was found: the ``because`` of their line.
 
     Whoever has found and mended the cause writes it there. Until then a run is in the other table.
     """
     lines = [_row(("part", "broker", "store", "seed", "at", "harm", "because")), _row(["---"] * 7)]
     for each in results:
         if each.get("because"):
-            harm = ", ".join(f"{name} {each[name]}" for name in HARMS if each[name])
+            harm = ", ".join(f"{name} {each[name]}" for name in HARMS if each[name]) or "broke off"
             place = (each[name] for name in ("part", "broker", "store", "seed", "commit"))
             lines.append(_row([*map(str, place), harm, each["because"]]))
     return "\n".join(lines)
@@ -113,7 +113,7 @@ def causes(results: Iterable[dict[str, Any]]) -> str:
 
 def told(results: Sequence[dict[str, Any]]) -> str:
     """Return what the page tells of runs."""
-    return f"{table(results)}\n\nRuns that did harm, and what was found:\n\n{causes(results)}"
+    return f"{table(results)}\n\nRuns that failed, and what was found:\n\n{causes(results)}"
 
 
 def bound(faults: int, harms: int) -> str:

@@ -95,6 +95,7 @@ TARGETS: tuple[Target, ...] = (
         for broker, store in (("embedded", "sqlite"), ("nats", "postgresql"))
     ),
     Target("soak", "embedded", "sqlite", 300, 360, seconds=3_900.0),  # as every sixth does here
+    *(Target("soak", broker, "sqlite", 200, 120, seconds=1_500.0) for broker in ("kafka", "nats")),
 )
 
 
